@@ -166,7 +166,9 @@ class InteractionGraph:
         return cls(index, normalization, summed)
 
     @classmethod
-    def from_scipy(cls, matrix: Any, *, normalization: Normalization = "row_sqrt") -> InteractionGraph:
+    def from_scipy(
+        cls, matrix: Any, *, normalization: Normalization = "row_sqrt"
+    ) -> InteractionGraph:
         """Builds the graph from a (U, I) scipy sparse matrix; all-ones data gives a binary graph."""
         coo = matrix.tocoo()
         value = torch.from_numpy(np.asarray(coo.data, dtype=np.float32))
