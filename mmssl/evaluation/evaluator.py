@@ -1,0 +1,193 @@
+"""Full-ranking evaluation of embeddings on a held-out split.
+
+Legend: U users, I items, D embedding dim, T users with a non-empty held-out list, B users of a
+block, K the longest list ranked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from mmssl import ops
+from mmssl.errors import InputError
+from mmssl.evaluation import metrics as M
+from mmssl.graph import InteractionGraph
+
+if TYPE_CHECKING:
+    from mmssl.data.dataset import InteractionDataset
+
+Split = Literal["val", "test"]
+
+# The op never forms the scores of all these users at once; the block only bounds the lists and hits
+# held beside it (26 MB per 50 items of int64).
+_BLOCK_USERS = 1 << 16
+
+
+class Evaluator:
+    """Ranks every item for every user of a split and averages the metrics over those users.
+
+    The protocol of the released MMSSL and of LightGCN: score = dot product, the user's train items
+    left out of the ranking, equal scores by smaller item id, and the mean taken over the users
+    whose held-out list is not empty. Held-out items of the other split are *not* left out.
+
+    Example:
+        >>> evaluator = Evaluator(dataset, "val", graph)
+        >>> evaluator.evaluate(user_emb, item_emb)["recall@20"]
+    """
+
+    def __init__(
+        self,
+        dataset: InteractionDataset,
+        split: Split,
+        graph: InteractionGraph,
+        *,
+        ks: tuple[int, ...] = (10, 20, 50),
+        metrics: tuple[str, ...] = M.STANDARD,
+    ) -> None:
+        """Prepares the relevant lists of a split.
+
+        Args:
+            dataset: Its ``val`` or ``test`` interactions are the relevant items.
+            split: "val" or "test".
+            graph: The *train* graph, whose edges are left out of the ranking; evaluation runs on
+                its device, so the embeddings must live there.
+            ks: Cut-offs.
+            metrics: Names of `mmssl.evaluation.METRICS`.
+
+        Raises:
+            InputError: an unknown split or metric, a bad cut-off, a graph of another size, or a
+                split without a single interaction.
+        """
+        if split not in ("val", "test"):
+            raise InputError(f"split: expected 'val' or 'test', got {split!r}")
+        expected = (dataset.num_users, dataset.num_items)
+        got = (graph.num_users, graph.num_items)
+        if got != expected:
+            raise InputError(f"graph: expected (users, items) = {expected}, got {got}")
+        self.ks = tuple(ks)
+        self.metrics = tuple(metrics)
+        self.keys = M.keys(self.metrics, self.ks)
+        self.split = split
+        self._view = graph.ui
+        self._num_items = dataset.num_items
+
+        interactions = dataset.val if split == "val" else dataset.test
+        user = torch.as_tensor(interactions.user, dtype=torch.int64)
+        item = torch.as_tensor(interactions.item, dtype=torch.int64)
+        if user.numel() == 0:
+            raise InputError(f"split {split!r}: expected at least one interaction, got none")
+        # One sorted array of user * I + item answers "is this item relevant?" by binary search.
+        self._relevant = (user * dataset.num_items + item).sort().values.to(graph.device)
+        users, counts = torch.unique(user, return_counts=True)
+        self.users = users.to(graph.device)  # (T,) int64, ascending
+        self._num_relevant = counts.to(graph.device)  # (T,) int64
+
+    @property
+    def list_length(self) -> int:
+        """K: the longest cut-off, but no more than there are items."""
+        return min(max(self.ks), self._num_items)
+
+    def evaluate(self, user_emb: Tensor, item_emb: Tensor) -> dict[str, float]:
+        """Metrics of dot-product scores.
+
+        Args:
+            user_emb: (U, D) floating point, on the graph's device.
+            item_emb: (I, D), same dtype and device.
+
+        Returns:
+            One number per metric and cut-off, e.g. ``{"recall@10": ..., "recall@20": ...}``.
+
+        Raises:
+            InputError: wrong shapes or a wrong device, or NaN or infinity in an embedding (a run
+                that diverged has no ranking; reporting one would be a lie).
+        """
+        self._check(user_emb, item_emb)
+        return self._mean(self._rank(user_emb, item_emb))
+
+    def per_user(self, user_emb: Tensor, item_emb: Tensor) -> Tensor:
+        """The metrics before averaging, (T, len(keys)) float64: row t is user ``users[t]``.
+
+        Paired tests between two models need these; the columns are `keys`. Arguments and errors
+        are those of `evaluate`.
+        """
+        self._check(user_emb, item_emb)
+        return torch.cat([self._score(*block) for block in self._rank(user_emb, item_emb)])
+
+    def evaluate_lists(self, items: Tensor) -> dict[str, float]:
+        """Metrics of lists that another recommender ranked, one that is no dot product.
+
+        Args:
+            items: (T, K) int64: the ranked items of each of `users`, best first, train items
+                already left out, no item twice; -1 behind the end of a short list.
+
+        Raises:
+            InputError: wrong shape, or an item out of range.
+        """
+        if items.dim() != 2 or items.shape[0] != self.users.numel():
+            raise InputError(
+                f"items: expected shape ({self.users.numel()}, K), got {tuple(items.shape)}"
+            )
+        if items.numel() and (int(items.max()) >= self._num_items or int(items.min()) < -1):
+            raise InputError(
+                f"items: expected ids in [0, {self._num_items}) or -1, "
+                f"got {int(items.min())} to {int(items.max())}"
+            )
+        items = items.to(self.users.device)
+        blocks = range(0, self.users.numel(), _BLOCK_USERS)
+        return self._mean((start, items[start : start + _BLOCK_USERS]) for start in blocks)
+
+    @torch.no_grad()
+    def _rank(self, user_emb: Tensor, item_emb: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Yields (first position in `users`, (B, K) ranked items) block by block."""
+        for start in range(0, self.users.numel(), _BLOCK_USERS):
+            _, items = ops.masked_topk(
+                user_emb,
+                item_emb,
+                self.list_length,
+                users=self.users[start : start + _BLOCK_USERS],
+                exclude=self._view,
+            )
+            yield start, items
+
+    def _score(self, start: int, items: Tensor) -> Tensor:
+        """(B, len(keys)) float64: metrics of the lists of users[start : start + B]."""
+        users = self.users[start : start + items.shape[0], None]
+        real = items >= 0
+        key = users * self._num_items + items
+        position = torch.searchsorted(self._relevant, key).clamp(max=self._relevant.numel() - 1)
+        # `real` matters: the key of item -1 is the last item of the user before.
+        hits = (self._relevant[position] == key) & real
+        ranked = M.RankedHits(
+            hits=hits,
+            list_length=real.sum(dim=1),
+            num_relevant=self._num_relevant[start : start + items.shape[0]],
+        )
+        return M.compute(ranked, self.metrics, self.ks)
+
+    def _mean(self, lists: Iterable[tuple[int, Tensor]]) -> dict[str, float]:
+        total = torch.zeros(len(self.keys), dtype=torch.float64, device=self.users.device)
+        for start, items in lists:
+            total += self._score(start, items).sum(dim=0)
+        return dict(zip(self.keys, (total / self.users.numel()).tolist(), strict=True))
+
+    def _check(self, user_emb: Tensor, item_emb: Tensor) -> None:
+        expected = (
+            ("user_emb", user_emb, self._view.num_rows),
+            ("item_emb", item_emb, self._num_items),
+        )
+        for name, table, rows in expected:
+            if table.dim() != 2 or table.shape[0] != rows:
+                raise InputError(f"{name}: expected shape ({rows}, D), got {tuple(table.shape)}")
+            if table.device != self.users.device:
+                raise InputError(f"{name}: expected device {self.users.device}, got {table.device}")
+            bad = ~torch.isfinite(table).all(dim=1)
+            if bool(bad.any()):
+                row = int(bad.nonzero()[0])
+                raise InputError(
+                    f"{name}: expected finite values, got NaN or infinity in row {row} "
+                    "(training diverged? try a smaller learning rate)"
+                )
