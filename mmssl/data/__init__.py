@@ -1,0 +1,7 @@
+"""From files to an :class:`~mmssl.data.dataset.InteractionDataset`, and back."""
+
+from mmssl.data.dataset import InteractionDataset, Interactions
+from mmssl.data.readers import read_dataset
+from mmssl.data.writers import write_dataset
+
+__all__ = ["InteractionDataset", "Interactions", "read_dataset", "write_dataset"]

@@ -1,0 +1,235 @@
+"""The data set every other room works on: three splits of interactions, and item features.
+
+Legend: U users, I items, E edges (interactions), d_m width of modality m.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mmssl.errors import InputError
+
+IntArray = npt.NDArray[np.int64]
+FloatArray = npt.NDArray[np.float32]
+
+MAX_ID = 2**31 - 1
+"""Ids stay below 2^31, so that ``user * num_items + item`` always fits an int64."""
+
+MODALITY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""What a modality may be called: it is the stem of a file name."""
+
+
+class Interactions(NamedTuple):
+    """Edges of one split, sorted by (user, item), each edge once.
+
+    A NamedTuple, so ``user, item = dataset.train`` works; ``len()`` is therefore 2, and the
+    number of edges is :attr:`num_edges`.
+    """
+
+    user: IntArray  # (E,)
+    item: IntArray  # (E,)
+
+    @classmethod
+    def from_edges(cls, user: npt.ArrayLike, item: npt.ArrayLike) -> Interactions:
+        """Edges in any order, sorted; what is wrong with them is the data set's to say.
+
+        Args:
+            user: (E,) integers.
+            item: (E,) integers.
+
+        Raises:
+            InputError: The two are not integer vectors of one length.
+        """
+        users, items = np.asarray(user), np.asarray(item)
+        if users.ndim != 1 or users.shape != items.shape:
+            raise InputError(
+                f"user and item must be two vectors of one length, got shapes {users.shape} "
+                f"and {items.shape}"
+            )
+        if users.size and not (users.dtype.kind in "iu" and items.dtype.kind in "iu"):
+            raise InputError(f"user and item must be integers, got {users.dtype}, {items.dtype}")
+        order = np.lexsort((items, users))
+        return cls(users[order].astype(np.int64), items[order].astype(np.int64))
+
+    @property
+    def num_edges(self) -> int:
+        """Number of interactions E."""
+        return int(self.user.size)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class InteractionDataset:
+    """Interactions in three splits, and what is known of the items; checked on construction.
+
+    Raises:
+        InputError: An id out of range, an edge twice in a split or in two splits, an empty split,
+            features that are not finite float32 rows of every item, or id maps of a wrong length.
+    """
+
+    name: str
+    """What the data set is called in reports."""
+    num_users: int
+    """U; user ids are 0 .. U-1."""
+    num_items: int
+    """I; item ids are 0 .. I-1."""
+    train: Interactions
+    """The edges the graph is made of."""
+    val: Interactions
+    """The edges a model is selected on."""
+    test: Interactions
+    """The edges read once, at the end."""
+    features: dict[str, FloatArray] = field(default_factory=dict)
+    """Modality name -> (I, d_m) float32, C-contiguous, sorted by name when read; may be empty."""
+    user_ids: tuple[str, ...] | None = None
+    """The users' ids where they came from, one per user."""
+    item_ids: tuple[str, ...] | None = None
+    """The items' ids where they came from, one per item."""
+    item_titles: tuple[str, ...] | None = None
+    """What to show of an item, one per item; may repeat or be empty."""
+
+    def __post_init__(self) -> None:
+        _check_text("name", self.name)
+        for what, count in (("num_users", self.num_users), ("num_items", self.num_items)):
+            if type(count) is not int or not 0 < count <= MAX_ID:
+                raise InputError(f"{what} must be an int in 1 .. {MAX_ID}, got {count!r}")
+        keys = {
+            split: _checked_keys(split, edges, self.num_users, self.num_items)
+            for split, edges in self.splits()
+        }
+        for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+            both = np.intersect1d(keys[first], keys[second], assume_unique=True)
+            if both.size:
+                user, item = divmod(int(both[0]), self.num_items)
+                raise InputError(
+                    f"splits must be disjoint, got user {user}, item {item} in both {first} and "
+                    f"{second} ({both.size} such edges)"
+                )
+        for modality, rows in self.features.items():
+            _check_features(modality, rows, self.num_items)
+        _check_names("user_ids", self.user_ids, self.num_users, unique=True)
+        _check_names("item_ids", self.item_ids, self.num_items, unique=True)
+        _check_names("item_titles", self.item_titles, self.num_items, unique=False)
+
+    def splits(self) -> Iterator[tuple[str, Interactions]]:
+        """(name, edges) of train, val and test, in this order."""
+        yield "train", self.train
+        yield "val", self.val
+        yield "test", self.test
+
+    def content_hash(self) -> str:
+        """SHA-256 (hex) over sizes, splits and features: the same on every machine.
+
+        Names, id maps, titles and the order of the modalities don't count.
+        """
+        digest = hashlib.sha256(f"mmssl-dataset-1 {self.num_users} {self.num_items}\n".encode())
+        for split, edges in self.splits():
+            digest.update(f"{split} {edges.num_edges}\n".encode())
+            for ids in edges:
+                digest.update(ids.astype("<i8", copy=False).data)
+        for modality in sorted(self.features):
+            rows = self.features[modality]
+            digest.update(f"{modality} {rows.shape[0]} {rows.shape[1]}\n".encode())
+            digest.update(rows.astype("<f4", copy=False).data)
+        return digest.hexdigest()
+
+    def summary(self) -> dict[str, object]:
+        """What ``mmssl data inspect`` shows, as plain JSON values (:mod:`mmssl.data.summary`)."""
+        from mmssl.data.summary import summarise
+
+        return summarise(self)
+
+
+def _checked_keys(split: str, edges: Interactions, num_users: int, num_items: int) -> IntArray:
+    """``user * num_items + item`` of every edge (E,), strictly increasing, or an error."""
+    for what, ids, count in (("user", edges.user, num_users), ("item", edges.item, num_items)):
+        if not isinstance(ids, np.ndarray) or ids.dtype != np.int64 or ids.ndim != 1:
+            raise InputError(f"{split}.{what} must be an int64 vector, see Interactions.from_edges")
+        if ids.size == 0:
+            raise InputError(f"{split} must have at least one interaction, got none")
+        outside = np.flatnonzero((ids < 0) | (ids >= count))
+        if outside.size:
+            raise InputError(
+                f"{split} must have {what} ids in 0 .. {count - 1}, got {int(ids[outside[0]])}"
+            )
+    if edges.user.size != edges.item.size:
+        raise InputError(
+            f"{split} must have as many users as items, got {edges.user.size} and {edges.item.size}"
+        )
+    keys: IntArray = edges.user * num_items + edges.item
+    steps = np.diff(keys)
+    if (steps < 0).any():
+        raise InputError(f"{split} must be sorted by (user, item), see Interactions.from_edges")
+    if (steps == 0).any():
+        user, item = divmod(int(keys[np.argmin(steps)]), num_items)
+        raise InputError(f"{split} must have every edge once, got user {user}, item {item} twice")
+    return keys
+
+
+def _check_features(modality: str, rows: FloatArray, num_items: int) -> None:
+    if not isinstance(modality, str) or not MODALITY_NAME.fullmatch(modality):
+        raise InputError(
+            f"a modality must be named with letters, digits, '_' and '-', got {modality!r}"
+        )
+    if not isinstance(rows, np.ndarray) or rows.dtype != np.float32:
+        got = rows.dtype if isinstance(rows, np.ndarray) else type(rows).__name__
+        raise InputError(f"features of {modality!r} must be a float32 array, got {got}")
+    if rows.ndim != 2 or rows.shape[0] != num_items or rows.shape[1] == 0:
+        raise InputError(
+            f"features of {modality!r} must have shape ({num_items}, d) with d >= 1, "
+            f"got {rows.shape}"
+        )
+    if not rows.flags.c_contiguous:
+        raise InputError(f"features of {modality!r} must be C-contiguous, got strides of a view")
+    where = first_non_finite(rows)
+    if where is not None:
+        raise InputError(
+            f"features of {modality!r} must be finite, got {rows[where]} at row {where[0]}, "
+            f"column {where[1]}"
+        )
+
+
+def first_non_finite(rows: npt.NDArray[np.generic]) -> tuple[int, int] | None:
+    """(row, column) of the first NaN or infinity of an (N, d) array, None without one."""
+    finite = np.isfinite(rows)
+    if finite.all():
+        return None
+    row, column = divmod(int(np.argmin(finite)), rows.shape[1])
+    return row, column
+
+
+def _check_names(what: str, names: tuple[str, ...] | None, count: int, *, unique: bool) -> None:
+    if names is None:
+        return
+    if not isinstance(names, tuple) or len(names) != count:
+        got = len(names) if isinstance(names, tuple) else type(names).__name__
+        raise InputError(f"{what} must be a tuple of {count} strings, got {got}")
+    for index, name in enumerate(names):
+        _check_text(f"{what}[{index}]", name, may_be_empty=not unique)
+    if unique and len(set(names)) != count:
+        twice, times = Counter(names).most_common(1)[0]
+        raise InputError(f"{what} must be unique, got {twice!r} {times} times")
+
+
+def _check_text(what: str, text: str, *, may_be_empty: bool = False) -> None:
+    """One line of text without tabs: what survives a tab-separated file unchanged."""
+    if not isinstance(text, str) or not (text or may_be_empty):
+        raise InputError(f"{what} must be a non-empty string, got {text!r}")
+    if any(mark in text for mark in "\t\n\r") or not _encodable(text):
+        raise InputError(f"{what} must be one line of UTF-8 text without tabs, got {text!r}")
+
+
+def _encodable(text: str) -> bool:
+    """False for lone surrogates, which no UTF-8 file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -1,0 +1,111 @@
+"""Feature matrices from ``.npy`` files of strangers: nothing is unpickled, no header is trusted."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from mmssl.data.dataset import FloatArray, first_non_finite
+from mmssl.errors import InputError
+
+_MAGIC = b"\x93NUMPY"
+_HEADER_READERS = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+class NpyHeader(NamedTuple):
+    """What a file says of its array, checked against the size of the file."""
+
+    shape: tuple[int, int]
+    fortran_order: bool
+    dtype: np.dtype[np.generic]
+    offset: int
+
+
+def read_header(path: Path) -> NpyHeader:
+    """Header of a matrix of numbers; reads no data and allocates nothing for it.
+
+    Raises:
+        InputError: Not a ``.npy`` file, not a 2-D matrix of real numbers, or not as long as its
+            header says.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_MAGIC))
+            if start != _MAGIC:
+                raise InputError(f"{path}: expected a .npy array, got {_guess(start)}")
+            file.seek(0)
+            reader = _HEADER_READERS.get(np.lib.format.read_magic(file))
+            if reader is None:  # version 3 exists for records with non-Latin field names only
+                raise InputError(f"{path}: expected .npy format 1.0 or 2.0, got another version")
+            with warnings.catch_warnings():
+                # A file of Python 2 makes NumPy warn; what it holds is read all the same.
+                warnings.simplefilter("ignore", UserWarning)
+                shape, fortran_order, dtype = reader(file)
+            offset = file.tell()
+            size = file.seek(0, 2)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
+    except InputError:
+        raise
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError):
+        raise InputError(f"{path}: expected a .npy header, got one NumPy can't read") from None
+    if dtype.hasobject:
+        raise InputError(f"{path}: holds Python objects; refused (never unpickled)")
+    if dtype.kind not in "fiub":
+        raise InputError(f"{path}: expected a matrix of real numbers, got dtype {dtype}")
+    if len(shape) != 2:
+        raise InputError(f"{path}: expected shape (items, d), got {tuple(shape)}")
+    rows, columns = (int(n) for n in shape)
+    if rows < 1 or columns < 1:
+        raise InputError(f"{path}: expected at least one row and one column, got {(rows, columns)}")
+    expected = rows * columns * dtype.itemsize  # Python ints: can't overflow
+    if size - offset != expected:
+        fault = "truncated: " if size - offset < expected else ""
+        raise InputError(
+            f"{path}: {fault}expected {expected} bytes of data for shape {(rows, columns)}, "
+            f"got {size - offset}"
+        )
+    return NpyHeader((rows, columns), bool(fortran_order), dtype, offset)
+
+
+def read_features(path: Path) -> FloatArray:
+    """Matrix of a ``.npy`` file as (rows, columns) float32, C-contiguous and finite.
+
+    Raises:
+        InputError: As :func:`read_header`, and for a NaN, an infinity or a number beyond float32.
+    """
+    header = read_header(path)
+    raw: npt.NDArray[np.generic] = np.memmap(
+        path,
+        dtype=header.dtype,
+        mode="r",
+        offset=header.offset,
+        shape=header.shape,
+        order="F" if header.fortran_order else "C",
+    )
+    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is reported below
+        rows = np.array(raw, dtype=np.float32, order="C")
+    where = first_non_finite(rows)
+    if where is not None:
+        raise InputError(
+            f"{path}: expected finite float32 values, got {raw[where]} at row {where[0]}, "
+            f"column {where[1]}"
+        )
+    return rows
+
+
+def _guess(start: bytes) -> str:
+    if not start:
+        return "an empty file"
+    if start[:1] == b"\x80":
+        return "a pickle; refused (never unpickled)"
+    if start[:2] == b"PK":
+        return "a zip archive (.npz?)"
+    return "something else"

@@ -1,0 +1,277 @@
+"""Reads a data set in the layout of MMSSL.
+
+A directory holds::
+
+    train.json  val.json  test.json    {"user": [item, ...], ...}
+    <modality>_feat.npy                any number of them, also none; row = item id
+    users.tsv   items.tsv              optional, with a header: ``user  id`` and ``item  id  title``
+    dataset.json                       optional: {"name", "num_users", "num_items", ...}
+
+The last three are what :func:`mmssl.data.writers.write_dataset` adds. ``train_mat``, the pickle
+of the train matrix that released data sets carry, is never opened: the JSON files are the truth.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+
+from mmssl.data.dataset import MAX_ID, MODALITY_NAME, InteractionDataset, Interactions
+from mmssl.data.npy import read_features, read_header
+from mmssl.data.tables import Table, read_table
+from mmssl.errors import InputError
+
+SPLITS = ("train", "val", "test")
+FEATURE_SUFFIX = "_feat.npy"
+
+
+def read_dataset(
+    directory: str | Path, modalities: Sequence[str] | None = None
+) -> InteractionDataset:
+    """Reads and checks a data set.
+
+    There are as many users as the highest id with an interaction says, and as many items as the
+    features have rows (without features: as the highest id says), unless ``dataset.json`` tells.
+
+    Args:
+        directory: The folder; its name is the data set's name unless ``dataset.json`` has one.
+        modalities: Which features to load, in this order; all, sorted by name, when None. The
+            number of items doesn't depend on it.
+
+    Raises:
+        InputError: One line that names the file, what was expected and what was got.
+    """
+    folder = Path(directory)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: expected the directory of a data set, got none there")
+    edges = {split: _read_split(folder, split) for split in SPLITS}
+    info = read_info(folder)
+
+    num_users = _count(folder, info, "user", edges)
+    paths = _feature_paths(folder)
+    num_rows = _common_rows(paths)
+    num_items = _count(folder, info, "item", edges) if num_rows is None else num_rows
+    if num_rows is not None and info.get("num_items", num_rows) != num_rows:
+        raise InputError(
+            f"{folder / 'dataset.json'}: expected num_items {num_rows}, the rows of "
+            f"{next(iter(paths.values())).name}, got {info['num_items']}"
+        )
+    for split, of_split in edges.items():
+        _check_items(folder / f"{split}.json", of_split, num_items)
+    _check_disjoint(folder, edges, num_items)
+
+    wanted = list(paths) if modalities is None else list(modalities)
+    for position, modality in enumerate(wanted):
+        if modality not in paths:
+            have = ", ".join(paths) or "none"
+            raise InputError(f"{folder}: expected modalities among {have}, got {modality!r}")
+        if modality in wanted[:position]:
+            raise InputError(f"modalities must be different, got {modality!r} twice")
+
+    users = read_table(folder / "users.tsv", "user", num_users)
+    items = read_table(folder / "items.tsv", "item", num_items)
+    return InteractionDataset(
+        name=str(info.get("name", folder.resolve().name or "dataset")),
+        num_users=num_users,
+        num_items=num_items,
+        train=edges["train"],
+        val=edges["val"],
+        test=edges["test"],
+        features={modality: read_features(paths[modality]) for modality in wanted},
+        user_ids=_ids(folder / "users.tsv", users),
+        item_ids=_ids(folder / "items.tsv", items),
+        item_titles=None if items is None else items.column("title"),
+    )
+
+
+def read_info(folder: Path) -> dict[str, object]:
+    """``dataset.json`` of a folder, its known fields checked; empty when there is none."""
+    path = folder / "dataset.json"
+    if not path.exists():
+        return {}
+    info = _read_json(path)
+    for key in ("num_users", "num_items"):
+        count = info.get(key)
+        if key in info and (type(count) is not int or not 0 < count <= MAX_ID):
+            raise InputError(f"{path}: expected {key} to be an int above 0, got {count!r}")
+    name = info.get("name", "dataset")
+    if not isinstance(name, str) or not name.strip():
+        raise InputError(f"{path}: expected name to be a non-empty string, got {name!r}")
+    return info
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    """A JSON object without duplicate keys, NaN or infinity, or an error of one line."""
+
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        table = dict(pairs)
+        if len(table) != len(pairs):
+            seen: set[str] = set()
+            for key, _ in pairs:
+                if key in seen:
+                    raise InputError(f"{path}: expected every key once, got duplicate key {key!r}")
+                seen.add(key)
+        return table
+
+    def no_constant(constant: str) -> object:
+        raise InputError(f"{path}: expected JSON numbers, got {constant}")
+
+    try:
+        table = json.loads(path.read_bytes(), object_pairs_hook=unique, parse_constant=no_constant)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:  # bad UTF-8 and huge ints are ValueErrors
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: expected JSON, got something else: {reason}") from None
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: expected a JSON object, got {_kind(table)}")
+    return table
+
+
+def _read_split(folder: Path, split: str) -> Interactions:
+    path = folder / f"{split}.json"
+    if not path.is_file():
+        hint = ""
+        if split == "train" and (folder / "train_mat").exists():
+            hint = "; there is a train_mat, but it is a pickle and never opened: write train.json"
+        raise InputError(f"{path}: expected a file, got none{hint}")
+    table = _read_json(path)
+    users: list[int] = []
+    lists: list[list[int]] = []
+    for key, items in table.items():
+        users.append(_user_id(path, key))
+        lists.append(_item_list(path, key, items))
+    lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
+    total = int(lengths.sum())
+    if total == 0:
+        raise InputError(f"{path}: expected at least one interaction, got none")
+    return Interactions.from_edges(
+        np.repeat(np.array(users, dtype=np.int64), lengths),
+        np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=total),
+    )
+
+
+def _user_id(path: Path, key: str) -> int:
+    # One spelling per id: "01" beside "1" would be a duplicate that no parser notices.
+    canonical = key.isascii() and key.isdigit() and (key == "0" or key[0] != "0")
+    if not canonical or len(key) > 10 or int(key) >= MAX_ID:
+        raise InputError(
+            f"{path}: expected user keys to be integers in 0 .. {MAX_ID - 1}, got {key!r:.60}"
+        )
+    return int(key)
+
+
+def _item_list(path: Path, user: str, items: object) -> list[int]:
+    if not isinstance(items, list):
+        raise InputError(f"{path}: expected a list of items for user {user}, got {_kind(items)}")
+    if not set(map(type, items)) <= {int}:  # bool is no int here, 1.0 neither
+        wrong = next(item for item in items if type(item) is not int)
+        raise InputError(
+            f"{path}: expected integer items for user {user}, got {_kind(wrong)} {wrong!r:.60}"
+        )
+    if items and not (min(items) >= 0 and max(items) < MAX_ID):
+        wrong = next(item for item in items if not 0 <= item < MAX_ID)
+        shown = wrong if abs(wrong) < 10**20 else "one far beyond"  # str() of it may be refused
+        raise InputError(
+            f"{path}: expected items in 0 .. {MAX_ID - 1} for user {user}, got {shown}"
+        )
+    if len(set(items)) != len(items):
+        seen: set[int] = set()
+        for item in items:
+            if item in seen:
+                raise InputError(f"{path}: duplicate edge: user {user} has item {item} twice")
+            seen.add(item)
+    return items
+
+
+def _count(folder: Path, info: dict[str, object], what: str, edges: dict[str, Interactions]) -> int:
+    """Number of users or items: what ``dataset.json`` says, else 1 + the highest id."""
+    column = Interactions._fields.index(what)
+    highest = max(int(of_split[column].max()) for of_split in edges.values())
+    told = info.get(f"num_{what}s")
+    if not isinstance(told, int):
+        return highest + 1
+    if told <= highest:
+        raise InputError(
+            f"{folder / 'dataset.json'}: expected num_{what}s above the highest id {highest}, "
+            f"got {told}"
+        )
+    return told
+
+
+def _check_items(path: Path, edges: Interactions, num_items: int) -> None:
+    beyond = np.flatnonzero(edges.item >= num_items)
+    if beyond.size:
+        user, item = int(edges.user[beyond[0]]), int(edges.item[beyond[0]])
+        raise InputError(
+            f"{path}: expected items in 0 .. {num_items - 1} (the features have {num_items} rows), "
+            f"got item {item} for user {user}"
+        )
+
+
+def _check_disjoint(folder: Path, edges: dict[str, Interactions], num_items: int) -> None:
+    """The data set checks this as well; here the error can name the two files."""
+    keys = {split: of_split.user * num_items + of_split.item for split, of_split in edges.items()}
+    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
+        both = np.intersect1d(keys[first], keys[second], assume_unique=True)
+        if both.size:
+            user, item = divmod(int(both[0]), num_items)
+            raise InputError(
+                f"{folder / f'{second}.json'}: expected no edge of {first}.json, got overlap: "
+                f"user {user}, item {item} ({both.size} such edges)"
+            )
+
+
+def _feature_paths(folder: Path) -> dict[str, Path]:
+    """Modality -> file, sorted by name."""
+    paths: dict[str, Path] = {}
+    for path in sorted(folder.glob(f"*{FEATURE_SUFFIX}")):
+        modality = path.name[: -len(FEATURE_SUFFIX)]
+        if not MODALITY_NAME.fullmatch(modality):
+            raise InputError(
+                f"{path}: expected a modality of letters, digits, '_' and '-', got {modality!r}"
+            )
+        paths[modality] = path
+    return paths
+
+
+def _common_rows(paths: dict[str, Path]) -> int | None:
+    """Number of rows that all feature files have, None without features."""
+    rows = {path: read_header(path).shape[0] for path in paths.values()}
+    if not rows:
+        return None
+    first, expected = next(iter(rows.items()))
+    for path, got in rows.items():
+        if got != expected:
+            raise InputError(
+                f"{path}: expected {expected} rows, as many as {first.name}, got {got}"
+            )
+    return expected
+
+
+def _ids(path: Path, table: Table | None) -> tuple[str, ...] | None:
+    """Column ``id``, or else the first whose name ends in "id" (ml1m: ``movieId``)."""
+    if table is None:
+        return None
+    names = [name for name in table.names[1:] if name.lower().endswith("id")]
+    ids = table.column("id" if "id" in names else names[0]) if names else None
+    if ids is not None:
+        twice = len(ids) - len(set(ids))
+        if twice or "" in ids:
+            fault = f"{twice} repeated" if twice else "an empty one"
+            raise InputError(f"{path}: expected unique, non-empty ids, got {fault}")
+    return ids
+
+
+def _kind(value: object) -> str:
+    """JSON's word for a value."""
+    if value is None:
+        return "null"
+    words = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
+    return words.get(type(value), "a number")

@@ -1,0 +1,88 @@
+"""What is in a data set, in numbers: ``mmssl data inspect``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mmssl.data.dataset import FloatArray, IntArray
+
+if TYPE_CHECKING:
+    from mmssl.data.dataset import InteractionDataset
+
+QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
+
+
+def summarise(dataset: InteractionDataset) -> dict[str, object]:
+    """Counts and shares as plain JSON values; shares lie in 0 .. 1.
+
+    ``density`` counts the edges of all splits; a cold test edge or item has no train edge;
+    ``repeated_rows`` of a modality are those that equal an earlier row.
+    """
+    user_degree = np.bincount(dataset.train.user, minlength=dataset.num_users)  # (U,)
+    item_degree = np.bincount(dataset.train.item, minlength=dataset.num_items)  # (I,)
+    edges = {split: of_split.num_edges for split, of_split in dataset.splits()}
+    cold_edges = item_degree[dataset.test.item] == 0
+    test_items = np.unique(dataset.test.item)
+    return {
+        "name": dataset.name,
+        "users": dataset.num_users,
+        "items": dataset.num_items,
+        "edges": edges,
+        "density": sum(edges.values()) / (dataset.num_users * dataset.num_items),
+        "users_without_train_edge": int((user_degree == 0).sum()),
+        "items_without_train_edge": int((item_degree == 0).sum()),
+        "cold_test_edges": float(cold_edges.mean()),
+        "cold_test_items": float((item_degree[test_items] == 0).mean()),
+        "user_degree": _quantiles(user_degree),
+        "item_degree": _quantiles(item_degree),
+        "modalities": {name: _describe(rows) for name, rows in dataset.features.items()},
+        "titles": dataset.item_titles is not None,
+        "content_hash": dataset.content_hash(),
+    }
+
+
+def summary_lines(dataset: InteractionDataset) -> list[str]:
+    """The same, to be read by people."""
+    facts = summarise(dataset)
+    edges = {split: of_split.num_edges for split, of_split in dataset.splits()}
+    lines = [
+        f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, "
+        f"density {facts['density']:.4%}",
+        "interactions: " + ", ".join(f"{split} {count:,}" for split, count in edges.items()),
+        f"without a train edge: {facts['users_without_train_edge']:,} users, "
+        f"{facts['items_without_train_edge']:,} items",
+        f"cold in test: {facts['cold_test_items']:.1%} of the items, "
+        f"{facts['cold_test_edges']:.1%} of the interactions",
+    ]
+    for side in ("user", "item"):
+        quantiles = facts[f"{side}_degree"]
+        assert isinstance(quantiles, dict)
+        shown = ", ".join(f"{name} {value:g}" for name, value in quantiles.items())
+        lines.append(f"train degree of {side}s: {shown}")
+    if not dataset.features:
+        lines.append("modalities: none")
+    for name, rows in dataset.features.items():
+        described = _describe(rows)
+        lines.append(
+            f"modality {name}: {rows.shape[1]} dimensions, {described['zero_rows']:,} zero rows, "
+            f"{described['repeated_rows']:,} rows that repeat another"
+        )
+    lines.append(f"content hash: {facts['content_hash']}")
+    return lines
+
+
+def _quantiles(degree: IntArray) -> dict[str, float]:
+    values = np.quantile(degree, list(QUANTILES.values()))
+    return {name: float(value) for name, value in zip(QUANTILES, values, strict=True)}
+
+
+def _describe(rows: FloatArray) -> dict[str, int]:
+    """Width and oddities of (I, d_m) features; rows are compared byte by byte."""
+    as_bytes = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize)))
+    return {
+        "dim": rows.shape[1],
+        "zero_rows": int((~rows.any(axis=1)).sum()),
+        "repeated_rows": rows.shape[0] - np.unique(as_bytes).size,
+    }
