@@ -169,7 +169,7 @@ class InteractionGraph:
     def from_scipy(
         cls, matrix: Any, *, normalization: Normalization = "row_sqrt"
     ) -> InteractionGraph:
-        """Builds the graph from a (U, I) scipy sparse matrix; all-ones data gives a binary graph."""
+        """Builds the graph from a (U, I) scipy sparse matrix; binary if all its data are 1."""
         coo = matrix.tocoo()
         value = torch.from_numpy(np.asarray(coo.data, dtype=np.float32))
         binary = bool((value == 1).all())

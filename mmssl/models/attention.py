@@ -1,0 +1,58 @@
+"""Cross-modal multi-head attention over the M views of one node, and the released code's version.
+
+Legend: M modalities, N nodes, D embedding dim, H heads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class CrossModalAttention(nn.Module):
+    """``mean_m concat_h( sum_m' softmax_m'(q_m^h . k_m'^h / sqrt(D/H)) e_m' ) W_O``.
+
+    Every head weighs the full D-dimensional views (Wei et al., WWW 2023, equation 9). Only the
+    mean over the M queries is needed, and it commutes with everything behind the softmax, so the
+    attention weights are averaged first: one weighted sum per head instead of M.
+    """
+
+    def __init__(self, embedding_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.query = nn.Parameter(torch.empty(embedding_dim, embedding_dim))
+        self.key = nn.Parameter(torch.empty(embedding_dim, embedding_dim))
+        self.output = nn.Parameter(torch.empty(num_heads * embedding_dim, embedding_dim))
+        for weight in self.parameters():
+            nn.init.xavier_uniform_(weight)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Maps (M, N, D) views to (N, D)."""
+        num_views, num_nodes, dim = views.shape
+        heads = (num_views, num_nodes, self.num_heads, dim // self.num_heads)
+        query = (views @ self.query).view(heads)
+        key = (views @ self.key).view(heads)
+        score = torch.einsum("qnhd,knhd->nhqk", query, key) * heads[-1] ** -0.5
+        weight = score.softmax(-1).mean(2)  # (N, H, M)
+        mixed = torch.einsum("nhk,knd->nhd", weight, views)
+        return mixed.reshape(num_nodes, -1) @ self.output
+
+
+class IdentityAttention(nn.Module):
+    """What the released code computes: its softmax runs over an axis of length one in effect.
+
+    The values are broadcast along the query axis, so the attention weights sum out and every head
+    returns its input; only the output projection of H concatenated copies remains, which is one
+    product with the sum of its H blocks. W_Q and W_K would get no gradient and are left out.
+    """
+
+    def __init__(self, embedding_dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.output = nn.Parameter(torch.empty(num_heads * embedding_dim, embedding_dim))
+        nn.init.xavier_uniform_(self.output)
+
+    def forward(self, views: Tensor) -> Tensor:
+        """Maps (M, N, D) views to (N, D)."""
+        dim = views.shape[-1]
+        return views.mean(0) @ self.output.view(self.num_heads, dim, dim).sum(0)

@@ -1,0 +1,129 @@
+"""The MMSSL recommender (Wei, Huang, Xia, Zhang: WWW 2023, arXiv 2302.10632).
+
+Legend: U users, I items, D embedding dim, M modalities, d_m raw feature dim of modality m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl import ops
+from mmssl.config import ModelConfig
+from mmssl.errors import InputError
+from mmssl.graph import InteractionGraph
+from mmssl.models.attention import CrossModalAttention, IdentityAttention
+from mmssl.models.embeddings import Embeddings
+
+
+class MMSSL(nn.Module):
+    """ID embeddings and modality features propagated over the interaction and modality graphs.
+
+    Args:
+        graph: the train interactions.
+        features: modality name -> (I, d_m) raw features, any number >= 1 of modalities.
+        config: see :class:`mmssl.config.ModelConfig`.
+
+    Raises:
+        InputError: no modality, or features that are not (I, d_m).
+    """
+
+    def __init__(
+        self, graph: InteractionGraph, features: Mapping[str, Tensor], config: ModelConfig
+    ) -> None:
+        super().__init__()
+        if not features:
+            raise InputError("features: MMSSL needs at least one modality, got none")
+        self.config = config
+        self.graph = graph
+        self.modalities = tuple(features)
+        dim = config.embedding_dim
+        self.user_embedding = nn.Parameter(torch.empty(graph.num_users, dim))
+        self.item_embedding = nn.Parameter(torch.empty(graph.num_items, dim))
+        # Indexed, not keyed by name: a modality may be called anything.
+        self.projection = nn.ModuleList()
+        for position, (name, raw) in enumerate(features.items()):
+            if raw.dim() != 2 or raw.shape[0] != graph.num_items:
+                raise InputError(
+                    f"features[{name!r}]: expected shape ({graph.num_items}, d), "
+                    f"got {tuple(raw.shape)}"
+                )
+            self.register_buffer(f"raw_{position}", raw, persistent=False)
+            self.projection.append(nn.Linear(raw.shape[1], dim))
+        attention = CrossModalAttention if config.attention == "cross_modal" else IdentityAttention
+        self.attention = attention(dim, config.num_heads)
+        # One graph per modality: the interactions until structure learning replaces them.
+        self.modality_graphs: list[InteractionGraph] = [graph] * len(self.modalities)
+        nn.init.xavier_uniform_(self.user_embedding)
+        nn.init.xavier_uniform_(self.item_embedding)
+        for layer in self.projection:
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self) -> Embeddings:
+        """Embeddings of every user and item."""
+        user_feature, item_feature = self._propagate_features()
+        user_modality, item_modality = self._propagate_ids()
+        config = self.config
+        user = self.user_embedding + config.id_weight * F.normalize(self.attention(user_modality))
+        item = self.item_embedding + config.id_weight * F.normalize(self.attention(item_modality))
+        user, item = self._propagate_layers(user, item)
+        return Embeddings(
+            user + config.feat_weight * F.normalize(user_feature, dim=-1).sum(0),
+            item + config.feat_weight * F.normalize(item_feature, dim=-1).sum(0),
+            user_feature,
+            item_feature,
+            user_modality,
+            item_modality,
+        )
+
+    def _propagate_features(self) -> tuple[Tensor, Tensor]:
+        """Projected features over the interaction graph, all modalities in one product per hop.
+
+        Returns:
+            (M, U, D) and (M, I, D).
+        """
+        projected = [
+            F.dropout(layer(self.get_buffer(f"raw_{position}")), self.config.dropout, self.training)
+            for position, layer in enumerate(self.projection)
+        ]
+        item = torch.cat(projected, 1)  # (I, M D)
+        for _ in range(self.config.num_feature_layers):
+            user = ops.spmm(self.graph.ui, item)
+            item = ops.spmm(self.graph.iu, user)
+        return self._split(user), self._split(item)
+
+    def _split(self, columns: Tensor) -> Tensor:
+        """(N, M D) to (M, N, D)."""
+        return columns.view(columns.shape[0], len(self.modalities), -1).transpose(0, 1)
+
+    def _propagate_ids(self) -> tuple[Tensor, Tensor]:
+        """ID embeddings through each modality's graph: (M, U, D) and (M, I, D)."""
+        graphs: Sequence[InteractionGraph] = self.modality_graphs
+        if all(graph is graphs[0] for graph in graphs):
+            user = ops.spmm(graphs[0].ui, self.item_embedding)
+            item = ops.spmm(graphs[0].iu, self.user_embedding)
+            return user.expand(len(graphs), -1, -1), item.expand(len(graphs), -1, -1)
+        users = [ops.spmm(graph.ui, self.item_embedding) for graph in graphs]
+        items = [ops.spmm(graph.iu, self.user_embedding) for graph in graphs]
+        return torch.stack(users), torch.stack(items)
+
+    def _propagate_layers(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean over the layers; each item hop reads the user side just computed.
+
+        Args:
+            user: (U, D) of layer 0.
+            item: (I, D) of layer 0.
+        """
+        user_sum, item_sum = user, item
+        for layer in range(1, self.config.num_layers + 1):
+            last = self.config.final_softmax and layer == self.config.num_layers
+            user = ops.spmm(self.graph.ui, item)
+            user = user.softmax(-1) if last else user
+            item = ops.spmm(self.graph.iu, user)
+            item = item.softmax(-1) if last else item
+            user_sum, item_sum = user_sum + user, item_sum + item
+        count = self.config.num_layers + 1
+        return user_sum / count, item_sum / count

@@ -1,0 +1,167 @@
+"""Structure learning: the modality graphs, rebuilt from the generator's strongest scores.
+
+Wei et al., WWW 2023, section 3.1.
+
+Legend: U users, I items, B batch, M modalities, k edges per user.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mmssl.config import StructureConfig
+from mmssl.graph import InteractionGraph
+
+
+class StructureLearner(ABC):
+    """Collects edges from every step and holds ``graphs``, the modality graphs in force (M)."""
+
+    def __init__(
+        self, graph: InteractionGraph, num_modalities: int, config: StructureConfig
+    ) -> None:
+        self.graph = graph
+        self.k = config.edges_per_user(graph.num_items)
+        self.interval = config.refresh_interval
+        self.graphs: list[InteractionGraph] = [graph] * num_modalities
+
+    @abstractmethod
+    def step(self, users: Tensor, rows: Tensor, step_of_epoch: int) -> None:
+        """Takes the scores of one batch and rebuilds the graphs when it is time.
+
+        Args:
+            users: (B,) int64.
+            rows: (M, B, I) similarity rows, detached.
+            step_of_epoch: counted from 0.
+        """
+
+    @abstractmethod
+    def _collected(self) -> dict[str, Tensor]:
+        """What was collected, by name."""
+
+    @abstractmethod
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        """Inverse of :meth:`_collected`."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Tensors from which :meth:`load_state_dict` continues."""
+        state = self._collected()
+        for position, graph in enumerate(self.graphs):
+            if graph is not self.graph:
+                state[f"graph.{position}.user"] = graph.ui.row_of_edge().int()
+                state[f"graph.{position}.item"] = graph.index.col
+                if graph.value is not None:
+                    state[f"graph.{position}.value"] = graph.value
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restores the collected edges and the graphs in force."""
+        device = self.graph.device
+        self._restore(state)
+        for position in range(len(self.graphs)):
+            self.graphs[position] = self.graph
+            if f"graph.{position}.user" in state:
+                value = state.get(f"graph.{position}.value")
+                self.graphs[position] = self._build(
+                    state[f"graph.{position}.user"].to(device),
+                    state[f"graph.{position}.item"].to(device),
+                    None if value is None else value.to(device),
+                )
+
+    def _build(self, user: Tensor, item: Tensor, value: Tensor | None = None) -> InteractionGraph:
+        return InteractionGraph.from_edges(
+            user,
+            item,
+            self.graph.num_users,
+            self.graph.num_items,
+            normalization=self.graph.normalization,
+            value=value,
+        )
+
+
+class LatestStructure(StructureLearner):
+    """Every user's newest top-k items; the interactions of a user not seen yet. Never empty."""
+
+    def __init__(
+        self, graph: InteractionGraph, num_modalities: int, config: StructureConfig
+    ) -> None:
+        super().__init__(graph, num_modalities, config)
+        shape = (num_modalities, graph.num_users, self.k)
+        self.latest = torch.full(shape, -1, dtype=torch.int32, device=graph.device)
+        self.steps = 0
+
+    def step(self, users: Tensor, rows: Tensor, step_of_epoch: int) -> None:
+        """See the base class; the schedule runs over the whole training, not over an epoch."""
+        self.latest[:, users] = rows.topk(self.k, dim=2).indices.int()
+        self.steps += 1
+        if self.steps % self.interval == 0:
+            self._rebuild()
+
+    def _rebuild(self) -> None:
+        seen = self.latest[0, :, 0] >= 0  # (U,), the same for every modality
+        users = seen.nonzero().squeeze(1).repeat_interleave(self.k)
+        edge_user = self.graph.ui.row_of_edge()
+        unseen = ~seen[edge_user]
+        user = torch.cat([users, edge_user[unseen]])
+        interactions = self.graph.index.col[unseen]
+        self.graphs = [
+            self._build(user, torch.cat([table[seen].flatten(), interactions]))
+            for table in self.latest
+        ]
+
+    def _collected(self) -> dict[str, Tensor]:
+        return {"latest": self.latest, "steps": torch.tensor(self.steps)}
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        self.latest = state["latest"].to(self.graph.device)
+        self.steps = int(state["steps"])
+
+
+class ReleasedStructure(StructureLearner):
+    """The released schedule, for parity.
+
+    A step collects, unless its number in the epoch is a positive multiple of the interval: then
+    the graphs are rebuilt from what was collected, repeated edges adding up, and the list is
+    cleared. So with an interval of 1 the graphs are empty from the third step of the first epoch
+    on. Items are listed user by user but the users are tiled, which pairs them wrongly for k > 1.
+    """
+
+    def __init__(
+        self, graph: InteractionGraph, num_modalities: int, config: StructureConfig
+    ) -> None:
+        super().__init__(graph, num_modalities, config)
+        self._clear()
+
+    def _clear(self) -> None:
+        empty = torch.empty(0, dtype=torch.int64, device=self.graph.device)
+        self.user = empty  # (n,)
+        self.items = empty.expand(len(self.graphs), 0)  # (M, n)
+
+    def step(self, users: Tensor, rows: Tensor, step_of_epoch: int) -> None:
+        """See the base class."""
+        if step_of_epoch == 0 or step_of_epoch % self.interval:
+            top = rows.topk(self.k, dim=2).indices  # (M, B, k)
+            self.user = torch.cat([self.user, users.repeat(self.k)])
+            self.items = torch.cat([self.items, top.flatten(1)], 1)
+            return
+        weight = torch.ones(self.user.numel(), device=self.graph.device)
+        self.graphs = [self._build(self.user, item, weight) for item in self.items]
+        self._clear()
+
+    def _collected(self) -> dict[str, Tensor]:
+        return {"user": self.user, "items": self.items.contiguous()}
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        self.user = state["user"].to(self.graph.device)
+        self.items = state["items"].to(self.graph.device)
+
+
+def structure_learner(
+    graph: InteractionGraph, num_modalities: int, config: StructureConfig
+) -> StructureLearner:
+    """The learner that ``config.schedule`` names."""
+    kind = LatestStructure if config.schedule == "latest" else ReleasedStructure
+    return kind(graph, num_modalities, config)

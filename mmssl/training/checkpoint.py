@@ -1,0 +1,97 @@
+"""Checkpoints in one safetensors file: tensors, a JSON state, a hash over both. No pickle.
+
+A file is written beside its place, flushed to disk and renamed, so a reader sees the old or the
+new one, whole, whenever the writer is killed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from mmssl.errors import InputError
+
+
+class Checkpoint(NamedTuple):
+    """Tensors by name and whatever else JSON can hold."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    """Writes ``path`` atomically.
+
+    Raises:
+        InputError: the directory can't be written or the disk is full; ``path`` is as it was.
+    """
+    plain = {
+        name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())
+    }
+    text = json.dumps(state)
+    metadata = {"state": text, "sha256": _digest(plain, text)}
+    atomic_write(path, save(plain, metadata=metadata))
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Reads what :func:`save_checkpoint` wrote.
+
+    Raises:
+        InputError: no such file, not a checkpoint, or its content does not match its hash.
+    """
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except OSError as error:
+        raise InputError(f"{path}: can't read the checkpoint: {error}") from error
+    except safetensors.SafetensorError as error:
+        raise InputError(f"{path}: not a safetensors file: {error}") from error
+    text = metadata.get("state", "")
+    if metadata.get("sha256") != _digest(tensors, text):
+        raise InputError(f"{path}: the content does not match its hash; the file is damaged")
+    return Checkpoint(tensors, json.loads(text))
+
+
+def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Replaces ``path`` by ``data`` all at once, durable when this returns.
+
+    Raises:
+        InputError: the file can't be written; ``path`` is as it was and nothing is left beside it.
+    """
+    # One fixed name: what a killed writer leaves behind is overwritten by the next one.
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise InputError(f"{path}: can't write the file: {error.strerror or error}") from error

@@ -1,0 +1,189 @@
+"""A run directory: what a training run leaves behind, and how it is read back.
+
+``config.toml`` (complete), ``metrics.json``, ``model.safetensors``, ``checkpoint/``, ``log.jsonl``,
+``report.html``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tomli_w
+import torch
+from torch import Tensor
+
+import mmssl
+from mmssl import ops
+from mmssl.config import Config, read_toml
+from mmssl.data.dataset import InteractionDataset
+from mmssl.data.readers import read_dataset
+from mmssl.errors import InputError
+from mmssl.training.checkpoint import Checkpoint, atomic_write, load_checkpoint, save_checkpoint
+
+MODELS = ("mmssl", "lightgcn", "popularity")
+
+
+class RunInfo(NamedTuple):
+    """The ``[run]`` section of ``config.toml``."""
+
+    model: str
+    """One of `MODELS`."""
+    data: str
+    """The data set's directory, absolute."""
+    data_hash: str
+    """Its content hash: a run is never continued or evaluated on other data."""
+    version: str
+    """Of this package."""
+
+
+class RunDirectory:
+    """Paths and files of one run.
+
+    Use :meth:`create` for a new run and :meth:`open` for an existing one.
+    """
+
+    def __init__(self, path: Path, info: RunInfo, config: Config) -> None:
+        self.path = path
+        self.info = info
+        self.config = config
+
+    @classmethod
+    def create(
+        cls, path: Path, model: str, data: Path, dataset: InteractionDataset, config: Config
+    ) -> RunDirectory:
+        """Makes the directory and writes ``config.toml``.
+
+        Raises:
+            InputError: the directory exists and is not empty, or can't be written.
+        """
+        info = RunInfo(model, str(data.resolve()), dataset.content_hash(), mmssl.__version__)
+        run = cls(path, info, config)
+        run.check_free(path)
+        try:
+            run.checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path}: can't make the directory: {error.strerror}") from error
+        text = tomli_w.dumps({"run": info._asdict(), **config.to_dict()})
+        atomic_write(path / "config.toml", text.encode())
+        return run
+
+    @staticmethod
+    def check_free(path: Path) -> None:
+        """Raises InputError unless ``path`` is missing or an empty directory."""
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise InputError(
+                f"{path}: exists already; continue it with --resume or choose another --out"
+            )
+
+    @classmethod
+    def open(cls, path: Path) -> RunDirectory:
+        """Reads ``config.toml``.
+
+        Raises:
+            InputError: not a run directory, or a configuration this version can't read.
+        """
+        file = path / "config.toml"
+        if not file.is_file():
+            raise InputError(f"{path}: not a run directory (it has no config.toml)")
+        content = read_toml(file)
+        section = content.pop("run", None)
+        fields = set(RunInfo._fields)
+        if not isinstance(section, dict) or set(section) != fields:
+            raise InputError(f"{file}: expected a [run] section with {', '.join(sorted(fields))}")
+        info = RunInfo(**section)
+        if info.model not in MODELS:
+            raise InputError(f"{file}: run.model: expected {MODELS}, got {info.model!r}")
+        return cls(path, info, Config().replace(content, source=str(file)))
+
+    def read_data(self, path: Path | None = None) -> InteractionDataset:
+        """The data set of the run; ``path`` if it has moved.
+
+        Raises:
+            InputError: it can't be read, or is not the one that the run was trained on.
+        """
+        directory = path or Path(self.info.data)
+        dataset = read_dataset(directory)
+        if dataset.content_hash() != self.info.data_hash:
+            raise InputError(
+                f"{directory}: not the data of {self.path}: expected content hash "
+                f"{self.info.data_hash[:12]}, got {dataset.content_hash()[:12]}"
+            )
+        return dataset
+
+    @property
+    def checkpoint_path(self) -> Path:
+        """The newest resumable state."""
+        return self.path / "checkpoint" / "last.safetensors"
+
+    @property
+    def log_path(self) -> Path:
+        """One JSON object per line."""
+        return self.path / "log.jsonl"
+
+    def save_model(self, user: Tensor, item: Tensor, parameters: Mapping[str, Tensor]) -> None:
+        """Writes ``model.safetensors``: final embeddings and the parameters they came from."""
+        tensors = {"embedding.user": user, "embedding.item": item}
+        tensors.update((f"parameter.{name}", tensor) for name, tensor in parameters.items())
+        save_checkpoint(self.path / "model.safetensors", tensors, {"model": self.info.model})
+
+    def load_model(self) -> Checkpoint:
+        """Reads ``model.safetensors``."""
+        return load_checkpoint(self.path / "model.safetensors")
+
+    def load_embeddings(self) -> tuple[Tensor, Tensor]:
+        """(U, D) and (I, D) of the best epoch."""
+        tensors = self.load_model().tensors
+        return tensors["embedding.user"], tensors["embedding.item"]
+
+    def log(self, event: str, **values: Any) -> None:
+        """Appends one line to ``log.jsonl``."""
+        with open(self.log_path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, **values}) + "\n")
+
+    def log_size(self) -> int:
+        """Bytes of the log so far; a resumed run cuts it back to what its checkpoint knew."""
+        return self.log_path.stat().st_size if self.log_path.exists() else 0
+
+    def truncate_log(self, size: int) -> None:
+        """Cuts the log."""
+        if self.log_path.exists():
+            os.truncate(self.log_path, size)
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Writes ``metrics.json``, the last thing a run does."""
+        text = json.dumps({**metrics, "environment": environment()}, indent=1) + "\n"
+        atomic_write(self.path / "metrics.json", text.encode())
+
+    def read_metrics(self) -> dict[str, Any] | None:
+        """``metrics.json``, or None while the run is unfinished.
+
+        Raises:
+            InputError: the file is not JSON.
+        """
+        file = self.path / "metrics.json"
+        if not file.exists():
+            return None
+        try:
+            metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{file}: can't read the metrics: {error}") from error
+        return metrics
+
+
+def environment() -> dict[str, Any]:
+    """What a result was measured with."""
+    return {
+        "mmssl": mmssl.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
+        "ops": ops.requested_backend(),
+    }
