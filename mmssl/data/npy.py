@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,21 +41,11 @@ def read_header(path: Path) -> NpyHeader:
             if start != _MAGIC:
                 raise InputError(f"{path}: expected a .npy array, got {_guess(start)}")
             file.seek(0)
-            reader = _HEADER_READERS.get(np.lib.format.read_magic(file))
-            if reader is None:  # version 3 exists for records with non-Latin field names only
-                raise InputError(f"{path}: expected .npy format 1.0 or 2.0, got another version")
-            with warnings.catch_warnings():
-                # A file of Python 2 makes NumPy warn; what it holds is read all the same.
-                warnings.simplefilter("ignore", UserWarning)
-                shape, fortran_order, dtype = reader(file)
+            shape, fortran_order, dtype = _parse_header(path, file)
             offset = file.tell()
             size = file.seek(0, 2)
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
-    except InputError:
-        raise
-    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError):
-        raise InputError(f"{path}: expected a .npy header, got one NumPy can't read") from None
     if dtype.hasobject:
         raise InputError(f"{path}: holds Python objects; refused (never unpickled)")
     if dtype.kind not in "fiub":
@@ -99,6 +89,26 @@ def read_features(path: Path) -> FloatArray:
             f"column {where[1]}"
         )
     return rows
+
+
+def _parse_header(path: Path, file: BinaryIO) -> tuple[Any, bool, np.dtype[np.generic]]:
+    """(shape, fortran_order, dtype) as the file has them; leaves ``file`` where the data starts."""
+    try:
+        version = np.lib.format.read_magic(file)
+        if version in _HEADER_READERS:
+            with warnings.catch_warnings():
+                # A file of Python 2 makes NumPy warn; what it holds is read all the same.
+                warnings.simplefilter("ignore", UserWarning)
+                return _HEADER_READERS[version](file)
+    except OSError:
+        raise
+    except Exception:
+        # NumPy hands the header to literal_eval, tokenize and dtype(), each of which has
+        # exceptions of its own for text it wasn't made for: TokenError, RecursionError, ...
+        raise InputError(f"{path}: expected a .npy header, got one NumPy can't read") from None
+    # Version 3 exists for records with non-Latin field names only.
+    shown = ".".join(map(str, version))
+    raise InputError(f"{path}: expected .npy format 1.0 or 2.0, got {shown}")
 
 
 def _guess(start: bytes) -> str:
