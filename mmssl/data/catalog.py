@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import subprocess
 import sys
 import tempfile
@@ -87,7 +88,7 @@ def fetch(name: str, directory: str | Path | None = None) -> Fetched:
 
 def _already_there(target: Path, source: str) -> InteractionDataset | None:
     """The data set of this source in ``target``, unchanged; None when there is no such thing."""
-    if not target.is_dir():
+    if not os.path.isdir(target):
         return None
     info = read_info(target)
     if info.get("source") != source:

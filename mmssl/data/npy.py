@@ -97,8 +97,8 @@ def _parse_header(path: Path, file: BinaryIO) -> tuple[Any, bool, np.dtype[np.ge
         version = np.lib.format.read_magic(file)
         if version in _HEADER_READERS:
             with warnings.catch_warnings():
-                # A file of Python 2 makes NumPy warn; what it holds is read all the same.
-                warnings.simplefilter("ignore", UserWarning)
+                # Odd text makes NumPy and the parser warn; it is read or refused all the same.
+                warnings.simplefilter("ignore")
                 return _HEADER_READERS[version](file)
     except OSError:
         raise

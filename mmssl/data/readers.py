@@ -14,6 +14,7 @@ of the train matrix that released data sets carry, is never opened: the JSON fil
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -46,7 +47,7 @@ def read_dataset(
         InputError: One line that names the file, what was expected and what was got.
     """
     folder = Path(directory)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # Path.is_dir() raises for a name that is too long
         raise InputError(f"{folder}: expected the directory of a data set, got none there")
     edges = {split: _read_split(folder, split) for split in SPLITS}
     info = read_info(folder)
@@ -91,7 +92,7 @@ def read_dataset(
 def read_info(folder: Path) -> dict[str, object]:
     """``dataset.json`` of a folder, its known fields checked; empty when there is none."""
     path = folder / "dataset.json"
-    if not path.exists():
+    if not os.path.lexists(path):
         return {}
     info = _read_json(path)
     for key in ("num_users", "num_items"):
@@ -136,7 +137,7 @@ def _read_json(path: Path) -> dict[str, object]:
 
 def _read_split(folder: Path, split: str) -> Interactions:
     path = folder / f"{split}.json"
-    if not path.is_file():
+    if not os.path.isfile(path):
         hint = ""
         if split == "train" and (folder / "train_mat").exists():
             hint = "; there is a train_mat, but it is a pickle and never opened: write train.json"
@@ -231,8 +232,14 @@ def _check_disjoint(folder: Path, edges: dict[str, Interactions], num_items: int
 def _feature_paths(folder: Path) -> dict[str, Path]:
     """Modality -> file, sorted by name."""
     paths: dict[str, Path] = {}
-    for path in sorted(folder.glob(f"*{FEATURE_SUFFIX}")):
-        modality = path.name[: -len(FEATURE_SUFFIX)]
+    try:
+        names = sorted(os.listdir(folder))  # glob() would skip what it may not read
+    except OSError as error:
+        raise InputError(f"{folder}: can't be read: {error.strerror or error}") from None
+    for name in names:
+        if not name.endswith(FEATURE_SUFFIX):
+            continue
+        path, modality = folder / name, name.removesuffix(FEATURE_SUFFIX)
         if not MODALITY_NAME.fullmatch(modality):
             raise InputError(
                 f"{path}: expected a modality of letters, digits, '_' and '-', got {modality!r}"

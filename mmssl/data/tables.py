@@ -6,6 +6,7 @@ the data set, 0 .. N-1, every id once, in any order.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -33,7 +34,7 @@ def read_table(path: Path, key: str, count: int) -> Table | None:
     Raises:
         InputError: Another header, a row of another width, an id missing, repeated or no number.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     try:
         text = path.read_bytes().decode("utf-8-sig")

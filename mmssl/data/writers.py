@@ -34,8 +34,8 @@ def write_dataset(
     """
     target = Path(directory)
     check_writable(target)
-    final = target.resolve()
     try:
+        final = target.resolve()
         final.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
         try:
@@ -53,10 +53,14 @@ def write_dataset(
 
 def check_writable(directory: Path) -> None:
     """Raises InputError when there is something at ``directory`` that writing would replace."""
-    if directory.is_dir():
-        if any(directory.iterdir()):
+    if os.path.isdir(directory):
+        try:
+            empty = not os.listdir(directory)
+        except OSError as error:
+            raise InputError(f"{directory}: can't be read: {error.strerror or error}") from None
+        if not empty:
             raise InputError(f"{directory}: expected no or an empty directory, got files in it")
-    elif directory.exists() or directory.is_symlink():
+    elif os.path.lexists(directory):
         raise InputError(f"{directory}: expected no or an empty directory, got something else")
 
 

@@ -111,6 +111,8 @@ def test_item_beyond_the_features_names_file_user_and_item(folder):
 
 def test_missing_files(folder, tmp_path):
     refused(tmp_path / "nowhere", "expected the directory of a data set")
+    refused(tmp_path / ("x" * 5000), "expected the directory of a data set")
+    refused(folder / "train.json", "expected the directory of a data set")
     (folder / "val.json").unlink()
     refused(folder, "val.json: expected a file, got none")
 
@@ -246,6 +248,11 @@ def test_truncated_and_overlong_npy(folder):
 def test_directories_in_place_of_files(folder):
     (folder / "audio_feat.npy").mkdir()
     refused(folder, "audio_feat.npy: can't be read")
+    (folder / "audio_feat.npy").rmdir()
+    (folder / "users.tsv").symlink_to(folder / "nowhere")
+    refused(folder, "users.tsv: can't be read")
+    (folder / "a b_feat.npy").touch()
+    refused(folder, "expected a modality of letters, digits, '_' and '-', got 'a b'")
 
 
 def test_reads_the_tables(folder):

@@ -95,6 +95,8 @@ def test_an_empty_folder_is_filled_and_anything_else_kept(tmp_path, toy_dataset)
         write_dataset(toy_dataset, file)
     with pytest.raises(InputError, match="can't be written"):
         write_dataset(toy_dataset, file / "below")
+    with pytest.raises(InputError, match="can't be written"):
+        write_dataset(toy_dataset, tmp_path / ("x" * 300))
     assert [path.name for path in full.iterdir()] == ["mine.txt"] and file.read_text() == "mine"
 
 
