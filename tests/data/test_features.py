@@ -65,13 +65,14 @@ def test_relations_count_in_both_directions_and_only_when_shared():
         "f0 actor x", "f1 actor x", "f2 actor y", "f3 actor y", "z made f0", "z made f1",
         "f0 actor alone", "f2 director x", "f0 actor x",
     )  # fmt: skip
-    rows = relation_features(*triples, ["f0", "f1", "f2", "f3", "", "elsewhere", "f0"], 2)
+    rows = relation_features(*triples, ["f0", "f1", "f2", "f3", "", "elsewhere", "f1"], 2)
     cosine = unit(rows[:4]) @ unit(rows[:4]).T
     # f0 and f1 share two relations and all else is not shared; "director x" is not "actor x".
     assert np.allclose(cosine[:2, :2], 1, atol=1e-5) and np.allclose(cosine[2:, 2:], 1, atol=1e-5)
     assert np.allclose(cosine[:2, 2:], 0, atol=1e-5)
     assert not rows[4:6].any()
-    assert np.allclose(rows[6], rows[0])  # two items may be one entity
+    assert np.allclose(rows[0], rows[1], atol=1e-5)  # "actor alone" weighs nothing
+    assert np.allclose(rows[6], rows[1])  # two items may be one entity
 
 
 def test_direction_is_part_of_a_relation():
