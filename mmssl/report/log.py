@@ -1,0 +1,132 @@
+"""Reads what a run directory holds: metrics.json, log.jsonl and config.toml."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mmssl.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One epoch line of log.jsonl."""
+
+    number: int
+    loss: dict[str, float]
+    val: dict[str, float]
+    """Empty where the epoch was not validated."""
+    seconds: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Everything the report shows of a run."""
+
+    name: str
+    metrics: dict[str, Any]
+    """metrics.json as it is."""
+    val: dict[str, float]
+    test: dict[str, float]
+    baselines: dict[str, dict[str, float]]
+    """Test metrics by the name of the baseline, in the order given."""
+    epochs: list[Epoch]
+    """By epoch number; of an epoch that was run again after a resume, the last line counts."""
+    config: str | None
+    """config.toml as it is."""
+
+
+def read_run(directory: Path) -> RunRecord:
+    """Reads a run directory.
+
+    A last line of log.jsonl that was cut short (the run was killed) is left out.
+
+    Raises:
+        InputError: a missing or malformed metrics.json or log.jsonl; the line names file and line.
+    """
+    path = directory / "metrics.json"
+    metrics = _parse_object(_read_text(path), str(path))
+    val, test = (_numbers(metrics.get(split, {}), f"{path}: {split}") for split in ("val", "test"))
+    config = directory / "config.toml"
+    return RunRecord(
+        name=directory.resolve().name,
+        metrics=metrics,
+        val=val,
+        test=test,
+        baselines=checked_baselines(metrics.get("baselines", {}), str(path)),
+        epochs=_read_epochs(directory / "log.jsonl"),
+        config=_read_text(config) if config.is_file() else None,
+    )
+
+
+def checked_baselines(baselines: object, where: str) -> dict[str, dict[str, float]]:
+    """``{name: {"recall@20": number, ...}}``, or an error that starts with ``where``."""
+    if not isinstance(baselines, Mapping):
+        raise InputError(f"{where}: baselines: expected names with metrics, got {baselines!r:.60}")
+    return {
+        str(name): _numbers(values, f"{where}: baselines: {name}")
+        for name, values in baselines.items()
+    }
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: can't read the file: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: expected UTF-8 text, got byte {error.start}") from error
+
+
+def _parse_object(text: str, where: str) -> dict[str, Any]:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _numbers(value: object, where: str) -> dict[str, float]:
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: expected names with numbers, got {value!r:.60}")
+    for name, number in value.items():
+        if isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise InputError(f"{where}: {name}: expected a number, got {number!r:.60}")
+    try:
+        return {str(name): float(number) for name, number in value.items()}
+    except OverflowError as error:
+        raise InputError(f"{where}: expected numbers within float64: {error}") from error
+
+
+def _read_epochs(path: Path) -> list[Epoch]:
+    lines = _read_text(path).split("\n")
+    epochs: dict[int, Epoch] = {}
+    for position, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}:{position}"
+        try:
+            event = _parse_object(line, where)
+        except InputError:
+            # Without a newline behind it, the line was still being written when the run ended.
+            if position == len(lines):
+                break
+            raise
+        if event.get("event") != "epoch":
+            continue
+        number = event.get("epoch")
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise InputError(f"{where}: epoch: expected an integer, got {number!r:.60}")
+        seconds = _numbers({"seconds": event.get("seconds", 0.0)}, where)["seconds"]
+        epochs[number] = Epoch(
+            number=number,
+            loss=_numbers(event.get("loss") or {}, f"{where}: loss"),
+            val=_numbers(event.get("val") or {}, f"{where}: val"),
+            seconds=seconds if "seconds" in event else None,
+        )
+    return [epochs[number] for number in sorted(epochs)]
