@@ -1,0 +1,98 @@
+// Checks and unpacks the tensors of spmm for either backend. The only header here that sees torch,
+// and of torch only the stable ABI. Python has checked everything a user can get wrong; what is
+// checked again is what would make a kernel read out of bounds.
+#pragma once
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <type_traits>
+
+#include "common/bf16.h"
+#include "common/spmm_args.h"
+
+namespace mmssl {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using OptTensor = std::optional<Tensor>;
+
+template <class T>
+const T* data(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
+}
+
+template <class T>
+T* mutable_data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+
+inline ScalarType accumulation_type(ScalarType storage) {
+  return storage == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// The tensors of a view in contiguous form, kept alive while a kernel reads their pointers.
+class View {
+ public:
+  View(const Tensor& x, const Tensor& rowptr, const Tensor& col, const OptTensor& row_scale,
+       const OptTensor& col_scale, const OptTensor& value, const OptTensor& edge, int64_t columns)
+      : rowptr_(rowptr), col_(col) {
+    const ScalarType type = x.scalar_type();
+    STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
+                        type == ScalarType::BFloat16,
+                    "mmssl::spmm: x must be float32, float64 or bfloat16");
+    STD_TORCH_CHECK(rowptr.dim() == 1 && rowptr.size(0) >= 1 &&
+                        rowptr.scalar_type() == ScalarType::Long,
+                    "mmssl::spmm: rowptr must be (R + 1,) int64");
+    STD_TORCH_CHECK(col.dim() == 1 && col.scalar_type() == ScalarType::Int,
+                    "mmssl::spmm: col must be (E,) int32");
+    rowptr_ = torch::stable::contiguous(rowptr);
+    col_ = torch::stable::contiguous(col);
+    const ScalarType acc = accumulation_type(type);
+    row_scale_ = vector(row_scale, acc, rows(), "row_scale must be (R,)");
+    col_scale_ = vector(col_scale, acc, columns, "col_scale must be (C,)");
+    value_ = vector(value, acc, nnz(), "value must be (E,)");
+    edge_ = vector(edge, ScalarType::Long, nnz(), "edge must be (E,)");
+  }
+
+  int64_t rows() const { return rowptr_.size(0) - 1; }
+  int64_t nnz() const { return col_.size(0); }
+
+  template <class A>
+  SparseArgs<A> args() const {
+    return {rows(),           nnz(),         data<int64_t>(rowptr_), data<int32_t>(col_),
+            ptr<A>(row_scale_), ptr<A>(col_scale_), ptr<A>(value_), ptr<int64_t>(edge_)};
+  }
+
+ private:
+  static OptTensor vector(const OptTensor& t, ScalarType type, int64_t size, const char* what) {
+    if (!t.has_value()) return std::nullopt;
+    STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == size && t->scalar_type() == type, "mmssl::spmm: ",
+                    what, " of the type sums are kept in (edge: int64)");
+    return torch::stable::contiguous(*t);
+  }
+  template <class T>
+  static const T* ptr(const OptTensor& t) {
+    return t.has_value() ? data<T>(*t) : nullptr;
+  }
+
+  Tensor rowptr_, col_;
+  OptTensor row_scale_, col_scale_, value_, edge_;
+};
+
+// Calls f(storage value, sum value) with zeros of the two types that belong to a dtype.
+template <class F>
+void for_dtype(ScalarType type, const F& f) {
+  switch (type) {
+    case ScalarType::Float:
+      return f(float{}, float{});
+    case ScalarType::Double:
+      return f(double{}, double{});
+    default:
+      return f(bf16{}, float{});
+  }
+}
+
+}  // namespace mmssl

@@ -1,0 +1,286 @@
+#include "cpu/spmm.h"
+
+#include <memory>
+
+#include "cpu/partition.h"
+#include "cpu/simd.h"
+
+namespace mmssl::cpu {
+namespace {
+
+// Gathered rows are fetched this many edges ahead: far enough to cover a trip to memory, near enough
+// that the rows are still in the first-level cache when their turn comes.
+constexpr int64_t kPrefetchEdges = 12;
+// Below this many multiply-adds per task a thread costs more than it saves.
+constexpr int64_t kMinTaskWork = 1 << 16;
+// More tasks than threads, so that a thread that is held up can be relieved by the others.
+constexpr int64_t kTasksPerThread = 8;
+
+template <class T, class A>
+struct Spmm {
+  SparseArgs<A> a;
+  const T* x;  // (C, d)
+  T* y;        // (R, d)
+  int64_t d;
+  A* partial;  // (slots, d): chunk sums of the rows that are shared between tasks
+};
+
+template <class A>
+MMSSL_INLINE A edge_weight(const SparseArgs<A>& a, int64_t p, int32_t c) {
+  A weight = 1;
+  if (a.value != nullptr) weight = a.value[a.edge == nullptr ? p : a.edge[p]];
+  if (a.col_scale != nullptr) weight *= a.col_scale[c];
+  return weight;
+}
+
+// Columns [k, k + kLanes * kVecs) of the sum over positions [begin, end), kept in registers,
+// then out = scale * sum. Each column is summed edge by edge, so no level differs from another.
+template <class T, class A, int kLanes, int kVecs, bool kWeighted, class Out>
+MMSSL_INLINE void sum_columns(const Spmm<T, A>& s, int64_t begin, int64_t end, int64_t k, A scale,
+                              Out* out) {
+  Vec<A, kLanes> sum[kVecs] = {};
+  const int32_t* col = s.a.col;
+  constexpr int64_t kBytes = int64_t(kLanes) * kVecs * sizeof(T);
+  for (int64_t p = begin; p < end; ++p) {
+    if (p + kPrefetchEdges < s.a.nnz) {
+      const char* next = reinterpret_cast<const char*>(s.x + col[p + kPrefetchEdges] * s.d + k);
+#pragma GCC unroll 16
+      for (int64_t byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(next + byte);
+    }
+    const T* x = s.x + col[p] * s.d + k;
+    if constexpr (kWeighted) {
+      const A weight = edge_weight(s.a, p, col[p]);
+#pragma GCC unroll 16
+      for (int i = 0; i < kVecs; ++i) sum[i] += weight * load<A, kLanes>(x + i * kLanes);
+    } else {
+#pragma GCC unroll 16
+      for (int i = 0; i < kVecs; ++i) sum[i] += load<A, kLanes>(x + i * kLanes);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kVecs; ++i) store<A, kLanes>(out + k + i * kLanes, scale * sum[i]);
+}
+
+// The last d % kLanes columns: by one vector that overlaps columns already done (they come out the
+// same again), or by narrower vectors where the whole row is shorter than one.
+template <class T, class A, int kLanes, bool kWeighted, class Out>
+MMSSL_INLINE void sum_tail(const Spmm<T, A>& s, int64_t begin, int64_t end, int64_t k, A scale,
+                           Out* out) {
+  if (s.d >= kLanes) {
+    if (k + kLanes <= s.d) {
+      sum_columns<T, A, kLanes, 1, kWeighted>(s, begin, end, k, scale, out);
+      k += kLanes;
+    }
+    if (k < s.d) {
+      sum_columns<T, A, kLanes, 1, kWeighted>(s, begin, end, s.d - kLanes, scale, out);
+    }
+  } else if constexpr (kLanes > 1) {
+    sum_tail<T, A, kLanes / 2, kWeighted>(s, begin, end, k, scale, out);
+  }
+}
+
+// out[0, d) = scale * sum over positions [begin, end), widest blocks first.
+template <class T, class A, int kLanes, int kMaxVecs, bool kWeighted, class Out>
+MMSSL_INLINE void sum_row(const Spmm<T, A>& s, int64_t begin, int64_t end, A scale, Out* out) {
+  int64_t k = 0;
+  for (; k + kMaxVecs * kLanes <= s.d; k += kMaxVecs * kLanes) {
+    sum_columns<T, A, kLanes, kMaxVecs, kWeighted>(s, begin, end, k, scale, out);
+  }
+  if constexpr (kMaxVecs > 8) {
+    if (k + 8 * kLanes <= s.d) {
+      sum_columns<T, A, kLanes, 8, kWeighted>(s, begin, end, k, scale, out);
+      k += 8 * kLanes;
+    }
+  }
+  if (k + 4 * kLanes <= s.d) {
+    sum_columns<T, A, kLanes, 4, kWeighted>(s, begin, end, k, scale, out);
+    k += 4 * kLanes;
+  }
+  if (k + 2 * kLanes <= s.d) {
+    sum_columns<T, A, kLanes, 2, kWeighted>(s, begin, end, k, scale, out);
+    k += 2 * kLanes;
+  }
+  if (k < s.d) sum_tail<T, A, kLanes, kWeighted>(s, begin, end, k, scale, out);
+}
+
+template <class T>
+MMSSL_INLINE void write(T* out, T value) { *out = value; }
+MMSSL_INLINE void write(bf16* out, float value) { *out = to_bf16(value); }
+
+template <class T, class A, int kLanes, int kMaxVecs, bool kWeighted>
+MMSSL_INLINE void run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) {
+  std::unique_ptr<A[]> scratch;  // sum and current chunk of a long row that no other task touches
+  const int64_t last = to.slot < 0 ? to.row : to.row + 1;
+  for (int64_t row = from.row; row < last; ++row) {
+    const int64_t first = s.a.rowptr[row], end = s.a.rowptr[row + 1];
+    const A scale = s.a.row_scale == nullptr ? A(1) : s.a.row_scale[row];
+    T* y = s.y + row * s.d;
+    if (end - first <= kChunkEdges) {
+      sum_row<T, A, kLanes, kMaxVecs, kWeighted>(s, first, end, scale, y);
+      continue;
+    }
+    const bool cut_before = row == from.row && from.slot >= 0;
+    const bool cut_after = row == to.row && to.slot >= 0;
+    const int64_t begin = cut_before ? from.position : first;
+    const int64_t stop = cut_after ? to.position : end;
+    if (cut_before || cut_after) {
+      A* slots = s.partial + (cut_before ? from.slot : to.slot) * s.d;
+      for (int64_t p = begin; p < stop; p += kChunkEdges) {
+        sum_row<T, A, kLanes, kMaxVecs, kWeighted>(s, p, std::min(p + kChunkEdges, stop), A(1),
+                                                   slots + (p - first) / kChunkEdges * s.d);
+      }
+      continue;
+    }
+    if (!scratch) scratch.reset(new A[2 * s.d]);
+    A *sum = scratch.get(), *chunk = sum + s.d;
+    sum_row<T, A, kLanes, kMaxVecs, kWeighted>(s, first, first + kChunkEdges, A(1), sum);
+    for (int64_t p = first + kChunkEdges; p < end; p += kChunkEdges) {
+      sum_row<T, A, kLanes, kMaxVecs, kWeighted>(s, p, std::min(p + kChunkEdges, end), A(1), chunk);
+      for (int64_t k = 0; k < s.d; ++k) sum[k] += chunk[k];
+    }
+    for (int64_t k = 0; k < s.d; ++k) write(y + k, scale * sum[k]);
+  }
+}
+
+// Adds the chunk sums of the shared rows, in the order of the chunks.
+template <class T, class A>
+void join_split_rows(const Spmm<T, A>& s, const Partition& partition) {
+  for (const Cut& cut : partition.split_rows) {
+    const int64_t chunks = num_chunks(s.a.rowptr[cut.row + 1] - s.a.rowptr[cut.row]);
+    A* sum = s.partial + cut.slot * s.d;
+    for (int64_t c = 1; c < chunks; ++c) {
+      for (int64_t k = 0; k < s.d; ++k) sum[k] += sum[c * s.d + k];
+    }
+    const A scale = s.a.row_scale == nullptr ? A(1) : s.a.row_scale[cut.row];
+    for (int64_t k = 0; k < s.d; ++k) write(s.y + cut.row * s.d + k, scale * sum[k]);
+  }
+}
+
+// <g, x> over d features in 64 / sizeof(A) running sums, whatever the width of a vector, so that
+// every level adds in the same order.
+template <class T, class A, int kLanes>
+MMSSL_INLINE A dot(const T* g, const T* x, int64_t d) {
+  constexpr int kSums = 64 / sizeof(A), kVecs = kSums / kLanes;
+  Vec<A, kLanes> sum[kVecs] = {};
+  int64_t k = 0;
+  for (; k + kSums <= d; k += kSums) {
+#pragma GCC unroll 4
+    for (int i = 0; i < kVecs; ++i) {
+      sum[i] += load<A, kLanes>(g + k + i * kLanes) * load<A, kLanes>(x + k + i * kLanes);
+    }
+  }
+  A lane[kSums];
+  __builtin_memcpy(lane, sum, sizeof(lane));
+  for (int i = 0; k < d; ++k, ++i) lane[i] += load<A, 1>(g + k) * load<A, 1>(x + k);
+  for (int width = kSums / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
+  }
+  return lane[0];
+}
+
+template <class T, class A>
+struct ValueGrad {
+  SparseArgs<A> a;
+  const T* g;  // (R, d)
+  const T* x;  // (C, d)
+  A* out;      // (E)
+  int64_t d;
+};
+
+template <class T, class A, int kLanes>
+MMSSL_INLINE void run_value_grad(const ValueGrad<T, A>& s, const Cut& from, const Cut& to) {
+  const SparseArgs<A>& a = s.a;
+  for (int64_t row = from.row, p = from.position; p < to.position; ++row) {
+    const int64_t end = std::min(a.rowptr[row + 1], to.position);
+    const A row_scale = a.row_scale == nullptr ? A(1) : a.row_scale[row];
+    for (; p < end; ++p) {
+      if (p + kPrefetchEdges < a.nnz) __builtin_prefetch(s.x + a.col[p + kPrefetchEdges] * s.d);
+      const A scale = a.col_scale == nullptr ? row_scale : row_scale * a.col_scale[a.col[p]];
+      const A product = dot<T, A, kLanes>(s.g + row * s.d, s.x + a.col[p] * s.d, s.d);
+      s.out[a.edge == nullptr ? p : a.edge[p]] = scale * product;
+    }
+  }
+}
+
+// One entry point per level and job; the number of accumulators follows the number of registers.
+#define MMSSL_ENTRY(level, target, bytes, max_vecs)                                             \
+  template <class T, class A, bool kWeighted>                                                   \
+  target void spmm_##level(const Spmm<T, A>& s, const Cut& from, const Cut& to) {               \
+    run_task<T, A, bytes / sizeof(A), max_vecs, kWeighted>(s, from, to);                        \
+  }                                                                                             \
+  template <class T, class A>                                                                   \
+  target void value_grad_##level(const ValueGrad<T, A>& s, const Cut& from, const Cut& to) {    \
+    run_value_grad<T, A, bytes / sizeof(A)>(s, from, to);                                       \
+  }
+MMSSL_ENTRY(default, , 16, 8)
+MMSSL_ENTRY(avx2, MMSSL_TARGET_AVX2, 32, 8)
+MMSSL_ENTRY(avx512, MMSSL_TARGET_AVX512, 64, 16)
+#undef MMSSL_ENTRY
+
+template <class A>
+Partition make_partition(const SparseArgs<A>& a, int64_t d, const Parallel& pool) {
+  const int64_t work = (a.rows + a.nnz) * d;
+  const int64_t tasks = pool.threads <= 1 ? 1 : work / kMinTaskWork;
+  return partition_rows(a.rowptr, a.rows,
+                        std::min<int64_t>(tasks, kTasksPerThread * pool.threads));
+}
+
+template <class T, class A>
+void launch_spmm(const SparseArgs<A>& a, const T* x, T* y, int64_t d, const Parallel& pool) {
+  if (a.rows == 0 || d == 0) return;
+  const Partition partition = make_partition(a, d, pool);
+  const std::unique_ptr<A[]> partial(new A[partition.slots * d]);
+  const Spmm<T, A> s{a, x, y, d, partial.get()};
+  using Task = void (*)(const Spmm<T, A>&, const Cut&, const Cut&);
+  static const Task table[3][2] = {
+      {spmm_default<T, A, false>, spmm_default<T, A, true>},
+      {spmm_avx2<T, A, false>, spmm_avx2<T, A, true>},
+      {spmm_avx512<T, A, false>, spmm_avx512<T, A, true>}};
+  const bool weighted = a.value != nullptr || a.col_scale != nullptr;
+  const Task task = table[static_cast<int>(simd_level())][weighted];
+  for_each_task(pool, partition.tasks(),
+                [&](int64_t t) { task(s, partition.cuts[t], partition.cuts[t + 1]); });
+  join_split_rows(s, partition);
+}
+
+template <class T, class A>
+void launch_value_grad(const SparseArgs<A>& a, const T* g, const T* x, A* out, int64_t d,
+                       const Parallel& pool) {
+  if (a.nnz == 0) return;
+  const Partition partition = make_partition(a, d, pool);
+  const ValueGrad<T, A> s{a, g, x, out, d};
+  using Task = void (*)(const ValueGrad<T, A>&, const Cut&, const Cut&);
+  static const Task table[3] = {value_grad_default<T, A>, value_grad_avx2<T, A>,
+                                value_grad_avx512<T, A>};
+  const Task task = table[static_cast<int>(simd_level())];
+  for_each_task(pool, partition.tasks(),
+                [&](int64_t t) { task(s, partition.cuts[t], partition.cuts[t + 1]); });
+}
+
+}  // namespace
+
+void spmm(const SparseArgs<float>& a, const float* x, float* y, int64_t d, const Parallel& pool) {
+  launch_spmm(a, x, y, d, pool);
+}
+void spmm(const SparseArgs<float>& a, const bf16* x, bf16* y, int64_t d, const Parallel& pool) {
+  launch_spmm(a, x, y, d, pool);
+}
+void spmm(const SparseArgs<double>& a, const double* x, double* y, int64_t d,
+          const Parallel& pool) {
+  launch_spmm(a, x, y, d, pool);
+}
+
+void spmm_value_grad(const SparseArgs<float>& a, const float* g, const float* x, float* out,
+                     int64_t d, const Parallel& pool) {
+  launch_value_grad(a, g, x, out, d, pool);
+}
+void spmm_value_grad(const SparseArgs<float>& a, const bf16* g, const bf16* x, float* out,
+                     int64_t d, const Parallel& pool) {
+  launch_value_grad(a, g, x, out, d, pool);
+}
+void spmm_value_grad(const SparseArgs<double>& a, const double* g, const double* x, double* out,
+                     int64_t d, const Parallel& pool) {
+  launch_value_grad(a, g, x, out, d, pool);
+}
+
+}  // namespace mmssl::cpu

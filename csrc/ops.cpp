@@ -1,0 +1,100 @@
+// mmssl._C: the schemas of all ops and their CPU kernels, bound through torch's stable ABI, so that
+// one build serves every Python and every torch from 2.11 on. Fakes and autograd live in Python.
+#include <Python.h>
+
+#include <string>
+
+#include "common/parallel.h"
+#include "common/stable_args.h"
+#include "cpu/simd.h"
+#include "cpu/spmm.h"
+
+namespace {
+
+using mmssl::OptTensor;
+using mmssl::Tensor;
+using mmssl::View;
+
+mmssl::Parallel torch_threads() {
+  mmssl::Parallel pool;
+  pool.threads = static_cast<int>(torch::stable::get_num_threads());
+  pool.run = [](int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
+    torch::stable::parallel_for(0, count, 1,
+                                [&](int64_t begin, int64_t end) { body(begin, end, context); });
+  };
+  return pool;
+}
+
+void check_pointers(const Tensor& rowptr, int64_t nnz) {
+  const int64_t* p = mmssl::data<int64_t>(rowptr);
+  STD_TORCH_CHECK(p[0] == 0 && p[rowptr.size(0) - 1] == nnz,
+                  "mmssl::spmm: rowptr must run from 0 to the number of edges, ", nnz);
+}
+
+Tensor spmm(const Tensor& x_, const Tensor& rowptr, const Tensor& col, const Tensor& t_rowptr,
+            const Tensor& t_col, const OptTensor& row_scale, const OptTensor& col_scale,
+            const OptTensor& value, const OptTensor& edge, const OptTensor& t_edge) {
+  STD_TORCH_CHECK(x_.dim() == 2 && x_.size(0) == t_rowptr.size(0) - 1,
+                  "mmssl::spmm: x must be (C, D) with C = ", t_rowptr.size(0) - 1);
+  const Tensor x = torch::stable::contiguous(x_);
+  const View view(x, rowptr, col, row_scale, col_scale, value, edge, x.size(0));
+  check_pointers(torch::stable::contiguous(rowptr), view.nnz());
+  Tensor y = torch::stable::new_empty(x, {view.rows(), x.size(1)});
+  mmssl::for_dtype(x.scalar_type(), [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    mmssl::cpu::spmm(view.args<decltype(sum)>(), mmssl::data<T>(x), mmssl::mutable_data<T>(y),
+                     x.size(1), torch_threads());
+  });
+  return y;
+}
+
+Tensor spmm_value_grad(const Tensor& grad_, const Tensor& x_, const Tensor& rowptr,
+                       const Tensor& col, const Tensor& t_rowptr, const Tensor& t_col,
+                       const OptTensor& row_scale, const OptTensor& col_scale,
+                       const OptTensor& edge, const OptTensor& t_edge) {
+  STD_TORCH_CHECK(x_.dim() == 2 && x_.size(0) == t_rowptr.size(0) - 1 && grad_.dim() == 2 &&
+                      grad_.size(0) == rowptr.size(0) - 1 && grad_.size(1) == x_.size(1) &&
+                      grad_.scalar_type() == x_.scalar_type(),
+                  "mmssl::spmm_value_grad: grad must be (R, D) and x (C, D) of one dtype");
+  const Tensor x = torch::stable::contiguous(x_), grad = torch::stable::contiguous(grad_);
+  const View view(x, rowptr, col, row_scale, col_scale, std::nullopt, edge, x.size(0));
+  check_pointers(torch::stable::contiguous(rowptr), view.nnz());
+  Tensor out = torch::stable::new_empty(x, {view.nnz()},
+                                        mmssl::accumulation_type(x.scalar_type()));
+  mmssl::for_dtype(x.scalar_type(), [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    mmssl::cpu::spmm_value_grad(view.args<A>(), mmssl::data<T>(grad), mmssl::data<T>(x),
+                                mmssl::mutable_data<A>(out), x.size(1), torch_threads());
+  });
+  return out;
+}
+
+std::string cpu_capability() { return mmssl::cpu::simd_level_name(); }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(mmssl, m) {
+  m.def(
+      "spmm(Tensor x, Tensor rowptr, Tensor col, Tensor t_rowptr, Tensor t_col, Tensor? row_scale, "
+      "Tensor? col_scale, Tensor? value, Tensor? edge, Tensor? t_edge) -> Tensor");
+  m.def(
+      "spmm_value_grad(Tensor grad, Tensor x, Tensor rowptr, Tensor col, Tensor t_rowptr, "
+      "Tensor t_col, Tensor? row_scale, Tensor? col_scale, Tensor? edge, Tensor? t_edge) -> Tensor");
+  m.def("cpu_capability() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {
+  m.impl("spmm", TORCH_BOX(&spmm));
+  m.impl("spmm_value_grad", TORCH_BOX(&spmm_value_grad));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(mmssl, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&cpu_capability));
+}
+
+PyMODINIT_FUNC PyInit__C(void) {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr,
+                               nullptr,               nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

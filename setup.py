@@ -1,0 +1,197 @@
+"""Builds the compiled parts that this machine can build; the package works without any of them.
+
+``mmssl._C`` (CPU ops, torch's stable ABI), ``mmssl._host`` (index building, pybind11) and
+``mmssl._C_cuda`` (CUDA ops). Each one that is left out is left out with a reason, printed here and
+kept in ``mmssl/_build_info.json`` for ``mmssl doctor``.
+
+Environment: ``MMSSL_CUDA=auto|0|1`` (1: fail if the CUDA part can't be built),
+``MMSSL_SANITIZE=address,undefined`` (see csrc/sanitize.sh).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext as SetuptoolsBuildExt
+from setuptools.command.build_py import build_py as SetuptoolsBuildPy
+from setuptools.errors import CompileError
+
+# The API of torch 2.11, whichever torch is installed: one build serves every later one.
+STABLE_API = "-DTORCH_TARGET_VERSION=0x020b000000000000"
+# What the kernels are compiled for where no CUDA device is there to ask.
+CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+CSRC = str(Path(__file__).resolve().parent / "csrc")  # absolute: ninja runs elsewhere
+
+built: dict[str, dict[str, Any]] = {}  # module -> {"built": bool, "reason": str}
+
+
+def leave_out(module: str, reason: str) -> None:
+    """Records and prints why a module is not built."""
+    built[module] = {"built": False, "reason": reason}
+    print(f"mmssl: {module} is left out: {reason}", file=sys.stderr)
+
+
+def find_nvcc() -> Path | None:
+    """nvcc of CUDA_HOME, of /usr/local/cuda, or on PATH (where it may be a wrapper)."""
+    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
+    candidates = [Path(home) / "bin/nvcc" for home in homes if home]
+    if on_path := shutil.which("nvcc"):
+        candidates.append(Path(on_path))
+    return next((nvcc for nvcc in candidates if nvcc.exists()), None)
+
+
+def why_no_cuda(torch: ModuleType) -> str:
+    """The reason why the CUDA part can't be built here, empty if it can."""
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is a build without CUDA"
+    nvcc = find_nvcc()
+    if nvcc is None:
+        return "nvcc was not found (set CUDA_HOME)"
+    text = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=False).stdout
+    release = re.search(r"release (\d+)\.(\d+)", text)
+    if release is None or release[1] != torch.version.cuda.split(".")[0]:
+        found = release[0] if release else "unknown"
+        return f"nvcc is of CUDA {found} but torch of CUDA {torch.version.cuda}"
+    os.environ.setdefault("CUDA_HOME", str(nvcc.resolve().parent.parent))
+    return ""
+
+
+def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
+    """The extensions to build and the command that builds them."""
+    want_cuda = os.environ.get("MMSSL_CUDA", "auto")
+    if want_cuda not in ("auto", "0", "1"):
+        sys.exit(f"error: MMSSL_CUDA must be auto, 0 or 1, got {want_cuda!r}")
+    compiler = shlex.split(os.environ.get("CXX") or sysconfig.get_config_var("CXX") or "c++")[0]
+    found = shutil.which(compiler) or shutil.which("g++") or shutil.which("c++")
+    if found is None:
+        for module in ("_C", "_host", "_C_cuda"):
+            leave_out(module, f"no C++ compiler ({compiler} is not on PATH)")
+        return [], SetuptoolsBuildExt
+    if shutil.which(compiler) is None:
+        os.environ["CXX"] = found
+
+    sanitize = os.environ.get("MMSSL_SANITIZE")
+    flags = ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=off"]
+    if sanitize:
+        flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-O1", "-g"]
+    else:
+        flags += ["-O3", "-g0"]
+    link = [f"-fsanitize={sanitize}"] if sanitize else []
+    common: dict[str, Any] = {
+        "include_dirs": [CSRC],
+        "extra_link_args": link,
+        "depends": [str(path) for path in sorted(Path("csrc").rglob("*.h*"))],
+        "language": "c++",
+    }
+    extensions: list[Extension] = []
+
+    try:
+        import pybind11
+    except ImportError:
+        leave_out("_host", "pybind11 is not installed")
+    else:
+        options = {**common, "include_dirs": [CSRC, pybind11.get_include()]}
+        options["extra_link_args"] = [*link, "-pthread"]
+        sources = ["csrc/host/host.cpp", "csrc/host/index.cpp"]
+        extensions.append(
+            Extension("mmssl._host", sources, extra_compile_args=[*flags, "-pthread"], **options)
+        )
+
+    try:
+        import torch
+    except ImportError:
+        for module in ("_C", "_C_cuda"):
+            leave_out(module, "torch is not installed where the package is built")
+        return extensions, SetuptoolsBuildExt
+    if tuple(int(n) for n in torch.__version__.split(".")[:2]) < (2, 11):
+        for module in ("_C", "_C_cuda"):
+            leave_out(module, f"torch {torch.__version__} is older than 2.11")
+        return extensions, SetuptoolsBuildExt
+
+    no_cuda = "MMSSL_CUDA=0" if want_cuda == "0" else why_no_cuda(torch)
+    if no_cuda and want_cuda == "1":
+        sys.exit(f"error: MMSSL_CUDA=1 but {no_cuda}")
+    # Imported only now: it looks for CUDA_HOME when it is imported.
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    sources = ["csrc/ops.cpp", *(str(path) for path in sorted(Path("csrc/cpu").glob("*.cpp")))]
+    arguments = {"cxx": [*flags, STABLE_API]}
+    extensions.append(
+        CppExtension(
+            "mmssl._C", sources, extra_compile_args=arguments, py_limited_api=True, **common
+        )
+    )
+    if no_cuda:
+        leave_out("_C_cuda", no_cuda)
+    else:
+        if not torch.cuda.is_available():
+            os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
+        nvcc = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas=-warn-spills"]
+        extensions.append(
+            CUDAExtension(
+                "mmssl._C_cuda",
+                [str(path) for path in sorted(Path("csrc/cuda").glob("*.c*")) if path.is_file()],
+                extra_compile_args={"cxx": [*flags, STABLE_API, "-DUSE_CUDA"], "nvcc": nvcc},
+                py_limited_api=True,
+                **common,
+            )
+        )
+    return extensions, BuildExtension
+
+
+extensions, BaseBuildExt = plan()
+required = {"mmssl._C_cuda"} if os.environ.get("MMSSL_CUDA") == "1" else set()
+for extension in extensions:
+    extension.optional = extension.name not in required
+
+
+def write_build_info(directory: Path) -> None:
+    """Writes what was built, and why the rest was not, for ``mmssl doctor``."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / "_build_info.json"
+    path.write_text(json.dumps(dict(sorted(built.items())), indent=1) + "\n", encoding="utf-8")
+
+
+class BuildExt(BaseBuildExt):
+    """Builds every extension on its own; one that fails is left out with its reason."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Builds one extension and records how it went."""
+        module = ext.name.removeprefix("mmssl.")
+        try:
+            super().build_extension(ext)
+        except Exception as error:
+            leave_out(module, "it failed to compile (the compiler's messages are in the build log)")
+            raise CompileError(f"{ext.name} failed to compile") from error
+        built[module] = {"built": True, "reason": ""}
+
+    def run(self) -> None:
+        """Builds all, then writes the record beside them."""
+        super().run()
+        inplace = self.inplace or getattr(self, "editable_mode", False)
+        write_build_info(Path("." if inplace else self.build_lib) / "mmssl")
+
+
+class BuildPy(SetuptoolsBuildPy):
+    """Writes the record as well, since build_ext does not run where there is nothing to build."""
+
+    def run(self) -> None:
+        """Copies the Python files and writes the record."""
+        super().run()
+        if not extensions:
+            editable = getattr(self, "editable_mode", False)
+            write_build_info(Path("." if editable else self.build_lib) / "mmssl")
+
+
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildExt, "build_py": BuildPy})
