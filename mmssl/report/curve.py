@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mmssl.errors import InputError
 from mmssl.report.log import Epoch
@@ -69,7 +69,7 @@ def draw(drawn: list[Panel], best_epoch: int | None) -> tuple[str, bytes]:
             "the report needs matplotlib: expected it installed (pip install 'mmssl[report]'), "
             f"got {error}"
         ) from error
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",  # text stays text: selectable, and in the page's own font
         "svg.hashsalt": "mmssl",  # the same run gives the same file
         "font.size": 9,

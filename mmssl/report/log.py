@@ -1,4 +1,4 @@
-"""Reads what a run directory holds: metrics.json, log.jsonl and config.toml."""
+"""Reads what a run directory holds: metrics.json and, if there, log.jsonl and config.toml."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_run(directory: Path) -> RunRecord:
     A last line of log.jsonl that was cut short (the run was killed) is left out.
 
     Raises:
-        InputError: a missing or malformed metrics.json or log.jsonl; the line names file and line.
+        InputError: no metrics.json, or a malformed file; the line names the file and its line.
     """
     path = directory / "metrics.json"
     metrics = _parse_object(_read_text(path), str(path))
@@ -104,6 +104,8 @@ def _numbers(value: object, where: str) -> dict[str, float]:
 
 
 def _read_epochs(path: Path) -> list[Epoch]:
+    if not path.exists():  # popularity has no epochs to log
+        return []
     lines = _read_text(path).split("\n")
     epochs: dict[int, Epoch] = {}
     for position, line in enumerate(lines, start=1):

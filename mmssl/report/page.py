@@ -100,7 +100,7 @@ def _number(value: float | None) -> str:
 def _header(run: RunRecord) -> str:
     facts = [
         f"{name} {escape(str(run.metrics[name]))}"
-        for name in ("variant", "seed")
+        for name in ("model", "variant", "seed")
         if name in run.metrics
     ]
     if run.epochs:
@@ -133,8 +133,8 @@ def _margin(run: RunRecord, key: str) -> str:
 
 def _comparison(run: RunRecord) -> str:
     columns = [key for key in run.test if key.endswith(f"@{_SHOWN_AT}")] or list(run.test)[:6]
-    variant = run.metrics.get("variant")
-    own = "this run" if variant is None else f"this run ({variant})"
+    words = [str(run.metrics[name]) for name in ("model", "variant") if name in run.metrics]
+    own = f"this run ({', '.join(words)})" if words else "this run"
     rows = [(own, run.test, True), *((n, v, False) for n, v in run.baselines.items())]
     rows.sort(key=lambda row: -row[1].get(columns[0], 0.0) if columns else 0.0)
     best = {key: max(_comparable(values.get(key)) for _, values, _ in rows) for key in columns}

@@ -21,8 +21,8 @@ def write_run_report(
 ) -> Path:
     """Writes ``report.html``, self-contained, and ``learning_curve.png`` into a run directory.
 
-    Reads ``metrics.json``, ``log.jsonl`` and, if there, ``config.toml``. Each file is replaced at
-    once or not at all. Without a logged epoch there is no picture, and no PNG is written.
+    Reads ``metrics.json`` and, if there, ``log.jsonl`` and ``config.toml``. Each file is replaced
+    at once or not at all. Without a logged epoch there is no picture, and no PNG is written.
 
     Args:
         run_dir: The run directory.
