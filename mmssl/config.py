@@ -186,6 +186,20 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LightGCNConfig:
+    """The LightGCN baseline (He et al., SIGIR 2020); width, epochs, patience, seed are shared."""
+
+    num_layers: int = 3
+    """Propagation hops."""
+    lr: float = 1e-3
+    """Adam."""
+    reg: float = 1e-4
+    """L2 of the batch's ID embeddings."""
+    batch_size: int = 2048
+    """Edges per step."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Config:
     """Everything that determines a run besides the data."""
 
@@ -196,6 +210,7 @@ class Config:
     structure: StructureConfig = field(default_factory=StructureConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    lightgcn: LightGCNConfig = field(default_factory=LightGCNConfig)
 
     def __post_init__(self) -> None:
         _check(self.variant in VARIANTS, "variant", " or ".join(VARIANTS), self.variant)

@@ -8,6 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmssl.data.dataset import InteractionDataset
+from mmssl.data.splits import random_holdout
+from mmssl.data.writers import write_dataset
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -18,3 +22,40 @@ def oracle():
     if not folder.is_dir():
         pytest.skip(f"no recorded oracle: folder {folder} does not exist (set MMSSL_ORACLE)")
     return np.load(folder / "oracle.npz", allow_pickle=False)
+
+
+def make_dataset(num_users: int = 80, num_items: int = 50, seed: int = 0) -> InteractionDataset:
+    """A small world with something to learn: users and items of four tastes, two modalities."""
+    rng = np.random.default_rng(seed)
+    user_taste, item_taste = rng.integers(0, 4, num_users), rng.integers(0, 4, num_items)
+    chance = np.where(user_taste[:, None] == item_taste[None, :], 0.5, 0.05)
+    chance[0] = 0.2  # nobody is without an interaction
+    user, item = np.nonzero(rng.random(chance.shape) < chance)
+    train, val, test = random_holdout(user, item, seed=seed)
+    centers = rng.normal(size=(2, 4, 12))
+    features = {
+        name: (centers[m, item_taste] + 0.3 * rng.normal(size=(num_items, 12))).astype(np.float32)
+        for m, name in enumerate(("image", "text"))
+    }
+    return InteractionDataset(
+        name="tiny",
+        num_users=num_users,
+        num_items=num_items,
+        train=train,
+        val=val,
+        test=test,
+        features=features,
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_dataset() -> InteractionDataset:
+    return make_dataset()
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tiny_dataset, tmp_path_factory) -> Path:
+    """The same, on disk."""
+    directory = tmp_path_factory.mktemp("data") / "tiny"
+    write_dataset(tiny_dataset, directory)
+    return directory

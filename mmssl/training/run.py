@@ -44,7 +44,7 @@ class RunInfo(NamedTuple):
 class RunDirectory:
     """Paths and files of one run.
 
-    Use :meth:`create` for a new run and :meth:`open` for an existing one.
+    Use :meth:`new` for a new run and :meth:`open` for an existing one.
     """
 
     def __init__(self, path: Path, info: RunInfo, config: Config) -> None:
@@ -53,32 +53,33 @@ class RunDirectory:
         self.config = config
 
     @classmethod
-    def create(
+    def new(
         cls, path: Path, model: str, data: Path, dataset: InteractionDataset, config: Config
     ) -> RunDirectory:
-        """Makes the directory and writes ``config.toml``.
+        """A run to be; nothing is written before :meth:`initialize`.
 
         Raises:
-            InputError: the directory exists and is not empty, or can't be written.
+            InputError: the directory exists and is not empty.
         """
-        info = RunInfo(model, str(data.resolve()), dataset.content_hash(), mmssl.__version__)
-        run = cls(path, info, config)
-        run.check_free(path)
-        try:
-            run.checkpoint_path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path}: can't make the directory: {error.strerror}") from error
-        text = tomli_w.dumps({"run": info._asdict(), **config.to_dict()})
-        atomic_write(path / "config.toml", text.encode())
-        return run
-
-    @staticmethod
-    def check_free(path: Path) -> None:
-        """Raises InputError unless ``path`` is missing or an empty directory."""
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not (path.is_dir() and all(_is_hidden(p) for p in path.iterdir())):
             raise InputError(
                 f"{path}: exists already; continue it with --resume or choose another --out"
             )
+        info = RunInfo(model, str(data.resolve()), dataset.content_hash(), mmssl.__version__)
+        return cls(path, info, config)
+
+    def initialize(self) -> None:
+        """Makes the directory and writes ``config.toml``.
+
+        Raises:
+            InputError: it can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.path}: can't make the directory: {error.strerror}") from error
+        text = tomli_w.dumps({"run": self.info._asdict(), **self.config.to_dict()})
+        atomic_write(self.path / "config.toml", text.encode())
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -173,6 +174,11 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise InputError(f"{file}: can't read the metrics: {error}") from error
         return metrics
+
+
+def _is_hidden(path: Path) -> bool:
+    """A file that a killed writer left behind."""
+    return path.name.startswith(".")
 
 
 def environment() -> dict[str, Any]:

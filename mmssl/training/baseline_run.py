@@ -1,0 +1,75 @@
+"""Baselines in the same run directory and the same ``metrics.json`` as MMSSL."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from mmssl.data.dataset import InteractionDataset
+from mmssl.evaluation.evaluator import Evaluator
+from mmssl.graph import InteractionGraph
+from mmssl.models.popularity import popularity
+from mmssl.training.baselines import BaselineEpoch, train_lightgcn
+from mmssl.training.run import RunDirectory
+
+
+def fit_baseline(
+    dataset: InteractionDataset,
+    run: RunDirectory,
+    *,
+    device: torch.device | str = "cpu",
+    show_progress: bool = True,
+) -> dict[str, Any]:
+    """Trains the baseline that ``run.info.model`` names, writes and returns the metrics."""
+    graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
+    graph = graph.to(device)
+    config = run.config
+    metrics: dict[str, Any] = {"model": run.info.model, "seed": config.training.seed}
+    metrics["data"] = {"name": dataset.name, "hash": run.info.data_hash}
+    if run.info.model == "popularity":
+        embeddings = popularity(graph)
+        for split in ("val", "test"):
+            metrics[split] = Evaluator(dataset, split, graph).evaluate(*embeddings)
+        metrics["epochs"] = []
+    else:
+
+        def on_epoch(epoch: BaselineEpoch) -> None:
+            run.log(
+                "epoch",
+                epoch=epoch.epoch,
+                loss={"bpr": epoch.loss},
+                val=epoch.val,
+                seconds=epoch.seconds,
+            )
+            if show_progress:
+                tqdm.write(
+                    f"epoch {epoch.epoch:3d}  loss {epoch.loss:.4f}  "
+                    f"val recall@20 {epoch.val['recall@20']:.4f}  {epoch.seconds:6.1f} s"
+                )
+
+        result = train_lightgcn(
+            dataset,
+            graph,
+            epochs=config.training.epochs,
+            lr=config.lightgcn.lr,
+            reg=config.lightgcn.reg,
+            batch_size=config.lightgcn.batch_size,
+            seed=config.training.seed,
+            patience=config.training.patience,
+            embedding_dim=config.model.embedding_dim,
+            num_layers=config.lightgcn.num_layers,
+            progress=on_epoch,
+        )
+        embeddings = result.embeddings
+        metrics.update(best_epoch=result.best_epoch, val=result.val, test=result.test)
+        metrics["epochs"] = [epoch._asdict() for epoch in result.epochs]
+        metrics["timing"] = {
+            "seconds_per_epoch": statistics.median(e.seconds for e in result.epochs),
+            "train_seconds": result.seconds,
+        }
+    run.save_model(embeddings.user, embeddings.item, {})
+    run.write_metrics(metrics)
+    return metrics

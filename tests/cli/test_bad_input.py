@@ -1,0 +1,174 @@
+"""Every bad input: one line on stderr, exit code 2, the run directory untouched."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmssl.cli import main
+
+
+class Payload:
+    """Unpickling this would create the file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def data(tiny_directory, tmp_path) -> Path:
+    return Path(shutil.copytree(tiny_directory, tmp_path / "data"))
+
+
+def edit_json(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+def missing_file(data: Path) -> None:
+    (data / "val.json").unlink()
+
+
+def wrong_shape(data: Path) -> None:
+    np.save(data / "text_feat.npy", np.ones(7, np.float32))
+
+
+def wrong_rows(data: Path) -> None:
+    np.save(data / "text_feat.npy", np.ones((7, 3), np.float32))
+
+
+def nan_feature(data: Path) -> None:
+    rows = np.load(data / "text_feat.npy")
+    rows[5, 3] = np.nan
+    np.save(data / "text_feat.npy", rows)
+
+
+def item_beyond_features(data: Path) -> None:
+    edit_json(data / "train.json", lambda c: c["3"].append(50))
+
+
+def empty_split(data: Path) -> None:
+    (data / "test.json").write_text("{}")
+
+
+def duplicate_edge(data: Path) -> None:
+    edit_json(data / "train.json", lambda c: c["3"].append(c["3"][0]))
+
+
+def malicious_feature(data: Path) -> None:
+    payload = np.array([Payload(data / "pwned")], dtype=object)
+    np.save(data / "text_feat.npy", payload, allow_pickle=True)
+
+
+def raw_pickle_as_feature(data: Path) -> None:
+    (data / "text_feat.npy").write_bytes(pickle.dumps(Payload(data / "pwned")))
+
+
+def only_a_pickled_matrix(data: Path) -> None:
+    (data / "train.json").unlink()
+    (data / "train_mat").write_bytes(pickle.dumps(Payload(data / "pwned")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (missing_file, ["val.json"]),
+        (wrong_shape, ["text_feat.npy", "(7,)"]),
+        (wrong_rows, ["_feat.npy", "7", "50"]),
+        (nan_feature, ["text_feat.npy", "row 5"]),
+        (item_beyond_features, ["train.json", "50", "user 3"]),
+        (empty_split, ["test.json"]),
+        (duplicate_edge, ["train.json", "user 3"]),
+        (malicious_feature, ["text_feat.npy", "object"]),
+        (raw_pickle_as_feature, ["text_feat.npy"]),
+        (only_a_pickled_matrix, ["train.json"]),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_bad_data(data, tmp_path, capsys, spoil, words):
+    spoil(data)
+    run = tmp_path / "run"
+    for command in (
+        ["train", "--data", str(data), "--out", str(run)],
+        ["data", "inspect", str(data)],
+    ):
+        assert main(command) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("error: ") and err.count("\n") == 1, err
+        for word in words:
+            assert word in err, (word, err)
+    assert not run.exists()
+    assert not (data / "pwned").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--epochs", "0"], ["epochs", ">= 1", "0"]),
+        (["--epochs", "many"], ["--epochs", "many"]),
+        (["--seed", "-1"], ["seed", "-1"]),
+        (["--preset", "tictok"], ["tictok", "tiktok"]),
+        (["--variant", "best"], ["--variant", "best"]),
+        (["--set", "model.width=3"], ["model.width", "embedding_dim"]),
+        (["--set", "model.embedding_dim=wide"], ["embedding_dim", "integer", "wide"]),
+        (["--set", "model.num_heads=7"], ["num_heads", "64", "7"]),
+        (["--set", "critic.hidden=true"], ["critic.hidden", "paper"]),
+        (["--config", "none.toml"], ["none.toml", "No such file"]),
+        (["--device", "cuda"], ["cuda"]),
+        (["--resume", "--seed", "4"], ["--seed", "--resume"]),
+        (["--nonsense"], ["--nonsense"]),
+    ],
+    ids=lambda value: " ".join(value),
+)
+def test_bad_options(tiny_directory, tmp_path, capsys, options, words):
+    import torch
+
+    if options == ["--device", "cuda"] and torch.cuda.is_available():
+        pytest.skip("there is a CUDA device, so asking for one is no mistake")
+    run = tmp_path / "run"
+    assert main(["train", "--data", str(tiny_directory), "--out", str(run), *options]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1, err
+    for word in words:
+        assert word in err, (word, err)
+    assert not run.exists()
+
+
+def test_bad_config_file(tiny_directory, tmp_path, capsys):
+    file = tmp_path / "mine.toml"
+    for text in ("a = [", "[model]\nwidth = 3\n", "[model]\ndropout = 2.0\n", "model = 3\n"):
+        file.write_text(text)
+        command = ["train", "--data", str(tiny_directory), "--config", str(file)]
+        assert main([*command, "--out", str(tmp_path / "run")]) == 2
+        err = capsys.readouterr().err
+        assert str(file) in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_existing_run_is_left_alone(tiny_directory, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "precious").write_text("mine")
+    assert main(["train", "--data", str(tiny_directory), "--out", str(run)]) == 2
+    assert "--resume" in capsys.readouterr().err
+    assert [p.name for p in run.iterdir()] == ["precious"]
+
+
+def test_not_a_run(tmp_path, capsys):
+    for command in (["evaluate"], ["recommend", "--user", "1"], ["report"]):
+        assert main([command[0], str(tmp_path), *command[1:]]) == 2
+        assert "not a run directory" in capsys.readouterr().err
+    assert main(["train", "--resume", "--out", str(tmp_path)]) == 2
+    assert "not a run directory" in capsys.readouterr().err
+    assert main(["train"]) == 2
+    assert "--data" in capsys.readouterr().err

@@ -1,0 +1,132 @@
+"""The commands on a small data set, in order, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from mmssl import __version__
+from mmssl.cli import main
+
+SMALL = ["--epochs", "2", "--set", "model.embedding_dim=16", "--quiet", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_directory, tmp_path_factory):
+    """One finished run of every model."""
+    base = tmp_path_factory.mktemp("runs")
+    for model in ("mmssl", "lightgcn", "popularity"):
+        command = ["train", "--data", str(tiny_directory), "--model", model]
+        assert main([*command, "--out", str(base / model), *SMALL]) == 0
+    return base
+
+
+@pytest.mark.parametrize("model", ["mmssl", "lightgcn", "popularity"])
+def test_metrics_file(runs, model):
+    metrics = json.loads((runs / model / "metrics.json").read_text())
+    assert metrics["model"] == model
+    for split in ("val", "test"):
+        assert {
+            "recall@20",
+            "precision@20",
+            "ndcg@20",
+            "hit@20",
+            "map@20",
+            "mrr@20",
+            "recall@10",
+        } <= (metrics[split].keys())
+    assert len(metrics["epochs"]) == (0 if model == "popularity" else 2)
+
+
+@pytest.mark.parametrize("model", ["mmssl", "lightgcn", "popularity"])
+def test_evaluate_repeats_the_metrics(runs, model, capsys):
+    metrics = json.loads((runs / model / "metrics.json").read_text())
+    for split in ("val", "test"):
+        assert main(["evaluate", str(runs / model), "--split", split, "--json"]) == 0
+        printed = json.loads(capsys.readouterr().out)
+        assert printed.pop("split") == split
+        assert printed == metrics[split]
+
+
+def test_recommend(runs, tiny_dataset, capsys):
+    assert (
+        main(["recommend", str(runs / "mmssl"), "--user", "3", "7", "--top-k", "5", "--json"]) == 0
+    )
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["user"] for line in lines] == ["3", "7"]
+    for line in lines:
+        mine = tiny_dataset.train.item[tiny_dataset.train.user == int(line["user"])]
+        recommended = {label for label, _ in line["items"]}
+        assert len(recommended) == 5
+        assert not recommended & {f"item {item}" for item in mine}
+    assert main(["recommend", str(runs / "mmssl"), "--user", "3"]) == 0
+    assert "  1. " in capsys.readouterr().out
+    assert main(["recommend", str(runs / "mmssl"), "--user", "80"]) == 2
+    assert "'80'" in capsys.readouterr().err
+    assert main(["recommend", str(runs / "mmssl"), "--user", "3", "--top-k", "0"]) == 2
+    assert "--top-k" in capsys.readouterr().err
+
+
+def test_report(runs, capsys):
+    command = ["report", str(runs / "mmssl"), "--against", str(runs / "lightgcn")]
+    assert main([*command, "--user", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "lightgcn" in out and "recall@20" in out
+    page = (runs / "mmssl" / "report.html").read_text()
+    assert "lightgcn" in page and "<svg" in page
+    assert (runs / "mmssl" / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_data_is_refused(runs, tiny_directory, tmp_path, capsys):
+    from tests.conftest import make_dataset
+
+    from mmssl.data.writers import write_dataset
+
+    write_dataset(make_dataset(seed=1), tmp_path / "other")
+    assert main(["evaluate", str(runs / "mmssl"), "--data", str(tmp_path / "other")]) == 2
+    assert "content hash" in capsys.readouterr().err
+    assert main(["evaluate", str(runs / "mmssl"), "--data", str(tiny_directory)]) == 0
+
+
+def test_resume_of_a_finished_run(runs, capsys):
+    before = (runs / "mmssl" / "model.safetensors").read_bytes()
+    assert main(["train", "--resume", "--out", str(runs / "mmssl"), "--quiet"]) == 0
+    assert (runs / "mmssl" / "model.safetensors").read_bytes() == before
+    assert main(["train", "--resume", "--out", str(runs / "lightgcn")]) == 2
+    assert "can't be resumed" in capsys.readouterr().err
+
+
+def test_inspect(tiny_directory, capsys):
+    assert main(["data", "inspect", str(tiny_directory)]) == 0
+    assert "80 users, 50 items" in capsys.readouterr().out
+    assert main(["data", "inspect", str(tiny_directory), "--json"]) == 0
+    json.loads(capsys.readouterr().out)
+
+
+def test_doctor(capsys):
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for op in ("spmm", "info_nce", "masked_topk"):
+        assert op in out
+
+
+def test_version_and_help():
+    for command in (["--version"], ["train", "--help"]):
+        result = subprocess.run(
+            [sys.executable, "-m", "mmssl", *command], capture_output=True, text=True, check=True
+        )
+        assert result.stdout
+    assert (
+        __version__
+        in subprocess.run(
+            [sys.executable, "-m", "mmssl", "--version"], capture_output=True, text=True, check=True
+        ).stdout
+    )
+
+
+def test_importing_the_package_is_cheap():
+    code = "import sys, mmssl; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
