@@ -1,0 +1,47 @@
+"""The ops of MMSSL for anyone to use: compiled kernels with a plain PyTorch fallback.
+
+``with ops.backend("reference"): ...`` or ``MMSSL_OPS=reference`` chooses the fallback;
+:func:`status` says what each op does on this machine and why.
+"""
+
+from mmssl.ops.dispatch import (
+    BACKENDS,
+    OpStatus,
+    backend,
+    reference_only,
+    requested_backend,
+    set_backend,
+    status,
+)
+from mmssl.ops.propagate import propagate, spmm
+from mmssl.ops.reference import (
+    Triples,
+    bpr_loss_reference,
+    info_nce_reference,
+    masked_similarity_reference,
+    masked_topk_reference,
+    sample_bpr_reference,
+)
+
+info_nce = reference_only(info_nce_reference)
+masked_topk = reference_only(masked_topk_reference)
+masked_similarity = reference_only(masked_similarity_reference)
+sample_bpr = reference_only(sample_bpr_reference)
+bpr_loss = reference_only(bpr_loss_reference)
+
+__all__ = [
+    "BACKENDS",
+    "OpStatus",
+    "Triples",
+    "backend",
+    "bpr_loss",
+    "info_nce",
+    "masked_similarity",
+    "masked_topk",
+    "propagate",
+    "requested_backend",
+    "sample_bpr",
+    "set_backend",
+    "spmm",
+    "status",
+]
