@@ -7,12 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from mmssl.data.dataset import InteractionDataset
 from mmssl.data.splits import random_holdout
 from mmssl.data.writers import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# The models of the tests are tiny: on a busy machine a second thread costs far more than it gives.
+# Tests about threads set their own number.
+torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

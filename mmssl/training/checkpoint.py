@@ -21,6 +21,9 @@ from torch import Tensor
 from mmssl.errors import InputError
 
 
+_METADATA = "mmssl"
+
+
 class Checkpoint(NamedTuple):
     """Tensors by name and whatever else JSON can hold."""
 
@@ -38,8 +41,9 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], state: Mapping[st
         name: tensor.detach().cpu().contiguous().clone() for name, tensor in sorted(tensors.items())
     }
     text = json.dumps(state)
-    metadata = {"state": text, "sha256": _digest(plain, text)}
-    atomic_write(path, save(plain, metadata=metadata))
+    # One entry: safetensors writes several in random order, and equal content shall be equal bytes.
+    entry = json.dumps({"state": text, "sha256": _digest(plain, text)})
+    atomic_write(path, save(plain, metadata={_METADATA: entry}))
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -50,14 +54,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            entry = (file.metadata() or {}).get(_METADATA)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except OSError as error:
         raise InputError(f"{path}: can't read the checkpoint: {error}") from error
     except safetensors.SafetensorError as error:
         raise InputError(f"{path}: not a safetensors file: {error}") from error
-    text = metadata.get("state", "")
-    if metadata.get("sha256") != _digest(tensors, text):
+    if entry is None:
+        raise InputError(f"{path}: not a file of this package (no {_METADATA!r} in its metadata)")
+    try:
+        content = json.loads(entry)
+        text, digest = content["state"], content["sha256"]
+    except (ValueError, KeyError, TypeError):
+        text = digest = ""
+    if digest != _digest(tensors, text):
         raise InputError(f"{path}: the content does not match its hash; the file is damaged")
     return Checkpoint(tensors, json.loads(text))
 

@@ -6,6 +6,7 @@ import os
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mmssl.errors import InputError
 from mmssl.training.checkpoint import atomic_write, load_checkpoint, save_checkpoint
@@ -48,6 +49,19 @@ def test_truncation_is_found(tmp_path):
     save_checkpoint(path, {"a": torch.arange(100.0)}, {"x": 1})
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(InputError, match="not a safetensors file"):
+        load_checkpoint(path)
+
+
+def test_equal_content_is_equal_bytes(tmp_path):
+    for name in ("a", "b"):
+        save_checkpoint(tmp_path / name, {"y": torch.ones(3), "x": torch.zeros(2)}, {"z": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_foreign_file(tmp_path):
+    path = tmp_path / "c.safetensors"
+    save_file({"a": torch.ones(3)}, path)
+    with pytest.raises(InputError, match="not a file of this package"):
         load_checkpoint(path)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ def start(*arguments: str | Path) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # One thread: the models are tiny, and spinning threads would only slow each other down.
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
 

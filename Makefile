@@ -1,0 +1,78 @@
+# Two commands for a newcomer: `make demo` and `make test`. Both make .venv on first use, or take an
+# existing environment: `make test PYTHON=/path/to/python` installs into that one and keeps its torch.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DELETE_ON_ERROR:
+.ONESHELL:
+
+ifeq ($(origin PYTHON), undefined)
+  PY := .venv/bin/python
+  STAMP := .venv/.ready
+else
+  PY := $(PYTHON)
+  STAMP := build/.ready-$(subst /,_,$(PYTHON))
+endif
+
+# What the compiled extension and the installed metadata depend on.
+SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test lint env clean cuda-check sanitize
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help:
+	@echo "make demo        train on MovieLens-100K, compare with baselines, show recommendations"
+	@echo "make test        the whole test suite"
+	@echo "make lint        ruff and mypy"
+	@echo "make sanitize    the op tests under address and undefined-behaviour sanitizers"
+	@echo "make cuda-check  compile the CUDA kernels (needs nvcc, no GPU)"
+	@echo "make clean       remove what was built"
+
+.venv/bin/python:
+	@command -v python3 >/dev/null || { echo "error: python3 is not on PATH (3.10 or newer is needed)" >&2; exit 2; }
+	python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: python3 is $$(python3 --version), 3.10 or newer is needed" >&2; exit 2; }
+	python3 -m venv .venv || { echo "error: python3 -m venv failed (Debian: apt install python3-venv)" >&2; exit 2; }
+
+# An environment that has torch keeps it; elsewhere the pinned one is installed first, so that the
+# build below needs no isolation and fetches no second torch.
+$(STAMP): $(SOURCES) | $(if $(filter .venv/%,$(PY)),.venv/bin/python)
+	@command -v c++ >/dev/null || echo "warning: no C++ compiler (c++) on PATH: the ops will run as plain PyTorch" >&2
+	if $(PY) -c 'import torch' 2>/dev/null; then
+	  grep -v '^torch' requirements-dev.txt | $(PY) -m pip install -q --disable-pip-version-check -r /dev/stdin
+	else
+	  $(PY) -m pip install -q --disable-pip-version-check -r requirements-dev.txt
+	fi
+	$(PY) -m pip install -q --disable-pip-version-check --no-build-isolation -e ".[dev]"
+	mkdir -p $(@D)
+	touch $@
+
+env: $(STAMP)
+
+DEMO := runs/demo
+demo: $(STAMP)
+	@rm -rf $(DEMO)
+	$(PY) -m mmssl data fetch ml-100k
+	$(PY) -m mmssl data inspect data/ml-100k
+	$(PY) -m mmssl train --data data/ml-100k --model popularity --out $(DEMO)/popularity --quiet
+	$(PY) -m mmssl train --data data/ml-100k --model lightgcn --preset ml-100k --out $(DEMO)/lightgcn
+	$(PY) -m mmssl train --data data/ml-100k --preset ml-100k --out $(DEMO)/mmssl
+	$(PY) -m mmssl recommend $(DEMO)/mmssl --user 1 --top-k 10
+	$(PY) -m mmssl report $(DEMO)/mmssl --against $(DEMO)/lightgcn $(DEMO)/popularity --user 1
+
+test: $(STAMP)
+	$(PY) -m pytest
+
+lint: $(STAMP)
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+sanitize: $(STAMP)
+	PYTHON=$(PY) bash csrc/sanitize.sh
+
+cuda-check: $(STAMP)
+	PYTHON=$(PY) bash csrc/check_cuda.sh
+
+clean:
+	rm -rf build dist *.egg-info mmssl/*.so mmssl/_build_info.json .pytest_cache .mypy_cache .ruff_cache
+	rm -f .venv/.ready
