@@ -43,7 +43,7 @@ def leave_out(module: str, reason: str) -> None:
 
 
 def find_nvcc() -> Path | None:
-    """nvcc of CUDA_HOME, of /usr/local/cuda, or on PATH (where it may be a wrapper)."""
+    """The nvcc of CUDA_HOME, of /usr/local/cuda, or on PATH (where it may be a wrapper)."""
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     candidates = [Path(home) / "bin/nvcc" for home in homes if home]
     if on_path := shutil.which("nvcc"):

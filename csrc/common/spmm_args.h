@@ -24,6 +24,6 @@ struct SparseArgs {
 
 // Rows with more edges than this are summed in chunks of this many edges, whose sums are added in
 // order. Fixed, so that the result does not depend on how many threads share the work.
-inline constexpr int64_t kChunkEdges = 1024;
+inline constexpr int64_t kChunkEdges = 512;
 
 }  // namespace mmssl

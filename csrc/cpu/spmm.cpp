@@ -1,6 +1,7 @@
 #include "cpu/spmm.h"
 
 #include <memory>
+#include <type_traits>
 
 #include "cpu/partition.h"
 #include "cpu/simd.h"
@@ -10,7 +11,7 @@ namespace {
 
 // Gathered rows are fetched this many edges ahead: far enough to cover a trip to memory, near enough
 // that the rows are still in the first-level cache when their turn comes.
-constexpr int64_t kPrefetchEdges = 12;
+constexpr int64_t kPrefetchEdges = 16;
 // Below this many multiply-adds per task a thread costs more than it saves.
 constexpr int64_t kMinTaskWork = 1 << 16;
 // More tasks than threads, so that a thread that is held up can be relieved by the others.
@@ -33,32 +34,72 @@ MMSSL_INLINE A edge_weight(const SparseArgs<A>& a, int64_t p, int32_t c) {
   return weight;
 }
 
-// Columns [k, k + kLanes * kVecs) of the sum over positions [begin, end), kept in registers,
-// then out = scale * sum. Each column is summed edge by edge, so no level differs from another.
+MMSSL_INLINE float widen(float v) { return v; }
+MMSSL_INLINE double widen(double v) { return v; }
+MMSSL_INLINE float widen(bf16 v) { return to_float(v); }
+MMSSL_INLINE void write(float* out, float v) { *out = v; }
+MMSSL_INLINE void write(double* out, double v) { *out = v; }
+MMSSL_INLINE void write(bf16* out, float v) { *out = to_bf16(v); }
+
+// sum += weight * x, over kVecs vectors of stored numbers. bf16 goes by pairs of vectors.
+template <class T, class A, int kLanes, int kVecs, bool kWeighted>
+MMSSL_INLINE void add_row(Vec<A, kLanes> (&sum)[kVecs], const T* x, A weight) {
+  if constexpr (std::is_same_v<T, bf16> && kVecs > 1) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kVecs; i += 2) {
+      Vec<A, kLanes> even, odd;
+      load_pair<kLanes>(x + i * kLanes, even, odd);
+      sum[i] += kWeighted ? weight * even : even;
+      sum[i + 1] += kWeighted ? weight * odd : odd;
+    }
+  } else if constexpr (kLanes == 1) {
+    for (int i = 0; i < kVecs; ++i) sum[i] += kWeighted ? weight * widen(x[i]) : widen(x[i]);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < kVecs; ++i) {
+      const Vec<A, kLanes> v = load<A, kLanes>(x + i * kLanes);
+      sum[i] += kWeighted ? weight * v : v;
+    }
+  }
+}
+
+template <class T, class A, int kLanes, int kVecs, class Out>
+MMSSL_INLINE void store_row(Out* out, const Vec<A, kLanes> (&sum)[kVecs], A scale) {
+  if constexpr (std::is_same_v<T, bf16> && kVecs > 1) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kVecs; i += 2) {
+      store_pair<kLanes>(out + i * kLanes, scale * sum[i], scale * sum[i + 1]);
+    }
+  } else if constexpr (kLanes == 1) {
+    for (int i = 0; i < kVecs; ++i) write(out + i, scale * sum[i]);
+  } else {
+#pragma GCC unroll 16
+    for (int i = 0; i < kVecs; ++i) store<A, kLanes>(out + i * kLanes, scale * sum[i]);
+  }
+}
+
+// out[k, k + kLanes * kVecs) = scale * the sum over positions [begin, end), kept in registers. Each
+// column is summed edge by edge, so that all SIMD levels give the same bits.
 template <class T, class A, int kLanes, int kVecs, bool kWeighted, class Out>
 MMSSL_INLINE void sum_columns(const Spmm<T, A>& s, int64_t begin, int64_t end, int64_t k, A scale,
                               Out* out) {
-  Vec<A, kLanes> sum[kVecs] = {};
-  const int32_t* col = s.a.col;
-  constexpr int64_t kBytes = int64_t(kLanes) * kVecs * sizeof(T);
-  for (int64_t p = begin; p < end; ++p) {
-    if (p + kPrefetchEdges < s.a.nnz) {
-      const char* next = reinterpret_cast<const char*>(s.x + col[p + kPrefetchEdges] * s.d + k);
+  if constexpr (std::is_same_v<T, bf16> && kVecs == 1 && kLanes > 1) {
+    sum_columns<T, A, kLanes / 2, 2, kWeighted>(s, begin, end, k, scale, out);
+  } else {
+    Vec<A, kLanes> sum[kVecs] = {};
+    const int32_t* col = s.a.col;
+    constexpr int64_t kBytes = int64_t(kLanes) * kVecs * sizeof(T);
+    for (int64_t p = begin; p < end; ++p) {
+      if (p + kPrefetchEdges < s.a.nnz) {
+        const char* next = reinterpret_cast<const char*>(s.x + col[p + kPrefetchEdges] * s.d + k);
 #pragma GCC unroll 16
-      for (int64_t byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(next + byte);
+        for (int64_t byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(next + byte);
+      }
+      const A weight = kWeighted ? edge_weight(s.a, p, col[p]) : A(1);
+      add_row<T, A, kLanes, kVecs, kWeighted>(sum, s.x + col[p] * s.d + k, weight);
     }
-    const T* x = s.x + col[p] * s.d + k;
-    if constexpr (kWeighted) {
-      const A weight = edge_weight(s.a, p, col[p]);
-#pragma GCC unroll 16
-      for (int i = 0; i < kVecs; ++i) sum[i] += weight * load<A, kLanes>(x + i * kLanes);
-    } else {
-#pragma GCC unroll 16
-      for (int i = 0; i < kVecs; ++i) sum[i] += load<A, kLanes>(x + i * kLanes);
-    }
+    store_row<T, A, kLanes, kVecs>(out + k, sum, scale);
   }
-#pragma GCC unroll 16
-  for (int i = 0; i < kVecs; ++i) store<A, kLanes>(out + k + i * kLanes, scale * sum[i]);
 }
 
 // The last d % kLanes columns: by one vector that overlaps columns already done (they come out the
@@ -102,10 +143,6 @@ MMSSL_INLINE void sum_row(const Spmm<T, A>& s, int64_t begin, int64_t end, A sca
   }
   if (k < s.d) sum_tail<T, A, kLanes, kWeighted>(s, begin, end, k, scale, out);
 }
-
-template <class T>
-MMSSL_INLINE void write(T* out, T value) { *out = value; }
-MMSSL_INLINE void write(bf16* out, float value) { *out = to_bf16(value); }
 
 template <class T, class A, int kLanes, int kMaxVecs, bool kWeighted>
 MMSSL_INLINE void run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) {
@@ -157,21 +194,29 @@ void join_split_rows(const Spmm<T, A>& s, const Partition& partition) {
 }
 
 // <g, x> over d features in 64 / sizeof(A) running sums, whatever the width of a vector, so that
-// every level adds in the same order.
+// all SIMD levels add in the same order.
 template <class T, class A, int kLanes>
 MMSSL_INLINE A dot(const T* g, const T* x, int64_t d) {
   constexpr int kSums = 64 / sizeof(A), kVecs = kSums / kLanes;
+  constexpr int kPack = std::is_same_v<T, bf16> ? 2 : 1;  // columns that share a lane
   Vec<A, kLanes> sum[kVecs] = {};
   int64_t k = 0;
-  for (; k + kSums <= d; k += kSums) {
+  for (; k + kSums * kPack <= d; k += kSums * kPack) {
 #pragma GCC unroll 4
     for (int i = 0; i < kVecs; ++i) {
-      sum[i] += load<A, kLanes>(g + k + i * kLanes) * load<A, kLanes>(x + k + i * kLanes);
+      if constexpr (kPack == 2) {
+        Vec<A, kLanes> even_g, odd_g, even_x, odd_x;
+        load_pair<kLanes>(g + k + i * kLanes * 2, even_g, odd_g);
+        load_pair<kLanes>(x + k + i * kLanes * 2, even_x, odd_x);
+        sum[i] += even_g * even_x + odd_g * odd_x;
+      } else {
+        sum[i] += load<A, kLanes>(g + k + i * kLanes) * load<A, kLanes>(x + k + i * kLanes);
+      }
     }
   }
   A lane[kSums];
   __builtin_memcpy(lane, sum, sizeof(lane));
-  for (int i = 0; k < d; ++k, ++i) lane[i] += load<A, 1>(g + k) * load<A, 1>(x + k);
+  for (int64_t i = 0; k < d; ++k, ++i) lane[i % kSums] += widen(g[k]) * widen(x[k]);
   for (int width = kSums / 2; width > 0; width /= 2) {
     for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
   }
@@ -190,11 +235,16 @@ struct ValueGrad {
 template <class T, class A, int kLanes>
 MMSSL_INLINE void run_value_grad(const ValueGrad<T, A>& s, const Cut& from, const Cut& to) {
   const SparseArgs<A>& a = s.a;
+  // The rest of a longer row is left to the processor, which sees that it is read in order.
+  const int64_t row_bytes = std::min<int64_t>(s.d * sizeof(T), 512);
   for (int64_t row = from.row, p = from.position; p < to.position; ++row) {
     const int64_t end = std::min(a.rowptr[row + 1], to.position);
     const A row_scale = a.row_scale == nullptr ? A(1) : a.row_scale[row];
     for (; p < end; ++p) {
-      if (p + kPrefetchEdges < a.nnz) __builtin_prefetch(s.x + a.col[p + kPrefetchEdges] * s.d);
+      if (p + kPrefetchEdges < a.nnz) {
+        const char* next = reinterpret_cast<const char*>(s.x + a.col[p + kPrefetchEdges] * s.d);
+        for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(next + byte);
+      }
       const A scale = a.col_scale == nullptr ? row_scale : row_scale * a.col_scale[a.col[p]];
       const A product = dot<T, A, kLanes>(s.g + row * s.d, s.x + a.col[p] * s.d, s.d);
       s.out[a.edge == nullptr ? p : a.edge[p]] = scale * product;

@@ -119,7 +119,7 @@ def use_native(op: str, device: str, dtype: torch.dtype | None = None) -> bool:
     if _KERNELS[op] and not torch.compiler.is_compiling() and reason not in _warned:
         _warned.add(reason)
         warnings.warn(
-            f"mmssl.ops.{op}: slower plain PyTorch is used: {reason}", RuntimeWarning, stacklevel=4
+            f"mmssl.ops.{op}: slower plain PyTorch is used: {reason}", RuntimeWarning, stacklevel=3
         )
     return False
 

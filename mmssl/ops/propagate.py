@@ -58,16 +58,18 @@ def spmm(view: GraphView, x: Tensor) -> Tensor:
 
 
 def propagate(views: Sequence[GraphView], xs: Sequence[Tensor]) -> list[Tensor]:
-    """``[spmm(view, x) for view, x in zip(views, xs)]`` in fewer passes over the edges.
+    """``[spmm(view, x) for view, x in zip(views, xs)]``, in fewer launches where that pays.
 
-    Inputs that go through the same view object are laid side by side and propagated together.
+    On a GPU, inputs that go through the same view object are laid side by side and propagated
+    together. On the CPU they are not: the copies cost more than reading the edges once saves
+    (60k edges, three inputs of 64: 1.1 ms together, 0.8 ms one by one, one Sapphire Rapids core).
 
     Args:
         views: (R_n, C_n) views, one per input.
         xs: (C_n, D_n) inputs.
 
     Returns:
-        (R_n, D_n) results, in order. Those of one view are slices of one tensor.
+        (R_n, D_n) results, in order. Those of one view may be slices of one tensor.
 
     Raises:
         InputError: as :func:`spmm`, or the numbers of views and inputs differ.
@@ -76,23 +78,23 @@ def propagate(views: Sequence[GraphView], xs: Sequence[Tensor]) -> list[Tensor]:
         raise InputError(f"xs: expected one tensor per view, {len(views)}, got {len(xs)}")
     for view, x in zip(views, xs, strict=True):
         _check(view, x)
-    out: list[Tensor | None] = [None] * len(xs)
+    if not xs or xs[0].device.type != "cuda":
+        return [spmm(view, x) for view, x in zip(views, xs, strict=True)]
+    return _propagate_joined(views, xs)
+
+
+def _propagate_joined(views: Sequence[GraphView], xs: Sequence[Tensor]) -> list[Tensor]:
+    """One spmm per distinct view and dtype, over the columns of all inputs that share it."""
+    out: dict[int, Tensor] = {}
     for first, view in enumerate(views):
-        if out[first] is not None:
+        if first in out:
             continue
-        group = [
-            n
-            for n in range(first, len(xs))
-            if views[n] is view and xs[n].dtype == xs[first].dtype
-        ]
-        if len(group) == 1:
-            out[first] = spmm(view, xs[first])
-            continue
-        joined = spmm(view, torch.cat([xs[n] for n in group], dim=1))
+        dtype = xs[first].dtype
+        group = [n for n in range(first, len(xs)) if views[n] is view and xs[n].dtype == dtype]
+        joined = torch.cat([xs[n] for n in group], dim=1) if len(group) > 1 else xs[first]
         widths = [xs[n].shape[1] for n in group]
-        for n, y in zip(group, joined.split(widths, dim=1), strict=True):
-            out[n] = y
-    return [y for y in out if y is not None]
+        out.update(zip(group, spmm(view, joined).split(widths, dim=1), strict=True))
+    return [out[n] for n in range(len(xs))]
 
 
 def _as(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:

@@ -1,0 +1,331 @@
+"""The contract of spmm, on every device, dtype and backend there is."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmssl import ops
+from mmssl.errors import InputError
+from mmssl.graph import GraphView
+from mmssl.ops import _extension
+from mmssl.ops.propagate import _propagate_joined
+from tests.ops.graphs import (
+    DTYPES,
+    make_view,
+    on,
+    random_view,
+    random_x,
+    size_of,
+    slack,
+    truth,
+    worst,
+)
+
+needs_cpu_kernel = pytest.mark.skipif(
+    _extension.ops is None, reason=f"no CPU kernel: {_extension.missing.get('_C')}"
+)
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or _extension.cuda is None,
+    reason=f"no CUDA kernel: {_extension.missing.get('_C_cuda', 'no CUDA device')}",
+)
+KERNELS = [
+    pytest.param("cpu", marks=needs_cpu_kernel),
+    pytest.param("cuda", marks=[needs_gpu, pytest.mark.gpu]),
+]
+# name -> view; the hub's row is longer than a chunk of the kernels (512 edges)
+VIEWS = {
+    "binary": lambda: random_view(valued=False, scales=False),
+    "scaled": lambda: random_view(valued=False),
+    "valued": lambda: random_view(),
+    "one-scale": lambda: dataclasses.replace(random_view(valued=False), row_scale=None),
+    "transposed": lambda: random_view(30, 70, 500).transpose(),
+    "hub": lambda: random_view(hub=2500),
+    "one row": lambda: random_view(1, 40, 5000),
+    "no edge": lambda: random_view(nnz=0),
+    "no row": lambda: random_view(0, 40, 0),
+}
+
+
+def native(view: GraphView, x: torch.Tensor, device: str = "cpu") -> torch.Tensor:
+    with ops.backend("native"):
+        return ops.spmm(on(view, device), x.to(device)).cpu()
+
+
+def reference(view: GraphView, x: torch.Tensor) -> torch.Tensor:
+    with ops.backend("reference"):
+        return ops.spmm(view, x)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", VIEWS)
+def test_error_is_within_that_of_the_reference(device, dtype, name):
+    view = VIEWS[name]()
+    for d in (1, 2, 3, 7, 16, 31, 48, 64, 65, 130, 256, 300, 512):
+        x = random_x(view, d, dtype)
+        exact, size, result = truth(view, x), size_of(view, x), native(view, x, device)
+        assert result.dtype == dtype and result.shape == (view.num_rows, d)
+        bound = worst(reference(view, x), exact, size) + slack(dtype)
+        assert worst(result, exact, size) <= bound, f"d = {d}"
+
+
+def test_reference_is_right():
+    for make in VIEWS.values():
+        view = make()
+        x = random_x(view, 5, torch.float64)
+        torch.testing.assert_close(reference(view, x), truth(view, x), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+@pytest.mark.parametrize("name", ["scaled", "valued", "transposed", "no edge"])
+def test_gradients_and_their_gradients(device, name):
+    view = on(VIEWS[name](), device)
+    x = random_x(view, 3, torch.float64).to(device).requires_grad_()
+    inputs = [x]
+    if view.value is not None:
+        inputs.append(view.value.double().requires_grad_())
+
+    def product(x, value=None):
+        return ops.spmm(dataclasses.replace(view, value=value), x)
+
+    with ops.backend("native"):
+        assert torch.autograd.gradcheck(product, inputs)
+        assert torch.autograd.gradgradcheck(product, inputs)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("d", [1, 7, 64, 100, 300])
+def test_gradient_error_is_within_that_of_the_reference(device, dtype, d):
+    view = random_view(hub=1500)
+    x = random_x(view, d, dtype)
+    upstream = random_x(view.transpose(), d, dtype, seed=1)
+    results = {}
+    for backend, where, kind in (
+        ("native", device, dtype),
+        ("reference", "cpu", dtype),
+        ("reference", "cpu", torch.float64),
+    ):
+        leaf = x.to(where, kind).detach().requires_grad_()
+        value = view.value.to(where, torch.promote_types(kind, torch.float32))
+        value = value.detach().requires_grad_()
+        with ops.backend(backend):
+            y = ops.spmm(dataclasses.replace(on(view, where), value=value), leaf)
+        y.backward(upstream.to(where, kind))
+        results[backend, kind] = leaf.grad.cpu(), value.grad.cpu()
+    exact = results["reference", torch.float64]
+    sizes = size_of(view.transpose(), upstream), float(exact[1].abs().max())
+    own = [results["native", dtype], results["reference", dtype]]
+    for n, what in enumerate(("x", "value")):
+        kernel, plain = (worst(grads[n], exact[n], sizes[n]) for grads in own)
+        assert kernel <= plain + slack(dtype), what
+
+
+@needs_cpu_kernel
+@pytest.mark.parametrize("name", ["binary", "valued", "one-scale", "no edge"])
+def test_opcheck(name):
+    view = VIEWS[name]()
+    x = random_x(view, 5, torch.float32).requires_grad_()
+    grad = torch.randn(view.num_rows, 5)
+    index = (view.rowptr, view.col, view.t_rowptr, view.t_col, view.row_scale, view.col_scale)
+    value = None if view.value is None else view.value.clone().requires_grad_()
+    calls = {
+        torch.ops.mmssl.spmm.default: (x, *index, value, view.edge, view.t_edge),
+        torch.ops.mmssl.spmm_value_grad.default: (grad, x, *index, view.edge, view.t_edge),
+    }
+    for op, arguments in calls.items():
+        assert set(torch.library.opcheck(op, arguments).values()) == {"SUCCESS"}
+
+
+@needs_cpu_kernel
+@settings(max_examples=60, deadline=None)
+@given(data=st.data())
+def test_any_graph(data):
+    num_rows, num_cols = data.draw(st.integers(0, 12)), data.draw(st.integers(1, 12))
+    size = data.draw(st.integers(0, 40)) if num_rows else 0
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    row, col = rng.integers(0, max(num_rows, 1), size), rng.integers(0, num_cols, size)
+    value = torch.from_numpy(rng.normal(size=size)) if data.draw(st.booleans()) else None
+    view = make_view(row, col, num_rows, num_cols, scales=data.draw(st.booleans()), value=value)
+    d = data.draw(st.integers(1, 300))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    x = random_x(view, 2 * d, dtype)
+    x = {"plain": x[:, :d], "columns": x[:, ::2], "fortran": x[:, d:].mT.contiguous().mT}[
+        data.draw(st.sampled_from(["plain", "columns", "fortran"]))
+    ]
+    exact, size = truth(view, x), size_of(view, x)
+    bound = worst(reference(view, x), exact, size) + slack(dtype)
+    assert worst(native(view, x), exact, size) <= bound
+
+
+@pytest.mark.parametrize("device", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_every_time(device, dtype):
+    view = random_view(500, 300, 20_000, hub=9000)
+    x = random_x(view, 64, dtype)
+    first = native(view, x, device)
+    for _ in range(3):
+        assert torch.equal(native(view, x, device), first)
+
+
+@needs_cpu_kernel
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(500, 20_000, 0), (500, 5_000, 30_000), (1, 40_000, 0)])
+def test_same_bits_with_any_number_of_threads(dtype, shape):
+    num_rows, nnz, hub = shape
+    view = random_view(num_rows, 300, nnz, hub=hub)
+    x, up = random_x(view, 64, dtype), random_x(view.transpose(), 64, dtype, seed=1)
+    index = (view.rowptr, view.col, view.t_rowptr, view.t_col, None, None)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            grad = torch.ops.mmssl.spmm_value_grad(up, x, *index, view.edge, view.t_edge)
+            results.append((native(view, x), grad))
+    finally:
+        torch.set_num_threads(before)
+    for y, grad in results[1:]:
+        assert torch.equal(y, results[0][0]) and torch.equal(grad, results[0][1])
+
+
+LEVEL_SCRIPT = """
+import hashlib, torch
+from tests.ops.graphs import DTYPES, random_view, random_x
+from mmssl import ops
+digest = hashlib.sha256()
+for dtype in DTYPES:
+    for valued in (False, True):
+        for d in (1, 2, 3, 5, 8, 12, 16, 17, 32, 48, 64, 100, 129, 256, 300):
+            view = random_view(60, 40, 400, hub=1500, valued=valued)
+            x = random_x(view, d, dtype)
+            with ops.backend("native"):
+                results = [ops.spmm(view, x)]
+            grad = random_x(view.transpose(), d, dtype, seed=1)
+            index = (view.rowptr, view.col, view.t_rowptr, view.t_col, None, None)
+            results.append(torch.ops.mmssl.spmm_value_grad(grad, x, *index, None, None))
+            for result in results:
+                digest.update(result.view(torch.uint8).numpy().tobytes())
+print(torch.ops.mmssl.cpu_capability(), digest.hexdigest())
+"""
+
+
+@needs_cpu_kernel
+def test_every_simd_level_gives_the_same_bits():
+    """So what the other tests show of this machine's level holds for all."""
+    found = {}
+    for level in ("default", "avx2", "avx512"):
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": level, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", LEVEL_SCRIPT], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        name, digest = done.stdout.split()
+        found[name] = digest
+    assert "default" in found
+    assert len(set(found.values())) == 1, found
+
+
+@needs_cpu_kernel
+def test_torch_compile_in_one_graph():
+    view = random_view(scales=True)
+    x = random_x(view, 16, torch.float32).requires_grad_()
+
+    def layer(x):
+        return ops.propagate([view, view], [x.relu(), x * 2])
+
+    with ops.backend("native"):
+        expected = layer(x)
+        (expected_grad,) = torch.autograd.grad(sum(y.square().sum() for y in expected), x)
+        result = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
+        (grad,) = torch.autograd.grad(sum(y.square().sum() for y in result), x)
+    for y, e in zip(result, expected, strict=True):
+        assert torch.equal(y, e)
+    assert torch.equal(grad, expected_grad)
+
+
+@needs_cpu_kernel
+def test_compiled_code_follows_the_backend():
+    view = random_view()
+    x = random_x(view, 16, torch.float16)
+    compiled = torch.compile(lambda x: ops.spmm(view, x), fullgraph=True, backend="eager")
+    with ops.backend("reference"):
+        assert torch.equal(compiled(x), ops.spmm(view, x))
+    with ops.backend("native"), pytest.raises(Exception, match="no kernel for torch.float16"):
+        compiled(x)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+def test_autocast_leaves_the_dtype_alone(device):
+    view = on(random_view(), device)
+    x = random_x(view, 8, torch.float32).to(device)
+    with torch.autocast(device, torch.bfloat16), ops.backend("native"):
+        half = x @ torch.eye(8, device=device)
+        assert ops.spmm(view, x).dtype == torch.float32
+        assert half.dtype == ops.spmm(view, half).dtype == torch.bfloat16
+
+
+def test_propagate_is_spmm_of_each():
+    a, b = random_view(30, 40), random_view(20, 40, seed=1)
+    views = [a, b, a, a]
+    xs = [random_x(v, d, torch.float32, seed=d) for v, d in zip(views, (3, 8, 5, 16), strict=True)]
+    xs[3] = xs[3].double()
+    expected = [ops.spmm(v, x) for v, x in zip(views, xs, strict=True)]
+    for results in (ops.propagate(views, xs), _propagate_joined(views, xs)):
+        for y, e in zip(results, expected, strict=True):
+            assert torch.equal(y, e)
+    assert ops.propagate([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ([[1.0]], "x: expected a torch.Tensor, got list"),
+        (torch.zeros(40), r"x: expected shape \(40, D\) with D >= 1.*got \(40,\)"),
+        (torch.zeros(39, 4), r"x: expected shape \(40, D\).*got \(39, 4\)"),
+        (torch.zeros(40, 0), r"x: expected shape \(40, D\).*got \(40, 0\)"),
+        (torch.zeros(40, 4, dtype=torch.int64), "x: expected a floating point dtype, got torch.i"),
+        (torch.zeros(40, 4, device="meta"), "x: expected device cpu, the view's, got meta"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_bad_input_is_named(x, message, backend):
+    with ops.backend(backend), pytest.raises(InputError, match=message) as caught:
+        ops.spmm(random_view(), x)
+    assert "\n" not in str(caught.value)
+
+
+def test_bad_views_are_named():
+    view = random_view()
+    view = dataclasses.replace(view, row_scale=view.row_scale.clone().requires_grad_())
+    with pytest.raises(InputError, match="view.row_scale: expected a tensor without gradient"):
+        ops.spmm(view, torch.zeros(40, 4))
+    with pytest.raises(InputError, match="xs: expected one tensor per view, 2, got 1"):
+        ops.propagate([random_view()] * 2, [torch.zeros(40, 4)])
+
+
+@needs_cpu_kernel
+def test_the_op_itself_refuses_what_it_would_read_out_of_bounds():
+    view = random_view()
+    good = {"x": torch.zeros(40, 4), "scale": torch.ones(50), "rowptr": view.rowptr}
+    bad = {
+        "x must be": {"x": torch.zeros(39, 4)},
+        "row_scale must be": {"scale": torch.ones(49)},
+        "of the type sums are kept in": {"scale": torch.ones(50, dtype=torch.float64)},
+        "rowptr must run from 0": {"rowptr": view.rowptr + 1},
+        "rowptr must be": {"rowptr": view.rowptr.int()},
+    }
+    for message, change in bad.items():
+        a = {**good, **change}
+        with pytest.raises(RuntimeError, match=message):
+            torch.ops.mmssl.spmm(
+                a["x"], a["rowptr"], view.col, view.t_rowptr, view.t_col, a["scale"], *[None] * 4
+            )
