@@ -1,6 +1,7 @@
 #include "host/index.h"
 
 #include <algorithm>
+#include <atomic>
 #include <thread>
 
 namespace mmssl::host {
@@ -56,92 +57,164 @@ Scan scan(const int64_t* user, const int64_t* item, int64_t edges, int64_t num_u
   return out;
 }
 
-// pointer[k] = number of ids below k. Threads share the keys, not the edges: each reads all ids and
-// counts its own keys, so there is nothing to merge and no table per thread.
-template <class Id>
-Array<int64_t> count(const Id* ids, int64_t edges, int64_t keys, int64_t threads) {
-  Array<int64_t> pointer(keys + 1, 0);
+// Keys are first dealt into this many edges' worth of neighbouring keys, then counted and placed
+// within a bucket: the writes of the first pass go to a few streams, those of the second stay in the
+// second-level cache. A plain counting sort of 10M edges waits for memory at every one of them.
+constexpr int64_t kEdgesPerBucket = 1 << 15;
+constexpr int64_t kMaxBuckets = 1 << 10;
+
+// Neighbouring keys in 2^shift per bucket.
+struct Buckets {
+  Buckets(int64_t edges, int64_t keys) {
+    const int64_t wanted = std::clamp<int64_t>(edges / kEdgesPerBucket, 1, kMaxBuckets);
+    while ((keys >> shift) >= wanted && (keys >> shift) > 0) ++shift;
+    count = (keys >> shift) + 1;
+  }
+  int64_t of(int64_t key) const { return key >> shift; }
+  int shift = 0;
+  int64_t count = 1;
+};
+
+// Deals `edges` entries into buckets and keeps their order within each. each(t, f) calls f with every
+// entry of part t in order; it is used once for counting and once for placing. Returns where each
+// bucket starts, and the end.
+template <class Entry, class Each>
+std::vector<int64_t> deal(Array<Entry>& out, int64_t edges, const Buckets& buckets,
+                          int64_t threads, const Each& each) {
+  std::vector<int64_t> next(threads * buckets.count, 0);
   run(threads, [&](int64_t t) {
-    const int64_t low = part(keys, t, threads), high = part(keys, t + 1, threads);
-    for (int64_t e = 0; e < edges; ++e) {
-      if (ids[e] >= low && ids[e] < high) ++pointer[ids[e] + 1];
+    int64_t* own = next.data() + t * buckets.count;
+    each(t, [&](const Entry& entry) { ++own[buckets.of(entry.key)]; });
+  });
+  std::vector<int64_t> start(buckets.count + 1, 0);
+  int64_t total = 0;
+  for (int64_t b = 0; b < buckets.count; ++b) {
+    start[b] = total;
+    for (int64_t t = 0; t < threads; ++t) {
+      const int64_t count = next[t * buckets.count + b];
+      next[t * buckets.count + b] = total;
+      total += count;
+    }
+  }
+  start[buckets.count] = total;
+  out.resize(edges);
+  run(threads, [&](int64_t t) {
+    int64_t* own = next.data() + t * buckets.count;
+    each(t, [&](const Entry& entry) { out[own[buckets.of(entry.key)]++] = entry; });
+  });
+  return start;
+}
+
+// Places every bucket: pointer[k] becomes the start of key k, and place(position, entry) is called
+// for each entry with its position by key. Then done(first_key, last_key, next) with next[k] the end
+// of key first_key + k. Buckets share nothing, so threads take them as they come.
+template <class Entry, class Place, class Done>
+void place_buckets(Array<int64_t>& pointer, int64_t keys, const Array<Entry>& entries,
+                   const std::vector<int64_t>& start, const Buckets& buckets, int64_t threads,
+                   const Place& place, const Done& done) {
+  pointer.resize(keys + 1);
+  pointer[keys] = start.back();
+  std::atomic<int64_t> next_bucket{0};
+  run(threads, [&](int64_t) {
+    std::vector<int64_t> next;
+    for (int64_t b; (b = next_bucket.fetch_add(1)) < buckets.count;) {
+      const int64_t first = b << buckets.shift, last = std::min(keys, (b + 1) << buckets.shift);
+      if (first >= last) continue;
+      next.assign(last - first, 0);
+      for (int64_t e = start[b]; e < start[b + 1]; ++e) ++next[entries[e].key - first];
+      int64_t total = start[b];
+      for (int64_t k = first; k < last; ++k) {
+        pointer[k] = total;
+        total += next[k - first];
+        next[k - first] = pointer[k];
+      }
+      for (int64_t e = start[b]; e < start[b + 1]; ++e) {
+        place(next[entries[e].key - first]++, entries[e]);
+      }
+      done(first, last, next);
     }
   });
-  for (int64_t k = 0; k < keys; ++k) pointer[k + 1] += pointer[k];
-  return pointer;
 }
 
-// First key of part t when the keys are divided into parts of about equal numbers of edges.
-int64_t key_part(const Array<int64_t>& pointer, int64_t t, int64_t threads) {
-  const int64_t keys = static_cast<int64_t>(pointer.size()) - 1;
-  if (t == 0) return 0;
-  if (t == threads) return keys;
-  const int64_t target = part(pointer.back(), t, threads);
-  return std::min(keys, std::lower_bound(pointer.begin(), pointer.end(), target) - pointer.begin());
-}
-
-// Sorted, distinct rowptr and col of any edge list: a stable counting sort by item, then by user.
-// Equal edges meet at the second, where all but the first are dropped.
+// Sorted, distinct rowptr and col of any edge list.
 void sort_by_user(Index& out, const int64_t* user, const int64_t* item, int64_t edges,
-                  int64_t num_users, int64_t num_items, int64_t threads) {
-  const Array<int64_t> by_item = count(item, edges, num_items, threads);
-  Array<int32_t> users(edges);
-  {
-    Array<int64_t> next = by_item;
-    run(threads, [&](int64_t t) {
-      const int64_t low = key_part(by_item, t, threads), high = key_part(by_item, t + 1, threads);
-      for (int64_t e = 0; e < edges; ++e) {
-        if (item[e] >= low && item[e] < high) users[next[item[e]]++] = int32_t(user[e]);
-      }
-    });
+                  int64_t num_users, int64_t threads) {
+  struct Entry {
+    uint32_t key, item;
+  };
+  const Buckets buckets(edges, num_users);
+  Array<Entry> entries;
+  const auto start = deal(entries, edges, buckets, threads, [&](int64_t t, const auto& f) {
+    for (int64_t e = part(edges, t, threads); e < part(edges, t + 1, threads); ++e) {
+      f(Entry{uint32_t(user[e]), uint32_t(item[e])});
+    }
+  });
+  Array<int64_t> first_of;  // with the repeated edges still counted
+  Array<int64_t> kept(num_users);
+  out.col.resize(edges);
+  int32_t* col = out.col.data();
+  place_buckets(
+      first_of, num_users, entries, start, buckets, threads,
+      [&](int64_t position, const Entry& entry) { col[position] = int32_t(entry.item); },
+      [&](int64_t first, int64_t last, const std::vector<int64_t>& end) {
+        for (int64_t u = first; u < last; ++u) {
+          int32_t *row = col + first_of[u], *row_end = col + end[u - first];
+          if (!std::is_sorted(row, row_end)) std::sort(row, row_end);
+          kept[u] = std::unique(row, row_end) - row;
+        }
+      });
+  out.rowptr.resize(num_users + 1);
+  int64_t total = 0;
+  for (int64_t u = 0; u < num_users; ++u) {
+    out.rowptr[u] = total;
+    if (total != first_of[u]) std::copy_n(col + first_of[u], kept[u], col + total);
+    total += kept[u];
   }
-  const Array<int64_t> by_user = count(user, edges, num_users, threads);
-  Array<int64_t> next = by_user;
+  out.rowptr[num_users] = total;
+  out.col.resize(total);
+}
+
+// rowptr and col of edges that are sorted and distinct already.
+void take_sorted(Index& out, const int64_t* user, const int64_t* item, int64_t edges,
+                 int64_t num_users, int64_t threads) {
+  out.rowptr.resize(num_users + 1);
   out.col.resize(edges);
   run(threads, [&](int64_t t) {
-    const int64_t low = key_part(by_user, t, threads), high = key_part(by_user, t + 1, threads);
-    for (int64_t i = 0; i < num_items; ++i) {
-      for (int64_t p = by_item[i]; p < by_item[i + 1]; ++p) {
-        const int32_t u = users[p];
-        if (u < low || u >= high) continue;
-        int64_t& end = next[u];
-        if (end == by_user[u] || out.col[end - 1] != i) out.col[end++] = int32_t(i);
-      }
+    for (int64_t e = part(edges, t, threads); e < part(edges, t + 1, threads); ++e) {
+      out.col[e] = int32_t(item[e]);
+      for (int64_t u = e == 0 ? 0 : user[e - 1] + 1; u <= user[e]; ++u) out.rowptr[u] = e;
     }
   });
-  out.rowptr.resize(num_users + 1);
-  int64_t kept = 0;
-  for (int64_t u = 0; u < num_users; ++u) {
-    out.rowptr[u] = kept;
-    if (kept != by_user[u]) {
-      std::copy(out.col.begin() + by_user[u], out.col.begin() + next[u], out.col.begin() + kept);
-    }
-    kept += next[u] - by_user[u];
-  }
-  out.rowptr[num_users] = kept;
-  out.col.resize(kept);
+  for (int64_t u = edges == 0 ? 0 : user[edges - 1] + 1; u <= num_users; ++u) out.rowptr[u] = edges;
 }
 
-// colptr, row and perm from rowptr and col: a counting sort by item that keeps the order of users.
+// colptr, row and perm from rowptr and col.
 void transpose(Index& out, int64_t num_users, int64_t num_items, int64_t threads) {
+  struct Entry {
+    uint32_t key, user;
+    int64_t position;
+  };
   const int64_t edges = static_cast<int64_t>(out.col.size());
-  out.colptr = count(out.col.data(), edges, num_items, threads);
-  out.row.resize(edges);
-  out.perm.resize(edges);
-  Array<int64_t> next = out.colptr;
-  run(threads, [&](int64_t t) {
-    const int64_t low = key_part(out.colptr, t, threads);
-    const int64_t high = key_part(out.colptr, t + 1, threads);
-    for (int64_t u = 0; u < num_users; ++u) {
+  const Buckets buckets(edges, num_items);
+  Array<Entry> entries;
+  const auto start = deal(entries, edges, buckets, threads, [&](int64_t t, const auto& f) {
+    for (int64_t u = part(num_users, t, threads); u < part(num_users, t + 1, threads); ++u) {
       for (int64_t p = out.rowptr[u]; p < out.rowptr[u + 1]; ++p) {
-        const int32_t i = out.col[p];
-        if (i < low || i >= high) continue;
-        const int64_t position = next[i]++;
-        out.row[position] = int32_t(u);
-        out.perm[position] = p;
+        f(Entry{uint32_t(out.col[p]), uint32_t(u), p});
       }
     }
   });
+  out.row.resize(edges);
+  out.perm.resize(edges);
+  int32_t* row = out.row.data();
+  int64_t* perm = out.perm.data();
+  place_buckets(
+      out.colptr, num_items, entries, start, buckets, threads,
+      [&](int64_t position, const Entry& entry) {
+        row[position] = int32_t(entry.user);
+        perm[position] = entry.position;
+      },
+      [](int64_t, int64_t, const std::vector<int64_t>&) {});
 }
 
 }  // namespace
@@ -154,15 +227,9 @@ Index build_index(const int64_t* user, const int64_t* item, int64_t edges, int64
   out.bad_edge = found.bad_edge;
   if (found.bad_edge >= 0) return out;
   if (found.sorted) {
-    out.rowptr = count(user, edges, num_users, threads);
-    out.col.resize(edges);
-    run(threads, [&](int64_t t) {
-      for (int64_t e = part(edges, t, threads); e < part(edges, t + 1, threads); ++e) {
-        out.col[e] = int32_t(item[e]);
-      }
-    });
+    take_sorted(out, user, item, edges, num_users, threads);
   } else {
-    sort_by_user(out, user, item, edges, num_users, num_items, threads);
+    sort_by_user(out, user, item, edges, num_users, threads);
   }
   transpose(out, num_users, num_items, threads);
   return out;

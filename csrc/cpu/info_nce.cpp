@@ -1,0 +1,283 @@
+#include "cpu/info_nce.h"
+
+#include <cmath>
+
+#include "cpu/info_nce_engine.h"
+
+namespace mmssl::cpu {
+namespace {
+
+constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+// Up to this many rows chunks are short, so that many threads find work in one round.
+constexpr int64_t kFewRows = 4096;
+
+// The fixed shift of exp2(scale * s + shift), chosen so that every term of every row stays well
+// inside the range of A with no look at the data; below some temperature there is none.
+template <class A>
+struct Range {
+  static constexpr double kLowest = sizeof(A) == 4 ? -110 : -900, kHighest = sizeof(A) == 4 ? 60 : 600;
+  explicit Range(double temperature) : scale(kLog2E / temperature) {
+    fixed = 2 * scale <= kHighest - kLowest;
+    shift = std::max(0.0, 2 * scale + kLowest) - scale;
+  }
+  double scale, shift;
+  bool fixed;
+};
+
+template <class T, class A, class Engine>
+class Problem {
+ public:
+  Problem(const InfoNceArgs& a, const T* anchor, const T* positive, const T* negatives,
+          bool gradients, const Parallel& pool)
+      : a_(a),
+        pool_(pool),
+        range_(a.temperature),
+        layout_(make_layout(a, negatives != nullptr)),
+        engine_(layout_, gradients),
+        input_{anchor, positive, negatives} {
+    for (int s = 0; s < kSets; ++s) norm_[s] = Buffer<double>(layout_.copies[s] * layout_.padded(s));
+    for_each_chunk([&](int set, int64_t copy, int64_t chunk, int64_t row, int64_t rows) {
+      const T* x = input(set, copy, chunk);
+      double* norm = norm_[set].get() + row;
+      for (int64_t i = 0; i < rows; ++i) norm[i] = clamped_norm(x + i * a_.d, a_.d);
+      engine_.pack(set, row, x, rows, norm);
+    });
+  }
+
+  void forward(A* loss, double* saved) {
+    const int directions = a_.directions();
+    const int64_t padded = a_.pairs * layout_.padded(0);
+    Buffer<double> sums(directions * padded), positive(padded);
+    std::fill_n(sums.get(), directions * padded, 0.0);
+    Buffer<A> maxima;
+    if (!range_.fixed) {
+      maxima = Buffer<A>(directions * padded);
+      std::fill_n(maxima.get(), directions * padded, -HUGE_VAL);
+      run([&](Tile<A>& t, const TileTask& task, int64_t p_row, int64_t q_row) {
+        t.p_max = maxima.get() + task.phase.p * padded + p_row;
+        if (counts_columns(task)) t.q_max = maxima.get() + task.phase.q * padded + q_row;
+        engine_.max(t, task.phase.p, p_row, task.phase.q, q_row);
+      });
+    }
+    run([&](Tile<A>& t, const TileTask& task, int64_t p_row, int64_t q_row) {
+      const int64_t p = task.phase.p * padded + p_row, q = task.phase.q * padded + q_row;
+      const bool columns = counts_columns(task);
+      t.p_sum = sums.get() + p;
+      if (columns) t.q_sum = sums.get() + q;
+      if (!range_.fixed) {
+        t.p_shift = maxima.get() + p;
+        if (columns) t.q_shift = maxima.get() + q;
+      }
+      if (on_diagonal(task)) t.positive = positive.get() + p_row;
+      engine_.sum(t, task.phase.p, p_row, task.phase.q, q_row);
+    });
+    const int64_t count = a_.pairs * a_.n;
+    for (int64_t row = 0; row < count; ++row) {
+      const int64_t i = row / a_.n * layout_.padded(0) + row % a_.n;
+      const double s = positive.get()[i];
+      saved[directions * count + row] = s;
+      double total = 0;
+      for (int direction = 0; direction < directions; ++direction) {
+        const int64_t at = direction * padded + i;
+        const double shift = range_.fixed ? range_.shift : -double(maxima.get()[at]);
+        const double lse = std::log(sums.get()[at]) - kLn2 * shift;
+        saved[direction * count + row] = lse;
+        const double log_ratio = s / a_.temperature - lse;
+        total -= a_.eps > 0 ? std::log(std::exp(log_ratio) + a_.eps) : log_ratio;
+      }
+      loss[row] = A(total / directions);
+    }
+  }
+
+  // The gradients of the three sets (null: not wanted) and of the temperature.
+  void backward(const double* saved, const A* grad, T* const (&out)[kSets], A* grad_temperature) {
+    const int directions = a_.directions();
+    const int64_t padded = a_.pairs * layout_.padded(0), count = a_.pairs * a_.n;
+    // Row weights w_i = -dL/d(log ratio), divided by the largest so that g_ij keeps its range
+    // whatever the scale of the loss.
+    Buffer<double> w(directions * count);
+    double largest = 0;
+    for (int64_t at = 0; at < directions * count; ++at) {
+      const int64_t row = at % count;
+      const double ratio = std::exp(saved[directions * count + row] / a_.temperature - saved[at]);
+      w.get()[at] = grad[row] / directions * (a_.eps > 0 ? ratio / (ratio + a_.eps) : 1.0);
+      largest = std::max(largest, std::abs(w.get()[at]));
+    }
+    if (!(largest > 0 && std::isfinite(largest))) largest = 1;
+    Buffer<A> weight(directions * padded), shift(directions * padded), diagonal(padded);
+    std::fill_n(weight.get(), directions * padded, A(0));
+    std::fill_n(shift.get(), directions * padded, A(0));
+    std::fill_n(diagonal.get(), padded, A(0));
+    for (int64_t at = 0; at < directions * count; ++at) {
+      const int64_t row = at % count, i = row / a_.n * layout_.padded(0) + row % a_.n;
+      const int64_t to = at / count * padded + i;
+      const double log2_sum = saved[at] * kLog2E, relative = w.get()[at] / largest;
+      weight.get()[to] = A(range_.fixed ? relative * std::exp2(-range_.shift - log2_sum) : relative);
+      shift.get()[to] = A(log2_sum);
+      diagonal.get()[i] += A(relative);
+    }
+    run([&](Tile<A>& t, const TileTask& task, int64_t p_row, int64_t q_row) {
+      const int64_t p = task.phase.p * padded + p_row, q = task.phase.q * padded + q_row;
+      // Both triangles of a tile on the diagonal of a set are computed, so there, too, w_i + w_j.
+      const bool columns = counts_columns(task) || t.same_rows;
+      t.p_weight = weight.get() + p;
+      if (columns) t.q_weight = weight.get() + q;
+      if (!range_.fixed) {
+        t.p_shift = shift.get() + p;
+        if (columns) t.q_shift = shift.get() + q;
+      }
+      if (on_diagonal(task)) t.diagonal = diagonal.get() + p_row;
+      engine_.grad(t, task.phase.p, p_row, task.phase.q, q_row);
+    });
+    *grad_temperature = A(-0.5 / a_.temperature * finish(largest / a_.temperature, out));
+  }
+
+ private:
+  static Layout make_layout(const InfoNceArgs& a, bool has_negatives) {
+    Layout layout{};
+    layout.d = a.d;
+    layout.chunk = a.n <= kFewRows ? kMinChunk : kMaxChunk;
+    for (int s = 0; s < kSets; ++s) {
+      layout.rows[s] = s < 2 ? a.n : has_negatives ? a.k : 0;
+      layout.copies[s] = s < 2 ? a.pairs : 1;
+      layout.chunks[s] = (layout.rows[s] + layout.chunk - 1) / layout.chunk;
+    }
+    return layout;
+  }
+
+  const T* input(int set, int64_t copy, int64_t chunk) const {
+    return input_[set] + (copy * layout_.rows[set] + chunk * layout_.chunk) * a_.d;
+  }
+
+  // f(set, copy, chunk, first padded row, rows) for every chunk, in parallel.
+  template <class F>
+  void for_each_chunk(const F& f) const {
+    int64_t first[kSets + 1] = {};
+    for (int s = 0; s < kSets; ++s) first[s + 1] = first[s] + layout_.copies[s] * layout_.chunks[s];
+    for_each_task(pool_, first[kSets], [&](int64_t task) {
+      int set = 0;
+      while (task >= first[set + 1]) ++set;
+      const int64_t copy = (task - first[set]) / layout_.chunks[set];
+      const int64_t chunk = (task - first[set]) % layout_.chunks[set];
+      f(set, copy, chunk, layout_.first_row(set, copy, chunk), layout_.rows_in(set, chunk));
+    });
+  }
+
+  // f(tile, task, first padded row of P, of Q) for every tile.
+  template <class F>
+  void run(const F& f) const {
+    std::vector<Phase> phases = {{0, 1}};
+    if (a_.intra_view) phases.push_back({0, 0});
+    if (a_.intra_view && a_.symmetric) phases.push_back({1, 1});
+    if (layout_.rows[2] > 0) phases.push_back({0, 2});
+    if (layout_.rows[2] > 0 && a_.symmetric) phases.push_back({1, 2});
+    Schedule schedule(phases, layout_.chunks, a_.pairs);
+    schedule.run(pool_, [&](const TileTask& task) {
+      Tile<A> t{};
+      t.rows = layout_.rows_in(task.phase.p, task.p_chunk);
+      t.cols = layout_.rows_in(task.phase.q, task.q_chunk);
+      t.same_rows = task.phase.same() && task.p_chunk == task.q_chunk;
+      t.scale = A(range_.scale);
+      t.shift = A(range_.shift);
+      const int64_t q_copy = task.phase.q == 2 ? 0 : task.pair;
+      f(t, task, layout_.first_row(task.phase.p, task.pair, task.p_chunk),
+        layout_.first_row(task.phase.q, q_copy, task.q_chunk));
+    });
+  }
+
+  // Whether a tile is also one of the rows of Q: s_ij = s_ji within a set, s12 in both directions.
+  bool counts_columns(const TileTask& task) const {
+    if (task.phase.same()) return task.p_chunk != task.q_chunk;
+    return a_.symmetric && task.phase.q == 1;
+  }
+
+  static bool on_diagonal(const TileTask& task) {
+    return task.phase.p == 0 && task.phase.q == 1 && task.p_chunk == task.q_chunk;
+  }
+
+  // Gradients of the inputs from those of the normalised rows; returns the sum of all <z, dz>.
+  double finish(double scale, T* const (&out)[kSets]) {
+    const int64_t all_chunks = layout_.copies[0] * (layout_.chunks[0] + layout_.chunks[1]) +
+                               layout_.chunks[2];
+    Buffer<double> partial(all_chunks);
+    for_each_chunk([&](int set, int64_t copy, int64_t chunk, int64_t row, int64_t rows) {
+      std::unique_ptr<A[]> z_row(new A[a_.d]), g_row(new A[a_.d]);
+      double total = 0;
+      for (int64_t i = 0; i < rows; ++i) {
+        const A* z = engine_.normalised(set, row + i, z_row.get());
+        const A* g = engine_.gradient(set, row + i, g_row.get());
+        double dot = 0;
+        for (int64_t k = 0; k < a_.d; ++k) dot += double(z[k]) * double(g[k]);
+        total += dot;
+        if (out[set] == nullptr) continue;
+        const double norm = norm_[set].get()[row + i];
+        const A along = A(norm > 1e-12 ? dot : 0.0), factor = A(scale / norm);
+        T* to = out[set] + (copy * layout_.rows[set] + chunk * layout_.chunk + i) * a_.d;
+        for (int64_t k = 0; k < a_.d; ++k) write(to + k, (g[k] - along * z[k]) * factor);
+      }
+      int64_t slot = chunk + copy * layout_.chunks[set];
+      for (int s = 0; s < set; ++s) slot += layout_.copies[s] * layout_.chunks[s];
+      partial.get()[slot] = total;
+    });
+    double sum = 0;
+    for (int64_t slot = 0; slot < all_chunks; ++slot) sum += partial.get()[slot];
+    return scale * sum;
+  }
+
+  static void write(A* out, A value) { *out = value; }
+  static void write(bf16* out, float value) { *out = to_bf16(value); }
+
+  InfoNceArgs a_;
+  Parallel pool_;
+  Range<A> range_;
+  Layout layout_;
+  Engine engine_;
+  const T* input_[kSets];
+  Buffer<double> norm_[kSets];
+};
+
+// Calls f with the problem on the engine that suits the dtype and the processor.
+template <class T, class A, class F>
+void with_problem(const InfoNceArgs& a, const T* anchor, const T* positive, const T* negatives,
+                  bool gradients, const Parallel& pool, const F& f) {
+  Problem<T, A, PlainEngine<A>> problem(a, anchor, positive, negatives, gradients, pool);
+  f(problem);
+}
+
+}  // namespace
+
+template <class T, class A>
+void info_nce_forward(const InfoNceArgs& a, const T* anchor, const T* positive, const T* negatives,
+                      A* loss, double* saved, const Parallel& pool) {
+  if (a.pairs == 0 || a.n == 0) return;
+  with_problem<T, A>(a, anchor, positive, negatives, false, pool,
+                     [&](auto& problem) { problem.forward(loss, saved); });
+}
+
+template <class T, class A>
+void info_nce_backward(const InfoNceArgs& a, const T* anchor, const T* positive, const T* negatives,
+                       const double* saved, const A* grad, T* grad_anchor, T* grad_positive,
+                       T* grad_negatives, A* grad_temperature, const Parallel& pool) {
+  if (a.pairs == 0 || a.n == 0) {
+    std::fill_n(grad_negatives, negatives == nullptr || grad_negatives == nullptr ? 0 : a.k * a.d,
+                T{});
+    *grad_temperature = 0;
+    return;
+  }
+  T* const out[kSets] = {grad_anchor, grad_positive, grad_negatives};
+  with_problem<T, A>(a, anchor, positive, negatives, true, pool, [&](auto& problem) {
+    problem.backward(saved, grad, out, grad_temperature);
+  });
+}
+
+#define MMSSL_INSTANTIATE(T, A)                                                                 \
+  template void info_nce_forward<T, A>(const InfoNceArgs&, const T*, const T*, const T*, A*,    \
+                                       double*, const Parallel&);                               \
+  template void info_nce_backward<T, A>(const InfoNceArgs&, const T*, const T*, const T*,       \
+                                        const double*, const A*, T*, T*, T*, A*, const Parallel&);
+MMSSL_INSTANTIATE(float, float)
+MMSSL_INSTANTIATE(bf16, float)
+MMSSL_INSTANTIATE(double, double)
+#undef MMSSL_INSTANTIATE
+
+}  // namespace mmssl::cpu

@@ -1,0 +1,147 @@
+// Where the operands of the tile tasks live, and which compiled tile serves this processor.
+#pragma once
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#include "cpu/info_nce_schedule.h"
+#include "cpu/info_nce_tile.h"
+
+namespace mmssl::cpu {
+
+// Uninitialised, on cache line bounds.
+template <class T>
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(int64_t size) {
+    const size_t bytes = (size * sizeof(T) + 127) / 64 * 64;
+    data_.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
+    if (!data_) throw std::bad_alloc();
+  }
+  T* get() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
+  std::unique_ptr<T, Free> data_;
+};
+
+// The row sets cut into chunks. Copies of a set: one per pair, of the negatives one in all.
+struct Layout {
+  int64_t rows[kSets], chunks[kSets], copies[kSets];
+  int64_t chunk, d;
+
+  int64_t padded(int set) const { return chunks[set] * chunk; }
+  int64_t rows_in(int set, int64_t c) const { return std::min(chunk, rows[set] - c * chunk); }
+  // First row of a chunk among the padded rows of all copies of its set.
+  int64_t first_row(int set, int64_t copy, int64_t c) const {
+    return copy * padded(set) + c * chunk;
+  }
+};
+
+inline float value(bf16 x) { return to_float(x); }
+inline float value(float x) { return x; }
+inline double value(double x) { return x; }
+
+// ||x||, at least the eps of torch.nn.functional.normalize.
+template <class T>
+double clamped_norm(const T* x, int64_t d) {
+  double sum[8] = {};
+  int64_t k = 0;
+  for (; k + 8 <= d; k += 8) {
+    for (int i = 0; i < 8; ++i) {
+      const double v = value(x[k + i]);
+      sum[i] += v * v;
+    }
+  }
+  for (; k < d; ++k) sum[k % 8] += double(value(x[k])) * value(x[k]);
+  for (int i = 1; i < 8; ++i) sum[0] += sum[i];
+  const double norm = std::sqrt(sum[0]);
+  return norm < 1e-12 ? 1e-12 : norm;
+}
+
+template <class A>
+struct TileFunctions {
+  using Function = void (*)(const Tile<A>&);
+  int64_t lanes, panel;
+  Function max;
+  Function sum[2][2];   // [shifted][columns]
+  Function grad[2][2];  // [shifted][columns]
+};
+
+template <class A>
+const TileFunctions<A>& tile_functions();
+
+// Scores and gradients in A, from normalised copies of the rows.
+template <class A>
+class PlainEngine {
+ public:
+  PlainEngine(const Layout& layout, bool gradients)
+      : layout_(layout), functions_(tile_functions<A>()) {
+    const int64_t lanes = functions_.lanes;
+    ld_ = (layout.d + lanes - 1) / lanes * lanes;
+    for (int s = 0; s < kSets; ++s) {
+      const int64_t rows = layout.copies[s] * layout.padded(s);
+      rows_[s] = Buffer<A>(rows * ld_);
+      panels_[s] = Buffer<A>(rows * layout.d);
+      if (gradients) grads_[s] = Buffer<A>(rows * ld_);
+    }
+  }
+
+  // Fills the operands of one chunk from its `rows` rows x (rows, d) and their norms.
+  template <class T>
+  void pack(int set, int64_t first_row, const T* x, int64_t rows, const double* norm) {
+    const int64_t d = layout_.d, panel = functions_.panel;
+    A* z = rows_[set].get() + first_row * ld_;
+    A* z_t = panels_[set].get() + first_row * d;
+    std::fill_n(z, layout_.chunk * ld_, A(0));
+    for (int64_t i = 0; i < rows; ++i) {
+      const A n = A(norm[i]);
+      for (int64_t k = 0; k < d; ++k) z[i * ld_ + k] = value(x[i * d + k]) / n;
+    }
+    for (int64_t j = 0; j < layout_.chunk; j += panel) {
+      for (int64_t k = 0; k < d; ++k) {
+        for (int64_t c = 0; c < panel; ++c) z_t[j * d + k * panel + c] = z[(j + c) * ld_ + k];
+      }
+    }
+    if (A* g = grads_[set].get()) std::fill_n(g + first_row * ld_, layout_.chunk * ld_, A(0));
+  }
+
+  void max(Tile<A> t, int p, int64_t p_row, int q, int64_t q_row) const {
+    functions_.max(with_operands(t, p, p_row, q, q_row));
+  }
+  void sum(Tile<A> t, int p, int64_t p_row, int q, int64_t q_row) const {
+    functions_.sum[t.p_shift != nullptr][t.q_sum != nullptr](
+        with_operands(t, p, p_row, q, q_row));
+  }
+  void grad(Tile<A> t, int p, int64_t p_row, int q, int64_t q_row) const {
+    t.p_grad = grads_[p].get() + p_row * ld_;
+    t.q_grad = t.same_rows ? nullptr : grads_[q].get() + q_row * ld_;
+    functions_.grad[t.p_shift != nullptr][t.q_weight != nullptr](
+        with_operands(t, p, p_row, q, q_row));
+  }
+
+  // Row `row` of the normalised set and of its gradient, (d) each.
+  const A* normalised(int set, int64_t row, A*) const { return rows_[set].get() + row * ld_; }
+  const A* gradient(int set, int64_t row, A*) const { return grads_[set].get() + row * ld_; }
+
+ private:
+  const Tile<A>& with_operands(Tile<A>& t, int p, int64_t p_row, int q, int64_t q_row) const {
+    t.d = layout_.d;
+    t.ld = ld_;
+    t.p = rows_[p].get() + p_row * ld_;
+    t.q = rows_[q].get() + q_row * ld_;
+    t.q_t = panels_[q].get() + q_row * layout_.d;
+    return t;
+  }
+
+  Layout layout_;
+  const TileFunctions<A>& functions_;
+  int64_t ld_;
+  Buffer<A> rows_[kSets], panels_[kSets], grads_[kSets];
+};
+
+}  // namespace mmssl::cpu
