@@ -114,7 +114,7 @@ class Problem {
       const double log2_sum = saved[at] * kLog2E, relative = w.get()[at] / largest;
       weight.get()[to] = A(range_.fixed ? relative * std::exp2(-range_.shift - log2_sum) : relative);
       shift.get()[to] = A(log2_sum);
-      diagonal.get()[i] += A(relative);
+      diagonal.get()[i] -= A(relative);
     }
     run([&](Tile<A>& t, const TileTask& task, int64_t p_row, int64_t q_row) {
       const int64_t p = task.phase.p * padded + p_row, q = task.phase.q * padded + q_row;
@@ -129,7 +129,8 @@ class Problem {
       if (on_diagonal(task)) t.diagonal = diagonal.get() + p_row;
       engine_.grad(t, task.phase.p, p_row, task.phase.q, q_row);
     });
-    *grad_temperature = A(-0.5 / a_.temperature * finish(largest / a_.temperature, out));
+    const double sum = finish(largest / a_.temperature, diagonal.get(), out);
+    *grad_temperature = A(-0.5 / a_.temperature * sum);
   }
 
  private:
@@ -196,16 +197,23 @@ class Problem {
   }
 
   // Gradients of the inputs from those of the normalised rows; returns the sum of all <z, dz>.
-  double finish(double scale, T* const (&out)[kSets]) {
+  // diagonal_i are the gradients of s12_ii, which the tiles have left out.
+  double finish(double scale, const A* diagonal, T* const (&out)[kSets]) {
     const int64_t all_chunks = layout_.copies[0] * (layout_.chunks[0] + layout_.chunks[1]) +
                                layout_.chunks[2];
     Buffer<double> partial(all_chunks);
     for_each_chunk([&](int set, int64_t copy, int64_t chunk, int64_t row, int64_t rows) {
-      std::unique_ptr<A[]> z_row(new A[a_.d]), g_row(new A[a_.d]);
+      std::unique_ptr<A[]> rows_of(new A[3 * a_.d]);
+      A *z = rows_of.get(), *other = z + a_.d, *g = other + a_.d;
       double total = 0;
       for (int64_t i = 0; i < rows; ++i) {
-        const A* z = engine_.normalised(set, row + i, z_row.get());
-        const A* g = engine_.gradient(set, row + i, g_row.get());
+        engine_.normalised(set, row + i, z);
+        engine_.gradient(set, row + i, g);
+        if (set < 2) {
+          engine_.normalised(1 - set, row + i, other);
+          const A weight = diagonal[row + i];
+          for (int64_t k = 0; k < a_.d; ++k) g[k] += weight * other[k];
+        }
         double dot = 0;
         for (int64_t k = 0; k < a_.d; ++k) dot += double(z[k]) * double(g[k]);
         total += dot;

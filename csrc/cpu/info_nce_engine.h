@@ -124,9 +124,13 @@ class PlainEngine {
         with_operands(t, p, p_row, q, q_row));
   }
 
-  // Row `row` of the normalised set and of its gradient, (d) each.
-  const A* normalised(int set, int64_t row, A*) const { return rows_[set].get() + row * ld_; }
-  const A* gradient(int set, int64_t row, A*) const { return grads_[set].get() + row * ld_; }
+  // Copies a row of the normalised set or of its gradient, (d).
+  void normalised(int set, int64_t row, A* out) const {
+    std::copy_n(rows_[set].get() + row * ld_, layout_.d, out);
+  }
+  void gradient(int set, int64_t row, A* out) const {
+    std::copy_n(grads_[set].get() + row * ld_, layout_.d, out);
+  }
 
  private:
   const Tile<A>& with_operands(Tile<A>& t, int p, int64_t p_row, int q, int64_t q_row) const {

@@ -31,9 +31,12 @@ struct Tile {
   A *p_max, *q_max;
   double* positive;  // s_ii, where the diagonal holds the positives
 
-  // Backward: g_ij = e_ij * (p_weight_i + q_weight_j), less diagonal_i at i == j; both gradients
-  // are added to. q_weight and diagonal may be null; q_grad is null if same_rows.
-  const A *p_weight, *q_weight, *diagonal;
+  // Backward: g_ij = e_ij * (p_weight_i + q_weight_j). Adds g Q to p_grad and g^T P to q_grad, which
+  // is null if same_rows; q_weight may be null. Where the diagonal holds the positives, g_ii is left
+  // out and added to diagonal_i instead: it is the largest entry and nearly cancels, so it is kept
+  // exact and applied last.
+  const A *p_weight, *q_weight;
+  A* diagonal;
   A *p_grad, *q_grad;
 };
 
@@ -87,14 +90,20 @@ MMSSL_INLINE Vec<A, kLanes> exp2_in_range(Vec<A, kLanes> x) {
   return reinterpret_cast<V>(bits);
 }
 
+// exp2(s * scale - shift), from the lowest normal number up. The product is rounded on its own, so
+// that the largest entry of a row, whose product is the shift, gives exactly one.
 template <class A, int kLanes>
-MMSSL_INLINE Vec<A, kLanes> exp2_from_below(Vec<A, kLanes> x) {
+MMSSL_INLINE Vec<A, kLanes> exp2_shifted(Vec<A, kLanes> s, A scale, Vec<A, kLanes> shift) {
+  Vec<A, kLanes> product = s * scale;
+  asm("" : "+m"(product));  // no contraction past this
+  const Vec<A, kLanes> x = product - shift;
   const A lowest = sizeof(A) == 4 ? A(-126) : A(-1022);
   const Vec<A, kLanes> floor = Vec<A, kLanes>{} + lowest;
   return exp2_in_range<A, kLanes>(x < floor ? floor : x);  // a NaN stays one
 }
 
 // c (kRows x kVecs vectors) = [c +] a b: a[r * row_step + k * k_step] times vectors b[k * ldb].
+// The product is summed on its own and added last, which keeps rounding errors small.
 template <class S, int kRows, int kVecs, bool kAdd>
 MMSSL_INLINE void multiply(const typename S::A* a, int64_t row_step, int64_t k_step,
                            const typename S::A* b, int64_t ldb, int64_t depth, typename S::A* c,
@@ -102,13 +111,6 @@ MMSSL_INLINE void multiply(const typename S::A* a, int64_t row_step, int64_t k_s
   using A = typename S::A;
   constexpr int L = S::kLanes;
   typename S::V sum[kRows][kVecs] = {};
-  if constexpr (kAdd) {
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVecs; ++v) sum[r][v] = load<A, L>(c + r * ldc + v * L);
-    }
-  }
   for (int64_t k = 0; k < depth; ++k) {
     typename S::V column[kVecs];
 #pragma GCC unroll 4
@@ -123,7 +125,11 @@ MMSSL_INLINE void multiply(const typename S::A* a, int64_t row_step, int64_t k_s
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVecs; ++v) store<A, L>(c + r * ldc + v * L, sum[r][v]);
+    for (int v = 0; v < kVecs; ++v) {
+      A* out = c + r * ldc + v * L;
+      if constexpr (kAdd) sum[r][v] += load<A, L>(out);
+      store<A, L>(out, sum[r][v]);
+    }
   }
 }
 
@@ -189,9 +195,9 @@ MMSSL_INLINE void add_exponentials(const Tile<typename S::A>& t, int64_t i0, int
         e = exp2_in_range<A, L>(s * t.scale + t.shift);
         column_e = e;
       } else {
-        e = exp2_from_below<A, L>(s * t.scale - t.p_shift[i0 + r]);
+        e = exp2_shifted<A, L>(s, t.scale, V{} + t.p_shift[i0 + r]);
         if constexpr (kColumns) {
-          column_e = exp2_from_below<A, L>(s * t.scale - load<A, L>(t.q_shift + j));
+          column_e = exp2_shifted<A, L>(s, t.scale, load<A, L>(t.q_shift + j));
         }
       }
       if constexpr (kEdge) {
@@ -294,8 +300,8 @@ MMSSL_INLINE void weigh(const Tile<typename S::A>& t, int64_t i0, int64_t j0, ty
           y *= p_weight;
         }
       } else {
-        y = p_weight * exp2_from_below<A, L>(s * t.scale - t.p_shift[i0 + r]);
-        if constexpr (kColumns) y += q_weight * exp2_from_below<A, L>(s * t.scale - q_shift);
+        y = p_weight * exp2_shifted<A, L>(s, t.scale, V{} + t.p_shift[i0 + r]);
+        if constexpr (kColumns) y += q_weight * exp2_shifted<A, L>(s, t.scale, q_shift);
       }
       if constexpr (kEdge) y = counts<S>(t, i0 + r, j) ? y : V{};
       store<A, L>(out, y);
@@ -325,7 +331,10 @@ MMSSL_INLINE void grad_tile(const Tile<typename S::A>& t) {
         }
       }
       if (t.diagonal != nullptr && i0 == j0) {
-        for (int64_t k = 0; k < B && i0 + k < t.rows; ++k) g[k * B + k] -= t.diagonal[i0 + k];
+        for (int64_t k = 0; k < B && i0 + k < t.rows; ++k) {
+          t.diagonal[i0 + k] += g[k * B + k];
+          g[k * B + k] = 0;
+        }
       }
       for (int64_t r = 0; r < rows; r += S::kRowsOut) {
         add_product<S>(g + r * B, B, 1, t.q + j0 * t.ld, cols, t.p_grad + (i0 + r) * t.ld, t.ld);

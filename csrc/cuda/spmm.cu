@@ -1,0 +1,267 @@
+// A group of kLanes lanes of a warp owns a row; each lane owns kVec neighbouring columns and gathers
+// them with one load of 16 bytes. A row with more than kChunkEdges edges is left to the groups of the
+// chunks that it spans: the edges of the whole matrix are cut into chunks of kChunkEdges, so that no
+// row needs to be known on the host, nothing waits for the device, and a second kernel adds the sums
+// of a row's chunks in order, without atomics.
+#include "cuda/spmm.cuh"
+
+namespace mmssl::cuda {
+namespace {
+
+constexpr int kBlock = 256;
+constexpr int kEdgesPerGroup = 32;  // of spmm_value_grad: spreads the search for the row
+
+template <int kValue>
+struct Constant {
+  static constexpr int value = kValue;
+  constexpr int operator()() const { return kValue; }
+};
+
+template <class T, int kVec>
+struct alignas(sizeof(T) * kVec) Pack {
+  T v[kVec];
+};
+
+__device__ __forceinline__ float widen(float v) { return v; }
+__device__ __forceinline__ double widen(double v) { return v; }
+__device__ __forceinline__ float widen(bf16 v) { return to_float(v); }
+__device__ __forceinline__ void narrow(float v, float& out) { out = v; }
+__device__ __forceinline__ void narrow(double v, double& out) { out = v; }
+__device__ __forceinline__ void narrow(float v, bf16& out) { out = to_bf16(v); }
+
+template <class T, int kVec>
+__device__ __forceinline__ Pack<T, kVec> load(const T* p) {
+  return *reinterpret_cast<const Pack<T, kVec>*>(p);
+}
+
+template <class A>
+__device__ __forceinline__ A edge_weight(const SparseArgs<A>& a, int64_t p, int32_t c) {
+  A weight = 1;
+  if (a.value != nullptr) weight = a.value[a.edge == nullptr ? p : a.edge[p]];
+  if (a.col_scale != nullptr) weight *= a.col_scale[c];
+  return weight;
+}
+
+// The row that holds position p: the last one that starts at or before it.
+__device__ __forceinline__ int64_t row_of(const int64_t* rowptr, int64_t rows, int64_t p) {
+  int64_t low = 0, high = rows;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    if (rowptr[middle] <= p) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+// What a group sums: positions [begin, end) of one row.
+struct Span {
+  int64_t begin, end;
+};
+
+// Piece 2j is what chunk j holds of the long row at its head, piece 2j + 1 what it holds of another
+// long row that begins in it; empty where there is none.
+template <class A>
+__device__ __forceinline__ Span find_piece(const SparseArgs<A>& a, int64_t piece) {
+  const int64_t begin = piece / 2 * kChunkEdges;
+  const int64_t end = begin + kChunkEdges < a.nnz ? begin + kChunkEdges : a.nnz;
+  const bool at_head = piece % 2 == 0;
+  const int64_t row = row_of(a.rowptr, a.rows, at_head ? begin : end - 1);
+  const int64_t first = a.rowptr[row], stop = a.rowptr[row + 1];
+  if (stop - first <= kChunkEdges || (!at_head && first <= begin)) return {0, 0};
+  return {first > begin ? first : begin, stop < end ? stop : end};
+}
+
+// Groups [0, R) take a row each, the next 2 * chunks a piece of a long row each.
+template <class T, class A, int kVec, int kLanes, bool kWeighted>
+__global__ void __launch_bounds__(kBlock)
+    spmm_kernel(SparseArgs<A> a, const T* __restrict__ x, T* __restrict__ y, int64_t d,
+                A* __restrict__ scratch, int64_t chunks) {
+  const int64_t group = (int64_t(blockIdx.x) * kBlock + threadIdx.x) / kLanes;
+  if (group >= a.rows + 2 * chunks) return;
+  const bool whole_row = group < a.rows;
+  const Span span = whole_row ? Span{a.rowptr[group], a.rowptr[group + 1]}
+                              : find_piece(a, group - a.rows);
+  if (whole_row ? span.end - span.begin > kChunkEdges : span.begin == span.end) return;
+  const A scale = whole_row && a.row_scale != nullptr ? a.row_scale[group] : A(1);
+  for (int64_t k = int64_t(threadIdx.x % kLanes) * kVec; k < d; k += kLanes * kVec) {
+    A sum[kVec] = {};
+#pragma unroll 4
+    for (int64_t p = span.begin; p < span.end; ++p) {
+      const int32_t c = a.col[p];
+      const Pack<T, kVec> row = load<T, kVec>(x + c * d + k);
+      const A weight = kWeighted ? edge_weight(a, p, c) : A(1);
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) sum[i] += weight * widen(row.v[i]);
+    }
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) sum[i] *= scale;
+    if (whole_row) {
+      Pack<T, kVec> result;
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) narrow(sum[i], result.v[i]);
+      *reinterpret_cast<Pack<T, kVec>*>(y + group * d + k) = result;
+    } else {
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) scratch[(group - a.rows) * d + k + i] = sum[i];
+    }
+  }
+}
+
+// The warp of a chunk in which a long row begins adds up the pieces of that row.
+template <class T, class A>
+__global__ void __launch_bounds__(kBlock)
+    join_kernel(SparseArgs<A> a, T* __restrict__ y, int64_t d, const A* __restrict__ scratch,
+                int64_t chunks) {
+  const int64_t chunk = (int64_t(blockIdx.x) * kBlock + threadIdx.x) / 32;
+  if (chunk >= chunks) return;
+  const int64_t begin = chunk * kChunkEdges;
+  const int64_t end = begin + kChunkEdges < a.nnz ? begin + kChunkEdges : a.nnz;
+  const int64_t row = row_of(a.rowptr, a.rows, end - 1);  // a long row that begins here gets this far
+  const int64_t first = a.rowptr[row], stop = a.rowptr[row + 1];
+  if (stop - first <= kChunkEdges || first < begin) return;
+  const A scale = a.row_scale == nullptr ? A(1) : a.row_scale[row];
+  const int64_t last = (stop - 1) / kChunkEdges;
+  for (int64_t k = threadIdx.x % 32; k < d; k += 32) {
+    A sum = scratch[(2 * chunk + (first == begin ? 0 : 1)) * d + k];
+    for (int64_t c = chunk + 1; c <= last; ++c) sum += scratch[2 * c * d + k];
+    narrow(scale * sum, y[row * d + k]);
+  }
+}
+
+// Group j takes positions [j, j + 1) * kEdgesPerGroup. Every lane of a warp runs every iteration,
+// since all of them take part in the shuffles.
+template <class T, class A, int kVec, int kLanes>
+__global__ void __launch_bounds__(kBlock)
+    value_grad_kernel(SparseArgs<A> a, const T* __restrict__ g, const T* __restrict__ x,
+                      A* __restrict__ out, int64_t d) {
+  const int64_t group = (int64_t(blockIdx.x) * kBlock + threadIdx.x) / kLanes;
+  const int lane = threadIdx.x % kLanes;
+  const int64_t begin = group * kEdgesPerGroup;
+  int64_t row = begin < a.nnz ? row_of(a.rowptr, a.rows, begin) : 0;
+#pragma unroll 1
+  for (int n = 0; n < kEdgesPerGroup; ++n) {
+    const int64_t p = begin + n;
+    const bool live = p < a.nnz;
+    A sum = 0;
+    int32_t c = 0;
+    if (live) {
+      while (p >= a.rowptr[row + 1]) ++row;
+      c = a.col[p];
+#pragma unroll 2
+      for (int64_t k = int64_t(lane) * kVec; k < d; k += kLanes * kVec) {
+        const Pack<T, kVec> u = load<T, kVec>(g + row * d + k), v = load<T, kVec>(x + c * d + k);
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) sum += widen(u.v[i]) * widen(v.v[i]);
+      }
+    }
+#pragma unroll
+    for (int mask = kLanes / 2; mask > 0; mask /= 2) {
+      sum += __shfl_xor_sync(0xffffffffu, sum, mask);
+    }
+    if (live && lane == 0) {
+      A scale = a.row_scale == nullptr ? A(1) : a.row_scale[row];
+      if (a.col_scale != nullptr) scale *= a.col_scale[c];
+      out[a.edge == nullptr ? p : a.edge[p]] = scale * sum;
+    }
+  }
+}
+
+unsigned blocks(int64_t threads) { return unsigned((threads + kBlock - 1) / kBlock); }
+
+// Calls f(kVec, kLanes) as constants: 16-byte loads where every row starts on a multiple of 16 bytes,
+// and just enough lanes for a row, so that short rows share a warp.
+template <class T, class F>
+void choose(int64_t d, bool aligned, const F& f) {
+  constexpr int kWide = 16 / sizeof(T);
+  const auto with_lanes = [&](auto vec) {
+    const int64_t lanes = (d + vec() - 1) / vec();
+    if (lanes <= 4) {
+      f(vec, Constant<4>{});
+    } else if (lanes <= 8) {
+      f(vec, Constant<8>{});
+    } else if (lanes <= 16) {
+      f(vec, Constant<16>{});
+    } else {
+      f(vec, Constant<32>{});
+    }
+  };
+  if (aligned && d % kWide == 0) {
+    with_lanes(Constant<kWide>{});
+  } else {
+    with_lanes(Constant<1>{});
+  }
+}
+
+bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+int64_t num_chunks(int64_t nnz) {
+  return nnz <= kChunkEdges ? 0 : (nnz + kChunkEdges - 1) / kChunkEdges;
+}
+
+template <class T, class A>
+cudaError_t spmm(const SparseArgs<A>& a, const T* x, T* y, int64_t d, A* scratch,
+                 cudaStream_t stream) {
+  if (a.rows == 0 || d == 0) return cudaSuccess;
+  const int64_t chunks = num_chunks(a.nnz);
+  choose<T>(d, is_aligned(x), [&](auto vec, auto lanes) {
+    constexpr int kVec = decltype(vec)::value, kLanes = decltype(lanes)::value;
+    const bool weighted = a.value != nullptr || a.col_scale != nullptr;
+    const auto kernel = weighted ? spmm_kernel<T, A, kVec, kLanes, true>
+                                 : spmm_kernel<T, A, kVec, kLanes, false>;
+    MMSSL_LAUNCH(kernel, blocks((a.rows + 2 * chunks) * kLanes), kBlock, stream, a, x, y, d,
+                 scratch, chunks);
+  });
+  if (chunks > 0) {
+    MMSSL_LAUNCH((join_kernel<T, A>), blocks(chunks * 32), kBlock, stream, a, y, d, scratch,
+                 chunks);
+  }
+  return cudaGetLastError();
+}
+
+template <class T, class A>
+cudaError_t value_grad(const SparseArgs<A>& a, const T* g, const T* x, A* out, int64_t d,
+                       cudaStream_t stream) {
+  if (a.nnz == 0) return cudaSuccess;
+  const int64_t groups = (a.nnz + kEdgesPerGroup - 1) / kEdgesPerGroup;
+  choose<T>(d, is_aligned(x) && is_aligned(g), [&](auto vec, auto lanes) {
+    constexpr int kVec = decltype(vec)::value, kLanes = decltype(lanes)::value;
+    MMSSL_LAUNCH((value_grad_kernel<T, A, kVec, kLanes>), blocks(groups * kLanes), kBlock, stream,
+                 a, g, x, out, d);
+  });
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int64_t spmm_scratch_rows(int64_t nnz) { return 2 * num_chunks(nnz); }
+
+cudaError_t launch_spmm(const SparseArgs<float>& a, const float* x, float* y, int64_t d,
+                        float* scratch, cudaStream_t stream) {
+  return spmm(a, x, y, d, scratch, stream);
+}
+cudaError_t launch_spmm(const SparseArgs<float>& a, const bf16* x, bf16* y, int64_t d,
+                        float* scratch, cudaStream_t stream) {
+  return spmm(a, x, y, d, scratch, stream);
+}
+cudaError_t launch_spmm(const SparseArgs<double>& a, const double* x, double* y, int64_t d,
+                        double* scratch, cudaStream_t stream) {
+  return spmm(a, x, y, d, scratch, stream);
+}
+
+cudaError_t launch_spmm_value_grad(const SparseArgs<float>& a, const float* g, const float* x,
+                                   float* out, int64_t d, cudaStream_t stream) {
+  return value_grad(a, g, x, out, d, stream);
+}
+cudaError_t launch_spmm_value_grad(const SparseArgs<float>& a, const bf16* g, const bf16* x,
+                                   float* out, int64_t d, cudaStream_t stream) {
+  return value_grad(a, g, x, out, d, stream);
+}
+cudaError_t launch_spmm_value_grad(const SparseArgs<double>& a, const double* g, const double* x,
+                                   double* out, int64_t d, cudaStream_t stream) {
+  return value_grad(a, g, x, out, d, stream);
+}
+
+}  // namespace mmssl::cuda
