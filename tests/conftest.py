@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -14,6 +15,11 @@ from mmssl.data.splits import random_holdout
 from mmssl.data.writers import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# A test suite that finds a new failing example on somebody else's change helps nobody; fuzzing with
+# fresh examples is `pytest --hypothesis-profile=default`.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 # The models of the tests are tiny: on a busy machine a second thread costs far more than it gives.
 # Tests about threads set their own number.

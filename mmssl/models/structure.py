@@ -13,8 +13,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from mmssl import ops
 from mmssl.config import StructureConfig
 from mmssl.graph import InteractionGraph
+from mmssl.models.embeddings import Embeddings
 
 
 class StructureLearner(ABC):
@@ -29,12 +31,12 @@ class StructureLearner(ABC):
         self.graphs: list[InteractionGraph] = [graph] * num_modalities
 
     @abstractmethod
-    def step(self, users: Tensor, rows: Tensor, step_of_epoch: int) -> None:
-        """Takes the scores of one batch and rebuilds the graphs when it is time.
+    def step(self, users: Tensor, embeddings: Embeddings, step_of_epoch: int) -> None:
+        """Takes the batch's strongest scores and rebuilds the graphs when it is time.
 
         Args:
             users: (B,) int64.
-            rows: (M, B, I) similarity rows, detached.
+            embeddings: whose features score the items, detached.
             step_of_epoch: counted from 0.
         """
 
@@ -93,9 +95,12 @@ class LatestStructure(StructureLearner):
         self.latest = torch.full(shape, -1, dtype=torch.int32, device=graph.device)
         self.steps = 0
 
-    def step(self, users: Tensor, rows: Tensor, step_of_epoch: int) -> None:
+    def step(self, users: Tensor, embeddings: Embeddings, step_of_epoch: int) -> None:
         """See the base class; the schedule runs over the whole training, not over an epoch."""
-        self.latest[:, users] = rows.topk(self.k, dim=2).indices.int()
+        pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
+        for table, (user, item) in zip(self.latest, pairs, strict=True):
+            _, top = ops.masked_topk(user, item, self.k, users=users, exclude=self.graph.ui)
+            table[users] = top.int()
         self.steps += 1
         if self.steps % self.interval == 0:
             self._rebuild()
@@ -107,10 +112,11 @@ class LatestStructure(StructureLearner):
         unseen = ~seen[edge_user]
         user = torch.cat([users, edge_user[unseen]])
         interactions = self.graph.index.col[unseen]
-        self.graphs = [
-            self._build(user, torch.cat([table[seen].flatten(), interactions]))
-            for table in self.latest
-        ]
+        self.graphs = []
+        for table in self.latest:
+            item = torch.cat([table[seen].flatten(), interactions])
+            real = item >= 0  # a user with fewer than k items left has a shorter list
+            self.graphs.append(self._build(user[real], item[real]))
 
     def _collected(self) -> dict[str, Tensor]:
         return {"latest": self.latest, "steps": torch.tensor(self.steps)}
@@ -140,16 +146,23 @@ class ReleasedStructure(StructureLearner):
         self.user = empty  # (n,)
         self.items = empty.expand(len(self.graphs), 0)  # (M, n)
 
-    def step(self, users: Tensor, rows: Tensor, step_of_epoch: int) -> None:
+    def step(self, users: Tensor, embeddings: Embeddings, step_of_epoch: int) -> None:
         """See the base class."""
         if step_of_epoch == 0 or step_of_epoch % self.interval:
-            top = rows.topk(self.k, dim=2).indices  # (M, B, k)
-            self.user = torch.cat([self.user, users.repeat(self.k)])
-            self.items = torch.cat([self.items, top.flatten(1)], 1)
+            if self.k > 0:
+                self._collect(users, embeddings)
             return
         weight = torch.ones(self.user.numel(), device=self.graph.device)
         self.graphs = [self._build(self.user, item, weight) for item in self.items]
         self._clear()
+
+    def _collect(self, users: Tensor, embeddings: Embeddings) -> None:
+        pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
+        # Train items score 0 here and may be among the top k, so the rows are formed.
+        rows = [ops.masked_similarity(u, i, users, self.graph.ui) for u, i in pairs]
+        top = torch.stack(rows).topk(self.k, dim=2).indices  # (M, B, k)
+        self.user = torch.cat([self.user, users.repeat(self.k)])
+        self.items = torch.cat([self.items, top.flatten(1)], 1)
 
     def _collected(self) -> dict[str, Tensor]:
         return {"user": self.user, "items": self.items.contiguous()}

@@ -22,6 +22,7 @@ from mmssl.ops.reference import (
     masked_topk_reference,
     sample_bpr_reference,
 )
+from mmssl.ops.similarity import masked_similarity_linear
 
 info_nce = reference_only(info_nce_reference)
 masked_topk = reference_only(masked_topk_reference)
@@ -37,6 +38,7 @@ __all__ = [
     "bpr_loss",
     "info_nce",
     "masked_similarity",
+    "masked_similarity_linear",
     "masked_topk",
     "propagate",
     "requested_backend",

@@ -29,6 +29,8 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "info_nce": {},
     "masked_topk": {},
     "masked_similarity": {},
+    # Its sparse part is spmm; the rest are ordinary products.
+    "masked_similarity_linear": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
     "sample_bpr": {},
     "bpr_loss": {},
 }

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 
-
 _METADATA = "mmssl"
 
 

@@ -15,18 +15,21 @@ from torch import Tensor, nn
 from mmssl import ops
 from mmssl.config import Config
 from mmssl.losses import LossTerms, recommender_loss
-from mmssl.models.critic import Critic, CriticLoss, critic_loss, real_rows
+from mmssl.models.critic import Critic, CriticLoss, critic_loss
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.mmssl import MMSSL
+from mmssl.models.rows import gumbel_form, real_rows, uniform_shape
 from mmssl.models.structure import StructureLearner
 from mmssl.ops.reference import Triples
+from mmssl.ops.similarity import BatchEdges, SimilarityRows, batch_edges, similarity_rows
 
 
 class StepInput(NamedTuple):
     """Everything random about a step besides dropout."""
 
     batch: Triples  # (B,)
-    uniform: Tensor | None  # (B, I) for the Gumbel noise; None without a critic
+    edges: BatchEdges  # of the batch's users
+    uniform: Tensor | None  # Gumbel noise, shaped by rows.uniform_shape; None without a critic
     alpha: Tensor | None  # (M B, 1) shares of the mixed rows
 
 
@@ -65,6 +68,7 @@ class TrainingStep:
         self.structure = structure
         self.config = config
         self.generator = generator
+        self.form = gumbel_form(config.critic, model.graph.num_items)
         self.batch_size = min(config.training.batch_size, model.graph.trainable_users.numel())
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.training.lr, fused=True)
         self.critic_optimizer = (
@@ -84,34 +88,32 @@ class TrainingStep:
         """The random input of one step."""
         graph = self.model.graph
         batch = ops.sample_bpr(graph, self.batch_size, self.generator)
+        edges = batch_edges(graph.ui, batch.user)
         if self.critic is None:
-            return StepInput(batch, None, None)
+            return StepInput(batch, edges, None, None)
         rows = len(self.model.modalities) * self.batch_size
         rand = {"generator": self.generator, "device": graph.device}
-        uniform = torch.rand(self.batch_size, graph.num_items, **rand)
-        return StepInput(batch, uniform, torch.rand(rows, 1, **rand))
+        uniform = torch.rand(uniform_shape(self.form, edges), **rand)
+        return StepInput(batch, edges, uniform, torch.rand(rows, 1, **rand))
 
     def __call__(self, inputs: StepInput, step_of_epoch: int) -> StepLosses:
         """Updates critic, modality graphs and recommender once."""
         self.model.train()
-        users = inputs.batch.user
+        users, edges = inputs.batch.user, inputs.edges
         critic_terms = None
         if self.critic is not None and not self.config.training.shared_forward:
             with torch.no_grad():
                 embeddings = self.model()
-                rows = self._similarity_rows(embeddings, users)
-            critic_terms = self._critic_step(embeddings, rows, inputs)
+            critic_terms = self._critic_step(embeddings, inputs)
         embeddings = self.model()
-        with torch.set_grad_enabled(self.critic is not None):
-            rows = self._similarity_rows(embeddings, users)  # (M, B, I)
         if self.critic is not None and self.config.training.shared_forward:
-            critic_terms = self._critic_step(embeddings.detach(), rows.detach(), inputs)
-        self.structure.step(users, rows.detach(), step_of_epoch)
+            critic_terms = self._critic_step(embeddings.detach(), inputs)
+        self.structure.step(users, embeddings.detach(), step_of_epoch)
         self.model.modality_graphs = self.structure.graphs  # from the next forward on
         fake_score = None
         if self.critic is not None:
             with _frozen(self.critic):
-                fake_score = self.critic(rows.flatten(0, 1))
+                fake_score = self.critic(_generated_rows(embeddings, users, edges))
         terms = recommender_loss(
             embeddings, inputs.batch, fake_score, self.config.loss, batch_size=self.batch_size
         )
@@ -121,26 +123,29 @@ class TrainingStep:
         detached = LossTerms(*(term.detach() for term in terms))
         return StepLosses(detached, critic_terms)
 
-    def _similarity_rows(self, embeddings: Embeddings, users: Tensor) -> Tensor:
-        """(M, B, I): the generated row of every user of the batch in every modality."""
-        seen = self.model.graph.ui
-        pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
-        return torch.stack([ops.masked_similarity(u, i, users, seen) for u, i in pairs])
-
-    def _critic_step(self, embeddings: Embeddings, rows: Tensor, inputs: StepInput) -> CriticLoss:
-        """Trains the critic on detached embeddings and (M, B, I) rows."""
+    def _critic_step(self, embeddings: Embeddings, inputs: StepInput) -> CriticLoss:
+        """Trains the critic on detached embeddings."""
         assert self.critic is not None and self.critic_optimizer is not None
         assert inputs.uniform is not None and inputs.alpha is not None
         self.critic.train()
-        seen, users = self.model.graph.ui, inputs.batch.user
+        users, edges, config = inputs.batch.user, inputs.edges, self.config.critic
         with torch.no_grad():
-            own = ops.masked_similarity(embeddings.user, embeddings.item, users, seen)
-            real = real_rows(seen, users, own, inputs.uniform, self.config.critic)
-        terms = critic_loss(self.critic, rows, real, inputs.alpha, self.config.critic.gp_weight)
+            fake = _generated_rows(embeddings, users, edges)
+            own = similarity_rows(embeddings.user, embeddings.item, users, edges)
+            real = real_rows(own, inputs.uniform, config, self.form)
+        terms = critic_loss(self.critic, fake, real, inputs.alpha, config.gp_weight)
         self.critic_optimizer.zero_grad(set_to_none=True)
         terms.total().backward()
         self.critic_optimizer.step()
         return CriticLoss(*(term.detach() for term in terms))
+
+
+def _generated_rows(
+    embeddings: Embeddings, users: Tensor, edges: BatchEdges
+) -> list[SimilarityRows]:
+    """The generator's row of every user of the batch, one block per modality."""
+    pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
+    return [similarity_rows(user, item, users, edges) for user, item in pairs]
 
 
 @contextmanager

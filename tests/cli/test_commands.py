@@ -81,9 +81,8 @@ def test_report(runs, capsys):
 
 
 def test_other_data_is_refused(runs, tiny_directory, tmp_path, capsys):
-    from tests.conftest import make_dataset
-
     from mmssl.data.writers import write_dataset
+    from tests.conftest import make_dataset
 
     write_dataset(make_dataset(seed=1), tmp_path / "other")
     assert main(["evaluate", str(runs / "mmssl"), "--data", str(tmp_path / "other")]) == 2

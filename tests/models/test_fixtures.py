@@ -39,9 +39,7 @@ def test_float64(variant, backend):
 @pytest.mark.parametrize("backend", ["reference", "auto"])
 def test_float32(variant, backend):
     expected = dict(np.load(FOLDER / f"{variant}.npz"))
-    start = {
-        n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in expected.items()
-    }
+    start = {n: a.astype(np.float32) if a.dtype == np.float64 else a for n, a in expected.items()}
     with ops.backend(backend):
         got = record(variant, torch.float32, start)
     for prefix, bound in (("forward", 2e-6), ("step0/losses", 1e-4), ("step0/graph", 1e-6)):

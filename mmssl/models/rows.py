@@ -1,0 +1,155 @@
+"""The rows the critic is shown, as factors: what a linear layer makes of them without forming them.
+
+A generated row is low rank but for the user's train items. A real row is the softened observed row
+plus zeta times such a row; whether the softened part has a closed form depends on the temperature,
+see :func:`gumbel_form`.
+
+Legend: U users, I items, B batch, H outputs, n train edges of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.config import CriticConfig
+from mmssl.ops import spmm
+from mmssl.ops.similarity import BatchEdges, SimilarityRows
+
+# Keeps both logarithms of the released Gumbel draw finite, and so the draw within +-18.5.
+_LOG_EPS = 1e-8
+_MAX_GUMBEL = 18.5
+_GUMBEL_STD = math.pi / math.sqrt(6)
+
+# What a row may deviate from its dense form, relative to its norm: four float32 roundings.
+_TOLERANCE = 2.0**-22
+
+GumbelForm = Literal["sparse", "flat", "dense"]
+
+
+class Rows(Protocol):
+    """B rows of length I that are only ever multiplied."""
+
+    def linear(self, weight: Tensor) -> Tensor:
+        """``rows @ weight``, (B, H), for an (I, H) weight."""
+        ...
+
+
+class DenseRows(NamedTuple):
+    """Rows that are really there."""
+
+    rows: Tensor  # (B, I)
+
+    def linear(self, weight: Tensor) -> Tensor:
+        """See :class:`Rows`."""
+        return self.rows @ weight
+
+
+class BridgedRows(NamedTuple):
+    """``scale * (floor + observed on the train items + zeta * similarity)``."""
+
+    scale: Tensor  # (B,)
+    floor: Tensor | None  # (B,) the same value on every item; None: 0
+    observed: Tensor  # (n,) what train items have beyond the floor
+    zeta: float
+    similarity: SimilarityRows
+
+    def linear(self, weight: Tensor) -> Tensor:
+        """See :class:`Rows`."""
+        product = self.zeta * self.similarity.linear(weight)
+        product = product + spmm(self.similarity.edges.with_value(self.observed), weight)
+        if self.floor is not None:
+            product = product + self.floor[:, None] * weight.sum(0)
+        return self.scale[:, None] * product
+
+
+def gumbel_form(config: CriticConfig, num_items: int) -> GumbelForm:
+    """The cheapest form of the Gumbel-softmax row that is exact to float32 rounding.
+
+    - ``sparse``: the temperature divides the whole logit. Off the train items a row then holds at
+      most exp(-(1 - 2 noise) / tau) of a train item's share, I times; below the tolerance it is
+      left out.
+    - ``flat``: the temperature divides only the noise. The logits are 0 and 1 up to noise of
+      standard deviation scale / tau * 1.28, so a row is 1/Z everywhere and (e - 1)/Z more on the
+      train items. The noise left out has norm of about that deviation / sqrt(I), beside zeta.
+    - ``dense``: where neither bound holds; the row is formed.
+    """
+    noise = config.gumbel_scale * _MAX_GUMBEL
+    if config.gumbel_divides == "logit":
+        tail = math.log(num_items) - (1 - 2 * noise) / config.gumbel_tau
+        return "sparse" if tail < math.log(_TOLERANCE) else "dense"
+    if config.similarity_scale <= 0:
+        return "dense"
+    deviation = config.gumbel_scale / config.gumbel_tau * _GUMBEL_STD
+    lost = deviation / math.sqrt(num_items) / config.similarity_scale
+    return "flat" if lost < 2 * _TOLERANCE else "dense"
+
+
+def uniform_shape(form: GumbelForm, edges: BatchEdges) -> tuple[int, ...]:
+    """Shape of the uniform draws that :func:`real_rows` needs."""
+    if form == "dense":
+        return edges.view.num_rows, edges.view.num_cols
+    return (edges.position.numel() if form == "sparse" else 0,)
+
+
+def real_rows(
+    similarity: SimilarityRows, uniform: Tensor, config: CriticConfig, form: GumbelForm
+) -> Rows:
+    """Observed rows softened by a Gumbel softmax and bridged to the generated ones.
+
+    ``normalize(softmax(logit(A[users])) + zeta * similarity)``.
+
+    Args:
+        similarity: B rows of the final embeddings, detached.
+        uniform: draws from (0, 1), shaped by :func:`uniform_shape`.
+        config: temperature, noise and zeta.
+        form: of :func:`gumbel_form`.
+    """
+    if form == "dense":
+        return DenseRows(dense_real_rows(similarity, uniform, config))
+    edges, zeta = similarity.edges, config.similarity_scale
+    # A similarity row has norm 1 unless it is zero, and no entry on the train items.
+    square = zeta**2 * (similarity.scale > 0)
+    degree = edges.view.rowptr.diff().to(similarity.scale.dtype)
+    if form == "sparse":
+        logit = _gumbel(uniform, config) / config.gumbel_tau  # the common 1 / tau cancels
+        weight = logit.exp()
+        observed = weight / edges.row_sum(weight)[edges.position]
+        square = square + edges.row_sum(observed.square())
+        return BridgedRows(square.rsqrt(), None, observed, zeta, similarity)
+    num_items = edges.view.num_cols
+    floor = 1 / (num_items + (math.e - 1) * degree)
+    square = square + floor.square() * (num_items + (math.e**2 - 1) * degree)
+    square = square + 2 * zeta * floor * similarity.row_sum()
+    observed = ((math.e - 1) * floor)[edges.position]
+    return BridgedRows(square.rsqrt(), floor, observed, zeta, similarity)
+
+
+def dense_real_rows(similarity: SimilarityRows, uniform: Tensor, config: CriticConfig) -> Tensor:
+    """The same rows (B, I), formed, for (B, I) draws: the reference, and the ``dense`` form."""
+    edges = similarity.edges
+    noise = _gumbel(uniform, config)
+    if config.gumbel_divides == "noise":
+        noise = noise / config.gumbel_tau
+    one = noise.new_ones(())
+    logit = noise.index_put((edges.position, edges.item), one, accumulate=True)
+    if config.gumbel_divides == "logit":
+        logit = logit / config.gumbel_tau
+    own = dense_similarity(similarity)
+    return F.normalize(logit.softmax(1) + config.similarity_scale * own, dim=1)
+
+
+def dense_similarity(rows: SimilarityRows) -> Tensor:
+    """(B, I): similarity rows, formed."""
+    score = rows.user @ rows.item_emb.T
+    score = score.index_put((rows.edges.position, rows.edges.item), score.new_zeros(()))
+    return F.normalize(score, dim=1)
+
+
+def _gumbel(uniform: Tensor, config: CriticConfig) -> Tensor:
+    """Scaled Gumbel noise, as the released code draws it."""
+    return -config.gumbel_scale * torch.log(_LOG_EPS - torch.log(uniform + _LOG_EPS))

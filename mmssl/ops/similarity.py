@@ -1,0 +1,146 @@
+"""Similarity rows of the critic, and a linear layer applied to them without ever forming them.
+
+Legend: U users, I items, B batch, D embedding dim, H outputs, n train edges of the batch.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmssl.graph import GraphView
+from mmssl.ops.dispatch import use_native
+from mmssl.ops.propagate import spmm
+from mmssl.ops.reference import edges_of_rows, masked_similarity_reference
+
+# Squared norms are differences; below this share of the unmasked norm nothing but rounding is left
+# (the user has, in effect, every item), and the row counts as zero.
+_ROUNDING_SHARE = 1e-12
+_EPS = 1e-12  # of torch.nn.functional.normalize
+
+
+class BatchEdges(NamedTuple):
+    """The edges of some users, indexed both ways for :func:`mmssl.ops.spmm`."""
+
+    view: GraphView  # (B, I), without scales or values
+    position: Tensor  # (n,) int64 row in the batch of each edge
+    item: Tensor  # (n,) int64
+
+    def with_value(self, value: Tensor) -> GraphView:
+        """The (B, I) sparse matrix of (n,) edge values."""
+        view = self.view
+        return GraphView(
+            view.rowptr, view.col, view.t_rowptr, view.t_col, value=value, t_edge=view.t_edge
+        )
+
+    def row_sum(self, value: Tensor) -> Tensor:
+        """(B,) sums of (n,) edge values."""
+        ones = value.new_ones(self.view.num_cols, 1)
+        return spmm(self.with_value(value), ones).squeeze(1)
+
+
+def batch_edges(interactions: GraphView, users: Tensor) -> BatchEdges:
+    """Gathers the edges of a batch.
+
+    Args:
+        interactions: (U, I) view.
+        users: (B,) int64.
+    """
+    position, item = edges_of_rows(interactions, users)
+    order = torch.argsort(item, stable=True)
+    view = GraphView(
+        rowptr=_pointers(position, users.numel()),
+        col=item.int(),
+        t_rowptr=_pointers(item, interactions.num_cols),
+        t_col=position[order].int(),
+        t_edge=order,
+    )
+    return BatchEdges(view, position, item)
+
+
+def _pointers(ids: Tensor, count: int) -> Tensor:
+    pointer = torch.zeros(count + 1, dtype=torch.int64, device=ids.device)
+    torch.cumsum(torch.bincount(ids, minlength=count), 0, out=pointer[1:])
+    return pointer
+
+
+class SimilarityRows(NamedTuple):
+    """Rows ``scale * (user @ item_emb.T - masked)``, unit length, zero on the batch's train items.
+
+    Never formed: a product with an (I, H) matrix costs ``D (I + B) H`` for the low-rank part and
+    n H for the masked entries, instead of B I H.
+    """
+
+    user: Tensor  # (B, D)
+    item_emb: Tensor  # (I, D)
+    edges: BatchEdges
+    masked: Tensor  # (n,) scores of the masked entries
+    scale: Tensor  # (B,) 1 / norm, 0 for a zero row
+
+    def linear(self, weight: Tensor) -> Tensor:
+        """``rows @ weight``, (B, H), for a weight (I, H)."""
+        product = self.user @ (self.item_emb.T @ weight)
+        product = product - spmm(self.edges.with_value(self.masked), weight)
+        return self.scale[:, None] * product
+
+    def row_sum(self) -> Tensor:
+        """(B,) sums over the items of each row."""
+        total = self.user @ self.item_emb.sum(0) - self.edges.row_sum(self.masked)
+        return self.scale * total
+
+
+def similarity_rows(
+    user_emb: Tensor, item_emb: Tensor, users: Tensor, edges: BatchEdges
+) -> SimilarityRows:
+    """The factors of :func:`mmssl.ops.masked_similarity`'s rows.
+
+    Args:
+        user_emb: (U, D).
+        item_emb: (I, D).
+        users: (B,) int64.
+        edges: of the same users, which become 0 in the rows.
+    """
+    user = user_emb[users]
+    masked = (user[edges.position] * item_emb[edges.item]).sum(1)
+    # ||row||^2 = u^T (E^T E) u - sum of the masked squares, in float64: it is a difference.
+    wide_user, wide_item = user.double(), item_emb.double()
+    unmasked = ((wide_user @ (wide_item.T @ wide_item)) * wide_user).sum(1)
+    square = unmasked - edges.row_sum(masked.double().square())
+    kept = square > _ROUNDING_SHARE * unmasked
+    norm = torch.where(kept, square, 1.0).sqrt().clamp_min(_EPS)
+    scale = torch.where(kept, norm.reciprocal(), 0.0).to(user.dtype)
+    return SimilarityRows(user, item_emb, edges, masked, scale)
+
+
+def masked_similarity_linear(
+    user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: GraphView, weight: Tensor
+) -> Tensor:
+    """``masked_similarity(user_emb, item_emb, users, exclude) @ weight`` without the (B, I) rows.
+
+    Exact up to rounding. Rows are low rank but for the masked entries, so the cost is about
+    ``D/B + D/I`` of the dense product; gradients flow to the embeddings and to ``weight`` at the
+    same saving.
+
+    Args:
+        user_emb: (U, D).
+        item_emb: (I, D).
+        users: (B,) int64.
+        exclude: (U, I) view; its edges are 0 in the rows.
+        weight: (I, H).
+
+    Returns:
+        (B, H).
+
+    Raises:
+        ValueError: ``weight`` has not one row per item.
+    """
+    if weight.dim() != 2 or weight.shape[0] != item_emb.shape[0]:
+        raise ValueError(
+            f"weight: expected shape ({item_emb.shape[0]}, H), got {tuple(weight.shape)}"
+        )
+    if not use_native("masked_similarity_linear", user_emb.device.type, user_emb.dtype):
+        return masked_similarity_reference(user_emb, item_emb, users, exclude) @ weight
+    rows = similarity_rows(user_emb, item_emb, users, batch_edges(exclude, users))
+    return rows.linear(weight)
