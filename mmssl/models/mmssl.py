@@ -60,6 +60,7 @@ class MMSSL(nn.Module):
         nn.init.xavier_uniform_(self.user_embedding)
         nn.init.xavier_uniform_(self.item_embedding)
         for layer in self.projection:
+            assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight)
 
     def forward(self) -> Embeddings:

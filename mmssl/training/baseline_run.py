@@ -58,7 +58,7 @@ def fit_baseline(
             reg=config.lightgcn.reg,
             batch_size=config.lightgcn.batch_size,
             seed=config.training.seed,
-            patience=config.training.patience,
+            patience=config.lightgcn.patience,
             embedding_dim=config.model.embedding_dim,
             num_layers=config.lightgcn.num_layers,
             progress=on_epoch,

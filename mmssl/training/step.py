@@ -92,9 +92,11 @@ class TrainingStep:
         if self.critic is None:
             return StepInput(batch, edges, None, None)
         rows = len(self.model.modalities) * self.batch_size
-        rand = {"generator": self.generator, "device": graph.device}
-        uniform = torch.rand(uniform_shape(self.form, edges), **rand)
-        return StepInput(batch, edges, uniform, torch.rand(rows, 1, **rand))
+        uniform = self._rand(uniform_shape(self.form, edges))
+        return StepInput(batch, edges, uniform, self._rand((rows, 1)))
+
+    def _rand(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=self.model.graph.device)
 
     def __call__(self, inputs: StepInput, step_of_epoch: int) -> StepLosses:
         """Updates critic, modality graphs and recommender once."""

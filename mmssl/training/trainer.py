@@ -311,11 +311,12 @@ def _deterministic(device: torch.device) -> Iterator[None]:
     """Same seed, same bits: torch's scatter-adds race between threads unless told not to."""
     before = torch.are_deterministic_algorithms_enabled()
     warn_before = torch.is_deterministic_algorithms_warn_only_enabled()
-    fill_before = torch.utils.deterministic.fill_uninitialized_memory
+    options: Any = torch.utils.deterministic  # a module with properties, which types can't say
+    fill_before = options.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
-    torch.utils.deterministic.fill_uninitialized_memory = False  # costs 8 % of a step
+    options.fill_uninitialized_memory = False  # costs 8 % of a step
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before, warn_only=warn_before)
-        torch.utils.deterministic.fill_uninitialized_memory = fill_before
+        options.fill_uninitialized_memory = fill_before
