@@ -125,7 +125,8 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
     # Imported only now: it looks for CUDA_HOME when it is imported.
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    sources = ["csrc/ops.cpp", *(str(path) for path in sorted(Path("csrc/cpu").glob("*.cpp")))]
+    sources = [str(path) for path in sorted(Path("csrc").glob("ops*.cpp"))]
+    sources += [str(path) for path in sorted(Path("csrc/cpu").glob("*.cpp"))]
     arguments = {"cxx": [*flags, STABLE_API]}
     extensions.append(
         CppExtension(

@@ -1,11 +1,12 @@
-// mmssl._C: the schemas of all ops and their CPU kernels, bound through torch's stable ABI, so that
-// one build serves every Python and every torch from 2.11 on. Fakes and autograd live in Python.
+// mmssl._C: the schemas of the ops and their CPU kernels (ops_*.cpp hold more of them), bound through
+// torch's stable ABI, so that one build serves every Python and every torch from 2.11 on. Fakes and
+// autograd live in Python.
 #include <Python.h>
 
 #include <string>
 
-#include "common/parallel.h"
 #include "common/stable_args.h"
+#include "common/torch_threads.h"
 #include "cpu/simd.h"
 #include "cpu/spmm.h"
 
@@ -13,17 +14,8 @@ namespace {
 
 using mmssl::OptTensor;
 using mmssl::Tensor;
+using mmssl::torch_threads;
 using mmssl::View;
-
-mmssl::Parallel torch_threads() {
-  mmssl::Parallel pool;
-  pool.threads = static_cast<int>(torch::stable::get_num_threads());
-  pool.run = [](int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
-    torch::stable::parallel_for(0, count, 1,
-                                [&](int64_t begin, int64_t end) { body(begin, end, context); });
-  };
-  return pool;
-}
 
 void check_pointers(const Tensor& rowptr, int64_t nnz) {
   const int64_t* p = mmssl::data<int64_t>(rowptr);

@@ -13,18 +13,17 @@ from mmssl.ops.dispatch import (
     set_backend,
     status,
 )
+from mmssl.ops.info_nce import info_nce
 from mmssl.ops.propagate import propagate, spmm
 from mmssl.ops.reference import (
     Triples,
     bpr_loss_reference,
-    info_nce_reference,
     masked_similarity_reference,
     masked_topk_reference,
     sample_bpr_reference,
 )
 from mmssl.ops.similarity import masked_similarity_linear
 
-info_nce = reference_only(info_nce_reference)
 masked_topk = reference_only(masked_topk_reference)
 masked_similarity = reference_only(masked_similarity_reference)
 sample_bpr = reference_only(sample_bpr_reference)
