@@ -35,10 +35,12 @@ def report_lines() -> list[str]:
         found = importlib.util.find_spec(name) is not None
         lines.append(f"  {name:10s} {'installed' if found else 'missing: no ' + purpose}")
     lines += ["", f"ops (backend requested: {ops.requested_backend()})"]
-    rows = [("op", "device", "dtypes", "backend", "reason"), *ops.status()]
-    widths = [max(len(str(row[i])) for row in rows) for i in range(4)]
+    rows = [("op", "device", "dtypes", "backend", "reason")]
+    for row in ops.status():
+        rows.append((row.op, row.device, ", ".join(row.dtypes), row.backend, row.reason))
+    widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
-        cells = [str(cell).ljust(width) for cell, width in zip(row, widths, strict=False)]
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
         lines.append(f"  {'  '.join(cells)}  {row[4]}".rstrip())
     return lines
 

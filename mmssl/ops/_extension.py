@@ -16,6 +16,8 @@ import torch
 missing: dict[str, str] = {}
 """Module name -> why it is not loaded, in one line."""
 
+_OPS = ("spmm", "spmm_value_grad", "info_nce", "info_nce_backward")  # what this version calls
+
 _BUILD_INFO = Path(__file__).resolve().parents[1] / "_build_info.json"
 
 
@@ -41,6 +43,16 @@ def _load(name: str) -> ModuleType | None:
     return None
 
 
+def _load_ops() -> ModuleType | None:
+    """``_C``, unless an older build of it than these Python files lies around."""
+    module = _load("_C")
+    lacking = [op for op in _OPS if module is not None and not hasattr(torch.ops.mmssl, op)]
+    if lacking:
+        missing["_C"] = f"mmssl._C is an older build without {lacking[0]}; build it again"
+        return None
+    return module
+
+
 def _load_cuda() -> ModuleType | None:
     if ops is None:
         missing["_C_cuda"] = missing["_C"]  # the schemas of all ops are in _C
@@ -52,5 +64,5 @@ def _load_cuda() -> ModuleType | None:
 
 
 host = _load("_host")
-ops = _load("_C")
+ops = _load_ops()
 cuda = _load_cuda()
