@@ -36,8 +36,8 @@ def report_lines() -> list[str]:
         lines.append(f"  {name:10s} {'installed' if found else 'missing: no ' + purpose}")
     lines += ["", f"ops (backend requested: {ops.requested_backend()})"]
     rows = [("op", "device", "dtypes", "backend", "reason")]
-    for row in ops.status():
-        rows.append((row.op, row.device, ", ".join(row.dtypes), row.backend, row.reason))
+    for s in ops.status():
+        rows.append((s.op, s.device, ", ".join(s.dtypes), s.backend, s.reason))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=False)]
