@@ -2,6 +2,7 @@
 
 #include <cmath>
 
+#include "cpu/info_nce_bf16.h"
 #include "cpu/info_nce_engine.h"
 
 namespace mmssl::cpu {
@@ -248,6 +249,12 @@ class Problem {
 template <class T, class A, class F>
 void with_problem(const InfoNceArgs& a, const T* anchor, const T* positive, const T* negatives,
                   bool gradients, const Parallel& pool, const F& f) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (bf16_unit() != Bf16Unit::kNone && Range<A>(a.temperature).fixed) {
+      Problem<T, A, Bf16Engine> problem(a, anchor, positive, negatives, gradients, pool);
+      return f(problem);
+    }
+  }
   Problem<T, A, PlainEngine<A>> problem(a, anchor, positive, negatives, gradients, pool);
   f(problem);
 }

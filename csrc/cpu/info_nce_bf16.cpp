@@ -1,0 +1,462 @@
+#include "cpu/info_nce_bf16.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+#include <cstring>
+
+namespace mmssl::cpu {
+namespace {
+
+constexpr int kLanes = 16, kRows = 16;  // of a vector; of a block of scores
+constexpr int64_t kPanel = 48;          // columns of a panel, three vectors or tiles
+constexpr int64_t kStep = 96;           // columns are padded to whole panels and whole tile depths
+using V = Vec<float, kLanes>;
+using Words = Vec<uint32_t, kLanes>;
+using Halves = Vec<uint16_t, 2 * kLanes>;
+
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+#if defined(__x86_64__)
+#pragma GCC push_options
+#pragma GCC optimize("fp-contract=fast")
+
+// Instructions as inline assembly: intrinsics can't be inlined into a body shared by two levels.
+MMSSL_INLINE V dot_pairs(V sum, Words a, Words b) {
+  asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
+  return sum;
+}
+MMSSL_INLINE Halves narrow_two(V low, V high) {
+  Halves out;
+  asm("vcvtne2ps2bf16 %1, %2, %0" : "=v"(out) : "v"(low), "v"(high));
+  return out;
+}
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16};
+};
+#define MMSSL_LOAD_TILE(number, from, stride)                                          \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #number ::"r"(from), "r"(int64_t(stride)) : "memory")
+#define MMSSL_STORE_TILE(number, to, stride)                                           \
+  asm volatile("tilestored %%tmm" #number ", (%0,%1,1)" ::"r"(to), "r"(int64_t(stride)) : "memory")
+#define MMSSL_MULTIPLY_TILES(sum, a, b) \
+  asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
+
+// c (kR rows, kV vectors) = [c +] a b over `depth` words.
+template <int kR, int kV, bool kAdd>
+MMSSL_INLINE void multiply_words(const uint32_t* a, int64_t row_step, int64_t k_step,
+                                 const uint32_t* b, int64_t ldb, int64_t depth, float* c,
+                                 int64_t ldc) {
+  V sum[kR][kV] = {};
+  for (int64_t k = 0; k < depth; ++k) {
+    Words column[kV];
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) __builtin_memcpy(&column[v], b + k * ldb + v * kLanes, 64);
+#pragma GCC unroll 8
+    for (int r = 0; r < kR; ++r) {
+      const Words x = Words{} + a[r * row_step + k * k_step];
+#pragma GCC unroll 4
+      for (int v = 0; v < kV; ++v) sum[r][v] = dot_pairs(sum[r][v], x, column[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kR; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kV; ++v) {
+      float* out = c + r * ldc + v * kLanes;
+      if constexpr (kAdd) sum[r][v] += load<float, kLanes>(out);
+      store<float, kLanes>(out, sum[r][v]);
+    }
+  }
+}
+
+// Four rows of a gradient, all features.
+MMSSL_INLINE void add_words(const uint32_t* a, int64_t row_step, int64_t k_step, const uint32_t* b,
+                            int64_t depth, float* c, int64_t ld) {
+  int64_t k = 0;
+  for (; k + 4 * kLanes <= ld; k += 4 * kLanes) {
+    multiply_words<4, 4, true>(a, row_step, k_step, b + k, ld, depth, c + k, ld);
+  }
+  for (; k < ld; k += kLanes) {
+    multiply_words<4, 1, true>(a, row_step, k_step, b + k, ld, depth, c + k, ld);
+  }
+}
+
+// score (kRows, cols) of the rows from i on.
+template <Bf16Unit kUnit>
+MMSSL_INLINE void score_rows(const Bf16Tile& t, int64_t i, int64_t cols, float* score) {
+  const uint32_t* a = t.words_p + i * t.depth;
+  for (int64_t j = 0; j < cols; j += kPanel) {
+    const uint32_t* b = t.panels_q + j * t.depth;
+    if constexpr (kUnit == Bf16Unit::kAmx) {
+      asm volatile("tilezero %%tmm0\n\ttilezero %%tmm1\n\ttilezero %%tmm2" ::);
+      for (int64_t k = 0; k < t.depth; k += 16) {
+        MMSSL_LOAD_TILE(4, a + k, t.depth * 4);
+        MMSSL_LOAD_TILE(5, b + k * kPanel, kPanel * 4);
+        MMSSL_MULTIPLY_TILES(0, 4, 5);
+        MMSSL_LOAD_TILE(5, b + k * kPanel + 16, kPanel * 4);
+        MMSSL_MULTIPLY_TILES(1, 4, 5);
+        MMSSL_LOAD_TILE(5, b + k * kPanel + 32, kPanel * 4);
+        MMSSL_MULTIPLY_TILES(2, 4, 5);
+      }
+      MMSSL_STORE_TILE(0, score + j, kMaxChunk * 4);
+      MMSSL_STORE_TILE(1, score + j + 16, kMaxChunk * 4);
+      MMSSL_STORE_TILE(2, score + j + 32, kMaxChunk * 4);
+    } else {
+      for (int64_t r = 0; r < kRows; r += 8) {
+        multiply_words<8, 3, false>(a + r * t.depth, t.depth, 1, b, kPanel, t.depth,
+                                    score + r * kMaxChunk + j, kMaxChunk);
+      }
+    }
+  }
+}
+
+MMSSL_INLINE auto counts_in(const Bf16Tile& t, int64_t i, int64_t j) {
+  Vec<int32_t, kLanes> column;
+#pragma GCC unroll 16
+  for (int lane = 0; lane < kLanes; ++lane) column[lane] = int32_t(j) + lane;
+  const int32_t end = i < t.rows ? int32_t(t.cols) : 0;
+  const int32_t left_out = t.same_rows || t.diagonal != nullptr ? int32_t(i) : -1;
+  return (column < end) & (column != left_out);
+}
+
+MMSSL_INLINE bool some_left_out(const Bf16Tile& t, int64_t i, int64_t cols) {
+  return t.same_rows || t.diagonal != nullptr || cols > t.cols || i + kRows > t.rows;
+}
+
+template <bool kColumns, bool kEdge>
+MMSSL_INLINE void add_rows(const Bf16Tile& t, int64_t i, int64_t cols, const float* score,
+                           V* row_sum, float* column_sum) {
+  for (int64_t half = 0; half < kRows; half += 8) {
+    V sum[8] = {};
+    for (int64_t j = 0; j < cols; j += kLanes) {
+      const V q = load<float, kLanes>(t.q_inverse + j);
+      V column = load<float, kLanes>(column_sum + j);
+#pragma GCC unroll 8
+      for (int r = 0; r < 8; ++r) {
+        const V s = load<float, kLanes>(score + (half + r) * kMaxChunk + j) * q;
+        const float scale = t.p_inverse[i + half + r] * t.scale;
+        V e = exp2_in_range<float, kLanes>(s * scale + t.shift);
+        if constexpr (kEdge) e = counts_in(t, i + half + r, j) ? e : V{};
+        sum[r] += e;
+        if constexpr (kColumns) column += e;
+      }
+      if constexpr (kColumns) store<float, kLanes>(column_sum + j, column);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) row_sum[half + r] = sum[r];
+  }
+}
+
+template <Bf16Unit kUnit, bool kColumns>
+MMSSL_INLINE void sum_bf16(const Bf16Tile& t) {
+  alignas(64) float score[kRows * kMaxChunk];
+  alignas(64) float column_sum[kMaxChunk] = {};
+  const int64_t cols = round_up(t.cols, kPanel);
+  const TileConfig config;
+  if constexpr (kUnit == Bf16Unit::kAmx) asm volatile("ldtilecfg %0" ::"m"(config));
+  for (int64_t i = 0; i < t.rows; i += kRows) {
+    V row_sum[kRows];
+    score_rows<kUnit>(t, i, cols, score);
+    if (some_left_out(t, i, cols)) {
+      add_rows<kColumns, true>(t, i, cols, score, row_sum, column_sum);
+    } else {
+      add_rows<kColumns, false>(t, i, cols, score, row_sum, column_sum);
+    }
+    for (int64_t r = 0; r < kRows && i + r < t.rows; ++r) {
+      if (t.positive != nullptr) {
+        t.positive[i + r] = double(score[r * kMaxChunk + i + r]) * t.p_inverse[i + r] *
+                            t.q_inverse[i + r];
+      }
+      double sum = 0;
+      for (int lane = 0; lane < kLanes; ++lane) sum += row_sum[r][lane];
+      t.p_sum[i + r] += sum;
+    }
+  }
+  if constexpr (kUnit == Bf16Unit::kAmx) asm volatile("tilerelease" ::);
+  if constexpr (kColumns) {
+    for (int64_t j = 0; j < t.cols; ++j) t.q_sum[j] += column_sum[j];
+  }
+}
+
+// Scores of kRows rows to g_ij n_i n_j in bfloat16: along the columns, and in pairs of rows.
+template <bool kColumns, bool kEdge>
+MMSSL_INLINE void weigh_rows(const Bf16Tile& t, int64_t i0, int64_t cols, const float* score,
+                             bf16* g, uint32_t* g_pairs) {
+  Halves interleave;
+#pragma GCC unroll 32
+  for (int n = 0; n < 2 * kLanes; ++n) interleave[n] = n / 2 + n % 2 * kLanes;
+  for (int64_t r0 = 0; r0 < kRows; r0 += 4) {
+    for (int64_t j = 0; j < cols; j += kLanes) {
+      const V q = load<float, kLanes>(t.q_inverse + j);
+      V q_weight{};
+      if constexpr (kColumns) q_weight = load<float, kLanes>(t.q_weight + j) * q;
+      V y[4];
+#pragma GCC unroll 4
+      for (int r = 0; r < 4; ++r) {
+        const int64_t i = i0 + r0 + r;
+        const float p = t.p_inverse[i], p_weight = t.p_weight[i] * p;
+        const V s = load<float, kLanes>(score + (r0 + r) * kMaxChunk + j) * q;
+        const V e = exp2_in_range<float, kLanes>(s * (p * t.scale) + t.shift);
+        if constexpr (kColumns) {
+          y[r] = e * (q * p_weight + q_weight * p);
+        } else {
+          y[r] = e * (q * p_weight);
+        }
+        if constexpr (kEdge) y[r] = counts_in(t, i, j) ? y[r] : V{};
+      }
+#pragma GCC unroll 2
+      for (int r = 0; r < 4; r += 2) {
+        const Halves both = narrow_two(y[r], y[r + 1]);
+        __builtin_memcpy(g + (r0 + r) * kMaxChunk + j, &both, 32);
+        __builtin_memcpy(g + (r0 + r + 1) * kMaxChunk + j,
+                         reinterpret_cast<const char*>(&both) + 32, 32);
+        const Halves pairs = __builtin_shuffle(both, interleave);
+        __builtin_memcpy(g_pairs + (r0 + r) / 2 * kMaxChunk + j, &pairs, 64);
+      }
+    }
+  }
+}
+
+// c (16 rows of each of up to four tiles, 16 columns each) += a b; a and b step from tile to tile.
+MMSSL_INLINE void add_tiles(int64_t tiles, const char* a, int64_t a_stride, int64_t a_next,
+                            int64_t a_step, const char* b, int64_t b_stride, int64_t b_next,
+                            int64_t b_step, int64_t steps, float* c, int64_t c_stride,
+                            int64_t c_next) {
+#define MMSSL_EACH(body)                                        \
+  body(0) if (tiles > 1) body(1) if (tiles > 2) body(2) if (tiles > 3) body(3)
+#define MMSSL_BODY(n) MMSSL_LOAD_TILE(n, c + n * c_next, c_stride);
+  MMSSL_EACH(MMSSL_BODY)
+#undef MMSSL_BODY
+  for (int64_t k = 0; k < steps; ++k) {
+    if (a_next == 0) MMSSL_LOAD_TILE(4, a + k * a_step, a_stride);
+    if (b_next == 0) MMSSL_LOAD_TILE(5, b + k * b_step, b_stride);
+#define MMSSL_BODY(n)                                                               \
+  {                                                                                 \
+    if (a_next != 0) MMSSL_LOAD_TILE(4, a + n * a_next + k * a_step, a_stride);     \
+    if (b_next != 0) MMSSL_LOAD_TILE(5, b + n * b_next + k * b_step, b_stride);     \
+    MMSSL_MULTIPLY_TILES(n, 4, 5);                                                  \
+  }
+    MMSSL_EACH(MMSSL_BODY)
+#undef MMSSL_BODY
+  }
+#define MMSSL_BODY(n) MMSSL_STORE_TILE(n, c + n * c_next, c_stride);
+  MMSSL_EACH(MMSSL_BODY)
+#undef MMSSL_BODY
+#undef MMSSL_EACH
+}
+
+template <Bf16Unit kUnit, bool kColumns>
+MMSSL_INLINE void grad_bf16(const Bf16Tile& t) {
+  constexpr bool kAmx = kUnit == Bf16Unit::kAmx;
+  alignas(64) float score[kRows * kMaxChunk];
+  alignas(64) bf16 g[kRows * kMaxChunk];
+  alignas(64) uint32_t g_pairs[kMaxChunk / 2 * kMaxChunk];
+  const int64_t cols = round_up(t.cols, kStep), rows = round_up(t.rows, 2 * kRows);
+  const TileConfig config;
+  if constexpr (kAmx) asm volatile("ldtilecfg %0" ::"m"(config));
+  for (int64_t i = 0; i < rows; i += kRows) {
+    score_rows<kUnit>(t, i, cols, score);
+    if (t.diagonal != nullptr) {
+      for (int64_t k = i; k < i + kRows && k < t.rows; ++k) {
+        const float s = score[(k - i) * kMaxChunk + k] * t.p_inverse[k] * t.q_inverse[k];
+        const float weight = t.p_weight[k] + (kColumns ? t.q_weight[k] : 0.0f);
+        t.diagonal[k] += std::exp2(s * t.scale + t.shift) * weight;
+      }
+    }
+    uint32_t* pairs = g_pairs + i / 2 * kMaxChunk;
+    if (some_left_out(t, i, cols)) {
+      weigh_rows<kColumns, true>(t, i, cols, score, g, pairs);
+    } else {
+      weigh_rows<kColumns, false>(t, i, cols, score, g, pairs);
+    }
+    if constexpr (kAmx) {
+      for (int64_t k = 0; k < t.ld; k += 64) {
+        add_tiles(std::min<int64_t>(4, (t.ld - k) / 16), reinterpret_cast<const char*>(g),
+                  kMaxChunk * 2, 0, 64, reinterpret_cast<const char*>(t.pairs_q + k), t.ld * 4, 64,
+                  t.ld * 64, cols / 32, t.p_grad + i * t.ld + k, t.ld * 4, 16);
+      }
+    } else {
+      const auto* words = reinterpret_cast<const uint32_t*>(g);
+      for (int64_t r = 0; r < kRows; r += 4) {
+        add_words(words + r * kMaxChunk / 2, kMaxChunk / 2, 1, t.pairs_q, cols / 2,
+                  t.p_grad + (i + r) * t.ld, t.ld);
+      }
+    }
+  }
+  if (t.q_grad != nullptr) {
+    if constexpr (kAmx) {
+      for (int64_t k = 0; k < t.ld; k += 64) {
+        for (int64_t j = 0; j < t.cols; j += 16) {
+          add_tiles(std::min<int64_t>(4, (t.ld - k) / 16),
+                    reinterpret_cast<const char*>(t.columns_p + k * t.chunk), t.chunk * 2,
+                    t.chunk * 32, 64, reinterpret_cast<const char*>(g_pairs + j), kMaxChunk * 4, 0,
+                    kMaxChunk * 64, rows / 32, t.q_grad_t + k * t.chunk + j, t.chunk * 4,
+                    t.chunk * 16);
+        }
+      }
+    } else {
+      for (int64_t j = 0; j < t.cols; j += 4) {
+        add_words(g_pairs + j, 1, kMaxChunk, t.pairs_p, rows / 2, t.q_grad + j * t.ld, t.ld);
+      }
+    }
+  }
+  if constexpr (kAmx) asm volatile("tilerelease" ::);
+}
+
+template <Bf16Unit kUnit>
+MMSSL_TARGET_AVX512 void run_sum(const Bf16Tile& t) {
+  t.q_sum != nullptr ? sum_bf16<kUnit, true>(t) : sum_bf16<kUnit, false>(t);
+}
+template <Bf16Unit kUnit>
+MMSSL_TARGET_AVX512 void run_grad(const Bf16Tile& t) {
+  t.q_weight != nullptr ? grad_bf16<kUnit, true>(t) : grad_bf16<kUnit, false>(t);
+}
+#pragma GCC pop_options
+
+// AMX-TILE and AMX-BF16, and the kernel's leave to use the tile registers.
+bool has_amx() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24;
+  if ((d & kBf16) == 0 || (d & kTile) == 0) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+Bf16Unit detect() {
+  if (simd_level() != SimdLevel::kAvx512 || !__builtin_cpu_supports("avx512bf16")) {
+    return Bf16Unit::kNone;
+  }
+  const char* cap = std::getenv("ATEN_CPU_CAPABILITY");
+  if (cap != nullptr && std::strcmp(cap, "avx512") == 0) return Bf16Unit::kDot;
+  if (has_amx()) return Bf16Unit::kAmx;
+  return __builtin_cpu_is("amd") ? Bf16Unit::kDot : Bf16Unit::kNone;
+}
+#else
+template <Bf16Unit kUnit>
+void run_sum(const Bf16Tile&) {}
+template <Bf16Unit kUnit>
+void run_grad(const Bf16Tile&) {}
+Bf16Unit detect() { return Bf16Unit::kNone; }
+#endif
+
+}  // namespace
+
+Bf16Unit bf16_unit() {
+  static const Bf16Unit unit = detect();
+  return unit;
+}
+
+Bf16Engine::Bf16Engine(const Layout& layout, bool gradients)
+    : layout_(layout), depth_(round_up(layout.d, 32) / 2), ld_(round_up(layout.d, 16)) {
+  for (int s = 0; s < kSets; ++s) {
+    const int64_t rows = layout.copies[s] * layout.padded(s);
+    words_[s] = Buffer<uint32_t>(rows * depth_);
+    panels_[s] = Buffer<uint32_t>(rows * depth_);
+    inverse_[s] = Buffer<float>(rows);
+    if (!gradients) continue;
+    pairs_[s] = Buffer<uint32_t>(rows / 2 * ld_);
+    grads_[s] = Buffer<float>(rows * ld_);
+    if (bf16_unit() == Bf16Unit::kAmx) {
+      columns_[s] = Buffer<bf16>(rows * ld_);
+      grads_t_[s] = Buffer<float>(rows * ld_);
+    }
+  }
+}
+
+void Bf16Engine::pack(int set, int64_t first_row, const bf16* x, int64_t rows, const double* norm) {
+  const int64_t d = layout_.d, chunk = layout_.chunk;
+  uint32_t* words = words_[set].get() + first_row * depth_;
+  uint32_t* panels = panels_[set].get() + first_row * depth_;
+  float* inverse = inverse_[set].get() + first_row;
+  std::fill_n(words, chunk * depth_, 0u);
+  std::fill_n(inverse, chunk, 1.0f);
+  auto* z = reinterpret_cast<bf16*>(words);
+  for (int64_t i = 0; i < rows; ++i) {
+    int exponent = 0;
+    const double fraction = std::frexp(norm[i], &exponent);  // norm = fraction * 2^exponent
+    if (std::isfinite(norm[i])) inverse[i] = float(0.5 / fraction);
+    const double factor = std::ldexp(1.0, 1 - exponent);
+    for (int64_t k = 0; k < d; ++k) {
+      z[i * 2 * depth_ + k] = to_bf16(float(factor * to_float(x[i * d + k])));
+    }
+  }
+  for (int64_t j = 0; j < chunk; j += kPanel) {
+    for (int64_t k = 0; k < depth_; ++k) {
+      for (int64_t c = 0; c < kPanel; ++c) {
+        panels[j * depth_ + k * kPanel + c] = words[(j + c) * depth_ + k];
+      }
+    }
+  }
+  if (grads_[set].get() == nullptr) return;
+  std::fill_n(grads_[set].get() + first_row * ld_, chunk * ld_, 0.0f);
+  uint32_t* pairs = pairs_[set].get() + first_row / 2 * ld_;
+  for (int64_t i = 0; i < chunk; i += 2) {
+    for (int64_t k = 0; k < ld_; ++k) {
+      const uint32_t low = z[i * 2 * depth_ + k].bits, high = z[(i + 1) * 2 * depth_ + k].bits;
+      pairs[i / 2 * ld_ + k] = low | high << 16;
+    }
+  }
+  if (grads_t_[set].get() == nullptr) return;
+  std::fill_n(grads_t_[set].get() + first_row * ld_, chunk * ld_, 0.0f);
+  bf16* columns = columns_[set].get() + first_row * ld_;
+  for (int64_t k = 0; k < ld_; ++k) {
+    for (int64_t i = 0; i < chunk; ++i) columns[k * chunk + i] = z[i * 2 * depth_ + k];
+  }
+}
+
+Bf16Tile Bf16Engine::tile(const Tile<float>& common, int p, int64_t p_row, int q,
+                          int64_t q_row) const {
+  Bf16Tile t{common};
+  t.d = layout_.d;
+  t.ld = ld_;
+  t.depth = depth_;
+  t.chunk = layout_.chunk;
+  t.words_p = words_[p].get() + p_row * depth_;
+  t.panels_q = panels_[q].get() + q_row * depth_;
+  t.p_inverse = inverse_[p].get() + p_row;
+  t.q_inverse = inverse_[q].get() + q_row;
+  return t;
+}
+
+void Bf16Engine::sum(const Tile<float>& common, int p, int64_t p_row, int q, int64_t q_row) const {
+  const Bf16Tile t = tile(common, p, p_row, q, q_row);
+  bf16_unit() == Bf16Unit::kAmx ? run_sum<Bf16Unit::kAmx>(t) : run_sum<Bf16Unit::kDot>(t);
+}
+
+void Bf16Engine::grad(const Tile<float>& common, int p, int64_t p_row, int q, int64_t q_row) const {
+  Bf16Tile t = tile(common, p, p_row, q, q_row);
+  const bool amx = bf16_unit() == Bf16Unit::kAmx;
+  t.pairs_p = pairs_[p].get() + p_row / 2 * ld_;
+  t.pairs_q = pairs_[q].get() + q_row / 2 * ld_;
+  t.p_grad = grads_[p].get() + p_row * ld_;
+  t.q_grad = t.same_rows ? nullptr : grads_[q].get() + q_row * ld_;
+  t.columns_p = amx ? columns_[p].get() + p_row * ld_ : nullptr;
+  t.q_grad_t = amx ? grads_t_[q].get() + q_row * ld_ : nullptr;
+  amx ? run_grad<Bf16Unit::kAmx>(t) : run_grad<Bf16Unit::kDot>(t);
+}
+
+void Bf16Engine::normalised(int set, int64_t row, float* out) const {
+  const auto* z = reinterpret_cast<const bf16*>(words_[set].get() + row * depth_);
+  const float inverse = inverse_[set].get()[row];
+  for (int64_t k = 0; k < layout_.d; ++k) out[k] = to_float(z[k]) * inverse;
+}
+
+void Bf16Engine::gradient(int set, int64_t row, float* out) const {
+  const float norm = 1 / inverse_[set].get()[row];
+  const float* g = grads_[set].get() + row * ld_;
+  const int64_t chunk = layout_.chunk, first = row / chunk * chunk;
+  const float* g_t = grads_t_[set].get();
+  for (int64_t k = 0; k < layout_.d; ++k) {
+    const float transposed = g_t == nullptr ? 0 : g_t[first * ld_ + k * chunk + row - first];
+    out[k] = (g[k] + transposed) * norm;
+  }
+}
+
+}  // namespace mmssl::cpu
