@@ -84,7 +84,7 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
     sanitize = os.environ.get("MMSSL_SANITIZE")
     flags = ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=off"]
     if sanitize:
-        flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-O1", "-g"]
+        flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-O1", "-g1"]
     else:
         flags += ["-O3", "-g0"]
     link = [f"-fsanitize={sanitize}"] if sanitize else []

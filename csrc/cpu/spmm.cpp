@@ -146,7 +146,7 @@ MMSSL_INLINE void sum_row(const Spmm<T, A>& s, int64_t begin, int64_t end, A sca
 
 template <class T, class A, int kLanes, int kMaxVecs, bool kWeighted>
 MMSSL_INLINE void run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) {
-  std::unique_ptr<A[]> scratch;  // sum and current chunk of a long row that no other task touches
+  std::unique_ptr<A[]> own;  // sum and current chunk of a long row that no other task touches
   const int64_t last = to.slot < 0 ? to.row : to.row + 1;
   for (int64_t row = from.row; row < last; ++row) {
     const int64_t first = s.a.rowptr[row], end = s.a.rowptr[row + 1];
@@ -158,23 +158,19 @@ MMSSL_INLINE void run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) 
     }
     const bool cut_before = row == from.row && from.slot >= 0;
     const bool cut_after = row == to.row && to.slot >= 0;
+    const bool shared = cut_before || cut_after;
     const int64_t begin = cut_before ? from.position : first;
     const int64_t stop = cut_after ? to.position : end;
-    if (cut_before || cut_after) {
-      A* slots = s.partial + (cut_before ? from.slot : to.slot) * s.d;
-      for (int64_t p = begin; p < stop; p += kChunkEdges) {
-        sum_row<T, A, kLanes, kMaxVecs, kWeighted>(s, p, std::min(p + kChunkEdges, stop), A(1),
-                                                   slots + (p - first) / kChunkEdges * s.d);
-      }
-      continue;
+    if (!shared && !own) own.reset(new A[2 * s.d]);
+    A* sum = shared ? s.partial + (cut_before ? from.slot : to.slot) * s.d : own.get();
+    for (int64_t p = begin; p < stop; p += kChunkEdges) {
+      const int64_t chunk = (p - first) / kChunkEdges;
+      A* out = sum + (shared ? chunk : std::min<int64_t>(chunk, 1)) * s.d;
+      sum_row<T, A, kLanes, kMaxVecs, kWeighted>(s, p, std::min(p + kChunkEdges, stop), A(1), out);
+      if (shared || chunk == 0) continue;
+      for (int64_t k = 0; k < s.d; ++k) sum[k] += out[k];
     }
-    if (!scratch) scratch.reset(new A[2 * s.d]);
-    A *sum = scratch.get(), *chunk = sum + s.d;
-    sum_row<T, A, kLanes, kMaxVecs, kWeighted>(s, first, first + kChunkEdges, A(1), sum);
-    for (int64_t p = first + kChunkEdges; p < end; p += kChunkEdges) {
-      sum_row<T, A, kLanes, kMaxVecs, kWeighted>(s, p, std::min(p + kChunkEdges, end), A(1), chunk);
-      for (int64_t k = 0; k < s.d; ++k) sum[k] += chunk[k];
-    }
+    if (shared) continue;
     for (int64_t k = 0; k < s.d; ++k) write(y + k, scale * sum[k]);
   }
 }

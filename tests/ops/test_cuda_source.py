@@ -1,4 +1,4 @@
-"""The CUDA kernels without a GPU: compiled by nvcc where it is, and run on the CPU by an emulator."""
+"""The CUDA kernels without a GPU: compiled by nvcc, and run on the CPU by an emulator."""
 
 from __future__ import annotations
 

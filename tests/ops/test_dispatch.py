@@ -12,6 +12,7 @@ import torch
 from mmssl import ops
 from mmssl.errors import InputError
 from mmssl.ops import _extension, dispatch
+from mmssl.ops.reference import bpr_loss_reference
 from tests.ops.graphs import random_view, random_x
 
 KERNEL_OPS = {"spmm", "propagate"}
@@ -63,16 +64,11 @@ def test_environment_sets_the_first_choice():
 def test_status_has_a_row_for_every_op():
     with ops.backend("auto"):
         rows = {row.op: row for row in ops.status() if row.device == "cpu"}
-    assert set(rows) == KERNEL_OPS | {
-        "info_nce",
-        "masked_topk",
-        "masked_similarity",
-        "sample_bpr",
-        "bpr_loss",
-    }
+    control = {"BACKENDS", "OpStatus", "Triples", "backend", "requested_backend", "set_backend"}
+    assert set(rows) == set(ops.__all__) - control - {"status"}
     for op, row in rows.items():
         if op not in KERNEL_OPS:
-            assert (row.backend, row.reason) == ("reference", "no native kernel yet")
+            assert (row.backend == "native") == (row.reason == "")
         elif _extension.ops is None:
             assert (row.backend, row.reason) == ("reference", _extension.missing["_C"])
         else:
@@ -81,14 +77,20 @@ def test_status_has_a_row_for_every_op():
         assert {row.backend for row in ops.status()} == {"reference"}
 
 
-def test_native_raises_where_there_is_no_kernel():
+def test_native_raises_where_there_is_no_kernel(monkeypatch):
     view = random_view()
-    anchor = torch.randn(4, 3)
-    with ops.backend("native"):
-        with pytest.raises(RuntimeError, match="info_nce: backend 'native'.*no native kernel yet"):
-            ops.info_nce(anchor, anchor, 0.5)
-        with pytest.raises(RuntimeError, match="backend 'native'"):
-            ops.spmm(view, random_x(view, 3, torch.float16))
+    with ops.backend("native"), pytest.raises(RuntimeError, match="spmm: backend 'native'"):
+        ops.spmm(view, random_x(view, 3, torch.float16))
+    # An op without any kernel, whichever those are by now.
+    monkeypatch.setitem(dispatch._KERNELS, "bpr_loss", {})
+    public = dispatch.reference_only(bpr_loss_reference)
+    embedding, ids = torch.ones(2, 3), torch.tensor([0, 1])
+    arguments = (embedding, embedding, ids, ids, ids)
+    with ops.backend("native"), pytest.raises(RuntimeError, match="bpr_loss.*no native kernel yet"):
+        public(*arguments)
+    for choice in ("auto", "reference"):
+        with ops.backend(choice):
+            assert torch.equal(public(*arguments), bpr_loss_reference(*arguments))
 
 
 @pytest.mark.parametrize("name", ["info_nce", "masked_topk", "sample_bpr", "bpr_loss"])
