@@ -88,12 +88,15 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
     else:
         flags += ["-O3", "-g0"]
     link = [f"-fsanitize={sanitize}"] if sanitize else []
-    common: dict[str, Any] = {
-        "include_dirs": [CSRC],
-        "extra_link_args": link,
-        "depends": [str(path) for path in sorted(Path("csrc").rglob("*.h*"))],
-        "language": "c++",
-    }
+
+    def common() -> dict[str, Any]:  # new lists each time: torch's extensions append to them
+        return {
+            "include_dirs": [CSRC],
+            "extra_link_args": list(link),
+            "depends": [str(path) for path in sorted(Path("csrc").rglob("*.h*"))],
+            "language": "c++",
+        }
+
     extensions: list[Extension] = []
 
     try:
@@ -101,8 +104,9 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
     except ImportError:
         leave_out("_host", "pybind11 is not installed")
     else:
-        options = {**common, "include_dirs": [CSRC, pybind11.get_include()]}
-        options["extra_link_args"] = [*link, "-pthread"]
+        options = common()
+        options["include_dirs"].append(pybind11.get_include())
+        options["extra_link_args"].append("-pthread")
         sources = ["csrc/host/host.cpp", "csrc/host/index.cpp"]
         extensions.append(
             Extension("mmssl._host", sources, extra_compile_args=[*flags, "-pthread"], **options)
@@ -130,7 +134,7 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
     arguments = {"cxx": [*flags, STABLE_API]}
     extensions.append(
         CppExtension(
-            "mmssl._C", sources, extra_compile_args=arguments, py_limited_api=True, **common
+            "mmssl._C", sources, extra_compile_args=arguments, py_limited_api=True, **common()
         )
     )
     if no_cuda:
@@ -142,10 +146,14 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
         extensions.append(
             CUDAExtension(
                 "mmssl._C_cuda",
-                [str(path) for path in sorted(Path("csrc/cuda").glob("*.c*")) if path.is_file()],
+                [
+                    str(p)
+                    for p in sorted(Path("csrc/cuda").iterdir())
+                    if p.suffix in (".cpp", ".cu")
+                ],
                 extra_compile_args={"cxx": [*flags, STABLE_API, "-DUSE_CUDA"], "nvcc": nvcc},
                 py_limited_api=True,
-                **common,
+                **common(),
             )
         )
     return extensions, BuildExtension
