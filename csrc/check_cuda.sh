@@ -23,12 +23,14 @@ for source in csrc/cuda/*.cu; do
   done
 done
 
-"$cxx" -std=c++20 -O2 -fPIC -Wall -Werror -fvisibility=hidden -DUSE_CUDA \
-  -DTORCH_TARGET_VERSION=0x020b000000000000 -DPy_LIMITED_API=0x030a0000 -Icsrc \
-  -isystem "$torch/include" -isystem "$include" -isystem "$cuda/include" \
-  -c csrc/cuda/ops_cuda.cpp -o "$out/ops_cuda.o"
+for source in csrc/cuda/*.cpp; do
+  "$cxx" -std=c++20 -O2 -fPIC -Wall -Werror -fvisibility=hidden -DUSE_CUDA \
+    -DTORCH_TARGET_VERSION=0x020b000000000000 -DPy_LIMITED_API=0x030a0000 -Icsrc \
+    -isystem "$torch/include" -isystem "$include" -isystem "$cuda/include" \
+    -c "$source" -o "$out/$(basename "$source" .cpp).glue.o"
+done
 "$cxx" -shared -x c++ /dev/null -Wl,-soname,libtorch_cuda.so -o "$out/stub/libtorch_cuda.so"
-"$cxx" -shared "$out/ops_cuda.o" "$out"/*.90.o -o "$out/_C_cuda.abi3.so" \
+"$cxx" -shared "$out"/*.glue.o "$out"/*.90.o -o "$out/_C_cuda.abi3.so" \
   -L"$out/stub" -L"$cuda/lib64" -L"$torch/lib" -Wl,--no-as-needed \
   -ltorch_cuda -lcudart -lc10 -ltorch_cpu
 

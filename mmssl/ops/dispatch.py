@@ -26,7 +26,7 @@ _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "spmm": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
     "propagate": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
-    "info_nce": {"cpu": _KERNEL_DTYPES},
+    "info_nce": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
     "masked_topk": {},
     "masked_similarity": {},
     # Its sparse part is spmm; the rest are ordinary products.

@@ -43,7 +43,8 @@ def info_nce(
     Gradients flow to ``anchor``, ``positive``, ``negatives`` and a tensor ``temperature``; they
     can't be differentiated again. The kernels give the same bits every time, on the CPU whatever
     the number of threads. bfloat16 inputs are multiplied as they are and summed in float32; on
-    processors with bfloat16 arithmetic the gradient's weights are rounded to bfloat16 as well.
+    processors with bfloat16 arithmetic the gradient's weights are rounded to bfloat16 as well. On a
+    GPU float32 products follow ``torch.get_float32_matmul_precision()``: TF32 unless "highest".
     Under autocast the inputs keep their dtype, as with the losses of torch, which run in float32.
 
     Args:
@@ -97,6 +98,7 @@ def info_nce(
         intra_view,
         symmetric,
         eps,
+        anchor.is_cuda and torch.get_float32_matmul_precision() != "highest",
     )
     loss = loss.reshape(*batch, n)
     if reduction == "none":
@@ -163,6 +165,7 @@ def _fake(
     intra_view: bool,
     symmetric: bool,
     eps: float,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor]:
     pairs, n, _ = anchor.shape
     loss = anchor.new_empty(pairs, n, dtype=accumulation_dtype(anchor.dtype))
@@ -179,6 +182,7 @@ def _backward_fake(
     intra_view: bool,
     symmetric: bool,
     eps: float,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = 0 if negatives is None else negatives.shape[0]
     return (
@@ -205,7 +209,7 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     )
     if negatives is None:
         grad_negatives = None
-    return grad_anchor, grad_positive, grad_temperature, grad_negatives, None, None, None
+    return grad_anchor, grad_positive, grad_temperature, grad_negatives, None, None, None, None
 
 
 def _twice(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ from mmssl.ops import _extension
 from mmssl.ops.reference import info_nce_reference
 
 ROOT = Path(__file__).resolve().parents[2]
+CXX = shutil.which(os.environ.get("CXX", "g++"))
 needs_kernel = pytest.mark.skipif(
     _extension.ops is None, reason=_extension.missing.get("_C", "the extension is loaded")
 )
@@ -205,8 +207,9 @@ def test_opcheck(dtype):
     acc = torch.float64 if dtype == torch.float64 else torch.float32
     t = torch.full((1,), 0.3, dtype=acc)
     leaves = [x.requires_grad_() for x in (anchor, positive, t, negatives)]
-    torch.library.opcheck(torch.ops.mmssl.info_nce.default, (*leaves, True, True, 0.1))
-    torch.library.opcheck(torch.ops.mmssl.info_nce.default, (*leaves[:3], None, False, False, 0.0))
+    torch.library.opcheck(torch.ops.mmssl.info_nce.default, (*leaves, True, True, 0.1, False))
+    options = (None, False, False, 0.0, False)
+    torch.library.opcheck(torch.ops.mmssl.info_nce.default, (*leaves[:3], *options))
 
 
 @needs_kernel
@@ -339,6 +342,23 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def test_memory_is_linear_in_the_rows():
     kilobytes = int(run_python(MEMORY, MMSSL_OPS="native"))
     assert kilobytes < 40_000  # one 12288 x 12288 float32 matrix would be 590,000
+
+
+@pytest.mark.skipif(CXX is None, reason="no C++ compiler")
+def test_cuda_kernels_are_right_under_the_emulator(tmp_path):
+    program = tmp_path / "emulated"
+    sources = ["csrc/emu/test_info_nce.cpp", "csrc/cuda/info_nce.cu"]
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    done = subprocess.run(
+        [CXX, *flags, "-DMMSSL_EMULATE_CUDA", "-Icsrc", "-x", "c++", *sources, "-o", str(program)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "ok" in done.stdout
 
 
 def bad(x: Tensor | None = None, **changes):

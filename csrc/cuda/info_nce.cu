@@ -1,0 +1,563 @@
+// Every block owns 64 rows and walks over tiles of columns; nothing of size N x N is kept, and no two
+// blocks add to the same number. With few rows the columns are split between blocks as well, and a
+// last kernel adds the parts in order. Compiled, and run under the emulator of the tests; not run on
+// a GPU yet.
+#include "cuda/info_nce.cuh"
+
+#include <algorithm>
+#include <cmath>
+#include <type_traits>
+
+#include "cuda/info_nce_mma.cuh"
+
+namespace mmssl::cuda {
+namespace {
+
+constexpr int kRows = 64;     // of a block: 16 per warp
+constexpr int kThreads = 128;
+constexpr int kMaxSplits = 16;
+constexpr int kResident = 2;  // blocks per multiprocessor; leaves each thread registers enough not to spill
+constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
+constexpr int kSets = 3;  // 0 the anchors, 1 the positives, 2 the negatives
+
+// Columns and features of a tile, and the padding of its rows that keeps shared memory free of bank
+// conflicts; all three tiles fit in 48 KiB.
+template <class T>
+struct TileShape;
+template <>
+struct TileShape<bf16> {
+  static constexpr int kCols = 64, kDepth = 64, kPad = 8;
+};
+template <>
+struct TileShape<float> {
+  static constexpr int kCols = 32, kDepth = 64, kPad = 4;
+};
+template <>
+struct TileShape<double> {
+  static constexpr int kCols = 32, kDepth = 32, kPad = 2;
+};
+
+template <class T, class A>
+struct Problem {
+  InfoNceShape shape;
+  const T* x[kSets];
+  const A* temperature;
+  T* z[kSets];        // rows of norm 1 (bfloat16: x times a power of two, norm in [1, 2))
+  A* inverse[kSets];  // 1 / norm of those
+  A* norm[kSets];     // of x, at least 1e-12
+  int splits;
+  A *part_max, *part_sum;  // forward: (splits, directions, B N)
+  A *weight[kSets], *shift[kSets], *diagonal;  // backward, per row
+  A* part_grad;                                // (splits, rows of the largest set, D)
+  double* dots;                                // <z, dz> per row of all sets
+
+  __host__ __device__ int64_t rows(int set) const {
+    return set == 2 ? shape.k : shape.pairs * shape.n;
+  }
+  __host__ __device__ int directions() const { return shape.symmetric ? 2 : 1; }
+};
+
+__device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
+__device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
+
+// exp2(scale * s + shift) keeps every term in range, or there is no such shift (fixed = false). The
+// same choice as on the CPU.
+template <class A>
+struct Range {
+  A scale, shift;
+  bool fixed;
+  __device__ explicit Range(A temperature) {
+    constexpr double lowest = sizeof(A) == 4 ? -110 : -900, highest = sizeof(A) == 4 ? 60 : 600;
+    const double c = kLog2E / double(temperature);
+    fixed = 2 * c <= highest - lowest;
+    scale = A(c);
+    shift = A((2 * c + lowest > 0 ? 2 * c + lowest : 0) - c);
+  }
+};
+
+__device__ __forceinline__ double warp_sum(double v) {
+  for (int mask = 16; mask > 0; mask /= 2) v += __shfl_xor_sync(~0u, v, mask);
+  return v;
+}
+
+// A warp per row of a set: its norm, and the row scaled by it.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident) prepare_kernel(Problem<T, A> p, int set) {
+  const int64_t row = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32, d = p.shape.d;
+  if (row >= p.rows(set)) return;
+  const T* x = p.x[set] + row * d;
+  double sum = 0;
+  for (int64_t k = threadIdx.x % 32; k < d; k += 32) {
+    const double v = widen(x[k]);
+    sum += v * v;
+  }
+  double norm = sqrt(warp_sum(sum));
+  norm = norm < 1e-12 ? 1e-12 : norm;
+  double by = norm, inverse = 1;
+  if (sizeof(T) == 2) {
+    int exponent;
+    const double fraction = frexp(norm, &exponent);
+    by = ldexp(1.0, exponent - 1);
+    inverse = 0.5 / fraction;
+  }
+  for (int64_t k = threadIdx.x % 32; k < d; k += 32) {
+    narrow(A(A(widen(x[k])) / A(by)), p.z[set][row * d + k]);
+  }
+  if (threadIdx.x % 32 == 0) p.inverse[set][row] = A(inverse), p.norm[set][row] = A(norm);
+}
+
+// The columns that rows of a set meet: `count` rows of another, without i == j if `same_index`.
+struct Source {
+  int set;
+  int64_t first, count;
+  bool same_index;
+};
+__host__ __device__ inline Source source(const InfoNceShape& s, int set, int64_t pair, int index) {
+  const int64_t all = s.pairs * s.n;
+  const bool is_anchor = set == 0 || (set == 1 && s.symmetric);
+  if (set == 2) return {index, 0, index == 0 || (index == 1 && s.symmetric) ? all : 0, false};
+  if (index == 0) return {1 - set, pair * s.n, s.n, true};
+  if (index == 1) return {set, pair * s.n, s.intra_view && is_anchor ? s.n : 0, true};
+  return {2, 0, is_anchor ? s.k : 0, false};
+}
+__host__ __device__ inline int64_t tiles(int64_t rows, int size) { return (rows + size - 1) / size; }
+
+// What a block does: rows [first, first + count) of a set, columns of tiles [begin, end).
+template <class T>
+struct Work {
+  int64_t pair, first, count, begin, end;
+  int chunk, split;  // of features; of columns
+};
+template <class T, class A>
+__device__ Work<T> work_of_block(const Problem<T, A>& p, int set, int chunks) {
+  const int64_t rows = set == 2 ? p.shape.k : p.shape.n, row_tiles = tiles(rows, kRows);
+  int64_t block = blockIdx.x;
+  Work<T> w;
+  w.split = int(block % p.splits), block /= p.splits;
+  w.chunk = int(block % chunks), block /= chunks;
+  w.pair = block / row_tiles;
+  const int64_t tile = block % row_tiles;
+  w.first = w.pair * rows + tile * kRows;
+  w.count = rows - tile * kRows < kRows ? rows - tile * kRows : kRows;
+  int64_t total = 0;
+  for (int n = 0; n < kSets; ++n) {
+    total += tiles(source(p.shape, set, w.pair, n).count, TileShape<T>::kCols);
+  }
+  w.begin = total * w.split / p.splits;
+  w.end = total * (w.split + 1) / p.splits;
+  return w;
+}
+
+template <class T>
+__device__ void load_tile(T* to, const T* z, int64_t first, int64_t count, int size, int64_t feature,
+                          int64_t d) {
+  constexpr int kDepth = TileShape<T>::kDepth, kStride = kDepth + TileShape<T>::kPad;
+  for (int n = threadIdx.x; n < size * kDepth; n += kThreads) {
+    const int row = n / kDepth, k = n % kDepth;
+    const bool there = row < count && feature + k < d;
+    to[row * kStride + k] = there ? z[(first + row) * d + feature + k] : T{};
+  }
+}
+
+// Calls visit(scores, column set, first column, columns, index of the first column or -1 where none
+// is left out) for every tile of a block's columns. `own` and `other` are shared memory; `other` is
+// left with the features of the block's chunk.
+template <class Product, class T, class A, class Visit>
+__device__ __forceinline__ void for_each_tile(const Problem<T, A>& p, int set, const Work<T>& w,
+                                              T* own, T* other, const Visit& visit) {
+  constexpr int kCols = TileShape<T>::kCols, kDepth = TileShape<T>::kDepth;
+  constexpr int kStride = kDepth + TileShape<T>::kPad;
+  const int64_t d = p.shape.d;
+  const int chunks = int(tiles(d, kDepth));
+  int64_t before = 0;
+  bool loaded = false;
+  for (int n = 0; n < kSets; ++n) {
+    const Source from = source(p.shape, set, w.pair, n);
+    const int64_t here = tiles(from.count, kCols);
+    const int64_t begin = w.begin > before ? w.begin - before : 0;
+    const int64_t end = w.end - before < here ? w.end - before : here;
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t left = from.count - tile * kCols, first = from.first + tile * kCols;
+      const int64_t count = left < kCols ? left : kCols;
+      A score[kCols / 8][4] = {};
+      for (int step = 1; step <= chunks; ++step) {
+        const int64_t feature = int64_t((w.chunk + step) % chunks) * kDepth;
+        __syncthreads();  // everyone is done with the last tiles
+        if (chunks > 1 || !loaded) load_tile(own, p.z[set], w.first, w.count, kRows, feature, d);
+        load_tile(other, p.z[from.set], first, count, kCols, feature, d);
+        loaded = true;
+        __syncthreads();
+        Product::template add<kCols / 8, kDepth>(score, own + threadIdx.x / 32 * 16 * kStride,
+                                                 kStride, other, 1, kStride);
+      }
+      visit(score, from.set, first, count, from.same_index ? tile * kCols : int64_t(-1));
+    }
+    before += here;
+  }
+}
+
+// Sums of the exponentials of 64 rows of set `set` (0, or 1 for the second direction).
+template <class Product, class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident) sum_kernel(Problem<T, A> p, int set) {
+  constexpr int kCols = TileShape<T>::kCols, kStride = TileShape<T>::kDepth + TileShape<T>::kPad;
+  alignas(16) __shared__ T own[kRows * kStride];
+  alignas(16) __shared__ T other[kCols * kStride];
+  const Work<T> w = work_of_block(p, set, 1);
+  const Range<A> range(*p.temperature);
+  const int lane = threadIdx.x % 32;
+  const int64_t row[2] = {threadIdx.x / 32 * 16 + lane / 4, threadIdx.x / 32 * 16 + lane / 4 + 8};
+  const int64_t tile_row = w.first - w.pair * p.shape.n;
+  A factor[2], most[2], sum[2] = {};
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    factor[h] = row[h] < w.count ? p.inverse[set][w.first + row[h]] * range.scale : A(0);
+    most[h] = range.fixed ? -range.shift : A(-INFINITY);
+  }
+  for_each_tile<Product>(p, set, w, own, other, [&](A(&score)[kCols / 8][4], int from,
+                                                    int64_t first, int64_t count, int64_t index) {
+#pragma unroll
+    for (int t = 0; t < kCols / 8; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = t * 8 + lane % 4 * 2 + i % 2, h = i / 2;
+        const bool out = column >= count || (index >= 0 && index + column == tile_row + row[h]);
+        score[t][i] = out ? A(-INFINITY)
+                          : score[t][i] * (factor[h] * p.inverse[from][first + column]);
+      }
+    }
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (!range.fixed) {
+        A best = most[h];
+#pragma unroll
+        for (int t = 0; t < kCols / 8; ++t) {
+          best = score[t][2 * h] > best ? score[t][2 * h] : best;
+          best = score[t][2 * h + 1] > best ? score[t][2 * h + 1] : best;
+        }
+        if (best > most[h]) {
+          sum[h] *= power_of_two(most[h] - best);
+          most[h] = best;
+        }
+        if (most[h] == A(-INFINITY)) continue;  // nothing seen yet: -inf - -inf is no number
+      }
+#pragma unroll
+      for (int t = 0; t < kCols / 8; ++t) {
+        sum[h] += power_of_two(score[t][2 * h] - most[h]);
+        sum[h] += power_of_two(score[t][2 * h + 1] - most[h]);
+      }
+    }
+  });
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    for (int mask = 1; mask <= 2; mask *= 2) {
+      const A its_most = __shfl_xor_sync(~0u, most[h], mask);
+      const A its_sum = __shfl_xor_sync(~0u, sum[h], mask);
+      const A both = its_most > most[h] ? its_most : most[h];
+      if (both != A(-INFINITY)) {
+        sum[h] = sum[h] * power_of_two(most[h] - both) + its_sum * power_of_two(its_most - both);
+      }
+      most[h] = both;
+    }
+    if (lane % 4 == 0 && row[h] < w.count) {
+      const int64_t at = (int64_t(w.split) * p.directions() + set) * p.rows(0) + w.first + row[h];
+      p.part_max[at] = most[h];
+      p.part_sum[at] = sum[h];
+    }
+  }
+}
+
+// A warp per row: the positive, the parts of the sum in order, the loss.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident) loss_kernel(Problem<T, A> p, A* loss, double* saved) {
+  const int64_t row = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32, d = p.shape.d;
+  const int64_t rows = p.rows(0);
+  if (row >= rows) return;
+  double dot = 0;
+  for (int64_t k = threadIdx.x % 32; k < d; k += 32) {
+    dot += double(widen(p.z[0][row * d + k])) * double(widen(p.z[1][row * d + k]));
+  }
+  const double s = warp_sum(dot) * double(p.inverse[0][row]) * double(p.inverse[1][row]);
+  if (threadIdx.x % 32 != 0) return;
+  const double t = double(*p.temperature), positive = s * kLog2E / t;
+  double total = 0;
+  for (int direction = 0; direction < p.directions(); ++direction) {
+    double most = positive, sum = 0;
+    for (int split = 0; split < p.splits; ++split) {
+      const double m = p.part_max[(int64_t(split) * p.directions() + direction) * rows + row];
+      most = m > most ? m : most;
+    }
+    for (int split = 0; split < p.splits; ++split) {
+      const int64_t at = (int64_t(split) * p.directions() + direction) * rows + row;
+      if (p.part_sum[at] != A(0)) sum += double(p.part_sum[at]) * exp2(p.part_max[at] - most);
+    }
+    const double lse = kLn2 * (most + log2(sum + exp2(positive - most)));
+    saved[direction * rows + row] = lse;
+    const double log_ratio = s / t - lse;
+    total -= p.shape.eps > 0 ? log(exp(log_ratio) + p.shape.eps) : log_ratio;
+  }
+  saved[p.directions() * rows + row] = s;
+  loss[row] = A(total / p.directions());
+}
+
+// Row weights w_i = -dL/d(log ratio), and the gradient of s12_ii. Sets that are no anchors weigh 0.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident)
+    weight_kernel(Problem<T, A> p, const A* grad, const double* saved) {
+  const int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x, rows = p.rows(0);
+  const Range<A> range(*p.temperature);
+  if (row < p.rows(2)) p.weight[2][row] = A(0), p.shift[2][row] = range.scale;
+  if (row >= rows) return;
+  p.weight[1][row] = A(0), p.shift[1][row] = range.scale;
+  double diagonal = 0;
+  for (int direction = 0; direction < p.directions(); ++direction) {
+    const double lse = saved[direction * rows + row];
+    const double ratio = exp(saved[p.directions() * rows + row] / double(*p.temperature) - lse);
+    const double w = double(grad[row]) / p.directions() *
+                     (p.shape.eps > 0 ? ratio / (ratio + p.shape.eps) : 1.0);
+    p.weight[direction][row] = A(range.fixed ? w * exp2(-double(range.shift) - lse * kLog2E) : w);
+    p.shift[direction][row] = A(lse * kLog2E);
+    diagonal += w * (ratio - 1);
+  }
+  p.diagonal[row] = A(diagonal);
+}
+
+// Gradients of 64 normalised rows, one chunk of features: sum_j g_ij z_j over the block's columns.
+template <class Product, class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident) grad_kernel(Problem<T, A> p, int set) {
+  constexpr int kCols = TileShape<T>::kCols, kDepth = TileShape<T>::kDepth;
+  constexpr int kStride = kDepth + TileShape<T>::kPad, kWeightStride = kCols + TileShape<T>::kPad;
+  alignas(16) __shared__ T own[kRows * kStride];
+  alignas(16) __shared__ T other[kCols * kStride];
+  alignas(16) __shared__ T weights[kRows * kWeightStride];
+  const int64_t d = p.shape.d;
+  const Work<T> w = work_of_block(p, set, int(tiles(d, kDepth)));
+  const Range<A> range(*p.temperature);
+  const int lane = threadIdx.x % 32;
+  const int64_t row[2] = {threadIdx.x / 32 * 16 + lane / 4, threadIdx.x / 32 * 16 + lane / 4 + 8};
+  const int64_t tile_row = w.first - w.pair * p.shape.n;
+  A inverse[2] = {}, weight[2] = {}, shift[2] = {};
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    if (row[h] >= w.count) continue;
+    inverse[h] = p.inverse[set][w.first + row[h]];
+    weight[h] = p.weight[set][w.first + row[h]];
+    shift[h] = p.shift[set][w.first + row[h]];
+  }
+  A sum[kDepth / 8][4] = {};
+  for_each_tile<Product>(p, set, w, own, other, [&](A(&score)[kCols / 8][4], int from,
+                                                    int64_t first, int64_t count, int64_t index) {
+#pragma unroll
+    for (int t = 0; t < kCols / 8; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int column = t * 8 + lane % 4 * 2 + i % 2, h = i / 2;
+        A g = 0;
+        if (column < count && !(index >= 0 && index + column == tile_row + row[h])) {
+          const A its_inverse = p.inverse[from][first + column];
+          const A its_weight = p.weight[from][first + column];
+          const A both = inverse[h] * its_inverse, x = score[t][i] * (both * range.scale);
+          if (range.fixed) {
+            g = power_of_two(x + range.shift) * ((weight[h] + its_weight) * both);
+          } else {
+            g = (power_of_two(x - shift[h]) * weight[h] +
+                 power_of_two(x - p.shift[from][first + column]) * its_weight) * both;
+          }
+        }
+        narrow(g, weights[row[h] * kWeightStride + column]);
+      }
+    }
+    __syncwarp();  // a warp reads only the rows that it wrote
+    Product::template add<kDepth / 8, kCols>(
+        sum, weights + threadIdx.x / 32 * 16 * kWeightStride, kWeightStride, other, kStride, 1);
+  });
+#pragma unroll
+  for (int t = 0; t < kDepth / 8; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int64_t feature = int64_t(w.chunk) * kDepth + t * 8 + lane % 4 * 2 + i % 2;
+      const int h = i / 2;
+      if (row[h] >= w.count || feature >= d) continue;
+      p.part_grad[(int64_t(w.split) * p.rows(set) + w.first + row[h]) * d + feature] =
+          sum[t][i] / inverse[h];
+    }
+  }
+}
+
+// A warp per row: the parts in order, the positive's share, and back through the normalisation.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident) finish_kernel(Problem<T, A> p, int set, T* out) {
+  const int64_t row = (int64_t(blockIdx.x) * kThreads + threadIdx.x) / 32, d = p.shape.d;
+  if (row >= p.rows(set)) return;
+  const A own = p.inverse[set][row], norm = p.norm[set][row];
+  const A positive = set < 2 ? p.diagonal[row] * p.inverse[1 - set][row] : A(0);
+  const auto gradient = [&](int64_t k) {
+    A g = set < 2 ? positive * A(widen(p.z[1 - set][row * d + k])) : A(0);
+    for (int split = 0; split < p.splits; ++split) {
+      g += p.part_grad[(int64_t(split) * p.rows(set) + row) * d + k];
+    }
+    return g;
+  };
+  double dot = 0;
+  for (int64_t k = threadIdx.x % 32; k < d; k += 32) {
+    dot += double(widen(p.z[set][row * d + k])) * double(own) * double(gradient(k));
+  }
+  dot = warp_sum(dot);
+  const A along = norm > A(1e-12) ? A(dot) : A(0);
+  for (int64_t k = threadIdx.x % 32; k < d; k += 32) {
+    const A z = A(widen(p.z[set][row * d + k])) * own;
+    narrow(A((gradient(k) - along * z) / norm / *p.temperature), out[row * d + k]);
+  }
+  if (threadIdx.x % 32 == 0) p.dots[(set == 0 ? 0 : set * p.rows(0)) + row] = dot;
+}
+
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident) temperature_kernel(Problem<T, A> p, A* out) {
+  __shared__ double part[kThreads];
+  const int64_t rows = 2 * p.rows(0) + p.rows(2);
+  double sum = 0;
+  for (int64_t row = threadIdx.x; row < rows; row += kThreads) sum += p.dots[row];
+  part[threadIdx.x] = sum;
+  for (int width = kThreads / 2; width > 0; width /= 2) {
+    __syncthreads();
+    if (int(threadIdx.x) < width) part[threadIdx.x] += part[threadIdx.x + width];
+  }
+  const double t = double(*p.temperature);
+  if (threadIdx.x == 0) *out = A(-0.5 / (t * t) * part[0]);
+}
+
+unsigned blocks(int64_t threads) { return unsigned(tiles(threads, kThreads)); }
+unsigned warps(int64_t rows) { return blocks(rows * 32); }
+
+template <class T, class A>
+int64_t row_blocks(const InfoNceShape& s, int set, bool backward) {
+  const int64_t of_set = set == 2 ? tiles(s.k, kRows) : s.pairs * tiles(s.n, kRows);
+  return of_set * (backward ? tiles(s.d, TileShape<T>::kDepth) : 1);
+}
+
+// Lays the arrays out from `base` on (null: only to measure); returns the end.
+template <class T, class A>
+char* lay_out(Problem<T, A>& p, bool backward, char* base) {
+  char* end = base;
+  const auto take = [&](auto*& pointer, int64_t count) {
+    pointer = reinterpret_cast<std::remove_reference_t<decltype(pointer)>>(end);
+    end += tiles(count * int64_t(sizeof(*pointer)), 256) * 256;
+  };
+  const InfoNceShape& s = p.shape;
+  const int64_t most = std::max(row_blocks<T, A>(s, 0, backward), int64_t(1));
+  const int64_t columns = tiles(s.n, TileShape<T>::kCols);
+  p.splits = int(std::clamp<int64_t>(s.processors * kResident / most, 1,
+                                     std::min<int64_t>(columns, kMaxSplits)));
+  for (int set = 0; set < kSets; ++set) {
+    take(p.z[set], p.rows(set) * s.d);
+    take(p.inverse[set], p.rows(set));
+    take(p.norm[set], p.rows(set));
+    if (backward) take(p.weight[set], p.rows(set)), take(p.shift[set], p.rows(set));
+  }
+  if (backward) {
+    take(p.diagonal, p.rows(0));
+    take(p.part_grad, p.splits * std::max(p.rows(0), p.rows(2)) * s.d);
+    take(p.dots, 2 * p.rows(0) + p.rows(2));
+  } else {
+    take(p.part_max, p.splits * p.directions() * p.rows(0));
+    take(p.part_sum, p.splits * p.directions() * p.rows(0));
+  }
+  return end;
+}
+
+template <class T, class A>
+Problem<T, A> make_problem(const InfoNceShape& shape, const T* anchor, const T* positive,
+                           const T* negatives, const A* temperature, bool backward, void* scratch,
+                           cudaStream_t stream) {
+  Problem<T, A> p{};
+  p.shape = shape;
+  p.x[0] = anchor, p.x[1] = positive, p.x[2] = negatives;
+  p.temperature = temperature;
+  lay_out(p, backward, static_cast<char*>(scratch));
+  for (int set = 0; set < kSets; ++set) {
+    if (p.rows(set) == 0) continue;
+    MMSSL_LAUNCH((prepare_kernel<T, A>), warps(p.rows(set)), kThreads, stream, p, set);
+  }
+  return p;
+}
+
+// Calls f with the product that a dtype and a precision stand for.
+template <class T, class F>
+void with_product(Precision precision, const F& f) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    f(Bf16Product{});
+  } else if constexpr (std::is_same_v<T, float>) {
+    precision == Precision::kTf32 ? f(Tf32Product{}) : f(FullProduct{});
+  } else {
+    f(FullProduct{});
+  }
+}
+
+}  // namespace
+
+template <class T, class A>
+int64_t info_nce_scratch(const InfoNceShape& shape, bool backward) {
+  Problem<T, A> p{};
+  p.shape = shape;
+  char* const none = nullptr;
+  return lay_out(p, backward, none) - none;
+}
+
+template <class T, class A>
+cudaError_t launch_info_nce(const InfoNceShape& shape, const T* anchor, const T* positive,
+                            const T* negatives, const A* temperature, A* loss, double* saved,
+                            void* scratch, cudaStream_t stream) {
+  if (shape.pairs * shape.n == 0) return cudaSuccess;
+  const auto p =
+      make_problem(shape, anchor, positive, negatives, temperature, false, scratch, stream);
+  with_product<T>(shape.precision, [&](auto product) {
+    using Product = decltype(product);
+    for (int set = 0; set < p.directions(); ++set) {
+      MMSSL_LAUNCH((sum_kernel<Product, T, A>),
+                   unsigned(row_blocks<T, A>(shape, set, false) * p.splits), kThreads, stream, p,
+                   set);
+    }
+  });
+  MMSSL_LAUNCH((loss_kernel<T, A>), warps(p.rows(0)), kThreads, stream, p, loss, saved);
+  return cudaGetLastError();
+}
+
+template <class T, class A>
+cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor, const T* positive,
+                                     const T* negatives, const A* temperature, const double* saved,
+                                     const A* grad, T* grad_anchor, T* grad_positive,
+                                     T* grad_negatives, A* grad_temperature, void* scratch,
+                                     cudaStream_t stream) {
+  const auto p =
+      make_problem(shape, anchor, positive, negatives, temperature, true, scratch, stream);
+  const int64_t most = std::max(p.rows(0), p.rows(2));
+  T* const out[kSets] = {grad_anchor, grad_positive, grad_negatives};
+  if (most > 0) {
+    MMSSL_LAUNCH((weight_kernel<T, A>), blocks(most), kThreads, stream, p, grad, saved);
+  }
+  with_product<T>(shape.precision, [&](auto product) {
+    using Product = decltype(product);
+    for (int set = 0; set < kSets; ++set) {
+      if (p.rows(set) == 0) continue;
+      MMSSL_LAUNCH((grad_kernel<Product, T, A>),
+                   unsigned(row_blocks<T, A>(shape, set, true) * p.splits), kThreads, stream, p,
+                   set);
+      MMSSL_LAUNCH((finish_kernel<T, A>), warps(p.rows(set)), kThreads, stream, p, set, out[set]);
+    }
+  });
+  MMSSL_LAUNCH((temperature_kernel<T, A>), 1, kThreads, stream, p, grad_temperature);
+  return cudaGetLastError();
+}
+
+#define MMSSL_INSTANTIATE(T, A)                                                                   \
+  template int64_t info_nce_scratch<T, A>(const InfoNceShape&, bool);                             \
+  template cudaError_t launch_info_nce<T, A>(const InfoNceShape&, const T*, const T*, const T*,   \
+                                             const A*, A*, double*, void*, cudaStream_t);         \
+  template cudaError_t launch_info_nce_backward<T, A>(                                            \
+      const InfoNceShape&, const T*, const T*, const T*, const A*, const double*, const A*, T*,   \
+      T*, T*, A*, void*, cudaStream_t);
+MMSSL_INSTANTIATE(float, float)
+MMSSL_INSTANTIATE(bf16, float)
+MMSSL_INSTANTIATE(double, double)
+#undef MMSSL_INSTANTIATE
+
+}  // namespace mmssl::cuda
