@@ -19,6 +19,7 @@ def test_round_trip(tmp_path):
         "transposed": torch.randn(3, 4).T,
         "scalar": torch.tensor(7),
         "empty": torch.empty(0, 3),
+        "empty, stride 0": torch.zeros((), dtype=torch.int32).expand(0),
         "bool": torch.tensor([True, False]),
         "state": torch.get_rng_state(),
     }

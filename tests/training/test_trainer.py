@@ -122,6 +122,25 @@ def test_stopped_and_resumed_is_bitwise_the_same(
     assert losses[0] == losses[1]
 
 
+def test_released_defaults_empty_the_graphs_and_resume(tiny_dataset, tiny_directory, tmp_path):
+    """k = int(50 * 1e-4) = 0, as on TikTok and Baby: no edge is ever collected."""
+    settings = ("structure.top_k_rate=1e-4", "structure.refresh_interval=1", "training.epochs=2")
+    config = config_for("released", *settings)
+    whole = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "whole")
+    whole.fit()
+    assert [graph.nnz for graph in whole.model.modality_graphs] == [0, 0]
+    polls = iter(range(1, 10_000))
+    options = {"should_stop": lambda: next(polls) == whole.steps_per_epoch + 2}
+    part = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "part", **options)
+    with pytest.raises(Interrupted):
+        part.fit()
+    run = RunDirectory.open(tmp_path / "part")
+    resumed = Trainer(tiny_dataset, config, run, show_progress=False)
+    resumed.resume()
+    resumed.fit()
+    assert_same_bits(weights(resumed), weights(whole))
+
+
 def test_more_epochs_continue_a_finished_run(tiny_dataset, tiny_directory, tmp_path):
     short = config_for("paper", "training.epochs=2")
     long = config_for("paper", "training.epochs=4")
