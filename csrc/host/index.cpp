@@ -3,12 +3,13 @@
 #include <algorithm>
 #include <atomic>
 #include <thread>
+#include <utility>
 
 namespace mmssl::host {
 namespace {
 
 // A thread pays for itself from about this many edges; beyond a few threads memory is the limit.
-constexpr int64_t kEdgesPerThread = 1 << 19;
+constexpr int64_t kEdgesPerThread = 1 << 18;
 constexpr int64_t kMaxThreads = 8;
 
 int64_t num_threads(int64_t edges) {
@@ -188,33 +189,37 @@ void take_sorted(Index& out, const int64_t* user, const int64_t* item, int64_t e
   for (int64_t u = edges == 0 ? 0 : user[edges - 1] + 1; u <= num_users; ++u) out.rowptr[u] = edges;
 }
 
-// colptr, row and perm from rowptr and col.
+// colptr, row and perm from rowptr and col: a plain counting sort. Threads share the items, not the
+// edges: each reads all of col and counts and places its own items, so there is nothing to merge.
 void transpose(Index& out, int64_t num_users, int64_t num_items, int64_t threads) {
-  struct Entry {
-    uint32_t key, user;
-    int64_t position;
-  };
   const int64_t edges = static_cast<int64_t>(out.col.size());
-  const Buckets buckets(edges, num_items);
-  Array<Entry> entries;
-  const auto start = deal(entries, edges, buckets, threads, [&](int64_t t, const auto& f) {
-    for (int64_t u = part(num_users, t, threads); u < part(num_users, t + 1, threads); ++u) {
+  const int32_t* col = out.col.data();
+  out.colptr.assign(num_items + 1, 0);
+  int64_t* next = out.colptr.data() + 1;  // counts, then starts, then ends: the pointers in the end
+  run(threads, [&](int64_t t) {
+    const int64_t low = part(num_items, t, threads), high = part(num_items, t + 1, threads);
+    for (int64_t p = 0; p < edges; ++p) {
+      if (col[p] >= low && col[p] < high) ++next[col[p]];
+    }
+  });
+  int64_t total = 0;
+  std::vector<int64_t> bound(threads + 1, num_items);  // items of a thread: equal numbers of edges
+  for (int64_t i = 0, t = 0; i < num_items; ++i) {
+    for (; t < threads && total >= part(edges, t, threads); ++t) bound[t] = i;
+    total += std::exchange(next[i], total);
+  }
+  out.row.resize(edges);
+  out.perm.resize(edges);
+  run(threads, [&](int64_t t) {
+    for (int64_t u = 0; u < num_users; ++u) {
       for (int64_t p = out.rowptr[u]; p < out.rowptr[u + 1]; ++p) {
-        f(Entry{uint32_t(out.col[p]), uint32_t(u), p});
+        if (col[p] < bound[t] || col[p] >= bound[t + 1]) continue;
+        const int64_t position = next[col[p]]++;
+        out.row[position] = int32_t(u);
+        out.perm[position] = p;
       }
     }
   });
-  out.row.resize(edges);
-  out.perm.resize(edges);
-  int32_t* row = out.row.data();
-  int64_t* perm = out.perm.data();
-  place_buckets(
-      out.colptr, num_items, entries, start, buckets, threads,
-      [&](int64_t position, const Entry& entry) {
-        row[position] = int32_t(entry.user);
-        perm[position] = entry.position;
-      },
-      [](int64_t, int64_t, const std::vector<int64_t>&) {});
 }
 
 }  // namespace
