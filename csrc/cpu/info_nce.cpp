@@ -34,12 +34,14 @@ class Problem {
         pool_(pool),
         range_(a.temperature),
         layout_(make_layout(a, negatives != nullptr)),
-        engine_(layout_, gradients),
+        engine_(layout_),
         input_{anchor, positive, negatives} {
-    for (int s = 0; s < kSets; ++s) norm_[s] = Buffer<double>(layout_.copies[s] * layout_.padded(s));
+    place(gradients);
+    arena_.allocate();
+    place(gradients);
     for_each_chunk([&](int set, int64_t copy, int64_t chunk, int64_t row, int64_t rows) {
       const T* x = input(set, copy, chunk);
-      double* norm = norm_[set].get() + row;
+      double* norm = norm_[set] + row;
       for (int64_t i = 0; i < rows; ++i) norm[i] = clamped_norm(x + i * a_.d, a_.d);
       engine_.pack(set, row, x, rows, norm);
     });
@@ -147,6 +149,13 @@ class Problem {
     return layout;
   }
 
+  void place(bool gradients) {
+    for (int s = 0; s < kSets; ++s) {
+      norm_[s] = arena_.template take<double>(layout_.copies[s] * layout_.padded(s));
+    }
+    engine_.place(arena_, gradients);
+  }
+
   const T* input(int set, int64_t copy, int64_t chunk) const {
     return input_[set] + (copy * layout_.rows[set] + chunk * layout_.chunk) * a_.d;
   }
@@ -219,7 +228,7 @@ class Problem {
         for (int64_t k = 0; k < a_.d; ++k) dot += double(z[k]) * double(g[k]);
         total += dot;
         if (out[set] == nullptr) continue;
-        const double norm = norm_[set].get()[row + i];
+        const double norm = norm_[set][row + i];
         const A along = A(norm > 1e-12 ? dot : 0.0), factor = A(scale / norm);
         T* to = out[set] + (copy * layout_.rows[set] + chunk * layout_.chunk + i) * a_.d;
         for (int64_t k = 0; k < a_.d; ++k) write(to + k, (g[k] - along * z[k]) * factor);
@@ -242,7 +251,8 @@ class Problem {
   Layout layout_;
   Engine engine_;
   const T* input_[kSets];
-  Buffer<double> norm_[kSets];
+  double* norm_[kSets];
+  Arena arena_;
 };
 
 // Calls f with the problem on the engine that suits the dtype and the processor.

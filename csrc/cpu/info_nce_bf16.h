@@ -28,8 +28,8 @@ struct Bf16Tile : Tile<float> {
 
 class Bf16Engine {
  public:
-  Bf16Engine(const Layout& layout, bool gradients);
-
+  explicit Bf16Engine(const Layout& layout);
+  void place(Arena& arena, bool gradients);
   void pack(int set, int64_t first_row, const bf16* x, int64_t rows, const double* norm);
   void max(const Tile<float>&, int, int64_t, int, int64_t) const {}  // kFixed only
   void sum(const Tile<float>& t, int p, int64_t p_row, int q, int64_t q_row) const;
@@ -42,9 +42,9 @@ class Bf16Engine {
 
   Layout layout_;
   int64_t depth_, ld_;
-  Buffer<uint32_t> words_[kSets], panels_[kSets], pairs_[kSets];
-  Buffer<bf16> columns_[kSets];
-  Buffer<float> inverse_[kSets], grads_[kSets], grads_t_[kSets];
+  uint32_t *words_[kSets] = {}, *panels_[kSets] = {}, *pairs_[kSets] = {};
+  bf16* columns_[kSets] = {};
+  float *inverse_[kSets] = {}, *grads_[kSets] = {}, *grads_t_[kSets] = {};
 };
 
 }  // namespace mmssl::cpu

@@ -29,6 +29,26 @@ class Buffer {
   std::unique_ptr<T, Free> data_;
 };
 
+// Hands out the parts of one allocation: take everything, allocate, take everything again. One block
+// that malloc keeps from call to call, where many large ones would be unmapped and faulted in anew.
+class Arena {
+ public:
+  template <class T>
+  T* take(int64_t size) {
+    char* const at = memory_.get() == nullptr ? nullptr : memory_.get() + used_;
+    used_ += (size * int64_t(sizeof(T)) + 63) / 64 * 64;
+    return reinterpret_cast<T*>(at);
+  }
+  void allocate() {
+    memory_ = Buffer<char>(used_);
+    used_ = 0;
+  }
+
+ private:
+  Buffer<char> memory_;
+  int64_t used_ = 0;
+};
+
 // The row sets cut into chunks. Copies of a set: one per pair, of the negatives one in all.
 struct Layout {
   int64_t rows[kSets], chunks[kSets], copies[kSets];
@@ -57,7 +77,7 @@ double clamped_norm(const T* x, int64_t d) {
       sum[i] += v * v;
     }
   }
-  for (; k < d; ++k) sum[k % 8] += double(value(x[k])) * value(x[k]);
+  for (; k < d; ++k) sum[0] += double(value(x[k])) * value(x[k]);
   for (int i = 1; i < 8; ++i) sum[0] += sum[i];
   const double norm = std::sqrt(sum[0]);
   return norm < 1e-12 ? 1e-12 : norm;
@@ -79,15 +99,18 @@ const TileFunctions<A>& tile_functions();
 template <class A>
 class PlainEngine {
  public:
-  PlainEngine(const Layout& layout, bool gradients)
+  explicit PlainEngine(const Layout& layout)
       : layout_(layout), functions_(tile_functions<A>()) {
     const int64_t lanes = functions_.lanes;
     ld_ = (layout.d + lanes - 1) / lanes * lanes;
+  }
+
+  void place(Arena& arena, bool gradients) {
     for (int s = 0; s < kSets; ++s) {
-      const int64_t rows = layout.copies[s] * layout.padded(s);
-      rows_[s] = Buffer<A>(rows * ld_);
-      panels_[s] = Buffer<A>(rows * layout.d);
-      if (gradients) grads_[s] = Buffer<A>(rows * ld_);
+      const int64_t rows = layout_.copies[s] * layout_.padded(s);
+      rows_[s] = arena.take<A>(rows * ld_);
+      panels_[s] = arena.take<A>(rows * layout_.d);
+      if (gradients) grads_[s] = arena.take<A>(rows * ld_);
     }
   }
 
@@ -95,19 +118,20 @@ class PlainEngine {
   template <class T>
   void pack(int set, int64_t first_row, const T* x, int64_t rows, const double* norm) {
     const int64_t d = layout_.d, panel = functions_.panel;
-    A* z = rows_[set].get() + first_row * ld_;
-    A* z_t = panels_[set].get() + first_row * d;
-    std::fill_n(z, layout_.chunk * ld_, A(0));
+    A* z = rows_[set] + first_row * ld_;
+    A* z_t = panels_[set] + first_row * d;
     for (int64_t i = 0; i < rows; ++i) {
       const A n = A(norm[i]);
       for (int64_t k = 0; k < d; ++k) z[i * ld_ + k] = value(x[i * d + k]) / n;
+      std::fill(z + i * ld_ + d, z + (i + 1) * ld_, A(0));
     }
+    std::fill(z + rows * ld_, z + layout_.chunk * ld_, A(0));
     for (int64_t j = 0; j < layout_.chunk; j += panel) {
       for (int64_t k = 0; k < d; ++k) {
         for (int64_t c = 0; c < panel; ++c) z_t[j * d + k * panel + c] = z[(j + c) * ld_ + k];
       }
     }
-    if (A* g = grads_[set].get()) std::fill_n(g + first_row * ld_, layout_.chunk * ld_, A(0));
+    if (A* g = grads_[set]) std::fill_n(g + first_row * ld_, layout_.chunk * ld_, A(0));
   }
 
   void max(Tile<A> t, int p, int64_t p_row, int q, int64_t q_row) const {
@@ -118,34 +142,34 @@ class PlainEngine {
         with_operands(t, p, p_row, q, q_row));
   }
   void grad(Tile<A> t, int p, int64_t p_row, int q, int64_t q_row) const {
-    t.p_grad = grads_[p].get() + p_row * ld_;
-    t.q_grad = t.same_rows ? nullptr : grads_[q].get() + q_row * ld_;
+    t.p_grad = grads_[p] + p_row * ld_;
+    t.q_grad = t.same_rows ? nullptr : grads_[q] + q_row * ld_;
     functions_.grad[t.p_shift != nullptr][t.q_weight != nullptr](
         with_operands(t, p, p_row, q, q_row));
   }
 
   // Copies a row of the normalised set or of its gradient, (d).
   void normalised(int set, int64_t row, A* out) const {
-    std::copy_n(rows_[set].get() + row * ld_, layout_.d, out);
+    std::copy_n(rows_[set] + row * ld_, layout_.d, out);
   }
   void gradient(int set, int64_t row, A* out) const {
-    std::copy_n(grads_[set].get() + row * ld_, layout_.d, out);
+    std::copy_n(grads_[set] + row * ld_, layout_.d, out);
   }
 
  private:
   const Tile<A>& with_operands(Tile<A>& t, int p, int64_t p_row, int q, int64_t q_row) const {
     t.d = layout_.d;
     t.ld = ld_;
-    t.p = rows_[p].get() + p_row * ld_;
-    t.q = rows_[q].get() + q_row * ld_;
-    t.q_t = panels_[q].get() + q_row * layout_.d;
+    t.p = rows_[p] + p_row * ld_;
+    t.q = rows_[q] + q_row * ld_;
+    t.q_t = panels_[q] + q_row * layout_.d;
     return t;
   }
 
   Layout layout_;
   const TileFunctions<A>& functions_;
   int64_t ld_;
-  Buffer<A> rows_[kSets], panels_[kSets], grads_[kSets];
+  A *rows_[kSets] = {}, *panels_[kSets] = {}, *grads_[kSets] = {};
 };
 
 }  // namespace mmssl::cpu

@@ -183,6 +183,7 @@ MMSSL_INLINE void add_exponentials(const Tile<typename S::A>& t, int64_t i0, int
   using A = typename S::A;
   using V = typename S::V;
   constexpr int L = S::kLanes;
+  V columns[S::kVecs] = {};
 #pragma GCC unroll 8
   for (int r = 0; r < S::kRows; ++r) {
     V sum = row_sum[r];
@@ -206,9 +207,13 @@ MMSSL_INLINE void add_exponentials(const Tile<typename S::A>& t, int64_t i0, int
         if constexpr (kColumns) column_e = mask ? column_e : V{};
       }
       sum += e;
-      if constexpr (kColumns) column_sum[v] += column_e;
+      if constexpr (kColumns) columns[v] += column_e;
     }
     row_sum[r] = sum;
+  }
+  if constexpr (kColumns) {
+#pragma GCC unroll 4
+    for (int v = 0; v < S::kVecs; ++v) column_sum[v] += columns[v];
   }
 }
 

@@ -183,7 +183,7 @@ int main() {
                            Size{1, 130, 0, 16, 132}, Size{2, 20, 33, 130, 8}}) {
     for (const bool flag : {false, true}) {
       for (const double t : {0.2, 0.01}) {
-        if (size.pairs * size.n > 100 && t < 0.1) continue;  // slow to emulate
+        if (size.pairs * size.n > 50 && t < 0.1) continue;  // slow to emulate
         const InfoNceShape s{size.pairs, size.n, size.k, size.d, size.n == 70 || !flag, flag,
                              flag ? 1e-3 : 0.0, Precision::kFull, size.processors};
         InfoNceShape fast = s;
