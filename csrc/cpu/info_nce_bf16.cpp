@@ -117,9 +117,8 @@ MMSSL_INLINE void score_rows(const Bf16Tile& t, int64_t i, int64_t cols, float* 
 }
 
 MMSSL_INLINE auto counts_in(const Bf16Tile& t, int64_t i, int64_t j) {
-  Vec<int32_t, kLanes> column;
-#pragma GCC unroll 16
-  for (int lane = 0; lane < kLanes; ++lane) column[lane] = int32_t(j) + lane;
+  static constexpr int32_t kLane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const auto column = load<int32_t, kLanes>(kLane) + int32_t(j);
   const int32_t end = i < t.rows ? int32_t(t.cols) : 0;
   const int32_t left_out = t.same_rows || t.diagonal != nullptr ? int32_t(i) : -1;
   return (column < end) & (column != left_out);
@@ -188,9 +187,8 @@ MMSSL_INLINE void sum_bf16(const Bf16Tile& t) {
 template <bool kColumns, bool kEdge>
 MMSSL_INLINE void weigh_rows(const Bf16Tile& t, int64_t i0, int64_t cols, const float* score,
                              bf16* g, uint32_t* g_pairs) {
-  Halves interleave;
-#pragma GCC unroll 32
-  for (int n = 0; n < 2 * kLanes; ++n) interleave[n] = n / 2 + n % 2 * kLanes;
+  constexpr Halves interleave = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
   for (int64_t r0 = 0; r0 < kRows; r0 += 4) {
     for (int64_t j = 0; j < cols; j += kLanes) {
       const V q = load<float, kLanes>(t.q_inverse + j);

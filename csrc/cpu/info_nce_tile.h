@@ -162,9 +162,8 @@ template <class S>
 MMSSL_INLINE auto counts(const Tile<typename S::A>& t, int64_t i, int64_t j) {
   using A = typename S::A;
   using Bits = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
-  Vec<Bits, S::kLanes> column;
-#pragma GCC unroll 16
-  for (int lane = 0; lane < S::kLanes; ++lane) column[lane] = Bits(j) + lane;
+  static constexpr Bits kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const auto column = load<Bits, S::kLanes>(kLane) + Bits(j);
   const Bits end = i < t.rows ? Bits(t.cols) : 0, left_out = t.same_rows ? Bits(i) : Bits(-1);
   return (column < end) & (column != left_out);
 }
