@@ -10,7 +10,7 @@ namespace {
 
 constexpr double kLog2E = 1.4426950408889634, kLn2 = 0.6931471805599453;
 // Up to this many rows chunks are short, so that many threads find work in one round.
-constexpr int64_t kFewRows = 4096;
+constexpr int64_t kFewRows = 1024;
 
 // The fixed shift of exp2(scale * s + shift), chosen so that every term of every row stays well
 // inside the range of A with no look at the data; below some temperature there is none.
@@ -75,7 +75,7 @@ class Problem {
       engine_.sum(t, task.phase.p, p_row, task.phase.q, q_row);
     });
     const int64_t count = a_.pairs * a_.n;
-    for (int64_t row = 0; row < count; ++row) {
+    for_each_number(count, [&](int64_t row) {
       const int64_t i = row / a_.n * layout_.padded(0) + row % a_.n;
       const double s = positive.get()[i];
       saved[directions * count + row] = s;
@@ -89,7 +89,7 @@ class Problem {
         total -= a_.eps > 0 ? std::log(std::exp(log_ratio) + a_.eps) : log_ratio;
       }
       loss[row] = A(total / directions);
-    }
+    });
   }
 
   // The gradients of the three sets (null: not wanted) and of the temperature.
@@ -102,8 +102,12 @@ class Problem {
     double largest = 0;
     for (int64_t at = 0; at < directions * count; ++at) {
       const int64_t row = at % count;
-      const double ratio = std::exp(saved[directions * count + row] / a_.temperature - saved[at]);
-      w.get()[at] = grad[row] / directions * (a_.eps > 0 ? ratio / (ratio + a_.eps) : 1.0);
+      double factor = 1;
+      if (a_.eps > 0) {
+        const double p = std::exp(saved[directions * count + row] / a_.temperature - saved[at]);
+        factor = p / (p + a_.eps);
+      }
+      w.get()[at] = grad[row] / directions * factor;
       largest = std::max(largest, std::abs(w.get()[at]));
     }
     if (!(largest > 0 && std::isfinite(largest))) largest = 1;
@@ -111,14 +115,17 @@ class Problem {
     std::fill_n(weight.get(), directions * padded, A(0));
     std::fill_n(shift.get(), directions * padded, A(0));
     std::fill_n(diagonal.get(), padded, A(0));
-    for (int64_t at = 0; at < directions * count; ++at) {
-      const int64_t row = at % count, i = row / a_.n * layout_.padded(0) + row % a_.n;
-      const int64_t to = at / count * padded + i;
-      const double log2_sum = saved[at] * kLog2E, relative = w.get()[at] / largest;
-      weight.get()[to] = A(range_.fixed ? relative * std::exp2(-range_.shift - log2_sum) : relative);
-      shift.get()[to] = A(log2_sum);
-      diagonal.get()[i] -= A(relative);
-    }
+    for_each_number(count, [&](int64_t row) {
+      const int64_t i = row / a_.n * layout_.padded(0) + row % a_.n;
+      for (int direction = 0; direction < directions; ++direction) {
+        const int64_t at = direction * count + row, to = direction * padded + i;
+        const double log2_sum = saved[at] * kLog2E, relative = w.get()[at] / largest;
+        weight.get()[to] = A(range_.fixed ? relative * std::exp2(-range_.shift - log2_sum)
+                                          : relative);
+        shift.get()[to] = A(log2_sum);
+        diagonal.get()[i] -= A(relative);
+      }
+    });
     run([&](Tile<A>& t, const TileTask& task, int64_t p_row, int64_t q_row) {
       const int64_t p = task.phase.p * padded + p_row, q = task.phase.q * padded + q_row;
       // Both triangles of a tile on the diagonal of a set are computed, so there, too, w_i + w_j.
@@ -158,6 +165,16 @@ class Problem {
 
   const T* input(int set, int64_t copy, int64_t chunk) const {
     return input_[set] + (copy * layout_.rows[set] + chunk * layout_.chunk) * a_.d;
+  }
+
+  // f(number) for every number below count, in parallel.
+  template <class F>
+  void for_each_number(int64_t count, const F& f) const {
+    constexpr int64_t kBlock = 256;
+    for_each_task(pool_, (count + kBlock - 1) / kBlock, [&](int64_t block) {
+      const int64_t end = std::min(count, (block + 1) * kBlock);
+      for (int64_t number = block * kBlock; number < end; ++number) f(number);
+    });
   }
 
   // f(set, copy, chunk, first padded row, rows) for every chunk, in parallel.
