@@ -26,6 +26,13 @@ struct Bf16Tile : Tile<float> {
   float* q_grad_t;  // kAmx writes the gradient of Q transposed, (ld, chunk)
 };
 
+constexpr int64_t kBf16Panel = 48;  // columns of a panel: three vectors or AMX tiles
+
+constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
+
+void run_bf16_sum(const Bf16Tile& t);
+void run_bf16_grad(const Bf16Tile& t);
+
 class Bf16Engine {
  public:
   explicit Bf16Engine(const Layout& layout);
