@@ -344,7 +344,9 @@ def test_memory_is_linear_in_the_rows():
     assert kilobytes < 40_000  # one 12288 x 12288 float32 matrix would be 590,000
 
 
-@pytest.mark.skipif(CXX is None, reason="no C++ compiler")
+@pytest.mark.skipif(
+    CXX is None or not (ROOT / "csrc").is_dir(), reason="no C++ compiler, or no source tree"
+)
 def test_cuda_kernels_are_right_under_the_emulator(tmp_path):
     program = tmp_path / "emulated"
     sources = ["csrc/emu/test_info_nce.cpp", "csrc/cuda/info_nce.cu"]
