@@ -16,7 +16,7 @@ endif
 # What the compiled extension and the installed metadata depend on.
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint env clean cuda-check sanitize
+.PHONY: demo test lint env clean cuda-check cuda-build sanitize
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -26,6 +26,7 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make sanitize    the op tests under address and undefined-behaviour sanitizers"
 	@echo "make cuda-check  compile the CUDA kernels (needs nvcc, no GPU)"
+	@echo "make cuda-build  build and load the whole CUDA extension against a CUDA torch (downloads one)"
 	@echo "make clean       remove what was built"
 
 .venv/bin/python:
@@ -72,6 +73,13 @@ sanitize: $(STAMP)
 
 cuda-check: $(STAMP)
 	PYTHON=$(PY) bash csrc/check_cuda.sh
+
+# The whole CUDA extension against a CUDA torch, in an environment of its own (gigabytes; no GPU needed).
+cuda-build:
+	python3 -m venv build/cuda-venv
+	build/cuda-venv/bin/python -m pip install -q --disable-pip-version-check torch==2.11.0 'setuptools>=77' ninja numpy pybind11
+	MMSSL_CUDA=1 build/cuda-venv/bin/python setup.py -q build --build-lib build/cuda --build-temp build/cuda-objects
+	cd build/cuda && ../cuda-venv/bin/python -c 'from mmssl.ops import _extension as e; assert e.cuda, e.missing; print("built and loaded:", e.cuda.__name__)'
 
 clean:
 	rm -rf build dist *.egg-info mmssl/*.so mmssl/_build_info.json .pytest_cache .mypy_cache .ruff_cache

@@ -198,10 +198,12 @@ def _new_run(arguments: argparse.Namespace) -> tuple[Any, Any]:
     if arguments.data is None:
         raise InputError("train: --data DIR is required")
     settings = list(arguments.settings or ())
-    for field in ("epochs", "seed"):
-        if getattr(arguments, field) is not None:
-            settings.append(f"training.{field}={getattr(arguments, field)}")
     variant, model = arguments.variant or "paper", arguments.model or "mmssl"
+    if arguments.epochs is not None:
+        section = "lightgcn" if model == "lightgcn" else "training"
+        settings.append(f"{section}.epochs={arguments.epochs}")
+    if arguments.seed is not None:
+        settings.append(f"training.seed={arguments.seed}")
     config = load_config(variant, preset=arguments.preset, file=arguments.config, settings=settings)
     dataset = read_dataset(arguments.data)
     label = config.variant if model == "mmssl" else model
@@ -296,6 +298,8 @@ def _report(arguments: argparse.Namespace) -> int:
         metrics = run.read_metrics()
         if metrics is None:
             raise InputError(f"{run.path}: the run is not finished (it has no metrics.json)")
+        if run.info.data_hash != runs[0].info.data_hash:
+            raise InputError(f"{run.path}: was trained on other data than {runs[0].path}")
         tests[run.path.name] = metrics["test"]
     lists = []
     if arguments.user:

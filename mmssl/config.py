@@ -187,7 +187,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LightGCNConfig:
-    """The LightGCN baseline (He et al., SIGIR 2020); width, epochs and seed are shared."""
+    """The LightGCN baseline (He et al., SIGIR 2020); width and seed are shared."""
 
     num_layers: int = 3
     """Propagation hops."""
@@ -197,6 +197,8 @@ class LightGCNConfig:
     """L2 of the batch's ID embeddings."""
     batch_size: int = 2048
     """Edges per step."""
+    epochs: int = 250
+    """At most so many; they are short."""
     patience: int = 50
     """Validations without a better Recall@20 before training stops. Long: BPR first rests on a
     plateau at popularity, where a shorter one would end."""

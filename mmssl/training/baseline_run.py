@@ -53,7 +53,7 @@ def fit_baseline(
         result = train_lightgcn(
             dataset,
             graph,
-            epochs=config.training.epochs,
+            epochs=config.lightgcn.epochs,
             lr=config.lightgcn.lr,
             reg=config.lightgcn.reg,
             batch_size=config.lightgcn.batch_size,
