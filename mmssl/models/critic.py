@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.config import CriticConfig
+from mmssl.models.dropout import Dropout
 from mmssl.models.rows import Rows
 
 # Of the released code: the sigmoid is scaled by 100 and the penalty by 0.3.
@@ -40,11 +41,11 @@ class Critic(nn.Module):
         self.head = nn.Sequential(
             nn.LeakyReLU(config.negative_slope),
             nn.BatchNorm1d(hidden),
-            nn.Dropout(config.dropout[0]),
+            Dropout(config.dropout[0]),
             nn.Linear(hidden, half),
             nn.LeakyReLU(config.negative_slope),
             nn.BatchNorm1d(half),
-            nn.Dropout(config.dropout[1]),
+            Dropout(config.dropout[1]),
             nn.Linear(half, 1),
         )
         nn.init.normal_(self.weight, std=math.sqrt(2 / num_items))  # Kaiming over the I inputs

@@ -16,6 +16,7 @@ from mmssl.config import ModelConfig
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.attention import CrossModalAttention, IdentityAttention
+from mmssl.models.dropout import dropout
 from mmssl.models.embeddings import Embeddings
 
 
@@ -87,7 +88,7 @@ class MMSSL(nn.Module):
             (M, U, D) and (M, I, D).
         """
         projected = [
-            F.dropout(layer(self.get_buffer(f"raw_{position}")), self.config.dropout, self.training)
+            dropout(layer(self.get_buffer(f"raw_{position}")), self.config.dropout, self.training)
             for position, layer in enumerate(self.projection)
         ]
         item = torch.cat(projected, 1)  # (I, M D)
