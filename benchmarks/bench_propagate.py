@@ -141,7 +141,8 @@ def measure(name: str, rounds: int) -> dict[str, object]:
     expected = full(peers["reference"], x, grad)
     for product in peers.values():
         for got, want in zip(full(product, x, grad), expected, strict=True):
-            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+            atol = 1e-4 * float(want.abs().max())  # the reference adds long rows one by one
+            torch.testing.assert_close(got, want, rtol=0, atol=atol)
     times: dict[str, tuple[list[float], list[float]]] = {p: ([], []) for p in peers}
     limits = []
     for _ in range(rounds):
