@@ -267,6 +267,22 @@ class InteractionGraph:
         rank = torch.arange(self.nnz, device=self.device) - rowptr[user]
         return user * (self.num_items + 1) + col - rank
 
+    def missing_item(self, user: Tensor, draw: Tensor) -> Tensor:
+        """An item that each user has no edge to, uniform for uniform draws; nothing is rejected.
+
+        Args:
+            user: (B,) int64; each must lack at least one item.
+            draw: (B,) float64 in [0, 1).
+
+        Returns:
+            (B,) int64.
+        """
+        rowptr = self.index.rowptr
+        missing = self.num_items - (rowptr[user + 1] - rowptr[user])
+        rank = (draw * missing).long().clamp_max(missing - 1)
+        key = user * (self.num_items + 1) + rank
+        return rank + torch.searchsorted(self.negative_rank_key, key, right=True) - rowptr[user]
+
     @cached_property
     def trainable_users(self) -> Tensor:
         """(n,) int64: users with at least one item and at least one missing item."""
@@ -303,15 +319,16 @@ def _build_index(user: Tensor, item: Tensor, num_users: int, num_items: int) -> 
     user, item = key // max(num_items, 1), key % max(num_items, 1)
     perm = torch.argsort(item, stable=True)
     return GraphIndex(
-        rowptr=_pointers(user, num_users),
+        rowptr=pointers(user, num_users),
         col=item.int(),
-        colptr=_pointers(item, num_items),
+        colptr=pointers(item, num_items),
         row=user[perm].int(),
         perm=perm,
     )
 
 
-def _pointers(ids: Tensor, count: int) -> Tensor:
+def pointers(ids: Tensor, count: int) -> Tensor:
+    """(count + 1,) int64 row pointers of sorted (E,) row ids."""
     pointer = torch.zeros(count + 1, dtype=torch.int64, device=ids.device)
     torch.cumsum(torch.bincount(ids, minlength=count), 0, out=pointer[1:])
     return pointer

@@ -242,11 +242,8 @@ def sample_bpr_reference(
     degree = rowptr[user + 1] - rowptr[user]
     draw = torch.rand(2, batch_size, generator=generator, device=device, dtype=torch.float64)
     position = (draw[0] * degree).long().clamp_max(degree - 1)
-    missing = graph.num_items - degree
-    rank = (draw[1] * missing).long().clamp_max(missing - 1)
-    key = user * (graph.num_items + 1) + rank
-    below = torch.searchsorted(graph.negative_rank_key, key, right=True) - rowptr[user]
-    return Triples(user, col[rowptr[user] + position].long(), rank + below)
+    pos_item = col[rowptr[user] + position].long()
+    return Triples(user, pos_item, graph.missing_item(user, draw[1]))
 
 
 def bpr_loss_reference(

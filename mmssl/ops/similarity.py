@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmssl.graph import GraphView
+from mmssl.graph import GraphView, pointers
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.propagate import spmm
 from mmssl.ops.reference import edges_of_rows, masked_similarity_reference
@@ -51,19 +51,13 @@ def batch_edges(interactions: GraphView, users: Tensor) -> BatchEdges:
     position, item = edges_of_rows(interactions, users)
     order = torch.argsort(item, stable=True)
     view = GraphView(
-        rowptr=_pointers(position, users.numel()),
+        rowptr=pointers(position, users.numel()),
         col=item.int(),
-        t_rowptr=_pointers(item, interactions.num_cols),
+        t_rowptr=pointers(item, interactions.num_cols),
         t_col=position[order].int(),
         t_edge=order,
     )
     return BatchEdges(view, position, item)
-
-
-def _pointers(ids: Tensor, count: int) -> Tensor:
-    pointer = torch.zeros(count + 1, dtype=torch.int64, device=ids.device)
-    torch.cumsum(torch.bincount(ids, minlength=count), 0, out=pointer[1:])
-    return pointer
 
 
 class SimilarityRows(NamedTuple):

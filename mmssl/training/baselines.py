@@ -116,7 +116,10 @@ def train_lightgcn(
         num_batches = 0
         for index in _batches(edge_user.numel(), batch_size, generator):
             user, pos_item = edge_user[index], edge_item[index]
-            neg_item = sample_negatives(graph, user, generator)
+            draw = torch.rand(
+                user.numel(), generator=generator, device=user.device, dtype=torch.float64
+            )
+            neg_item = graph.missing_item(user, draw)
             loss = _loss(model, user, pos_item, neg_item, reg)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -147,28 +150,6 @@ def train_lightgcn(
         epochs=history,
         seconds=time.perf_counter() - started,
     )
-
-
-def sample_negatives(graph: InteractionGraph, user: Tensor, generator: torch.Generator) -> Tensor:
-    """One item per user, uniform over the items without a train edge to that user.
-
-    The r-th missing item for a uniform r, found by binary search: nothing is rejected.
-
-    Args:
-        graph: The train graph.
-        user: (B,) int64; each must lack at least one item.
-        generator: On the graph's device.
-
-    Returns:
-        (B,) int64.
-    """
-    rowptr = graph.index.rowptr
-    missing = graph.num_items - (rowptr[user + 1] - rowptr[user])
-    draw = torch.rand(user.numel(), generator=generator, device=user.device, dtype=torch.float64)
-    rank = (draw * missing).long().clamp_max(missing - 1)
-    key = user * (graph.num_items + 1) + rank
-    below = torch.searchsorted(graph.negative_rank_key, key, right=True) - rowptr[user]
-    return rank + below
 
 
 def _seeded_model(
