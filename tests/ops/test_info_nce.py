@@ -69,10 +69,11 @@ def assert_as_good_as_reference(
     mine = run(native, *args, dtype, **options)
     n = anchor.shape[-2]
     rows = 1 if options.get("reduction", "mean") == "mean" else n
+    total = n if options.get("reduction", "mean") == "sum" else 1
     # A gradient is a sum of (p - 1) z / (t |x|): the p are rounded whatever the sum comes to.
     norm = min(x.double().norm(dim=-1).clamp_min(1e-12).min() for x in (anchor, positive))
     slope = rows / n / temperature
-    scale = [1.0 + 1 / temperature] + [slope / norm] * 2 + [rows / temperature**2]
+    scale = [total * (1.0 + 1 / temperature)] + [slope / norm] * 2 + [rows / temperature**2]
     if negatives is not None:
         norm = negatives.double().norm(dim=-1).clamp_min(1e-12).min()
         scale.insert(3, n * slope / norm)
