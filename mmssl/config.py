@@ -92,6 +92,12 @@ class CriticConfig:
     """Weight of the model's own similarity row in the real row (zeta)."""
     gp_weight: float = 1.0
     """Weight of the gradient penalty."""
+    penalty_interval: int = 1
+    """n: the gradient penalty is taken every n-th step and counts n times then (lazy regularisation,
+    Karras et al., CVPR 2020)."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the critic's products and of the activations between them; sums, statistics, scores and
+    parameters stay float32."""
     lr: float = 3e-4
     """Adam, betas (0.5, 0.9)."""
 
@@ -103,6 +109,9 @@ class CriticConfig:
             _check(0 <= rate < 1, "critic.dropout", "rates in [0, 1)", rate)
         _check(self.gumbel_tau > 0, "critic.gumbel_tau", "> 0", self.gumbel_tau)
         _check(self.lr > 0, "critic.lr", "> 0", self.lr)
+        _check(
+            self.penalty_interval >= 1, "critic.penalty_interval", ">= 1", self.penalty_interval
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

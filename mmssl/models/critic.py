@@ -10,18 +10,57 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mmssl import ops
 from mmssl.config import CriticConfig
-from mmssl.models.dropout import Dropout
-from mmssl.models.rows import Rows
+from mmssl.models.dropout import keep_mask
+from mmssl.models.rows import Rows, linear_rows
+from mmssl.ops.product import product, squared_norms_through
 
 # Of the released code: the sigmoid is scaled by 100 and the penalty by 0.3.
 _SCORE_SCALE = 100.0
 _PENALTY_SCALE = 0.3
+
+
+class HiddenLayer(nn.BatchNorm1d):
+    """What follows a linear layer: LeakyReLU, BatchNorm, dropout."""
+
+    def __init__(self, width: int, negative_slope: float, rate: float) -> None:
+        super().__init__(width)
+        self.negative_slope = negative_slope
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, width), the same back."""
+        if not self.training:
+            return super().forward(F.leaky_relu(x, self.negative_slope).to(self.weight.dtype))
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        keep, scale = keep_mask(x.shape, self.rate, x.device)
+        return ops.norm_act(
+            x,
+            self.weight,
+            self.bias,
+            negative_slope=self.negative_slope,
+            keep=keep,
+            keep_scale=scale,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            eps=self.eps,
+        )
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` whose products are :func:`mmssl.ops.product.product`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, in) to (n, out), in the dtype of ``x``."""
+        return product(x, self.weight.to(x.dtype).T) + self.bias.to(x.dtype)
 
 
 class Critic(nn.Module):
@@ -36,17 +75,15 @@ class Critic(nn.Module):
         super().__init__()
         hidden = max(2, num_items // 4) if config.hidden == "paper" else config.hidden
         half = hidden // 2
+        slope, rates = config.negative_slope, config.dropout
+        self.half_precision = config.precision == "bfloat16"
         self.weight = nn.Parameter(torch.empty(num_items, hidden))
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.head = nn.Sequential(
-            nn.LeakyReLU(config.negative_slope),
-            nn.BatchNorm1d(hidden),
-            Dropout(config.dropout[0]),
-            nn.Linear(hidden, half),
-            nn.LeakyReLU(config.negative_slope),
-            nn.BatchNorm1d(half),
-            Dropout(config.dropout[1]),
-            nn.Linear(half, 1),
+            HiddenLayer(hidden, slope, rates[0]),
+            Linear(hidden, half),
+            HiddenLayer(half, slope, rates[1]),
+            Linear(half, 1),
         )
         nn.init.normal_(self.weight, std=math.sqrt(2 / num_items))  # Kaiming over the I inputs
         for layer in self.head:
@@ -54,17 +91,27 @@ class Critic(nn.Module):
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
 
-    def pre_activation(self, rows: Rows) -> Tensor:
-        """(B, h) outputs of the first layer."""
-        return rows.linear(self.weight) + self.bias
+    def product_weight(self) -> Tensor:
+        """The first layer's weight (I, h) in the dtype of the products; made once per pass."""
+        return self.weight.to(torch.bfloat16) if self.half_precision else self.weight
+
+    def pre_activation(self, blocks: Sequence[Rows], weight: Tensor) -> Tensor:
+        """(M B, h) outputs of the first layer for M blocks of B rows.
+
+        Args:
+            blocks: of one batch of users.
+            weight: of :meth:`product_weight`.
+        """
+        return linear_rows(blocks, weight) + self.bias.to(weight.dtype)
 
     def score(self, pre_activation: Tensor) -> Tensor:
         """Scores in (0, 100), shape (n,), of (n, h) outputs of the first layer."""
-        return _SCORE_SCALE * torch.sigmoid(self.head(pre_activation).squeeze(1))
+        logit = self.head(pre_activation).squeeze(1)
+        return _SCORE_SCALE * torch.sigmoid(logit.to(self.bias.dtype))
 
     def forward(self, blocks: Sequence[Rows]) -> Tensor:
         """Scores (M B,) of M blocks of B rows, seen by BatchNorm as one batch."""
-        return self.score(torch.cat([self.pre_activation(rows) for rows in blocks]))
+        return self.score(self.pre_activation(blocks, self.product_weight()))
 
 
 class CriticLoss(NamedTuple):
@@ -80,7 +127,13 @@ class CriticLoss(NamedTuple):
 
 
 def critic_loss(
-    critic: Critic, fake_rows: Sequence[Rows], real_rows: Rows, alpha: Tensor, gp_weight: float
+    critic: Critic,
+    fake_rows: Sequence[Rows],
+    real_rows: Rows,
+    alpha: Tensor,
+    gp_weight: float,
+    *,
+    with_penalty: bool = True,
 ) -> CriticLoss:
     """Wasserstein loss with gradient penalty on mixed rows.
 
@@ -90,44 +143,31 @@ def critic_loss(
         real_rows: B rows, the same for every modality.
         alpha: (M B, 1) share of the real row in each mixed row.
         gp_weight: factor on the penalty.
+        with_penalty: False leaves the penalty out (it is 0 then), and with it the mixed rows.
     """
-    fake = torch.cat([critic.pre_activation(rows) for rows in fake_rows])
-    real = critic.pre_activation(real_rows).repeat(len(fake_rows), 1)
+    weight = critic.product_weight()
+    pre = critic.pre_activation([*fake_rows, real_rows], weight)
+    fake, real = pre.tensor_split([alpha.shape[0]])
+    real = real.repeat(len(fake_rows), 1)
     fake_score, real_score = critic.score(fake), critic.score(real)
-    mixed = alpha * real + (1 - alpha) * fake  # the first layer is affine, so this needs no product
-    penalty = gradient_penalty(critic, mixed)
-    return CriticLoss(fake_score.mean(), real_score.mean(), gp_weight * penalty)
+    penalty = fake_score.new_zeros(())
+    if with_penalty:
+        # The first layer is affine, so the mixed rows need no product.
+        mixed = torch.lerp(fake, real, alpha.to(fake.dtype))
+        penalty = gp_weight * gradient_penalty(critic, mixed, weight)
+    return CriticLoss(fake_score.mean(), real_score.mean(), penalty)
 
 
-def gradient_penalty(critic: Critic, pre_activation: Tensor) -> Tensor:
-    """``0.3 mean((||d sum(D) / d row|| - 1)^2)``, differentiable.
+def gradient_penalty(critic: Critic, pre_activation: Tensor, weight: Tensor) -> Tensor:
+    """``0.3 mean((||d sum(D) / d row|| - 1)^2)``, differentiable once.
 
     Args:
         critic: gives D.
         pre_activation: (n, h) outputs of the first layer, attached to its weight.
+        weight: (I, h) that weight, of :meth:`Critic.product_weight`.
     """
     score = critic.score(pre_activation)
     (delta,) = torch.autograd.grad(score.sum(), pre_activation, create_graph=True)  # (n, h)
-    weight = critic.weight  # (I, h); d row = delta @ weight.T
-    # The norm needs delta W^T W delta^T only. Forming W^T W costs 2 h^2 I forward and once more
-    # backward, delta W^T three times 2 n h I, so the cheaper one depends on n and h.
-    if 2 * weight.shape[1] < 3 * delta.shape[0]:
-        square = ((delta @ _Gram.apply(weight)) * delta).sum(1)
-    else:
-        square = (delta @ weight.T).square().sum(1)
+    square = squared_norms_through(delta, weight)  # d row = delta @ weight.T
     norm = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
     return _PENALTY_SCALE * (norm - 1).square().mean()
-
-
-class _Gram(torch.autograd.Function):
-    """``W^T W`` (h, h); its gradient ``W (G + G^T)`` is one product where autograd pays two."""
-
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(weight)
-        return weight.T @ weight
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        (weight,) = ctx.saved_tensors
-        return weight @ (grads[0] + grads[0].T)

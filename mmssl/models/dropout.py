@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 _STEPS = 1 << 16
 
 
-def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
-    """As ``torch.nn.functional.dropout``, from torch's default generator.
+def keep_mask(
+    shape: Sequence[int], rate: float, device: torch.device
+) -> tuple[Tensor | None, float]:
+    """What dropout lets through, and the factor on it, from torch's default generator.
 
     torch draws CPU masks one by one from a serial generator, a sixth of a training step. Here one
     64-bit draw serves four elements; the rate is rounded to 1 / 65,536 and the kept elements are
-    scaled by the rounded one, so the expectation is exact. On other devices torch's own is taken.
+    scaled by the rounded one, so the expectation is exact. Other devices draw a number each.
+
+    Args:
+        shape: of the mask.
+        rate: share that is dropped, in [0, 1).
+        device: where the mask is wanted.
+
+    Returns:
+        uint8 of 0 and 1, or None for a rate of 0, and 1 / (1 - rate).
     """
+    dropped = round(rate * _STEPS)
+    if dropped == 0:
+        return None, 1.0
+    scale = _STEPS / (_STEPS - dropped)
+    if device.type != "cpu":
+        return (torch.rand(shape, device=device) >= dropped / _STEPS).to(torch.uint8), scale
+    count = math.prod(shape)
+    words = torch.empty((count + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    keep = words.view(torch.int16)[:count] >= dropped - _STEPS // 2
+    return keep.view(torch.uint8).view(*shape), scale
+
+
+def dropout(x: Tensor, rate: float, training: bool) -> Tensor:
+    """As ``torch.nn.functional.dropout``, with :func:`keep_mask`."""
     if not training or rate == 0:
         return x
-    if x.device.type != "cpu":
-        return F.dropout(x, rate, training)
-    dropped = round(rate * _STEPS)
-    words = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
-    keep = words.view(torch.int16)[: x.numel()].view(x.shape) >= dropped - _STEPS // 2
-    return x * (keep.to(x.dtype) * (_STEPS / (_STEPS - dropped)))
-
-
-class Dropout(nn.Module):
-    """:func:`dropout` as a module."""
-
-    def __init__(self, rate: float) -> None:
-        super().__init__()
-        self.rate = rate
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Any shape, the same back."""
-        return dropout(x, self.rate, self.training)
+    keep, scale = keep_mask(x.shape, rate, x.device)
+    return x if keep is None else x * (keep.to(x.dtype) * scale)

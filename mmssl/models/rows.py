@@ -10,15 +10,16 @@ Legend: U users, I items, B batch, H outputs, n train edges of the batch.
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.config import CriticConfig
-from mmssl.ops import spmm
-from mmssl.ops.similarity import BatchEdges, SimilarityRows
+from mmssl.ops.product import product
+from mmssl.ops.similarity import BatchEdges, FactoredRows, SimilarityRows, linear
 
 # Keeps both logarithms of the released Gumbel draw finite, and so the draw within +-18.5.
 _LOG_EPS = 1e-8
@@ -31,40 +32,27 @@ _TOLERANCE = 2.0**-22
 GumbelForm = Literal["sparse", "flat", "dense"]
 
 
-class Rows(Protocol):
-    """B rows of length I that are only ever multiplied."""
-
-    def linear(self, weight: Tensor) -> Tensor:
-        """``rows @ weight``, (B, H), for an (I, H) weight."""
-        ...
-
-
 class DenseRows(NamedTuple):
     """Rows that are really there."""
 
     rows: Tensor  # (B, I)
 
-    def linear(self, weight: Tensor) -> Tensor:
-        """See :class:`Rows`."""
-        return self.rows @ weight
+
+Rows = FactoredRows | DenseRows
 
 
-class BridgedRows(NamedTuple):
-    """``scale * (floor + observed on the train items + zeta * similarity)``."""
-
-    scale: Tensor  # (B,)
-    floor: Tensor | None  # (B,) the same value on every item; None: 0
-    observed: Tensor  # (n,) what train items have beyond the floor
-    zeta: float
-    similarity: SimilarityRows
-
-    def linear(self, weight: Tensor) -> Tensor:
-        """See :class:`Rows`."""
-        product = self.zeta * self.similarity.linear(weight)
-        product = product + spmm(self.similarity.edges.with_value(self.observed), weight)
-        if self.floor is not None:
-            product = product + self.floor[:, None] * weight.sum(0)
-        return self.scale[:, None] * product
+def linear_rows(blocks: Sequence[Rows], weight: Tensor) -> Tensor:
+    """(M B, H): M blocks of B rows of one batch, times an (I, H) weight of the wanted dtype."""
+    factored = [block for block in blocks if isinstance(block, FactoredRows)]
+    if len(factored) == len(blocks):
+        return linear(factored, weight)
+    parts = [
+        linear([block], weight)
+        if isinstance(block, FactoredRows)
+        else product(block.rows.to(weight.dtype), weight)
+        for block in blocks
+    ]
+    return torch.cat(parts)
 
 
 def gumbel_form(config: CriticConfig, num_items: int) -> GumbelForm:
@@ -112,21 +100,30 @@ def real_rows(
     if form == "dense":
         return DenseRows(dense_real_rows(similarity, uniform, config))
     edges, zeta = similarity.edges, config.similarity_scale
+    own = similarity.factored()
     # A similarity row has norm 1 unless it is zero, and no entry on the train items.
     square = zeta**2 * (similarity.scale > 0)
     degree = edges.view.rowptr.diff().to(similarity.scale.dtype)
+    floor = None
     if form == "sparse":
         logit = _gumbel(uniform, config) / config.gumbel_tau  # the common 1 / tau cancels
         weight = logit.exp()
         observed = weight / edges.row_sum(weight)[edges.position]
         square = square + edges.row_sum(observed.square())
-        return BridgedRows(square.rsqrt(), None, observed, zeta, similarity)
-    num_items = edges.view.num_cols
-    floor = 1 / (num_items + (math.e - 1) * degree)
-    square = square + floor.square() * (num_items + (math.e**2 - 1) * degree)
-    square = square + 2 * zeta * floor * similarity.row_sum()
-    observed = ((math.e - 1) * floor)[edges.position]
-    return BridgedRows(square.rsqrt(), floor, observed, zeta, similarity)
+    else:
+        num_items = edges.view.num_cols
+        floor = 1 / (num_items + (math.e - 1) * degree)
+        square = square + floor.square() * (num_items + (math.e**2 - 1) * degree)
+        square = square + 2 * zeta * floor * own.row_sum()
+        observed = ((math.e - 1) * floor)[edges.position]
+    scale = square.rsqrt()
+    return FactoredRows(
+        left=(zeta * scale)[:, None] * own.left,
+        item_emb=own.item_emb,
+        edges=edges,
+        value=scale[edges.position] * (observed + zeta * own.value),
+        floor=None if floor is None else scale * floor,
+    )
 
 
 def dense_real_rows(similarity: SimilarityRows, uniform: Tensor, config: CriticConfig) -> Tensor:

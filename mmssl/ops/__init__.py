@@ -14,6 +14,7 @@ from mmssl.ops.dispatch import (
     status,
 )
 from mmssl.ops.info_nce import info_nce
+from mmssl.ops.norm_act import norm_act
 from mmssl.ops.propagate import propagate, spmm
 from mmssl.ops.reference import (
     Triples,
@@ -39,6 +40,7 @@ __all__ = [
     "masked_similarity",
     "masked_similarity_linear",
     "masked_topk",
+    "norm_act",
     "propagate",
     "requested_backend",
     "sample_bpr",

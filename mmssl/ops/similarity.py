@@ -5,6 +5,7 @@ Legend: U users, I items, B batch, D embedding dim, H outputs, n train edges of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from mmssl.graph import GraphView, pointers
 from mmssl.ops.dispatch import use_native
+from mmssl.ops.product import product
 from mmssl.ops.propagate import spmm
 from mmssl.ops.reference import edges_of_rows, masked_similarity_reference
 
@@ -33,6 +35,23 @@ class BatchEdges(NamedTuple):
         view = self.view
         return GraphView(
             view.rowptr, view.col, view.t_rowptr, view.t_col, value=value, t_edge=view.t_edge
+        )
+
+    def stacked(self, values: Sequence[Tensor]) -> GraphView:
+        """The (M B, I) sparse matrix of M blocks of (n,) edge values, one below the other."""
+        view, count, value = self.view, len(values), torch.cat(list(values))
+        if count == 1:
+            return self.with_value(value)
+        assert view.t_edge is not None
+        block = torch.arange(count, device=value.device)
+        starts = view.rowptr[:-1] + block[:, None] * view.nnz
+        return GraphView(
+            rowptr=torch.cat([starts.flatten(), view.rowptr[-1:] * count]),
+            col=view.col.repeat(count),
+            t_rowptr=view.t_rowptr * count,
+            t_col=(view.t_col[:, None] + block.int() * view.num_rows).flatten(),
+            value=value,
+            t_edge=(view.t_edge[:, None] + block * view.nnz).flatten(),
         )
 
     def row_sum(self, value: Tensor) -> Tensor:
@@ -60,6 +79,23 @@ def batch_edges(interactions: GraphView, users: Tensor) -> BatchEdges:
     return BatchEdges(view, position, item)
 
 
+class FactoredRows(NamedTuple):
+    """Rows ``left @ item_emb.T + sparse + floor``, never formed."""
+
+    left: Tensor  # (B, D)
+    item_emb: Tensor  # (I, D)
+    edges: BatchEdges
+    value: Tensor  # (n,) the sparse part, on the batch's edges
+    floor: Tensor | None  # (B,) what is added to every entry of a row; None: 0
+
+    def row_sum(self) -> Tensor:
+        """(B,) sums over the items of each row."""
+        total = self.left @ self.item_emb.sum(0) + self.edges.row_sum(self.value)
+        if self.floor is not None:
+            total = total + self.floor * self.item_emb.shape[0]
+        return total
+
+
 class SimilarityRows(NamedTuple):
     """Rows ``scale * (user @ item_emb.T - masked)``, unit length, zero on the batch's train items.
 
@@ -73,16 +109,36 @@ class SimilarityRows(NamedTuple):
     masked: Tensor  # (n,) scores of the masked entries
     scale: Tensor  # (B,) 1 / norm, 0 for a zero row
 
-    def linear(self, weight: Tensor) -> Tensor:
-        """``rows @ weight``, (B, H), for a weight (I, H)."""
-        product = self.user @ (self.item_emb.T @ weight)
-        product = product - spmm(self.edges.with_value(self.masked), weight)
-        return self.scale[:, None] * product
+    def factored(self) -> FactoredRows:
+        """The same rows with the scale in the factors."""
+        value = -self.scale[self.edges.position] * self.masked
+        return FactoredRows(
+            self.scale[:, None] * self.user, self.item_emb, self.edges, value, None
+        )
 
-    def row_sum(self) -> Tensor:
-        """(B,) sums over the items of each row."""
-        total = self.user @ self.item_emb.sum(0) - self.edges.row_sum(self.masked)
-        return self.scale * total
+
+def linear(blocks: Sequence[FactoredRows], weight: Tensor) -> Tensor:
+    """The rows of M blocks over the same edges, times a weight; one pass over it for all blocks.
+
+    Args:
+        blocks: M blocks of B rows of length I, of one batch of users.
+        weight: (I, H); its dtype is the dtype of the products.
+
+    Returns:
+        (M B, H).
+    """
+    count, (num_rows, dim) = len(blocks), blocks[0].left.shape
+    dtype = weight.dtype
+    items = torch.cat([block.item_emb for block in blocks], 1).to(dtype)  # (I, M D)
+    left = torch.stack([block.left for block in blocks]).to(dtype)  # (M, B, D)
+    low_rank = left @ product(items.T, weight).view(count, dim, -1)
+    out = low_rank.view(count * num_rows, -1)
+    out = out + spmm(blocks[0].edges.stacked([block.value for block in blocks]), weight)
+    if any(block.floor is not None for block in blocks):
+        zero = left.new_zeros(num_rows)
+        floor = torch.cat([zero if b.floor is None else b.floor.to(dtype) for b in blocks])
+        out = out + floor[:, None] * weight.sum(0)
+    return out
 
 
 def similarity_rows(
@@ -137,4 +193,4 @@ def masked_similarity_linear(
     if not use_native("masked_similarity_linear", user_emb.device.type, user_emb.dtype):
         return masked_similarity_reference(user_emb, item_emb, users, exclude) @ weight
     rows = similarity_rows(user_emb, item_emb, users, batch_edges(exclude, users))
-    return rows.linear(weight)
+    return linear([rows.factored()], weight)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from mmssl import ops
 from mmssl.config import Config
@@ -21,7 +22,7 @@ from mmssl.models.mmssl import MMSSL
 from mmssl.models.rows import gumbel_form, real_rows, uniform_shape
 from mmssl.models.structure import StructureLearner
 from mmssl.ops.reference import Triples
-from mmssl.ops.similarity import BatchEdges, SimilarityRows, batch_edges, similarity_rows
+from mmssl.ops.similarity import BatchEdges, FactoredRows, batch_edges, similarity_rows
 
 
 class StepInput(NamedTuple):
@@ -86,6 +87,10 @@ class TrainingStep:
 
     def draw(self) -> StepInput:
         """The random input of one step."""
+        with record_function("mmssl::sample"):
+            return self._draw()
+
+    def _draw(self) -> StepInput:
         graph = self.model.graph
         batch = ops.sample_bpr(graph, self.batch_size, self.generator)
         edges = batch_edges(graph.ui, batch.user)
@@ -104,50 +109,67 @@ class TrainingStep:
         users, edges = inputs.batch.user, inputs.edges
         critic_terms = None
         if self.critic is not None and not self.config.training.shared_forward:
-            with torch.no_grad():
+            with torch.no_grad(), record_function("mmssl::forward"):
                 embeddings = self.model()
-            critic_terms = self._critic_step(embeddings, inputs)
-        embeddings = self.model()
+            critic_terms = self._critic_step(embeddings, inputs, step_of_epoch)
+        with record_function("mmssl::forward"):
+            embeddings = self.model()
         if self.critic is not None and self.config.training.shared_forward:
-            critic_terms = self._critic_step(embeddings.detach(), inputs)
-        self.structure.step(users, embeddings.detach(), step_of_epoch)
-        self.model.modality_graphs = self.structure.graphs  # from the next forward on
-        fake_score = None
-        if self.critic is not None:
-            with _frozen(self.critic):
-                fake_score = self.critic(_generated_rows(embeddings, users, edges))
-        terms = recommender_loss(
-            embeddings, inputs.batch, fake_score, self.config.loss, batch_size=self.batch_size
-        )
+            critic_terms = self._critic_step(embeddings.detach(), inputs, step_of_epoch)
+        with record_function("mmssl::structure"):
+            self.structure.step(users, embeddings.detach(), step_of_epoch)
+            self.model.modality_graphs = self.structure.graphs  # from the next forward on
+        with record_function("mmssl::recommender_loss"):
+            fake_score = None
+            if self.critic is not None:
+                with _frozen(self.critic):
+                    fake_score = self.critic(_generated_rows(embeddings, users, edges))
+            terms = recommender_loss(
+                embeddings, inputs.batch, fake_score, self.config.loss, batch_size=self.batch_size
+            )
         self.optimizer.zero_grad(set_to_none=True)
-        terms.total().backward()
-        self.optimizer.step()
+        with record_function("mmssl::backward"):
+            terms.total().backward()
+        with record_function("mmssl::optimizer"):
+            self.optimizer.step()
         detached = LossTerms(*(term.detach() for term in terms))
         return StepLosses(detached, critic_terms)
 
-    def _critic_step(self, embeddings: Embeddings, inputs: StepInput) -> CriticLoss:
+    def _critic_step(
+        self, embeddings: Embeddings, inputs: StepInput, step_of_epoch: int
+    ) -> CriticLoss:
         """Trains the critic on detached embeddings."""
         assert self.critic is not None and self.critic_optimizer is not None
         assert inputs.uniform is not None and inputs.alpha is not None
         self.critic.train()
         users, edges, config = inputs.batch.user, inputs.edges, self.config.critic
-        with torch.no_grad():
-            fake = _generated_rows(embeddings, users, edges)
-            own = similarity_rows(embeddings.user, embeddings.item, users, edges)
-            real = real_rows(own, inputs.uniform, config, self.form)
-        terms = critic_loss(self.critic, fake, real, inputs.alpha, config.gp_weight)
+        with record_function("mmssl::critic_forward"):
+            with torch.no_grad():
+                fake = _generated_rows(embeddings, users, edges)
+                own = similarity_rows(embeddings.user, embeddings.item, users, edges)
+                real = real_rows(own, inputs.uniform, config, self.form)
+            terms = critic_loss(
+                self.critic,
+                fake,
+                real,
+                inputs.alpha,
+                config.gp_weight * config.penalty_interval,
+                with_penalty=step_of_epoch % config.penalty_interval == 0,
+            )
         self.critic_optimizer.zero_grad(set_to_none=True)
-        terms.total().backward()
-        self.critic_optimizer.step()
+        with record_function("mmssl::critic_backward"):
+            terms.total().backward()
+        with record_function("mmssl::critic_optimizer"):
+            self.critic_optimizer.step()
         return CriticLoss(*(term.detach() for term in terms))
 
 
 def _generated_rows(
     embeddings: Embeddings, users: Tensor, edges: BatchEdges
-) -> list[SimilarityRows]:
+) -> list[FactoredRows]:
     """The generator's row of every user of the batch, one block per modality."""
     pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
-    return [similarity_rows(user, item, users, edges) for user, item in pairs]
+    return [similarity_rows(user, item, users, edges).factored() for user, item in pairs]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from mmssl.ops.reference import Triples
 from mmssl.ops.similarity import SimilarityRows, batch_edges, similarity_rows
 
 # Biases that a following BatchNorm cancels: the released activations in between are identities.
-INERT = ("bias", "head.1.bias", "head.3.bias")
+INERT = ("bias", "head.0.bias", "head.1.bias")
 STATES = ("init", "top3", "empty")
 
 
@@ -112,7 +112,7 @@ def critic_name(name: str) -> str:
     if name in ("weight", "bias"):
         return f"net.0.{name}"
     _, position, kind = name.split(".")
-    return f"net.{int(position) + 1}.{kind}"
+    return f"net.{(2, 4, 6, 8)[int(position)]}.{kind}"
 
 
 def critic_array(oracle, prefix: str, name: str) -> np.ndarray:

@@ -16,7 +16,14 @@ from mmssl.config import CriticConfig
 from mmssl.graph import InteractionGraph
 from mmssl.models import rows as rows_module
 from mmssl.models.critic import Critic, critic_loss, gradient_penalty
-from mmssl.models.rows import DenseRows, dense_real_rows, gumbel_form, real_rows, uniform_shape
+from mmssl.models.rows import (
+    DenseRows,
+    dense_real_rows,
+    gumbel_form,
+    linear_rows,
+    real_rows,
+    uniform_shape,
+)
 from mmssl.ops.similarity import batch_edges, masked_similarity_linear, similarity_rows
 
 SPARSE = CriticConfig(hidden=9, gumbel_tau=0.005, dropout=(0.0, 0.0))
@@ -125,7 +132,7 @@ def test_whole_critic_step_matches_dense():
     named = dict(critic.named_parameters())
     results = []
     for fake, real in (
-        (factors[:2], real_rows(own, on_edges, SPARSE, "sparse")),
+        ([f.factored() for f in factors[:2]], real_rows(own, on_edges, SPARSE, "sparse")),
         (dense_fake, DenseRows(dense_real_rows(own, whole, SPARSE))),
     ):
         terms = critic_loss(critic, fake, real, alpha, 1.0)
@@ -146,7 +153,7 @@ def test_flat_rows_are_dense_rows_without_the_noise():
     quiet = dataclasses.replace(FLAT, gumbel_scale=0.0)
     uniform = torch.rand(users.numel(), graph.num_items, dtype=torch.float64)
     eye = torch.eye(graph.num_items, dtype=torch.float64)
-    flat = real_rows(own, uniform.new_empty(0), FLAT, "flat").linear(eye)
+    flat = linear_rows([real_rows(own, uniform.new_empty(0), FLAT, "flat")], eye)
     assert relative(flat, dense_real_rows(own, uniform, quiet)) < 1e-12
 
 
@@ -165,7 +172,7 @@ def test_left_out_part_is_below_rounding(num_items, divides, tau):
     draws = uniform[edges.position, edges.item] if form == "sparse" else uniform.new_empty(0)
     own = factors[2]
     eye = torch.eye(num_items, dtype=torch.float64)
-    closed = real_rows(own, draws, config, form).linear(eye)
+    closed = linear_rows([real_rows(own, draws, config, form)], eye)
     error = (closed - dense_real_rows(own, uniform, config)).norm(dim=1)
     assert float(error.max()) < 4 * rows_module._TOLERANCE
 
@@ -183,7 +190,7 @@ def test_gradient_penalty_by_definition(rows):
     critic, *_ = world(SPARSE)
     critic.eval()  # rows independent, so that the definition can be evaluated row by row
     x = leaf(rows, critic.weight.shape[0], seed=1)
-    penalty = gradient_penalty(critic, critic.pre_activation(DenseRows(x)))
+    penalty = gradient_penalty(critic, critic.pre_activation([DenseRows(x)], critic.weight), critic.weight)
     (grad,) = torch.autograd.grad(critic([DenseRows(x)]).sum(), x, create_graph=True)
     expected = 0.3 * (grad.norm(dim=1) - 1).square().mean()
     assert relative(penalty, expected) < 1e-12

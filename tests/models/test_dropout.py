@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmssl.models.dropout import Dropout, dropout
+from mmssl.models.dropout import dropout, keep_mask
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2, 0.31, 0.5, 0.95])
@@ -38,12 +38,12 @@ def test_gradient_is_the_mask():
 
 def test_seeded_and_switched_off():
     x = torch.randn(3, 3)
-    layer = Dropout(0.5)
     results = []
     for _ in range(2):
         torch.manual_seed(5)
-        results.append(layer(x))
+        results.append(dropout(x, 0.5, True))
     assert torch.equal(*results)
-    assert layer.eval()(x) is x
+    assert dropout(x, 0.5, False) is x
+    assert keep_mask(x.shape, 1e-7, x.device) == (None, 1.0)
     assert dropout(x, 0.0, True) is x
     assert dropout(torch.empty(0, 4), 0.5, True).shape == (0, 4)
