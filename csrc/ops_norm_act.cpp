@@ -1,8 +1,10 @@
-// Schemas of norm_act and its binding to the CPU kernel. Formulas and shapes: csrc/cpu/norm_act.h.
+// Schemas of norm_act and keep_mask and their binding to the CPU kernels. Formulas and shapes:
+// csrc/cpu/norm_act.h and csrc/cpu/keep_mask.h.
 #include <tuple>
 
 #include "common/stable_args.h"
 #include "common/torch_threads.h"
+#include "cpu/keep_mask.h"
 #include "cpu/norm_act.h"
 
 namespace {
@@ -111,6 +113,18 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_double_backward(
   return {out_grad_y, out_x, out_weight};
 }
 
+Tensor keep_mask(const Tensor& seed_, int64_t n, int64_t limit) {
+  STD_TORCH_CHECK(seed_.numel() == 1 && seed_.scalar_type() == ScalarType::Long,
+                  "mmssl::keep_mask: seed must be one int64");
+  STD_TORCH_CHECK(n >= 0 && limit >= INT16_MIN && limit <= INT16_MAX,
+                  "mmssl::keep_mask: n must be at least 0 and limit an int16");
+  const Tensor seed = torch::stable::contiguous(seed_);
+  Tensor keep = torch::stable::new_empty(seed, {n}, ScalarType::Byte);
+  mmssl::cpu::keep_mask(static_cast<uint64_t>(*data<int64_t>(seed)), static_cast<int16_t>(limit),
+                        mutable_data<uint8_t>(keep), n, mmssl::torch_threads());
+  return keep;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
@@ -124,10 +138,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
       "norm_act_double_backward(Tensor up_x, Tensor up_weight, Tensor up_bias, Tensor grad_y, "
       "Tensor x, Tensor weight, Tensor mean, Tensor rstd, Tensor? keep, float keep_scale, "
       "float slope) -> (Tensor, Tensor, Tensor)");
+  m.def("keep_mask(Tensor seed, SymInt n, int limit) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {
   m.impl("norm_act", TORCH_BOX(&norm_act));
   m.impl("norm_act_backward", TORCH_BOX(&norm_act_backward));
   m.impl("norm_act_double_backward", TORCH_BOX(&norm_act_double_backward));
+  m.impl("keep_mask", TORCH_BOX(&keep_mask));
 }

@@ -157,8 +157,10 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _train(arguments: argparse.Namespace) -> int:
     from mmssl.training.baseline_run import fit_baseline
+    from mmssl.training.memory import keep_freed_memory
     from mmssl.training.trainer import Interrupted, Trainer
 
+    keep_freed_memory()
     device = _device(arguments)
     run, dataset = (_resumed_run if arguments.resume else _new_run)(arguments)
     show_progress = not arguments.quiet

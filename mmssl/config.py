@@ -93,8 +93,8 @@ class CriticConfig:
     gp_weight: float = 1.0
     """Weight of the gradient penalty."""
     penalty_interval: int = 1
-    """n: the gradient penalty is taken every n-th step and counts n times then (lazy regularisation,
-    Karras et al., CVPR 2020)."""
+    """n: the gradient penalty is taken every n-th step and counts n times then (the lazy
+    regularisation of Karras et al., CVPR 2020)."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the critic's products and of the activations between them; sums, statistics, scores and
     parameters stay float32."""
@@ -109,9 +109,7 @@ class CriticConfig:
             _check(0 <= rate < 1, "critic.dropout", "rates in [0, 1)", rate)
         _check(self.gumbel_tau > 0, "critic.gumbel_tau", "> 0", self.gumbel_tau)
         _check(self.lr > 0, "critic.lr", "> 0", self.lr)
-        _check(
-            self.penalty_interval >= 1, "critic.penalty_interval", ">= 1", self.penalty_interval
-        )
+        _check(self.penalty_interval >= 1, "critic.penalty_interval", ">= 1", self.penalty_interval)
 
 
 @dataclass(frozen=True, kw_only=True)

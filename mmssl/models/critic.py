@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from mmssl import ops
 from mmssl.config import CriticConfig
-from mmssl.models.dropout import keep_mask
 from mmssl.models.rows import Rows, linear_rows
 from mmssl.ops.product import product, squared_norms_through
 
@@ -41,7 +40,7 @@ class HiddenLayer(nn.BatchNorm1d):
             return super().forward(F.leaky_relu(x, self.negative_slope).to(self.weight.dtype))
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
-        keep, scale = keep_mask(x.shape, self.rate, x.device)
+        keep, scale = ops.keep_mask(x.shape, self.rate, x.device)
         return ops.norm_act(
             x,
             self.weight,

@@ -16,8 +16,8 @@ from mmssl.config import ModelConfig
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.attention import CrossModalAttention, IdentityAttention
-from mmssl.models.dropout import dropout
 from mmssl.models.embeddings import Embeddings
+from mmssl.ops.dropout import dropout
 
 
 class MMSSL(nn.Module):

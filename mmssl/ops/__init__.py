@@ -13,6 +13,7 @@ from mmssl.ops.dispatch import (
     set_backend,
     status,
 )
+from mmssl.ops.dropout import keep_mask
 from mmssl.ops.info_nce import info_nce
 from mmssl.ops.norm_act import norm_act
 from mmssl.ops.propagate import propagate, spmm
@@ -37,6 +38,7 @@ __all__ = [
     "backend",
     "bpr_loss",
     "info_nce",
+    "keep_mask",
     "masked_similarity",
     "masked_similarity_linear",
     "masked_topk",

@@ -16,7 +16,14 @@ import torch
 missing: dict[str, str] = {}
 """Module name -> why it is not loaded, in one line."""
 
-_OPS = ("spmm", "spmm_value_grad", "info_nce", "info_nce_backward", "norm_act")  # what this version calls
+_OPS = (  # what this version calls
+    "spmm",
+    "spmm_value_grad",
+    "info_nce",
+    "info_nce_backward",
+    "norm_act",
+    "keep_mask",
+)
 
 _BUILD_INFO = Path(__file__).resolve().parents[1] / "_build_info.json"
 

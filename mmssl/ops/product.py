@@ -20,6 +20,8 @@ from mmssl.ops.dispatch import requested_backend
 _SYMMETRIC_BLOCKS = 6
 # Below this much work the calls cost more than half a product saves.
 _MIN_SYMMETRIC_WORK = 1 << 30
+# Rows that are transposed at a time.
+_TRANSPOSED_ROWS = 512
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -38,27 +40,29 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-def symmetric_product(a: Tensor, b: Tensor) -> Tensor:
-    """``a.T @ b`` where that is known to be symmetric; only half of it is computed.
+def symmetric_product(a: Tensor, scale: Tensor | None = None) -> Tensor:
+    """``a.T @ (scale[:, None] * a)``, of which only one triangle is computed.
 
     Not differentiable; for the inside of an autograd function.
 
     Args:
         a: (n, p).
-        b: (n, p), such as ``weight[:, None] * a``.
+        scale: (n,) weights of the rows, or None.
 
     Returns:
         (p, p).
     """
     n, p = a.shape
     if requested_backend() == "reference" or n * p * p < _MIN_SYMMETRIC_WORK:
-        return _multiply(a.T, b)
+        return _multiply(a.T, a if scale is None else scale[:, None] * a)
+    left = _transposed(a)
+    right = left if scale is None else left * scale
     out = a.new_empty(p, p)
     width = -(-p // _SYMMETRIC_BLOCKS)
     for begin in range(0, p, width):
         end = min(begin + width, p)
-        out[begin:end, begin:] = _multiply(a[:, begin:end].T, b[:, begin:])
-        out[end:, begin:end] = out[begin:end, end:].T
+        out[begin:, begin:end] = _multiply(left[begin:], right[begin:end].T)
+        out[begin:end, end:] = out[end:, begin:end].T
     return out
 
 
@@ -79,6 +83,15 @@ def squared_norms_through(delta: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+def _transposed(a: Tensor) -> Tensor:
+    """``a.T.contiguous()``, strip by strip, which keeps more of it in the caches."""
+    out = a.new_empty(a.shape[1], a.shape[0])
+    for begin in range(0, a.shape[0], _TRANSPOSED_ROWS):
+        end = begin + _TRANSPOSED_ROWS
+        out[:, begin:end] = a[begin:end].T
+    return out
+
+
 def _takes_onednn(a: Tensor) -> bool:
     return (
         a.dtype == torch.float32
@@ -90,9 +103,19 @@ def _takes_onednn(a: Tensor) -> bool:
 
 
 def _multiply(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b``; oneDNN wants one operand's rows contiguous, so the smaller one is copied."""
     if not _takes_onednn(a) or b.numel() == 0:
         return a @ b
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(a, b.T, None, "none", [], "")
+    copy_a = 0 if a.is_contiguous() else a.numel()
+    copy_b = 0 if b.T.is_contiguous() else b.numel()
+    return _linear(a, b.T) if copy_a <= copy_b else _linear(b.T, a).T
+
+
+def _linear(rows: Tensor, weight: Tensor) -> Tensor:
+    """``rows @ weight.T`` by oneDNN."""
+    if not (weight.is_contiguous() or weight.T.is_contiguous()):
+        weight = weight.contiguous()  # it has only a slow loop for gaps between the rows
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
     return out
 
 
@@ -115,7 +138,7 @@ class _SquaredNorms(torch.autograd.Function):
     def forward(ctx: Any, delta: Tensor, weight: Tensor) -> Tensor:
         ctx.through_gram = 2 * weight.shape[1] < 3 * delta.shape[0]
         if ctx.through_gram:
-            image = _multiply(delta, symmetric_product(weight, weight))  # (n, q)
+            image = _multiply(delta, symmetric_product(weight))  # (n, q)
             ctx.save_for_backward(delta, weight, image)
             return _row_dot(image, delta)
         image = _multiply(delta, weight.T)  # (n, p)
@@ -126,15 +149,15 @@ class _SquaredNorms(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         delta, weight, image = ctx.saved_tensors
-        factor = (2 * grads[0])[:, None].to(delta.dtype)
+        factor = (2 * grads[0]).to(delta.dtype)
         to_delta = to_weight = None
         if ctx.through_gram:
             if ctx.needs_input_grad[0]:
-                to_delta = factor * image
+                to_delta = factor[:, None] * image
             if ctx.needs_input_grad[1]:
-                to_weight = _multiply(weight, symmetric_product(delta, factor * delta))
+                to_weight = _multiply(weight, symmetric_product(delta, factor))
             return to_delta, to_weight
-        scaled = factor * image
+        scaled = factor[:, None] * image
         if ctx.needs_input_grad[0]:
             to_delta = _multiply(scaled, weight)
         if ctx.needs_input_grad[1]:

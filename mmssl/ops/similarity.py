@@ -112,9 +112,7 @@ class SimilarityRows(NamedTuple):
     def factored(self) -> FactoredRows:
         """The same rows with the scale in the factors."""
         value = -self.scale[self.edges.position] * self.masked
-        return FactoredRows(
-            self.scale[:, None] * self.user, self.item_emb, self.edges, value, None
-        )
+        return FactoredRows(self.scale[:, None] * self.user, self.item_emb, self.edges, value, None)
 
 
 def linear(blocks: Sequence[FactoredRows], weight: Tensor) -> Tensor:

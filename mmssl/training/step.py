@@ -164,9 +164,7 @@ class TrainingStep:
         return CriticLoss(*(term.detach() for term in terms))
 
 
-def _generated_rows(
-    embeddings: Embeddings, users: Tensor, edges: BatchEdges
-) -> list[FactoredRows]:
+def _generated_rows(embeddings: Embeddings, users: Tensor, edges: BatchEdges) -> list[FactoredRows]:
     """The generator's row of every user of the batch, one block per modality."""
     pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
     return [similarity_rows(user, item, users, edges).factored() for user, item in pairs]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from mmssl.models.dropout import dropout, keep_mask
+from mmssl.ops.dropout import dropout, keep_mask
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2, 0.31, 0.5, 0.95])
