@@ -14,6 +14,7 @@ namespace {
 constexpr int kStrip = 64;
 // Sums of so many rows are formed in A and then added in double, as torch's are.
 constexpr int64_t kBlockRows = 32;
+constexpr int64_t kAheadRows = 8;
 // Below this many elements per task a thread costs more than it saves.
 constexpr int64_t kMinTaskElements = 1 << 14;
 
@@ -77,15 +78,27 @@ MMSSL_INLINE Vec<A, kLanes> through_leaky(Vec<A, kLanes> x, Vec<A, kLanes> v, A 
   return x > 0 ? v : slope * v;
 }
 
+// Fetches a strip's part of a row that is kAheadRows away: rows lie on pages of their own, where the
+// processor's own prefetching ends.
+template <class T>
+MMSSL_INLINE void fetch(const T* p, int64_t width) {
+  const char* byte = reinterpret_cast<const char*>(p);
+  for (int64_t k = 0; k < width * int64_t(sizeof(T)); k += 64) __builtin_prefetch(byte + k);
+}
+
 // kCount sums over all rows of kVecs * kLanes columns: f(row, vector, terms) adds its terms.
-template <class A, int kLanes, int kVecs, int kCount, class F>
-MMSSL_INLINE void column_sums(int64_t rows, double (&total)[kCount][kVecs * kLanes], const F& f) {
+template <class A, int kLanes, int kVecs, int kCount, class G, class F>
+MMSSL_INLINE void column_sums(int64_t rows, double (&total)[kCount][kVecs * kLanes],
+                              const G& ahead, const F& f) {
   for (auto& sums : total) std::fill(std::begin(sums), std::end(sums), 0.0);
   for (int64_t first = 0; first < rows; first += kBlockRows) {
     const int64_t last = std::min(rows, first + kBlockRows);
     for (int i = 0; i < kVecs; ++i) {
       Vec<A, kLanes> sum[kCount] = {};
-      for (int64_t row = first; row < last; ++row) f(row, i, sum);
+      for (int64_t row = first; row < last; ++row) {
+        if (i == 0 && row + kAheadRows < rows) ahead(row + kAheadRows);
+        f(row, i, sum);
+      }
       for (int c = 0; c < kCount; ++c) {
         A lane[kLanes];
         __builtin_memcpy(lane, &sum[c], sizeof(lane));
@@ -126,9 +139,10 @@ struct Forward {
       return leaky<A, kLanes>(load_as<A, T, kLanes>(x + row * h + column + i * kLanes), a.slope);
     };
     column_sums<A, kLanes, kVecs, 1>(
-        n, sum, [&](int64_t row, int i, V(&s)[1]) { s[0] += activation(row, i); });
+        n, sum, [&](int64_t row) { fetch(x + row * h + column, kWidth); },
+        [&](int64_t row, int i, V(&s)[1]) { s[0] += activation(row, i); });
     const Columns<A, kLanes, kVecs> mu([&](int k) { return sum[0][k] / n; });
-    column_sums<A, kLanes, kVecs, 1>(n, square, [&](int64_t row, int i, V(&s)[1]) {
+    column_sums<A, kLanes, kVecs, 1>(n, square, [](int64_t) {}, [&](int64_t row, int i, V(&s)[1]) {
       const V d = activation(row, i) - mu.v[i];
       s[0] += d * d;
     });
@@ -164,7 +178,13 @@ struct Backward {
     const Columns<A, kLanes, kVecs> mu([&](int k) { return mean[column + k]; });
     const Columns<A, kLanes, kVecs> r([&](int k) { return rstd[column + k]; });
     double sum[2][kVecs * kLanes];
-    column_sums<A, kLanes, kVecs, 2>(n, sum, [&](int64_t row, int i, V(&s)[2]) {
+    const auto ahead = [&](int64_t row) {
+      const int64_t at = row * h + column;
+      fetch(x + at, kVecs * kLanes);
+      fetch(grad_y + at, kVecs * kLanes);
+      if (a.keep != nullptr) fetch(a.keep + at, kVecs * kLanes);
+    };
+    column_sums<A, kLanes, kVecs, 2>(n, sum, ahead, [&](int64_t row, int i, V(&s)[2]) {
       const int64_t at = row * h + column + i * kLanes;
       const V g = load_as<A, T, kLanes>(grad_y + at) * kept<A, kLanes>(a, at);
       const V z = leaky<A, kLanes>(load_as<A, T, kLanes>(x + at), a.slope);
@@ -226,7 +246,14 @@ struct DoubleBackward {
       use(in, keep, g, xhat, l);
     };
     double sum[5][kWidth];
-    column_sums<A, kLanes, kVecs, 5>(n, sum, [&](int64_t row, int i, V(&s)[5]) {
+    const auto ahead = [&](int64_t row) {
+      const int64_t at = row * h + column;
+      fetch(x + at, kWidth);
+      fetch(grad_y + at, kWidth);
+      fetch(up_x + at, kWidth);
+      if (a.keep != nullptr) fetch(a.keep + at, kWidth);
+    };
+    column_sums<A, kLanes, kVecs, 5>(n, sum, ahead, [&](int64_t row, int i, V(&s)[5]) {
       each(row * h + column + i * kLanes, i, [&](V, V, V g, V xhat, V l) {
         s[0] += g;
         s[1] += g * xhat;
