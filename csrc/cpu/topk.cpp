@@ -217,9 +217,7 @@ template <class T, class A>
 void masked_topk(const TopkArgs<T, A>& a, const Parallel& pool) {
   const Functions<A>& f = functions<A>();
   const int64_t k = std::min(a.k, a.num_items), panel = f.panel;
-  std::fill_n(a.scores, a.batch * a.k, -std::numeric_limits<A>::infinity());
-  std::fill_n(a.items, a.batch * a.k, int64_t(-1));
-  if (a.batch == 0 || k == 0) return;
+  if (a.batch == 0 || a.k == 0) return;
 
   const int64_t panels = (a.num_items + panel - 1) / panel;
   const Buffer<A> items(panels * panel * a.d);
@@ -261,6 +259,9 @@ void masked_topk(const TopkArgs<T, A>& a, const Parallel& pool) {
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t out = (first + r) * a.k;
         f.finish(w.candidates[r], k, w.sorting, a.scores + out, a.items + out);
+        const int64_t found = w.candidates[r].count;
+        std::fill_n(a.scores + out + found, a.k - found, -std::numeric_limits<A>::infinity());
+        std::fill_n(a.items + out + found, a.k - found, int64_t(-1));
       }
     }
   });

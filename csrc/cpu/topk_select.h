@@ -120,9 +120,20 @@ MMSSL_INLINE void cut(Candidates<typename S::A>& c, int64_t k, int64_t slack) {
   constexpr int kStepsByValue = 12;  // then by key, which ends after as many steps as a key has bits
   constexpr A kWorst = -std::numeric_limits<A>::infinity();
   const int64_t padded = (c.count + L - 1) / L * L;
+  std::fill(c.score + c.count, c.score + padded, c.score[0]);
+  auto least = load<A, L>(c.score), most = least;
+  for (int64_t j = L; j < padded; j += L) {
+    const auto v = load<A, L>(c.score + j);
+    least = v < least ? v : least;
+    most = v > most ? v : most;
+  }
+  A smallest = least[0], largest = most[0];
+  for (int i = 1; i < L; ++i) {
+    smallest = std::min(smallest, A(least[i]));
+    largest = std::max(largest, A(most[i]));
+  }
   std::fill(c.score + c.count, c.score + padded, kWorst);
-  const auto [least, most] = std::minmax_element(c.score, c.score + c.count);
-  Key<A> low = to_key(*least), high = to_key(*most) + 1;  // at_low are >= low, at_high >= high
+  Key<A> low = to_key(smallest), high = to_key(largest) + 1;  // at_low are >= low, at_high >= high
   int64_t at_low = c.count, at_high = 0;
   const auto gap = [&] { return KeyBits<A>(high) - KeyBits<A>(low); };  // may exceed a signed key
   for (int step = 0; gap() > 1 && at_low > k + slack; ++step) {
