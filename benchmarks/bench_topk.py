@@ -1,11 +1,11 @@
 """Full ranking: score, mask and select against matmul + mask + topk and its relatives.
 
-``python benchmarks/bench_topk.py [--smoke]`` prints a table: medians and quartiles of rounds in which
-the peers take turns, each with one call that is not timed and some that are, so that no peer starts
-in caches that another has filled; and the share of the limit, which is the time of the scores'
-multiply-adds alone at the rate of benchmarks/probes.py. ``MMSSL_DATA=folder`` takes the real graphs;
-embeddings are drawn. Neither implicit nor faiss does the same job: implicit keeps no order among
-equal scores, faiss can't leave out items per user (it ranks without any mask here).
+``python benchmarks/bench_topk.py [--smoke]`` prints a table: medians and quartiles of rounds in
+which the peers take turns, each with one call that is not timed and some that are, so that no peer
+starts in caches that another has filled; and the share of the limit, which is the time of the
+scores' multiply-adds alone at the rate of benchmarks/probes.py. ``MMSSL_DATA=folder`` takes the
+real graphs; embeddings are drawn. Neither implicit nor faiss does the same job: implicit keeps no
+order among equal scores, faiss can't leave out items per user (it ranks without any mask here).
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ def implicit(p: Problem) -> Ranking:
     try:
         import scipy.sparse
         from implicit.cpu.topk import topk
+        from threadpoolctl import threadpool_limits
     except ImportError as error:
         raise NotHere(str(error)) from None
     shape = (p.view.num_rows, p.view.num_cols)
@@ -113,7 +114,8 @@ def implicit(p: Problem) -> Ranking:
     item, query = p.item.numpy(), p.user[p.users].numpy()
 
     def rank() -> Lists:
-        found, score = topk(item, query, p.k, filter_query_items=own, num_threads=threads)
+        with threadpool_limits(1, "blas"):  # it calls BLAS from threads of its own
+            found, score = topk(item, query, p.k, filter_query_items=own, num_threads=threads)
         return torch.from_numpy(score), torch.from_numpy(found).long()
 
     threads = torch.get_num_threads()

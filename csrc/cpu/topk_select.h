@@ -7,6 +7,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "common/score_key.h"
 #include "cpu/simd.h"
 
 namespace mmssl::cpu {
@@ -19,22 +20,6 @@ struct SelectShape {
   static constexpr bool kHasCompress = kHasCompress_;
   static constexpr uint32_t kAll = (1u << kLanes) - 1;
 };
-
-// Integers that order like the scores, and back. Not for NaN; -0 comes just below 0.
-template <class A>
-using Key = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
-template <class A>
-using KeyBits = std::make_unsigned_t<Key<A>>;
-template <class A>
-MMSSL_INLINE Key<A> to_key(A score) {
-  const Key<A> bits = std::bit_cast<Key<A>>(score);
-  return bits ^ ((bits >> (8 * sizeof(A) - 1)) & std::numeric_limits<Key<A>>::max());
-}
-template <class A>
-MMSSL_INLINE A from_key(Key<A> key) {
-  const Key<A> flip = (key >> (8 * sizeof(A) - 1)) & std::numeric_limits<Key<A>>::max();
-  return std::bit_cast<A>(key ^ flip);
-}
 
 // Bit i says whether a[i] > b[i]. Instructions as inline assembly: intrinsics can't be inlined into a
 // body that several levels share, and a comparison of vectors gives no bits.
@@ -117,7 +102,6 @@ template <class S>
 MMSSL_INLINE void cut(Candidates<typename S::A>& c, int64_t k, int64_t slack) {
   using A = typename S::A;
   constexpr int L = S::kLanes;
-  constexpr int kStepsByValue = 12;  // then by key, which ends after as many steps as a key has bits
   constexpr A kWorst = -std::numeric_limits<A>::infinity();
   const int64_t padded = (c.count + L - 1) / L * L;
   std::fill(c.score + c.count, c.score + padded, c.score[0]);
@@ -135,13 +119,8 @@ MMSSL_INLINE void cut(Candidates<typename S::A>& c, int64_t k, int64_t slack) {
   std::fill(c.score + c.count, c.score + padded, kWorst);
   Key<A> low = to_key(smallest), high = to_key(largest) + 1;  // at_low are >= low, at_high >= high
   int64_t at_low = c.count, at_high = 0;
-  const auto gap = [&] { return KeyBits<A>(high) - KeyBits<A>(low); };  // may exceed a signed key
-  for (int step = 0; gap() > 1 && at_low > k + slack; ++step) {
-    Key<A> middle = Key<A>(KeyBits<A>(low) + gap() / 2);
-    if (step < kStepsByValue) {
-      const Key<A> by_value = to_key(from_key<A>(low) / 2 + from_key<A>(high) / 2);
-      if (by_value > low && by_value < high) middle = by_value;
-    }
+  for (int step = 0; high != low + 1 && at_low > k + slack; ++step) {
+    const Key<A> middle = middle_key<A>(low, high, step >= kStepsByValue);
     const int64_t at_middle = count_at_least<S>(c.score, padded, from_key<A>(middle));
     (at_middle >= k ? low : high) = middle;
     (at_middle >= k ? at_low : at_high) = at_middle;

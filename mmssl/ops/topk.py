@@ -12,11 +12,15 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops import _extension
-from mmssl.ops.dispatch import use_native
+from mmssl.ops.dispatch import requested_backend, use_native
 from mmssl.ops.reference import accumulation_dtype, masked_topk_reference
 
 if TYPE_CHECKING:
     from mmssl.graph import GraphView
+
+# The CUDA kernel sorts a list in shared memory, which longer ones would not fit (kMaxTopk in
+# csrc/cuda/topk.cuh); they are ranked by the reference.
+_MAX_CUDA_K = 1024
 
 
 def masked_topk(
@@ -36,7 +40,7 @@ def masked_topk(
     Args:
         user_emb: (U, D) floating point.
         item_emb: (I, D), same dtype and device.
-        k: Length of the lists, at least 0; may exceed I.
+        k: Length of the lists, at least 0; may exceed I. Beyond 1024 a GPU takes the reference.
         users: (B,) int64 rows of ``user_emb`` to rank for, on the same device; all of them by
             default. On a GPU a row out of range is not looked for (that would wait for the device)
             and gets an empty list.
@@ -52,7 +56,15 @@ def masked_topk(
     """
     _check(user_emb, item_emb, k, users, exclude)
     user_emb, item_emb = user_emb.detach(), item_emb.detach()
-    if not use_native("masked_topk", user_emb.device.type, user_emb.dtype):
+    native = use_native("masked_topk", user_emb.device.type, user_emb.dtype)
+    if native and user_emb.device.type == "cuda" and k > _MAX_CUDA_K:
+        if requested_backend() == "native":
+            raise RuntimeError(
+                "mmssl.ops.masked_topk: backend 'native' is required, but the CUDA kernel makes "
+                f"lists of at most {_MAX_CUDA_K}, got k = {k}"
+            )
+        native = False
+    if not native:
         return masked_topk_reference(user_emb, item_emb, k, users=users, exclude=exclude)
     rowptr, col = (None, None) if exclude is None else (exclude.rowptr, exclude.col)
     scores, items = torch.ops.mmssl.masked_topk(user_emb, item_emb, k, users, rowptr, col)
