@@ -1,7 +1,7 @@
 // Runs a subset of CUDA C++ on the CPU, for tests: one fiber per thread, blocks one after another.
 //
-// Covers indexing and logic: threadIdx and its kin, __syncthreads, warp shuffles, static shared
-// memory. It does not show races or memory ordering, and its speed says nothing.
+// Covers indexing and logic: threadIdx and its kin, __syncthreads, warp shuffles and votes, static
+// shared memory. It does not show races or memory ordering, and its speed says nothing.
 #pragma once
 #include <ucontext.h>
 
@@ -137,4 +137,19 @@ inline void __syncthreads() { emu::wait(emu::State::kAtBlockBarrier); }
 template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return emu::exchange(value, (emu::block()->current & 31u) ^ unsigned(mask));
+}
+
+inline void __syncwarp() { emu::wait(emu::State::kAtWarpBarrier); }
+
+inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+
+inline unsigned __ballot_sync(unsigned, bool vote) {
+  emu::Block* b = emu::block();
+  const unsigned first = b->current & ~31u;
+  b->fibers[b->current].exchanged = vote;
+  emu::wait(emu::State::kAtWarpBarrier);
+  unsigned bits = 0;
+  for (unsigned lane = 0; lane < 32; ++lane) bits |= unsigned(b->fibers[first + lane].exchanged) << lane;
+  emu::wait(emu::State::kAtWarpBarrier);
+  return bits;
 }

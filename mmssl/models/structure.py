@@ -158,11 +158,22 @@ class ReleasedStructure(StructureLearner):
 
     def _collect(self, users: Tensor, embeddings: Embeddings) -> None:
         pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
-        # Train items score 0 here and may be among the top k, so the rows are formed.
-        rows = [ops.masked_similarity(u, i, users, self.graph.ui) for u, i in pairs]
-        top = torch.stack(rows).topk(self.k, dim=2).indices  # (M, B, k)
+        top = [self._best(user, item, users) for user, item in pairs]
         self.user = torch.cat([self.user, users.repeat(self.k)])
-        self.items = torch.cat([self.items, top.flatten(1)], 1)
+        self.items = torch.cat([self.items, torch.stack(top).flatten(1)], 1)
+
+    def _best(self, user: Tensor, item: Tensor, users: Tensor) -> Tensor:
+        """(B, k): where the rows of ``ops.masked_similarity`` are largest.
+
+        Train items are 0 in those rows, so only where the k-th other item is no better than that
+        can they be among the best; only such rows are formed.
+        """
+        score, best = ops.masked_topk(user, item, self.k, users=users, exclude=self.graph.ui)
+        doubtful = (score[:, -1] <= 0).nonzero().squeeze(1)
+        if doubtful.numel():
+            rows = ops.masked_similarity(user, item, users[doubtful], self.graph.ui)
+            best[doubtful] = rows.topk(self.k, dim=1).indices
+        return best
 
     def _collected(self) -> dict[str, Tensor]:
         return {"user": self.user, "items": self.items.contiguous()}

@@ -21,12 +21,11 @@ from mmssl.ops.reference import (
     Triples,
     bpr_loss_reference,
     masked_similarity_reference,
-    masked_topk_reference,
     sample_bpr_reference,
 )
 from mmssl.ops.similarity import masked_similarity_linear
+from mmssl.ops.topk import masked_topk
 
-masked_topk = reference_only(masked_topk_reference)
 masked_similarity = reference_only(masked_similarity_reference)
 sample_bpr = reference_only(sample_bpr_reference)
 bpr_loss = reference_only(bpr_loss_reference)

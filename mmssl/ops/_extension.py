@@ -23,6 +23,7 @@ _OPS = (  # what this version calls
     "info_nce_backward",
     "norm_act",
     "keep_mask",
+    "masked_topk",
 )
 
 _BUILD_INFO = Path(__file__).resolve().parents[1] / "_build_info.json"

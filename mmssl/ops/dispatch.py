@@ -29,7 +29,7 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "info_nce": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
     "norm_act": {"cpu": _KERNEL_DTYPES},
     "keep_mask": {"cpu": (torch.uint8,)},
-    "masked_topk": {},
+    "masked_topk": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
     "masked_similarity": {},
     # Its sparse part is spmm; the rest are ordinary products.
     "masked_similarity_linear": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},

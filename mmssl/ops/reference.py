@@ -123,6 +123,8 @@ def masked_topk_reference(
 ) -> tuple[Tensor, Tensor]:
     """``(user_emb[users] @ item_emb.T).masked_fill(excluded, -inf).topk(k)``, ties by smaller id.
 
+    A NaN score is never returned, whatever its sign.
+
     Args:
         user_emb: (U, D).
         item_emb: (I, D).
@@ -131,9 +133,11 @@ def masked_topk_reference(
         exclude: (U, I) view whose edges are never returned (the train interactions).
 
     Returns:
-        scores (B, k), highest first, and items (B, k) int64. Where a user has fewer than k items
-        left, the tail is -inf and -1.
+        scores (B, k), highest first (float32 for the half types), and items (B, k) int64. Where a
+        user has fewer than k items left, the tail is -inf and -1.
     """
+    acc = accumulation_dtype(user_emb.dtype)
+    user_emb, item_emb = user_emb.to(acc), item_emb.to(acc)
     num_items = item_emb.shape[0]
     if users is None:
         users = torch.arange(user_emb.shape[0], device=user_emb.device)
@@ -148,6 +152,9 @@ def masked_topk_reference(
             rows, cols = edges_of_rows(exclude, ids)
             score[rows, cols] = -torch.inf
         top_score, top_item = _stable_topk(score, width)
+        if bool(top_score[:, 0].isnan().any()):  # topk ranks NaN first
+            score = torch.where(score.isnan(), -torch.inf, score)
+            top_score, top_item = _stable_topk(score, width)
         scores[start : start + block, :width] = top_score
         items[start : start + block, :width] = top_item.masked_fill(top_score == -torch.inf, -1)
     return scores, items
