@@ -4,6 +4,7 @@
 :func:`status` says what each op does on this machine and why.
 """
 
+from mmssl.ops.bpr import bpr_loss
 from mmssl.ops.dispatch import (
     BACKENDS,
     OpStatus,
@@ -19,17 +20,14 @@ from mmssl.ops.norm_act import norm_act
 from mmssl.ops.propagate import propagate, spmm
 from mmssl.ops.reference import (
     Triples,
-    bpr_loss_reference,
     masked_similarity_reference,
     masked_topk_reference,
-    sample_bpr_reference,
 )
+from mmssl.ops.sampling import sample_bpr
 from mmssl.ops.similarity import masked_similarity_linear
 
 masked_topk = reference_only(masked_topk_reference)
 masked_similarity = reference_only(masked_similarity_reference)
-sample_bpr = reference_only(sample_bpr_reference)
-bpr_loss = reference_only(bpr_loss_reference)
 
 __all__ = [
     "BACKENDS",

@@ -23,6 +23,9 @@ _OPS = (  # what this version calls
     "info_nce_backward",
     "norm_act",
     "keep_mask",
+    "bpr_loss",
+    "bpr_loss_backward",
+    "sample_bpr",
 )
 
 _BUILD_INFO = Path(__file__).resolve().parents[1] / "_build_info.json"
