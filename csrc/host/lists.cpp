@@ -35,11 +35,12 @@ Index index_of_lists(const int32_t* lists, int64_t k, const Csr& other) {
     int64_t* count = next.data() + t * items;
     for (int64_t u = part(users, t, threads); u < part(users, t + 1, threads); ++u) {
       const int32_t* list = lists + u * k;
-      for (int64_t j = 0; j < k; ++j) {
-        if (list[j] < -1 || list[j] >= items) {
-          bad[t] = u * k + j;
-          return;
-        }
+      uint32_t largest = 0;  // of the items plus one: without a branch, so that it vectorises
+      for (int64_t j = 0; j < k; ++j) largest = std::max(largest, uint32_t(list[j]) + 1);
+      if (largest > uint64_t(items)) {
+        bad[t] = u * k;
+        while (uint32_t(lists[bad[t]]) + 1 <= uint64_t(items)) ++bad[t];
+        return;
       }
       int64_t degree = 0;
       for_each_item(list, k, other, u, [&](int32_t item) { ++count[item], ++degree; });
