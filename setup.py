@@ -107,7 +107,7 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
         options = common()
         options["include_dirs"].append(pybind11.get_include())
         options["extra_link_args"].append("-pthread")
-        sources = ["csrc/host/host.cpp", "csrc/host/index.cpp"]
+        sources = [str(path) for path in sorted(Path("csrc/host").glob("*.cpp"))]
         extensions.append(
             Extension("mmssl._host", sources, extra_compile_args=[*flags, "-pthread"], **options)
         )

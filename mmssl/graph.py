@@ -7,27 +7,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from mmssl.indexing import GraphIndex, build_index, check_range, index_of_lists
 
 Normalization = Literal["row_sqrt", "sym", "row", "none"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("row_sqrt", "sym", "row", "none")
-
-
-class GraphIndex(NamedTuple):
-    """The edges of a bipartite graph sorted both ways; each edge once."""
-
-    rowptr: Tensor  # (U + 1,) int64
-    col: Tensor  # (E,) int32, ascending within a user
-    colptr: Tensor  # (I + 1,) int64
-    row: Tensor  # (E,) int32, ascending within an item
-    perm: Tensor  # (E,) int64: position by item -> position by user
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,13 +144,13 @@ class InteractionGraph:
                 f"and {tuple(item.shape)}"
             )
         if value is None:
-            return cls(_build_index(user, item, num_users, num_items), normalization)
+            return cls(build_index(user, item, num_users, num_items), normalization)
         if value.shape != user.shape:
             raise ValueError(f"value must have shape {tuple(user.shape)}, got {tuple(value.shape)}")
-        _check_range("user", user, num_users)
-        _check_range("item", item, num_items)
+        check_range("user", user, num_users)
+        check_range("item", item, num_items)
         key, position = torch.unique(user * num_items + item, return_inverse=True)
-        index = _build_index(key // num_items, key % num_items, num_users, num_items)
+        index = build_index(key // num_items, key % num_items, num_users, num_items)
         summed = value.new_zeros(key.numel()).index_add_(0, position, value)
         return cls(index, normalization, summed)
 
@@ -180,6 +169,19 @@ class InteractionGraph:
             normalization=normalization,
             value=None if binary else value,
         )
+
+    def with_lists(self, lists: Tensor) -> list[InteractionGraph]:
+        """Binary graphs of every user's list, one per modality.
+
+        Costs two passes over the edges, where :meth:`from_edges` has to sort. On a GPU there is one
+        wait, for the numbers of edges.
+
+        Args:
+            lists: (M, U, k) int32 or int64 of distinct items, -1 where a list is shorter. A user
+                with an empty list keeps the edges of this graph.
+        """
+        indices = index_of_lists(lists, self.index)
+        return [InteractionGraph(index, self.normalization) for index in indices]
 
     @property
     def num_users(self) -> int:
@@ -291,51 +293,6 @@ class InteractionGraph:
 
     def to(self, device: torch.device | str) -> InteractionGraph:
         """The same graph on another device."""
-        index = GraphIndex(*(t.to(device) for t in self.index))
+        index = GraphIndex(*(t.to(device) for t in self.index if t is not None))
         value = None if self.value is None else self.value.to(device)
         return InteractionGraph(index, self.normalization, value)
-
-
-def _check_range(name: str, ids: Tensor, limit: int) -> None:
-    if ids.numel() == 0:
-        return
-    low, high = (int(v) for v in torch.aminmax(ids))
-    if low < 0 or high >= limit:
-        raise ValueError(f"{name} ids must lie in [0, {limit}), got {low if low < 0 else high}")
-
-
-def _build_index(user: Tensor, item: Tensor, num_users: int, num_items: int) -> GraphIndex:
-    """Sorts (E,) edges both ways and drops repetitions."""
-    _check_range("user", user, num_users)
-    _check_range("item", item, num_items)
-    if max(num_users, num_items) >= 2**31:
-        raise ValueError(f"at most 2^31 - 1 users and items, got {num_users} and {num_items}")
-    if user.device.type == "cpu":
-        host = _host_builder()
-        if host is not None:
-            arrays = host(user.numpy(), item.numpy(), num_users, num_items)
-            return GraphIndex(*(torch.from_numpy(a) for a in arrays))
-    key = torch.unique(user * num_items + item)  # sorted by user, then item
-    user, item = key // max(num_items, 1), key % max(num_items, 1)
-    perm = torch.argsort(item, stable=True)
-    return GraphIndex(
-        rowptr=pointers(user, num_users),
-        col=item.int(),
-        colptr=pointers(item, num_items),
-        row=user[perm].int(),
-        perm=perm,
-    )
-
-
-def pointers(ids: Tensor, count: int) -> Tensor:
-    """(count + 1,) int64 row pointers of sorted (E,) row ids."""
-    pointer = torch.zeros(count + 1, dtype=torch.int64, device=ids.device)
-    torch.cumsum(torch.bincount(ids, minlength=count), 0, out=pointer[1:])
-    return pointer
-
-
-def _host_builder() -> Callable[..., tuple[np.ndarray, ...]] | None:
-    """The compiled counting sort (:mod:`mmssl._host`), or None where it was not built."""
-    from mmssl.ops import _extension
-
-    return None if _extension.host is None else _extension.host.build_index

@@ -48,9 +48,10 @@ def recommender_loss(
         batch_size: what the L2 term is divided by.
     """
     user, item = embeddings.user, embeddings.item
-    bpr = ops.bpr_loss(user, item, batch.user, batch.pos_item, batch.neg_item)
-    rows = (user[batch.user], item[batch.pos_item], item[batch.neg_item])
-    l2 = config.decay * 0.5 * sum((r.square().sum() for r in rows), bpr.new_zeros(()))
+    bpr, squares = ops.bpr_loss(
+        user, item, batch.user, batch.pos_item, batch.neg_item, with_l2=True
+    )
+    l2 = config.decay * 0.5 * squares
     contrastive = bpr.new_zeros(())
     if config.cl_weight > 0:
         contrastive = config.cl_weight * contrastive_loss(embeddings, batch.user, config)

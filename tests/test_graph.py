@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmssl import graph as graph_module
+from mmssl import indexing
 from mmssl.graph import NORMALIZATIONS, InteractionGraph
 from mmssl.ops import sample_bpr
 
@@ -45,7 +45,7 @@ def test_views(normalization, native, edges):
     item = np.array([i for _, i in edges], dtype=np.int64)
     with pytest.MonkeyPatch.context() as patch:
         if not native:
-            patch.setattr(graph_module, "_host_builder", lambda: None)
+            patch.setattr(indexing, "_host_for", lambda array: None)
         graph = InteractionGraph.from_edges(user, item, 7, 5, normalization=normalization)
     matrix = dense(user, item, 7, 5)
     assert graph.nnz == int(matrix.sum())
@@ -80,7 +80,7 @@ def test_from_scipy():
 
 def test_errors():
     with pytest.raises(ValueError, match=r"item ids must lie in \[0, 3\), got 3"):
-        graph_module._build_index(torch.tensor([0]), torch.tensor([3]), 2, 3)
+        indexing.build_index(torch.tensor([0]), torch.tensor([3]), 2, 3)
     for user, item in (([2], [0]), ([-1], [0]), ([0], [3])):
         with pytest.raises(ValueError, match="got (2|-1|3)"):
             InteractionGraph.from_edges(user, item, 2, 3)

@@ -2,32 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <thread>
 #include <utility>
+
+#include "host/threads.h"
 
 namespace mmssl::host {
 namespace {
-
-// A thread pays for itself from about this many edges; beyond a few threads memory is the limit.
-constexpr int64_t kEdgesPerThread = 1 << 18;
-constexpr int64_t kMaxThreads = 8;
-
-int64_t num_threads(int64_t edges) {
-  const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
-  return std::clamp<int64_t>(edges / kEdgesPerThread, 1, std::min(cores, kMaxThreads));
-}
-
-// f(0), ..., f(threads - 1), each on a thread of its own.
-template <class F>
-void run(int64_t threads, const F& f) {
-  std::vector<std::thread> others;
-  others.reserve(threads - 1);
-  for (int64_t t = 1; t < threads; ++t) others.emplace_back([&f, t] { f(t); });
-  f(0);
-  for (auto& thread : others) thread.join();
-}
-
-int64_t part(int64_t total, int64_t t, int64_t threads) { return total * t / threads; }
 
 struct Scan {
   int64_t bad_edge = -1;

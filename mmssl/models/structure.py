@@ -103,20 +103,7 @@ class LatestStructure(StructureLearner):
             table[users] = top.int()
         self.steps += 1
         if self.steps % self.interval == 0:
-            self._rebuild()
-
-    def _rebuild(self) -> None:
-        seen = self.latest[0, :, 0] >= 0  # (U,), the same for every modality
-        users = seen.nonzero().squeeze(1).repeat_interleave(self.k)
-        edge_user = self.graph.ui.row_of_edge()
-        unseen = ~seen[edge_user]
-        user = torch.cat([users, edge_user[unseen]])
-        interactions = self.graph.index.col[unseen]
-        self.graphs = []
-        for table in self.latest:
-            item = torch.cat([table[seen].flatten(), interactions])
-            real = item >= 0  # a user with fewer than k items left has a shorter list
-            self.graphs.append(self._build(user[real], item[real]))
+            self.graphs = self.graph.with_lists(self.latest)
 
     def _collected(self) -> dict[str, Tensor]:
         return {"latest": self.latest, "steps": torch.tensor(self.steps)}

@@ -4,6 +4,7 @@
 :func:`status` says what each op does on this machine and why.
 """
 
+from mmssl.ops.bpr import bpr_loss
 from mmssl.ops.dispatch import (
     BACKENDS,
     OpStatus,
@@ -19,16 +20,13 @@ from mmssl.ops.norm_act import norm_act
 from mmssl.ops.propagate import propagate, spmm
 from mmssl.ops.reference import (
     Triples,
-    bpr_loss_reference,
     masked_similarity_reference,
-    sample_bpr_reference,
 )
+from mmssl.ops.sampling import sample_bpr
 from mmssl.ops.similarity import masked_similarity_linear
 from mmssl.ops.topk import masked_topk
 
 masked_similarity = reference_only(masked_similarity_reference)
-sample_bpr = reference_only(sample_bpr_reference)
-bpr_loss = reference_only(bpr_loss_reference)
 
 __all__ = [
     "BACKENDS",

@@ -24,6 +24,9 @@ _OPS = (  # what this version calls
     "norm_act",
     "keep_mask",
     "masked_topk",
+    "bpr_loss",
+    "bpr_loss_backward",
+    "sample_bpr",
 )
 
 _BUILD_INFO = Path(__file__).resolve().parents[1] / "_build_info.json"

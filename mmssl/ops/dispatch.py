@@ -33,8 +33,8 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "masked_similarity": {},
     # Its sparse part is spmm; the rest are ordinary products.
     "masked_similarity_linear": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
-    "sample_bpr": {},
-    "bpr_loss": {},
+    "sample_bpr": {"cpu": ()},  # ids only; on a GPU plain PyTorch is meant to do
+    "bpr_loss": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
 }
 
 P = ParamSpec("P")

@@ -223,39 +223,63 @@ class Triples(NamedTuple):
     neg_item: Tensor
 
 
-def sample_bpr_reference(
-    graph: InteractionGraph, batch_size: int, generator: torch.Generator | None = None
-) -> Triples:
-    """Distinct users, one interacted and one not interacted item each, all uniform and exact.
+def triples_from_draws_reference(graph: InteractionGraph, draw: Tensor) -> Triples:
+    """The batch that :func:`mmssl.ops.sample_bpr` makes of its draws.
 
-    The negative is the r-th missing item of the user for a uniform r, found by binary search, so
-    no draw is rejected and a positive can never come back.
+    The negative is the r-th missing item of the user, found by binary search.
 
     Args:
         graph: the train graph.
-        batch_size: B, at most the number of users that have an item and lack one.
-        generator: of the graph's device; the default one if None.
+        draw: (3, B) float64 in [0, 1), for the users, their items and their missing items.
     """
-    device = graph.device
     candidates = graph.trainable_users
-    if not 0 <= batch_size <= candidates.numel():
-        raise ValueError(
-            f"batch_size must lie in [0, {candidates.numel()}], the users with at least one train "
-            f"item and one missing item, got {batch_size}"
-        )
-    order = torch.randperm(candidates.numel(), generator=generator, device=device)
-    user = candidates[order[:batch_size]]
+    user = candidates[distinct_reference(draw[0], candidates.numel())]
     rowptr, col = graph.index.rowptr, graph.index.col
     degree = rowptr[user + 1] - rowptr[user]
-    draw = torch.rand(2, batch_size, generator=generator, device=device, dtype=torch.float64)
-    position = (draw[0] * degree).long().clamp_max(degree - 1)
-    pos_item = col[rowptr[user] + position].long()
-    return Triples(user, pos_item, graph.missing_item(user, draw[1]))
+    position = (draw[1] * degree).long().minimum(degree - 1)
+    return Triples(user, col[rowptr[user] + position].long(), graph.missing_item(user, draw[2]))
+
+
+def distinct_reference(draw: Tensor, count: int) -> Tensor:
+    """The first B places of a shuffled ``arange(count)``, in O(B log B).
+
+    Step b of the Fisher-Yates shuffle swaps place b with a uniform place p_b >= b. Instead of the
+    array, follow one value back: what stands on a place was put there by the last step that swapped
+    into it, and came from that step's own place, where the same holds; without such a step it is
+    the place itself. All chains are followed at once, by doubling.
+
+    Args:
+        draw: (B,) float64 in [0, 1).
+        count: at least B.
+    """
+    batch = draw.numel()
+    step = torch.arange(batch, device=draw.device)
+    place = step + (draw * (count - step)).long().minimum(count - step - 1)
+    key = (place * batch + step).sort().values  # by place, then by step
+
+    def last_step(at: Tensor) -> Tensor:
+        """The last step before step b that swapped into place ``at[b]``; b if there is none."""
+        slot = torch.searchsorted(key, at * batch + step) - 1
+        found = key[slot.clamp_min(0)]
+        there = (slot >= 0) & (found // max(batch, 1) == at)
+        return torch.where(there, found % max(batch, 1), step)
+
+    origin = last_step(step)
+    for _ in range(max(batch - 1, 0).bit_length()):
+        origin = origin[origin]
+    source = last_step(place)
+    return torch.where(source == step, place, origin[source])
 
 
 def bpr_loss_reference(
-    user_emb: Tensor, item_emb: Tensor, users: Tensor, pos_items: Tensor, neg_items: Tensor
-) -> Tensor:
+    user_emb: Tensor,
+    item_emb: Tensor,
+    users: Tensor,
+    pos_items: Tensor,
+    neg_items: Tensor,
+    *,
+    with_l2: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """``-logsigmoid(<u, pos> - <u, neg>).mean()`` (Rendle et al., UAI 2009).
 
     Args:
@@ -264,13 +288,18 @@ def bpr_loss_reference(
         users: (B,) int64.
         pos_items: (B,) int64.
         neg_items: (B,) int64.
+        with_l2: whether to return the sum of squares of the 3 B rows as well.
 
     Returns:
-        A scalar.
+        A scalar or two, float32 for the half types.
     """
-    user = user_emb[users]
-    margin = (user * item_emb[pos_items]).sum(1) - (user * item_emb[neg_items]).sum(1)
-    return -F.logsigmoid(margin).mean()
+    acc = accumulation_dtype(user_emb.dtype)
+    rows = [user_emb[users], item_emb[pos_items], item_emb[neg_items]]
+    user, pos, neg = (row.to(acc) for row in rows)
+    loss = -F.logsigmoid((user * pos).sum(1) - (user * neg).sum(1)).mean()
+    if not with_l2:
+        return loss
+    return loss, user.square().sum() + pos.square().sum() + neg.square().sum()
 
 
 def norm_act_reference(

@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mmssl.graph import GraphView, pointers
+from mmssl.graph import GraphView
+from mmssl.indexing import edges_of_rows
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.product import product
 from mmssl.ops.propagate import spmm
-from mmssl.ops.reference import edges_of_rows, masked_similarity_reference
+from mmssl.ops.reference import masked_similarity_reference
 
 # Squared norms are differences; below this share of the unmasked norm nothing but rounding is left
 # (the user has, in effect, every item), and the row counts as zero.
@@ -61,22 +62,16 @@ class BatchEdges(NamedTuple):
 
 
 def batch_edges(interactions: GraphView, users: Tensor) -> BatchEdges:
-    """Gathers the edges of a batch.
+    """Gathers the edges of a batch; on a GPU with one wait, for their number.
 
     Args:
         interactions: (U, I) view.
         users: (B,) int64.
     """
-    position, item = edges_of_rows(interactions, users)
-    order = torch.argsort(item, stable=True)
-    view = GraphView(
-        rowptr=pointers(position, users.numel()),
-        col=item.int(),
-        t_rowptr=pointers(item, interactions.num_cols),
-        t_col=position[order].int(),
-        t_edge=order,
-    )
-    return BatchEdges(view, position, item)
+    view = interactions
+    edges = edges_of_rows(view.rowptr, view.col, view.num_cols, users)
+    position, item, rowptr, col, t_rowptr, t_col, t_edge = edges
+    return BatchEdges(GraphView(rowptr, col, t_rowptr, t_col, t_edge=t_edge), position, item)
 
 
 class FactoredRows(NamedTuple):

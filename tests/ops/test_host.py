@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmssl import graph
+from mmssl import graph, indexing
 from mmssl.ops import _extension
 
 pytestmark = pytest.mark.skipif(
@@ -65,7 +65,7 @@ def test_agrees_with_the_fallback(monkeypatch):
     rng = np.random.default_rng(1)
     user, item = torch.from_numpy(rng.integers(0, 50, (2, 400)))
     with_host = graph.InteractionGraph.from_edges(user, item, 60, 55).index
-    monkeypatch.setattr(graph, "_host_builder", lambda: None)
+    monkeypatch.setattr(indexing, "_host_for", lambda array: None)
     without = graph.InteractionGraph.from_edges(user, item, 60, 55).index
     for ours, theirs in zip(with_host, without, strict=True):
         assert ours.dtype == theirs.dtype

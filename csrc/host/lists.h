@@ -1,0 +1,36 @@
+// Index arrays from lists that are known to be sound: no search for repetitions, no general sort.
+#pragma once
+#include <cstdint>
+
+#include "host/index.h"
+
+namespace mmssl::host {
+
+// U users and I items; E edges sorted by user, ascending within a user.
+struct Csr {
+  const int64_t* rowptr;  // (U + 1)
+  const int32_t* col;     // (E)
+  int64_t rows;           // U
+  int64_t columns;        // I
+};
+
+// The graph of every user's list (U, k) of distinct items, where -1 is no item; of a user whose list
+// has none, the edges in `other`. Without perm. bad_edge: the first place in `lists` that holds an
+// item outside [-1, I), or -1.
+Index index_of_lists(const int32_t* lists, int64_t k, const Csr& other);
+
+// The edges of some rows, as a (B, I) matrix sorted both ways.
+struct RowEdges {
+  Array<int64_t> position;  // (n), row in [0, B) of each edge
+  Array<int64_t> item;      // (n)
+  Array<int64_t> rowptr;    // (B + 1)
+  Array<int32_t> col;       // (n), item once more
+  Array<int64_t> t_rowptr;  // (I + 1)
+  Array<int32_t> t_col;     // (n), positions by item, ascending within an item
+  Array<int64_t> t_edge;    // (n), place by item -> place by position
+  int64_t bad_row = -1;     // the first place in `rows` that is out of range; the rest is empty then
+};
+
+RowEdges edges_of_rows(const Csr& matrix, const int64_t* rows, int64_t num_rows);
+
+}  // namespace mmssl::host

@@ -1,0 +1,351 @@
+"""The contract of bpr_loss, on every device, dtype and backend there is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mmssl import ops
+from mmssl.errors import InputError
+from mmssl.ops import _extension
+from mmssl.ops.reference import accumulation_dtype, bpr_loss_reference
+from tests.ops.graphs import DTYPES, slack
+
+ROOT = Path(__file__).resolve().parents[2]
+CXX = shutil.which(os.environ.get("CXX", "g++"))
+needs_kernel = pytest.mark.skipif(
+    _extension.ops is None, reason=f"no CPU kernel: {_extension.missing.get('_C')}"
+)
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or _extension.cuda is None,
+    reason=f"no CUDA kernel: {_extension.missing.get('_C_cuda', 'no CUDA device')}",
+)
+KERNELS = [
+    pytest.param("cpu", marks=needs_kernel),
+    pytest.param("cuda", marks=[needs_gpu, pytest.mark.gpu]),
+]
+WEIGHTS = (1.5, 0.25)  # of the loss and the squares
+
+
+def problem(batch, d, users=50, items=40, *, dtype=torch.float32, size=0.3, seed=0):
+    """(user_emb, item_emb, users, pos_items, neg_items); ids are repeated."""
+    generator = torch.Generator().manual_seed(seed)
+    tables = (  # drawn in float64: torch draws float32 differently at every SIMD level
+        torch.randn(n, d, generator=generator, dtype=torch.float64) * size for n in (users, items)
+    )
+    ids = (torch.randint(n, (batch,), generator=generator) for n in (users, items, items))
+    return *(table.to(dtype) for table in tables), *ids
+
+
+def run(function, arguments, dtype, device="cpu") -> list[Tensor]:
+    """Loss, squares and the gradients of both tables."""
+    user_emb, item_emb, *ids = (x.to(device) for x in arguments)
+    leaves = [x.to(dtype).detach().requires_grad_() for x in (user_emb, item_emb)]
+    loss, squares = function(*leaves, *ids, with_l2=True)
+    grads = torch.autograd.grad(WEIGHTS[0] * loss + WEIGHTS[1] * squares, leaves)
+    return [x.detach().cpu() for x in (loss, squares, *grads)]
+
+
+def native(*arguments, **options):
+    with ops.backend("native"):
+        return ops.bpr_loss(*arguments, **options)
+
+
+def sizes(arguments) -> list[float]:
+    """What rounding errors are proportional to: the largest sums of absolute terms."""
+    user_emb, item_emb, *ids = (x.double() if x.is_floating_point() else x for x in arguments)
+    rows = [user_emb[ids[0]], item_emb[ids[1]], item_emb[ids[2]]]
+    margin = (rows[0].abs() * (rows[1].abs() + rows[2].abs())).sum(1)
+    squares = sum(float(row.square().sum()) for row in rows)
+    batch, grads = len(ids[0]), []
+    for table, where in ((user_emb, ids[:1]), (item_emb, ids[1:])):
+        per_row = torch.zeros(len(table), dtype=torch.float64)
+        for places in where:
+            per_row.index_add_(0, places, torch.ones(batch, dtype=torch.float64))
+        term = 2 * max(float(e.abs().max()) for e in (user_emb, item_emb))
+        # The slope carries the rounding of the margin with it.
+        weight = WEIGHTS[0] / batch * (1 + float(margin.max())) + 2 * WEIGHTS[1]
+        grads.append(float(per_row.max()) * weight * term)
+    return [1 + float(margin.max()), squares, *grads]
+
+
+def assert_as_good_as_reference(arguments, dtype, device="cpu") -> None:
+    mine = run(native, arguments, dtype, device)
+    plain = run(bpr_loss_reference, arguments, dtype)
+    exact = run(bpr_loss_reference, arguments, torch.float64)
+    names = ("loss", "squares", "user_emb", "item_emb")
+    for name, m, p, e, size in zip(names, mine, plain, exact, sizes(arguments), strict=True):
+        assert m.dtype == p.dtype and m.shape == p.shape, name
+        error, own = ((x.double() - e).abs().max() / size for x in (m, p))
+        assert error <= own + slack(dtype), name
+
+
+@pytest.mark.parametrize("device", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("batch", [1, 2, 300])
+@pytest.mark.parametrize("d", [1, 7, 16, 33, 64, 100, 300])
+def test_error_is_within_that_of_the_reference(device, dtype, batch, d):
+    assert_as_good_as_reference(problem(batch, d, dtype=dtype), dtype, device)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_large_batch_with_a_popular_item(device, dtype):
+    user_emb, item_emb, users, pos, neg = problem(5000, 64, 3000, 2500, dtype=dtype)
+    pos[::3] = 7
+    assert_as_good_as_reference((user_emb, item_emb, users, pos, neg), dtype, device)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_margins_neither_overflow_nor_vanish(device, dtype):
+    arguments = problem(200, 8, dtype=dtype, size=40.0)
+    loss, *rest = run(native, arguments, dtype, device)
+    exact, *_ = run(bpr_loss_reference, arguments, torch.float64)
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    assert all(x.isfinite().all() for x in rest)
+    one = torch.tensor([[1.0]], dtype=dtype, device=device)
+    ids = torch.tensor([0], device=device)
+    pair = torch.tensor([[30.0], [0.0]], dtype=dtype, device=device)
+    tiny = native(one, pair, ids, ids, ids + 1)  # log(1 + exp(-30)), below a rounding of 1
+    torch.testing.assert_close(float(tiny), 9.357622968839299e-14, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_no_triple(device, dtype):
+    loss, squares, *grads = run(native, problem(0, 5, dtype=dtype), dtype, device)
+    assert loss.isnan() and squares == 0
+    assert [tuple(grad.shape) for grad in grads] == [(50, 5), (40, 5)]
+    assert all((grad == 0).all() for grad in grads)
+
+
+@needs_kernel
+def test_tables_without_columns_or_rows():
+    loss, squares, *_ = run(native, problem(4, 0), torch.float32)
+    assert loss == torch.tensor(2.0).log() and squares == 0
+    empty = torch.zeros(0, 3), torch.zeros(0, 3), *[torch.zeros(0, dtype=torch.int64)] * 3
+    assert run(native, empty, torch.float32)[2].shape == (0, 3)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+def test_one_output_without_the_other(device):
+    user_emb, item_emb, *ids = (x.to(device) for x in problem(60, 9))
+    user_emb.requires_grad_()
+    loss, squares = native(user_emb, item_emb, *ids, with_l2=True)
+    alone = native(user_emb, item_emb, *ids)
+    assert torch.equal(loss, alone)
+    (of_loss,) = torch.autograd.grad(alone, user_emb)
+    (of_squares,) = torch.autograd.grad(squares, user_emb)
+    count = torch.bincount(ids[0], minlength=50)[:, None]
+    torch.testing.assert_close(of_squares, 2 * count * user_emb.detach())
+    leaf = user_emb.detach().clone().requires_grad_()
+    (expected,) = torch.autograd.grad(bpr_loss_reference(leaf, item_emb, *ids), leaf)
+    torch.testing.assert_close(of_loss, expected)
+
+
+@needs_kernel
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_batch(data):
+    dtype = data.draw(st.sampled_from(DTYPES))
+    shape = data.draw(st.integers(1, 20)), data.draw(st.integers(1, 70))
+    tables = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 9))
+    seed = data.draw(st.integers(0, 1000))
+    user_emb, item_emb, *ids = problem(*shape, *tables, dtype=dtype, seed=seed)
+    wide = torch.cat([user_emb, user_emb], 1)[:, : shape[1]]
+    layout = data.draw(st.sampled_from([wide, user_emb.mT.contiguous().mT]))
+    assert_as_good_as_reference((layout, item_emb, *ids), dtype)
+    strided = [torch.stack([x, x], 1)[:, 0] for x in ids]
+    assert torch.equal(native(layout, item_emb, *strided), native(layout, item_emb, *ids))
+
+
+@needs_kernel
+def test_gradcheck():
+    user_emb, item_emb, *ids = problem(12, 5, 4, 3, dtype=torch.float64)
+    leaves = (user_emb.requires_grad_(), item_emb.requires_grad_())
+    with ops.backend("native"):
+        assert torch.autograd.gradcheck(lambda u, i: ops.bpr_loss(u, i, *ids, with_l2=True), leaves)
+
+
+@needs_kernel
+def test_differentiating_twice_is_refused():
+    user_emb, item_emb, *ids = problem(6, 3)
+    user_emb.requires_grad_()
+    loss = native(user_emb, item_emb, *ids)
+    (grad,) = torch.autograd.grad(loss, user_emb, create_graph=True)
+    with pytest.raises(RuntimeError, match="gradients of gradients are not there"):
+        grad.sum().backward()
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_opcheck(dtype):
+    user_emb, item_emb, *ids = problem(7, 5, dtype=dtype)
+    leaves = [x.clone().requires_grad_() for x in (user_emb, item_emb)]
+    grads = torch.ones(2, dtype=accumulation_dtype(dtype)).unbind()
+    slope = torch.rand(7, dtype=accumulation_dtype(dtype))
+    calls = {
+        torch.ops.mmssl.bpr_loss.default: (*leaves, *ids),
+        torch.ops.mmssl.bpr_loss_backward.default: (
+            *grads,
+            user_emb,
+            item_emb,
+            *ids,
+            slope,
+            None,
+            None,
+        ),
+    }
+    for op, arguments in calls.items():
+        assert set(torch.library.opcheck(op, arguments).values()) == {"SUCCESS"}
+
+
+@pytest.mark.parametrize("device", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_every_time(device, dtype):
+    arguments = problem(3000, 64, 2500, 1500, dtype=dtype)
+    first = run(native, arguments, dtype, device)
+    for _ in range(3):
+        again = run(native, arguments, dtype, device)
+        assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
+
+
+@needs_kernel
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_with_any_number_of_threads(dtype):
+    arguments = problem(3000, 40, 2500, 1500, dtype=dtype)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            results.append(run(native, arguments, dtype))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
+
+
+LEVEL_SCRIPT = """
+import hashlib, torch
+from tests.ops.graphs import DTYPES
+from tests.ops.test_bpr import native, problem, run
+digest = hashlib.sha256()
+for dtype in DTYPES:
+    for d in (1, 2, 3, 5, 8, 12, 16, 17, 32, 48, 64, 100, 129, 300):
+        for result in run(native, problem(90, d, dtype=dtype), dtype):
+            digest.update(result.reshape(-1).view(torch.uint8).numpy().tobytes())
+print(torch.ops.mmssl.cpu_capability(), digest.hexdigest())
+"""
+
+
+@needs_kernel
+def test_every_simd_level_gives_the_same_bits():
+    """So what the other tests show of this machine's level holds for all."""
+    found = {}
+    for level in ("default", "avx2", "avx512"):
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": level, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", LEVEL_SCRIPT], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        name, digest = done.stdout.split()
+        found[name] = digest
+    assert "default" in found
+    assert len(set(found.values())) == 1, found
+
+
+@needs_kernel
+def test_compiles_to_one_graph():
+    user_emb, item_emb, *ids = problem(20, 6)
+    user_emb.requires_grad_()
+
+    def step(user_emb, item_emb):
+        loss, squares = ops.bpr_loss(user_emb * 2, item_emb, *ids, with_l2=True)
+        return loss + 0.1 * squares
+
+    with ops.backend("native"):
+        eager = step(user_emb, item_emb)
+        loss = torch.compile(step, fullgraph=True, backend="aot_eager")(user_emb, item_emb)
+    assert torch.equal(loss, eager)
+    grads = [torch.autograd.grad(x, user_emb)[0] for x in (loss, eager)]
+    assert torch.equal(*grads)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+def test_autocast_leaves_the_tables_alone(device):
+    arguments = [x.to(device) for x in problem(20, 6)]
+    with torch.autocast(device, torch.bfloat16):
+        inside = native(*arguments)
+    assert torch.equal(inside, native(*arguments))
+
+
+@needs_kernel
+@pytest.mark.parametrize("bad", [-1, 40, 2**40])
+@pytest.mark.parametrize("place", ["pos_items", "neg_items"])
+def test_ids_out_of_range_are_named(place, bad):
+    user_emb, item_emb, users, pos, neg = problem(9, 4)
+    ids = {"pos_items": pos, "neg_items": neg}
+    ids[place][5] = bad
+    with pytest.raises(RuntimeError, match=rf"{place} must lie in \[0, 40\), got {bad}"):
+        native(user_emb, item_emb, users, **ids)
+    users[2] = 50
+    with pytest.raises(RuntimeError, match=r"users must lie in \[0, 50\), got 50"):
+        native(user_emb, item_emb, users, **ids)
+
+
+IDS = torch.zeros(3, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"user_emb": [1.0]}, "user_emb: expected a torch.Tensor, got list"),
+        ({"user_emb": torch.zeros(4)}, r"user_emb: expected shape \(U, D\), got \(4,\)"),
+        ({"item_emb": torch.zeros(4)}, r"item_emb: expected shape \(I, D\), got \(4,\)"),
+        ({"user_emb": torch.zeros(4, 2).int()}, "user_emb: expected a floating point dtype, got"),
+        ({"item_emb": torch.zeros(4, 2).double()}, "item_emb: expected dtype torch.float32, that"),
+        ({"item_emb": torch.zeros(4, 3)}, r"item_emb: expected shape \(I, 2\), .* got \(4, 3\)"),
+        ({"item_emb": torch.zeros(4, 2, device="meta")}, "item_emb: expected device cpu, that of"),
+        ({"users": [0, 1, 2]}, "users: expected a torch.Tensor, got list"),
+        ({"users": IDS.int()}, "users: expected dtype torch.int64, got torch.int32"),
+        ({"users": IDS[None]}, r"users: expected shape \(B,\), got \(1, 3\)"),
+        ({"neg_items": IDS[:2]}, r"neg_items: expected shape \(3,\), .* got \(2,\)"),
+        ({"pos_items": IDS.to("meta")}, "pos_items: expected device cpu, that of user_emb, got"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_bad_arguments_are_named(changes, message, backend):
+    table = torch.zeros(4, 2)
+    good = {"user_emb": table, "item_emb": table, "users": IDS, "pos_items": IDS, "neg_items": IDS}
+    with ops.backend(backend), pytest.raises(InputError, match=message) as caught:
+        ops.bpr_loss(**{**good, **changes})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(
+    CXX is None or not (ROOT / "csrc").is_dir(), reason="no C++ compiler, or no source tree"
+)
+def test_cuda_kernels_are_right_under_the_emulator(tmp_path):
+    program = tmp_path / "emulated"
+    sources = ["csrc/emu/test_bpr.cpp", "csrc/cuda/bpr.cu"]
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    done = subprocess.run(
+        [CXX, *flags, "-DMMSSL_EMULATE_CUDA", "-Icsrc", "-x", "c++", *sources, "-o", str(program)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert "ok" in done.stdout

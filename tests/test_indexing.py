@@ -1,0 +1,159 @@
+"""Index arrays from lists and rows: the compiled module and plain torch against from_edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from mmssl import indexing
+from mmssl.graph import InteractionGraph
+from mmssl.ops import _extension
+from mmssl.ops.similarity import batch_edges
+
+needs_host = pytest.mark.skipif(
+    _extension.host is None, reason=f"no mmssl._host: {_extension.missing.get('_host')}"
+)
+WAYS = [pytest.param("host", marks=needs_host), "torch"]
+
+
+@pytest.fixture(params=WAYS)
+def way(request):
+    with pytest.MonkeyPatch.context() as patch:
+        if request.param == "torch":
+            patch.setattr(indexing, "_host_for", lambda array: None)
+        yield request.param
+
+
+def random_graph(rng, users, items, edges) -> InteractionGraph:
+    return InteractionGraph.from_edges(
+        rng.integers(0, max(users, 1), edges), rng.integers(0, max(items, 1), edges), users, items
+    )
+
+
+def random_lists(rng, modalities, users, items, k) -> Tensor:
+    """(M, U, k) distinct items; some lists are empty, some end early."""
+    order = rng.random((modalities, users, items)).argsort(2)[:, :, :k]
+    length = rng.integers(0, k + 1, users)
+    order[:, np.arange(k) >= length[:, None]] = -1
+    return torch.from_numpy(order).int()
+
+
+def expected_index(graph: InteractionGraph, lists: Tensor) -> indexing.GraphIndex:
+    """By a set of edges, as it was before there were counting sorts."""
+    user, item = (lists >= 0).nonzero()[:, 0], lists[lists >= 0].long()
+    edge_user = graph.ui.row_of_edge()
+    unseen = ~(lists >= 0).any(1)[edge_user]
+    user = torch.cat([user, edge_user[unseen]])
+    item = torch.cat([item, graph.index.col[unseen].long()])
+    return InteractionGraph.from_edges(user, item, graph.num_users, graph.num_items).index
+
+
+def assert_same(index: indexing.GraphIndex, expected: indexing.GraphIndex) -> None:
+    for ours, theirs in zip(index[:4], expected[:4], strict=True):
+        assert ours.dtype == theirs.dtype
+        assert torch.equal(ours, theirs)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    users=st.integers(0, 9),
+    items=st.integers(1, 9),
+    edges=st.integers(0, 30),
+    k=st.integers(0, 9),
+    seed=st.integers(0, 2**32 - 1),
+)
+@pytest.mark.parametrize("native", WAYS)
+def test_index_of_any_lists(native, users, items, edges, k, seed):
+    rng = np.random.default_rng(seed)
+    graph = random_graph(rng, users, items, edges if users else 0)
+    lists = random_lists(rng, 2, users, items, min(k, items))
+    with pytest.MonkeyPatch.context() as patch:
+        if native == "torch":
+            patch.setattr(indexing, "_host_for", lambda array: None)
+        built = graph.with_lists(lists)
+    for learned, own in zip(built, lists, strict=True):
+        assert_same(learned.index, expected_index(graph, own))
+        assert learned.normalization == graph.normalization and learned.value is None
+
+
+@needs_host
+def test_index_of_lists_on_several_threads():
+    rng = np.random.default_rng(0)
+    graph = random_graph(rng, 30_000, 500, 200_000)
+    lists = random_lists(rng, 1, 30_000, 500, 60)
+    assert int((lists >= 0).sum()) > 3 * 2**18  # three threads' worth
+    (learned,) = graph.with_lists(lists)
+    assert_same(learned.index, expected_index(graph, lists[0]))
+
+
+def test_learned_graphs_move_and_multiply(way):
+    rng = np.random.default_rng(0)
+    graph = random_graph(rng, 12, 8, 30)
+    (learned,) = graph.with_lists(random_lists(rng, 1, 12, 8, 4))
+    assert torch.equal(learned.to("cpu").iu.to_dense(), learned.iu.to_dense())
+    dense = learned.ui.to_dense() > 0
+    assert torch.equal(learned.iu.to_dense() > 0, dense.T)
+
+
+@pytest.mark.parametrize("bad", [8, -2, 2**31 - 1])
+def test_items_out_of_range_are_refused(way, bad):
+    graph = random_graph(np.random.default_rng(0), 5, 8, 10)
+    lists = torch.full((1, 5, 2), -1, dtype=torch.int32)
+    lists[0, 3, 1] = bad
+    with pytest.raises(ValueError, match=r"item.*\[-1, 8\)"):
+        graph.with_lists(lists)
+    with pytest.raises(ValueError, match=r"lists must have shape \(M, 5, k\), got \(1, 4, 2\)"):
+        graph.with_lists(lists[:, :4])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    users=st.integers(1, 9),
+    items=st.integers(1, 9),
+    edges=st.integers(0, 40),
+    batch=st.integers(0, 12),
+    seed=st.integers(0, 2**32 - 1),
+)
+@pytest.mark.parametrize("native", WAYS)
+def test_edges_of_any_batch(native, users, items, edges, batch, seed):
+    rng = np.random.default_rng(seed)
+    graph = random_graph(rng, users, items, edges)
+    rows = torch.from_numpy(rng.integers(0, users, batch))  # repeated ones too
+    with pytest.MonkeyPatch.context() as patch:
+        if native == "torch":
+            patch.setattr(indexing, "_host_for", lambda array: None)
+        edges = batch_edges(graph.ui, rows)
+    dense = (graph.ui.to_dense() > 0)[rows]
+    position, item = dense.nonzero().unbind(1)
+    assert torch.equal(edges.position, position) and torch.equal(edges.item, item)
+    view = edges.view
+    assert [t.dtype for t in (view.rowptr, view.col, view.t_rowptr, view.t_col, view.t_edge)] == [
+        torch.int64, torch.int32, torch.int64, torch.int32, torch.int64,
+    ]  # fmt: skip
+    assert torch.equal(view.to_dense() > 0, dense)
+    value = torch.arange(1.0, position.numel() + 1)
+    weighted = edges.with_value(value)
+    assert torch.equal(weighted.transpose().to_dense(), weighted.to_dense().T)
+    assert torch.equal(weighted.to_dense()[position, item], value)
+    by_item, order = torch.sort(item, stable=True)  # equal items in the order of the batch
+    assert torch.equal(view.t_col.long(), position[order]) and torch.equal(view.t_edge, order)
+    assert torch.equal(by_item, view.transpose().row_of_edge())
+
+
+@needs_host
+def test_rows_out_of_range_are_named():
+    graph = random_graph(np.random.default_rng(0), 5, 8, 10)
+    for bad in (-1, 5):
+        with pytest.raises(ValueError, match=rf"row {bad} is outside \[0, 5\)"):
+            batch_edges(graph.ui, torch.tensor([0, bad]))
+    host, (rowptr, col, *_) = _extension.host, (t.numpy() for t in graph.index)
+    with pytest.raises(ValueError, match="rowptr must run from 0 to the number of edges"):
+        host.edges_of_rows(rowptr, col[:-1], 8, np.zeros(1, np.int64))
+    with pytest.raises(ValueError, match="rows must be"):
+        host.edges_of_rows(rowptr, col, 8, np.zeros((1, 1), np.int64))
+    with pytest.raises(ValueError, match=r"lists must be \(U, k\), U = 5"):
+        host.index_of_lists(np.zeros((4, 2), np.int32), rowptr, col, 8)
