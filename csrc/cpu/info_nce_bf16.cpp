@@ -114,12 +114,9 @@ MMSSL_INLINE void score_rows(const Bf16Tile& t, int64_t i, int64_t cols, float* 
   }
 }
 
-MMSSL_INLINE auto counts_in(const Bf16Tile& t, int64_t i, int64_t j) {
-  static constexpr int32_t kLane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const auto column = load<int32_t, kLanes>(kLane) + int32_t(j);
-  const int32_t end = i < t.rows ? int32_t(t.cols) : 0;
-  const int32_t left_out = t.same_rows || t.diagonal != nullptr ? int32_t(i) : -1;
-  return (column < end) & (column != left_out);
+MMSSL_INLINE V counted_in(const Bf16Tile& t, V e, int64_t i, int64_t j) {
+  return counted<float, kLanes, false>(e, i, j, t.rows, t.cols,
+                                       t.same_rows || t.diagonal != nullptr);
 }
 
 MMSSL_INLINE bool some_left_out(const Bf16Tile& t, int64_t i, int64_t cols) {
@@ -139,7 +136,7 @@ MMSSL_INLINE void add_rows(const Bf16Tile& t, int64_t i, int64_t cols, const flo
         const V s = load<float, kLanes>(score + (half + r) * kMaxChunk + j) * q;
         const float scale = t.p_inverse[i + half + r] * t.scale;
         V e = exp2_in_range<float, kLanes>(s * scale + t.shift);
-        if constexpr (kEdge) e = counts_in(t, i + half + r, j) ? e : V{};
+        if constexpr (kEdge) e = counted_in(t, e, i + half + r, j);
         sum[r] += e;
         if constexpr (kColumns) column += e;
       }
@@ -170,9 +167,7 @@ MMSSL_INLINE void sum_bf16(const Bf16Tile& t) {
         t.positive[i + r] = double(score[r * kMaxChunk + i + r]) * t.p_inverse[i + r] *
                             t.q_inverse[i + r];
       }
-      double sum = 0;
-      for (int lane = 0; lane < kLanes; ++lane) sum += row_sum[r][lane];
-      t.p_sum[i + r] += sum;
+      t.p_sum[i + r] += sum_lanes<float, kLanes>(row_sum[r]);
     }
   }
   if constexpr (kUnit == Bf16Unit::kAmx) asm volatile("tilerelease" ::);
@@ -204,7 +199,7 @@ MMSSL_INLINE void weigh_rows(const Bf16Tile& t, int64_t i0, int64_t cols, const 
         } else {
           y[r] = e * (q * p_weight);
         }
-        if constexpr (kEdge) y[r] = counts_in(t, i, j) ? y[r] : V{};
+        if constexpr (kEdge) y[r] = counted_in(t, y[r], i, j);
       }
 #pragma GCC unroll 2
       for (int r = 0; r < 4; r += 2) {
