@@ -3,6 +3,9 @@
 // P are the rows of a tile, Q its columns.
 #pragma once
 #include <algorithm>
+#include <array>
+#include <iterator>
+#include <type_traits>
 
 #include "cpu/simd.h"
 
@@ -62,48 +65,62 @@ struct Shape {
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=fast")
 
-// exp2(x) for x in [-126, 127] (double: [-1022, 1023]), relative error 8e-8 (2e-16).
-template <class A, int kLanes>
-MMSSL_INLINE Vec<A, kLanes> exp2_in_range(Vec<A, kLanes> x) {
-  constexpr bool kFloat = sizeof(A) == 4;
-  using Bits = std::conditional_t<kFloat, int32_t, int64_t>;
-  using V = Vec<A, kLanes>;
-  using VBits = Vec<Bits, kLanes>;
-  const A magic = kFloat ? A(12582912.0) : A(6755399441055744.0);  // 1.5 * 2^(mantissa bits)
-  const V t = x + magic;  // the low bits of t now hold round(x)
-  const V f = x - (t - magic);
-  V y;
-  if constexpr (kFloat) {  // least maximum relative error, by Lawson's weights
-    y = V{} + 0x1.41d334p-13f;
-    y = y * f + 0x1.5f456ap-10f;
-    y = y * f + 0x1.3b2dbcp-7f;
-    y = y * f + 0x1.c6aed4p-5f;
-    y = y * f + 0x1.ebfbdap-3f;
-    y = y * f + 0x1.62e430p-1f;
-    y = y * f + 1.0f;
-  } else {  // Taylor; the first term left out is 2e-17
-    constexpr double kLn2 = 0.69314718055994530942;
-    double c[14] = {1.0};
-    for (int k = 1; k < 14; ++k) c[k] = c[k - 1] * kLn2 / k;
-    y = V{} + c[13];
-#pragma GCC unroll 13
-    for (int k = 12; k >= 0; --k) y = y * f + c[k];
-  }
-  const VBits bits = reinterpret_cast<VBits>(y) + (reinterpret_cast<VBits>(t) << (kFloat ? 23 : 52));
-  return reinterpret_cast<V>(bits);
-}
+// Coefficients of 2^f on [-1/2, 1/2], highest power first. float: least maximum relative error, by
+// Lawson's weights; double: Taylor, the first term left out is 2e-17.
+template <class A>
+struct Exp2Table;
+template <>
+struct Exp2Table<float> {
+  static constexpr float kMagic = 12582912.0f;  // 1.5 * 2^(mantissa bits)
+  static constexpr float kC[] = {0x1.41d334p-13f, 0x1.5f456ap-10f, 0x1.3b2dbcp-7f, 0x1.c6aed4p-5f,
+                                 0x1.ebfbdap-3f,  0x1.62e430p-1f,  1.0f};
+};
+template <>
+struct Exp2Table<double> {
+  static constexpr double kMagic = 6755399441055744.0;
+  static constexpr std::array<double, 14> kC = [] {
+    std::array<double, 14> c{};
+    c[13] = 1;
+    for (int k = 1; k < 14; ++k) c[13 - k] = c[14 - k] * 0.69314718055994530942 / k;
+    return c;
+  }();
+};
 
-// exp2(s * scale - shift), from the lowest normal number up. The product is rounded on its own, so
-// that the largest entry of a row, whose product is the shift, gives exactly one.
+// exp2(x) for x in [-126, 127] (double: [-1022, 1023]), relative error 8e-8 (2e-16). Made where it is
+// used: what the compiler doesn't know to be constant it can't keep in registers across a product,
+// which needs them all.
 template <class A, int kLanes>
-MMSSL_INLINE Vec<A, kLanes> exp2_shifted(Vec<A, kLanes> s, A scale, Vec<A, kLanes> shift) {
-  Vec<A, kLanes> product = s * scale;
-  asm("" : "+m"(product));  // no contraction past this
-  const Vec<A, kLanes> x = product - shift;
-  const A lowest = sizeof(A) == 4 ? A(-126) : A(-1022);
-  const Vec<A, kLanes> floor = Vec<A, kLanes>{} + lowest;
-  return exp2_in_range<A, kLanes>(x < floor ? floor : x);  // a NaN stays one
-}
+struct Exp2 {
+  using Table = Exp2Table<A>;
+  using V = Vec<A, kLanes>;
+  using VBits = Vec<std::conditional_t<sizeof(A) == 4, int32_t, int64_t>, kLanes>;
+
+  MMSSL_INLINE Exp2() : c(std::data(Table::kC)) { asm volatile("" : "+r"(c)); }
+
+  MMSSL_INLINE V operator()(V x) const {
+    constexpr int kTerms = std::size(Table::kC);
+    const V t = x + Table::kMagic;  // the low bits of t now hold round(x)
+    const V f = x - (t - Table::kMagic);
+    V y = V{} + c[0];
+#pragma GCC unroll 16
+    for (int k = 1; k < kTerms; ++k) y = y * f + c[k];
+    const VBits bits =
+        reinterpret_cast<VBits>(y) + (reinterpret_cast<VBits>(t) << (sizeof(A) == 4 ? 23 : 52));
+    return reinterpret_cast<V>(bits);
+  }
+
+  // exp2(s * scale - shift), from the lowest normal number up. The product is rounded on its own, so
+  // that the largest entry of a row, whose product is the shift, gives exactly one.
+  MMSSL_INLINE V shifted(V s, A scale, V shift) const {
+    V product = s * scale;
+    asm("" : "+m"(product));  // no contraction past this
+    const V x = product - shift;
+    const V floor = V{} + (sizeof(A) == 4 ? A(-126) : A(-1022));
+    return operator()(x < floor ? floor : x);  // a NaN stays one
+  }
+
+  const A* c;
+};
 
 // The lanes added up in double: neighbours in pairs, then in fours and so on.
 template <class A, int kLanes>
@@ -229,6 +246,7 @@ MMSSL_INLINE void add_exponentials(const Tile<typename S::A>& t, int64_t i0, int
   using A = typename S::A;
   using V = typename S::V;
   constexpr int L = S::kLanes;
+  const Exp2<A, L> exp2;
   V columns[S::kVecs] = {};
 #pragma GCC unroll 8
   for (int r = 0; r < S::kRows; ++r) {
@@ -240,12 +258,12 @@ MMSSL_INLINE void add_exponentials(const Tile<typename S::A>& t, int64_t i0, int
       const V s = load<A, L>(score + r * S::kPanel + v * L);
       V e, column_e;
       if constexpr (kShift == Shift::kFixed) {
-        e = exp2_in_range<A, L>(s * t.scale + t.shift);
+        e = exp2(s * t.scale + t.shift);
         column_e = e;
       } else {
-        e = exp2_shifted<A, L>(s, t.scale, V{} + t.p_shift[i0 + r]);
+        e = exp2.shifted(s, t.scale, V{} + t.p_shift[i0 + r]);
         if constexpr (kColumns) {
-          column_e = exp2_shifted<A, L>(s, t.scale, load<A, L>(t.q_shift + j));
+          column_e = exp2.shifted(s, t.scale, load<A, L>(t.q_shift + j));
         }
       }
       if constexpr (kEdge) {
@@ -332,6 +350,7 @@ MMSSL_INLINE void weigh(const Tile<typename S::A>& t, int64_t i0, int64_t j0, ty
   using A = typename S::A;
   using V = typename S::V;
   constexpr int L = S::kLanes;
+  const Exp2<A, L> exp2;
 #pragma GCC unroll 4
   for (int v = 0; v < S::kVecs; ++v) {
     const int64_t j = j0 + v * L;
@@ -345,15 +364,15 @@ MMSSL_INLINE void weigh(const Tile<typename S::A>& t, int64_t i0, int64_t j0, ty
       const A p_weight = t.p_weight[i0 + r];
       V y;
       if constexpr (kShift == Shift::kFixed) {
-        y = exp2_in_range<A, L>(s * t.scale + t.shift);
+        y = exp2(s * t.scale + t.shift);
         if constexpr (kColumns) {
           y *= q_weight + p_weight;
         } else {
           y *= p_weight;
         }
       } else {
-        y = p_weight * exp2_shifted<A, L>(s, t.scale, V{} + t.p_shift[i0 + r]);
-        if constexpr (kColumns) y += q_weight * exp2_shifted<A, L>(s, t.scale, q_shift);
+        y = p_weight * exp2.shifted(s, t.scale, V{} + t.p_shift[i0 + r]);
+        if constexpr (kColumns) y += q_weight * exp2.shifted(s, t.scale, q_shift);
       }
       if constexpr (kEdge) {
         y = counted<A, L, false>(y, i0 + r, j, t.rows, t.cols, t.same_rows);
