@@ -128,19 +128,19 @@ MMSSL_INLINE bool some_left_out(const Bf16Tile& t, int64_t i, int64_t cols) {
 
 template <bool kColumns, bool kEdge>
 MMSSL_INLINE void add_rows(const Bf16Tile& t, int64_t i, int64_t first, int64_t cols,
-                           const float* score,
-                           V* row_sum, float* column_sum) {
+                           const float* score, V* row_sum, float* column_sum) {
   const Exp2<float, kLanes> exp2;
   for (int64_t half = 0; half < kRows; half += 8) {
-    V sum[8] = {};
+    V sum[8] = {}, scale[8];
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) scale[r] = V{} + t.p_inverse[i + half + r] * t.scale;
     for (int64_t j = first; j < cols; j += kLanes) {
       const V q = load<float, kLanes>(t.q_inverse + j);
       V column = load<float, kLanes>(column_sum + j);
 #pragma GCC unroll 8
       for (int r = 0; r < 8; ++r) {
         const V s = load<float, kLanes>(score + (half + r) * kMaxChunk + j) * q;
-        const float scale = t.p_inverse[i + half + r] * t.scale;
-        V e = exp2(s * scale + t.shift);
+        V e = exp2(s * scale[r] + t.shift);
         if constexpr (kEdge) {
           e = counted<float, kLanes, true>(e, i + half + r, j, t.rows, t.cols, t.same_rows);
         }
@@ -191,8 +191,16 @@ MMSSL_INLINE void weigh_rows(const Bf16Tile& t, int64_t i0, int64_t cols, const 
                              bf16* g, uint32_t* g_pairs) {
   constexpr Halves interleave = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-  const Exp2<float, kLanes> exp2;
+  const Exp2<float, kLanes, RoughExp2Table> exp2;
   for (int64_t r0 = 0; r0 < kRows; r0 += 4) {
+    V p[4], p_weight[4], scale[4];  // kept in registers, where a store to g could change memory
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      const int64_t i = i0 + r0 + r;
+      p[r] = V{} + t.p_inverse[i];
+      p_weight[r] = p[r] * t.p_weight[i];
+      scale[r] = p[r] * t.scale;
+    }
     for (int64_t j = 0; j < cols; j += kLanes) {
       const V q = load<float, kLanes>(t.q_inverse + j);
       V q_weight{};
@@ -201,13 +209,12 @@ MMSSL_INLINE void weigh_rows(const Bf16Tile& t, int64_t i0, int64_t cols, const 
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
         const int64_t i = i0 + r0 + r;
-        const float p = t.p_inverse[i], p_weight = t.p_weight[i] * p;
         const V s = load<float, kLanes>(score + (r0 + r) * kMaxChunk + j) * q;
-        const V e = exp2(s * (p * t.scale) + t.shift);
+        const V e = exp2(s * scale[r] + t.shift);
         if constexpr (kColumns) {
-          y[r] = e * (q * p_weight + q_weight * p);
+          y[r] = e * (q * p_weight[r] + q_weight * p[r]);
         } else {
-          y[r] = e * (q * p_weight);
+          y[r] = e * (q * p_weight[r]);
         }
         if constexpr (kEdge) {
           y[r] = counted<float, kLanes, false>(y[r], i, j, t.rows, t.cols,

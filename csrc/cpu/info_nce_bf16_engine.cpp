@@ -1,4 +1,5 @@
 // The layouts of bfloat16 rows that the tiles read.
+#include <bit>
 #include <cmath>
 
 #include "cpu/info_nce_bf16.h"
@@ -18,13 +19,15 @@ MMSSL_TARGET_AVX512 void scale_rows(const bf16* x, int64_t rows, int64_t d, int6
   for (int64_t i = 0; i < rows; ++i, x += d, z += width) {
     for (int64_t k = 0; k < d; ++k) wide.get()[k] = to_float(x[k]);
     norm[i] = clamped_norm(wide.get(), d);
-    int exponent = 0;
-    const double fraction = std::frexp(norm[i], &exponent);  // norm = fraction * 2^exponent
-    if (std::isfinite(norm[i])) inverse[i] = float(0.5 / fraction);
-    const float factor = float(std::ldexp(1.0, 1 - exponent));
+    // norm = fraction * 2^exponent, fraction in [1, 2), read from its bits: there is one each row.
+    const auto bits = std::bit_cast<uint64_t>(norm[i]);
+    const bool finite = std::isfinite(norm[i]);
+    const int exponent = finite ? int(bits >> 52) - 1023 : 0;
+    if (finite) inverse[i] = float(std::bit_cast<double>(uint64_t(1023 + exponent) << 52) / norm[i]);
+    const float factor = float(std::bit_cast<double>(uint64_t(1023 - exponent) << 52));
     for (int64_t k = 0; k < width; k += L) {
-      const auto bits = round_to_bf16<L>(load<float, L>(wide.get() + k) * factor) >> 16;
-      const Half halves = __builtin_convertvector(bits, Half);
+      const auto words = round_to_bf16<L>(load<float, L>(wide.get() + k) * factor) >> 16;
+      const Half halves = __builtin_convertvector(words, Half);
       __builtin_memcpy(z + k, &halves, sizeof(halves));
     }
   }
