@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 
 namespace mmssl {
 
@@ -32,6 +33,46 @@ void for_each_task(const Parallel& pool, int64_t tasks, const F& f) {
       [](int64_t, int64_t, void* context) {
         auto& s = *static_cast<Shared*>(context);
         for (int64_t t; (t = s.next.fetch_add(1, std::memory_order_relaxed)) < s.tasks;) s.f(t);
+      },
+      &shared);
+}
+
+// Runs f(round, task) for every task in [0, size(round)) of every round in [0, rounds). Each thread
+// takes its own share of a round first and then what others have left of it, so that the same thread
+// works on the same part of every round and a thread that is held up does not hold up the rest. A
+// round is entered when every task of the ones before is taken, so its tasks may wait for those.
+template <class Size, class F>
+void for_each_round(const Parallel& pool, int64_t rounds, const Size& size, const F& f) {
+  const int64_t workers = pool.run == nullptr ? 1 : pool.threads;
+  if (workers <= 1) {
+    for (int64_t round = 0; round < rounds; ++round) {
+      for (int64_t task = 0; task < size(round); ++task) f(round, task);
+    }
+    return;
+  }
+  struct Shared {
+    const Size& size;
+    const F& f;
+    std::unique_ptr<std::atomic<int64_t>[]> taken;  // (rounds, workers)
+    int64_t rounds, workers;
+  } shared{size, f, nullptr, rounds, workers};
+  shared.taken.reset(new std::atomic<int64_t>[rounds * workers]());
+  pool.run(
+      workers,
+      [](int64_t self, int64_t, void* context) {
+        auto& s = *static_cast<Shared*>(context);
+        for (int64_t round = 0; round < s.rounds; ++round) {
+          const int64_t tasks = s.size(round);
+          for (int64_t n = 0; n < s.workers; ++n) {
+            const int64_t share = (self + n) % s.workers;
+            const int64_t first = tasks * share / s.workers, last = tasks * (share + 1) / s.workers;
+            auto& taken = s.taken[round * s.workers + share];
+            while (taken.load(std::memory_order_relaxed) < last - first) {
+              const int64_t task = first + taken.fetch_add(1, std::memory_order_relaxed);
+              if (task < last) s.f(round, task);
+            }
+          }
+        }
       },
       &shared);
 }

@@ -41,9 +41,7 @@ class Problem {
     place(gradients);
     for_each_chunk([&](int set, int64_t copy, int64_t chunk, int64_t row, int64_t rows) {
       const T* x = input(set, copy, chunk);
-      double* norm = norm_[set] + row;
-      for (int64_t i = 0; i < rows; ++i) norm[i] = clamped_norm(x + i * a_.d, a_.d);
-      engine_.pack(set, row, x, rows, norm);
+      engine_.pack(set, row, x, rows, norm_[set] + row);
     });
   }
 
@@ -64,7 +62,7 @@ class Problem {
     }
     run([&](Tile<A>& t, const TileTask& task, int64_t p_row, int64_t q_row) {
       const int64_t p = task.phase.p * padded + p_row, q = task.phase.q * padded + q_row;
-      const bool columns = counts_columns(task);
+      const bool columns = counts_columns(task) || t.same_rows;
       t.p_sum = sums.get() + p;
       if (columns) t.q_sum = sums.get() + q;
       if (!range_.fixed) {
@@ -182,7 +180,8 @@ class Problem {
   void for_each_chunk(const F& f) const {
     int64_t first[kSets + 1] = {};
     for (int s = 0; s < kSets; ++s) first[s + 1] = first[s] + layout_.copies[s] * layout_.chunks[s];
-    for_each_task(pool_, first[kSets], [&](int64_t task) {
+    const auto all = [&](int64_t) { return first[kSets]; };
+    for_each_round(pool_, 1, all, [&](int64_t, int64_t task) {
       int set = 0;
       while (task >= first[set + 1]) ++set;
       const int64_t copy = (task - first[set]) / layout_.chunks[set];
@@ -229,26 +228,21 @@ class Problem {
     const int64_t all_chunks = layout_.copies[0] * (layout_.chunks[0] + layout_.chunks[1]) +
                                layout_.chunks[2];
     Buffer<double> partial(all_chunks);
+    const TileFunctions<A>& functions = tile_functions<A>();
     for_each_chunk([&](int set, int64_t copy, int64_t chunk, int64_t row, int64_t rows) {
-      std::unique_ptr<A[]> rows_of(new A[3 * a_.d]);
-      A *z = rows_of.get(), *other = z + a_.d, *g = other + a_.d;
+      const int64_t start = copy * layout_.rows[set] + chunk * layout_.chunk;
+      std::unique_ptr<A[]> scratch(new A[4 * a_.d]);
+      A* const mine = scratch.get();
       double total = 0;
       for (int64_t i = 0; i < rows; ++i) {
-        engine_.normalised(set, row + i, z);
-        engine_.gradient(set, row + i, g);
-        if (set < 2) {
-          engine_.normalised(1 - set, row + i, other);
-          const A weight = diagonal[row + i];
-          for (int64_t k = 0; k < a_.d; ++k) g[k] += weight * other[k];
-        }
-        double dot = 0;
-        for (int64_t k = 0; k < a_.d; ++k) dot += double(z[k]) * double(g[k]);
-        total += dot;
-        if (out[set] == nullptr) continue;
-        const double norm = norm_[set][row + i];
-        const A along = A(norm > 1e-12 ? dot : 0.0), factor = A(scale / norm);
-        T* to = out[set] + (copy * layout_.rows[set] + chunk * layout_.chunk + i) * a_.d;
-        for (int64_t k = 0; k < a_.d; ++k) write(to + k, (g[k] - along * z[k]) * factor);
+        const A* z = engine_.normalised(set, row + i, mine);
+        const A* other = set < 2 ? engine_.normalised(1 - set, row + i, mine + a_.d) : nullptr;
+        T* const to = out[set] == nullptr ? nullptr : out[set] + (start + i) * a_.d;
+        A* const wide = to == nullptr ? nullptr : in_place(to, mine + 3 * a_.d);
+        total += functions.through_norm(z, other, set < 2 ? diagonal[row + i] : A(0),
+                                        engine_.gradient(set, row + i, mine + 2 * a_.d),
+                                        norm_[set][row + i], scale, a_.d, wide);
+        if (to != nullptr) narrow(wide, to);
       }
       int64_t slot = chunk + copy * layout_.chunks[set];
       for (int s = 0; s < set; ++s) slot += layout_.copies[s] * layout_.chunks[s];
@@ -259,8 +253,11 @@ class Problem {
     return scale * sum;
   }
 
-  static void write(A* out, A value) { *out = value; }
-  static void write(bf16* out, float value) { *out = to_bf16(value); }
+  // Where to form a row of T in A, and how it gets to its place.
+  static A* in_place(A* out, A*) { return out; }
+  static A* in_place(bf16*, A* scratch) { return scratch; }
+  void narrow(const A*, A*) const {}
+  void narrow(const A* wide, bf16* out) const { std::transform(wide, wide + a_.d, out, to_bf16); }
 
   InfoNceArgs a_;
   Parallel pool_;

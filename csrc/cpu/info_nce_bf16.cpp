@@ -13,7 +13,7 @@ namespace {
 
 constexpr int kLanes = 16, kRows = 16;  // of a vector; of a block of scores
 constexpr int64_t kPanel = kBf16Panel;
-constexpr int64_t kStep = 96;           // columns are padded to whole panels and whole tile depths
+constexpr int64_t kStep = 96;  // with AMX columns are padded to whole panels and whole tile depths
 using V = Vec<float, kLanes>;
 using Words = Vec<uint32_t, kLanes>;
 using Halves = Vec<uint16_t, 2 * kLanes>;
@@ -85,11 +85,12 @@ MMSSL_INLINE void add_words(const uint32_t* a, int64_t row_step, int64_t k_step,
   }
 }
 
-// score (kRows, cols) of the rows from i on.
+// score (kRows, cols) of the rows from i on, from the column `first` on, the first of a panel.
 template <Bf16Unit kUnit>
-MMSSL_INLINE void score_rows(const Bf16Tile& t, int64_t i, int64_t cols, float* score) {
+MMSSL_INLINE void score_rows(const Bf16Tile& t, int64_t i, int64_t first, int64_t cols,
+                             float* score) {
   const uint32_t* a = t.words_p + i * t.depth;
-  for (int64_t j = 0; j < cols; j += kPanel) {
+  for (int64_t j = first; j < cols; j += kPanel) {
     const uint32_t* b = t.panels_q + j * t.depth;
     if constexpr (kUnit == Bf16Unit::kAmx) {
       asm volatile("tilezero %%tmm0\n\ttilezero %%tmm1\n\ttilezero %%tmm2" ::);
@@ -107,19 +108,18 @@ MMSSL_INLINE void score_rows(const Bf16Tile& t, int64_t i, int64_t cols, float* 
       MMSSL_STORE_TILE(2, score + j + 32, kMaxChunk * 4);
     } else {
       for (int64_t r = 0; r < kRows; r += 8) {
-        multiply_words<8, 3, false>(a + r * t.depth, t.depth, 1, b, kPanel, t.depth,
-                                    score + r * kMaxChunk + j, kMaxChunk);
+        const uint32_t* rows = a + r * t.depth;
+        float* out = score + r * kMaxChunk + j;
+        if (cols - j >= kPanel) {
+          multiply_words<8, 3, false>(rows, t.depth, 1, b, kPanel, t.depth, out, kMaxChunk);
+        } else if (cols - j >= 2 * kLanes) {
+          multiply_words<8, 2, false>(rows, t.depth, 1, b, kPanel, t.depth, out, kMaxChunk);
+        } else {
+          multiply_words<8, 1, false>(rows, t.depth, 1, b, kPanel, t.depth, out, kMaxChunk);
+        }
       }
     }
   }
-}
-
-MMSSL_INLINE auto counts_in(const Bf16Tile& t, int64_t i, int64_t j) {
-  static constexpr int32_t kLane[kLanes] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const auto column = load<int32_t, kLanes>(kLane) + int32_t(j);
-  const int32_t end = i < t.rows ? int32_t(t.cols) : 0;
-  const int32_t left_out = t.same_rows || t.diagonal != nullptr ? int32_t(i) : -1;
-  return (column < end) & (column != left_out);
 }
 
 MMSSL_INLINE bool some_left_out(const Bf16Tile& t, int64_t i, int64_t cols) {
@@ -127,19 +127,23 @@ MMSSL_INLINE bool some_left_out(const Bf16Tile& t, int64_t i, int64_t cols) {
 }
 
 template <bool kColumns, bool kEdge>
-MMSSL_INLINE void add_rows(const Bf16Tile& t, int64_t i, int64_t cols, const float* score,
-                           V* row_sum, float* column_sum) {
+MMSSL_INLINE void add_rows(const Bf16Tile& t, int64_t i, int64_t first, int64_t cols,
+                           const float* score, V* row_sum, float* column_sum) {
+  const Exp2<float, kLanes> exp2;
   for (int64_t half = 0; half < kRows; half += 8) {
-    V sum[8] = {};
-    for (int64_t j = 0; j < cols; j += kLanes) {
+    V sum[8] = {}, scale[8];
+#pragma GCC unroll 8
+    for (int r = 0; r < 8; ++r) scale[r] = V{} + t.p_inverse[i + half + r] * t.scale;
+    for (int64_t j = first; j < cols; j += kLanes) {
       const V q = load<float, kLanes>(t.q_inverse + j);
       V column = load<float, kLanes>(column_sum + j);
 #pragma GCC unroll 8
       for (int r = 0; r < 8; ++r) {
         const V s = load<float, kLanes>(score + (half + r) * kMaxChunk + j) * q;
-        const float scale = t.p_inverse[i + half + r] * t.scale;
-        V e = exp2_in_range<float, kLanes>(s * scale + t.shift);
-        if constexpr (kEdge) e = counts_in(t, i + half + r, j) ? e : V{};
+        V e = exp2(s * scale[r] + t.shift);
+        if constexpr (kEdge) {
+          e = counted<float, kLanes, true>(e, i + half + r, j, t.rows, t.cols, t.same_rows);
+        }
         sum[r] += e;
         if constexpr (kColumns) column += e;
       }
@@ -154,25 +158,25 @@ template <Bf16Unit kUnit, bool kColumns>
 MMSSL_INLINE void sum_bf16(const Bf16Tile& t) {
   alignas(64) float score[kRows * kMaxChunk];
   alignas(64) float column_sum[kMaxChunk] = {};
-  const int64_t cols = round_up(t.cols, kPanel);
+  const int64_t cols = round_up(t.cols, kUnit == Bf16Unit::kAmx ? kPanel : kLanes);
   const TileConfig config;
   if constexpr (kUnit == Bf16Unit::kAmx) asm volatile("ldtilecfg %0" ::"m"(config));
   for (int64_t i = 0; i < t.rows; i += kRows) {
     V row_sum[kRows];
-    score_rows<kUnit>(t, i, cols, score);
+    // A chunk with itself: the triangle above the diagonal, for its rows and its columns.
+    const int64_t first = t.same_rows ? i / kPanel * kPanel : 0;
+    score_rows<kUnit>(t, i, first, cols, score);
     if (some_left_out(t, i, cols)) {
-      add_rows<kColumns, true>(t, i, cols, score, row_sum, column_sum);
+      add_rows<kColumns, true>(t, i, first, cols, score, row_sum, column_sum);
     } else {
-      add_rows<kColumns, false>(t, i, cols, score, row_sum, column_sum);
+      add_rows<kColumns, false>(t, i, first, cols, score, row_sum, column_sum);
     }
     for (int64_t r = 0; r < kRows && i + r < t.rows; ++r) {
       if (t.positive != nullptr) {
         t.positive[i + r] = double(score[r * kMaxChunk + i + r]) * t.p_inverse[i + r] *
                             t.q_inverse[i + r];
       }
-      double sum = 0;
-      for (int lane = 0; lane < kLanes; ++lane) sum += row_sum[r][lane];
-      t.p_sum[i + r] += sum;
+      t.p_sum[i + r] += sum_lanes<float, kLanes>(row_sum[r]);
     }
   }
   if constexpr (kUnit == Bf16Unit::kAmx) asm volatile("tilerelease" ::);
@@ -187,7 +191,16 @@ MMSSL_INLINE void weigh_rows(const Bf16Tile& t, int64_t i0, int64_t cols, const 
                              bf16* g, uint32_t* g_pairs) {
   constexpr Halves interleave = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+  const Exp2<float, kLanes, RoughExp2Table> exp2;
   for (int64_t r0 = 0; r0 < kRows; r0 += 4) {
+    V p[4], p_weight[4], scale[4];  // kept in registers, where a store to g could change memory
+#pragma GCC unroll 4
+    for (int r = 0; r < 4; ++r) {
+      const int64_t i = i0 + r0 + r;
+      p[r] = V{} + t.p_inverse[i];
+      p_weight[r] = p[r] * t.p_weight[i];
+      scale[r] = p[r] * t.scale;
+    }
     for (int64_t j = 0; j < cols; j += kLanes) {
       const V q = load<float, kLanes>(t.q_inverse + j);
       V q_weight{};
@@ -196,15 +209,17 @@ MMSSL_INLINE void weigh_rows(const Bf16Tile& t, int64_t i0, int64_t cols, const 
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r) {
         const int64_t i = i0 + r0 + r;
-        const float p = t.p_inverse[i], p_weight = t.p_weight[i] * p;
         const V s = load<float, kLanes>(score + (r0 + r) * kMaxChunk + j) * q;
-        const V e = exp2_in_range<float, kLanes>(s * (p * t.scale) + t.shift);
+        const V e = exp2(s * scale[r] + t.shift);
         if constexpr (kColumns) {
-          y[r] = e * (q * p_weight + q_weight * p);
+          y[r] = e * (q * p_weight[r] + q_weight * p[r]);
         } else {
-          y[r] = e * (q * p_weight);
+          y[r] = e * (q * p_weight[r]);
         }
-        if constexpr (kEdge) y[r] = counts_in(t, i, j) ? y[r] : V{};
+        if constexpr (kEdge) {
+          y[r] = counted<float, kLanes, false>(y[r], i, j, t.rows, t.cols,
+                                               t.same_rows || t.diagonal != nullptr);
+        }
       }
 #pragma GCC unroll 2
       for (int r = 0; r < 4; r += 2) {
@@ -253,11 +268,11 @@ MMSSL_INLINE void grad_bf16(const Bf16Tile& t) {
   alignas(64) float score[kRows * kMaxChunk];
   alignas(64) bf16 g[kRows * kMaxChunk];
   alignas(64) uint32_t g_pairs[kMaxChunk / 2 * kMaxChunk];
-  const int64_t cols = round_up(t.cols, kStep), rows = round_up(t.rows, 2 * kRows);
+  const int64_t cols = round_up(t.cols, kAmx ? kStep : kLanes), rows = round_up(t.rows, 2 * kRows);
   const TileConfig config;
   if constexpr (kAmx) asm volatile("ldtilecfg %0" ::"m"(config));
   for (int64_t i = 0; i < rows; i += kRows) {
-    score_rows<kUnit>(t, i, cols, score);
+    score_rows<kUnit>(t, i, 0, cols, score);
     if (t.diagonal != nullptr) {
       for (int64_t k = i; k < i + kRows && k < t.rows; ++k) {
         const float s = score[(k - i) * kMaxChunk + k] * t.p_inverse[k] * t.q_inverse[k];

@@ -37,12 +37,12 @@ class Bf16Engine {
  public:
   explicit Bf16Engine(const Layout& layout);
   void place(Arena& arena, bool gradients);
-  void pack(int set, int64_t first_row, const bf16* x, int64_t rows, const double* norm);
+  void pack(int set, int64_t first_row, const bf16* x, int64_t rows, double* norm);
   void max(const Tile<float>&, int, int64_t, int, int64_t) const {}  // kFixed only
   void sum(const Tile<float>& t, int p, int64_t p_row, int q, int64_t q_row) const;
   void grad(const Tile<float>& t, int p, int64_t p_row, int q, int64_t q_row) const;
-  void normalised(int set, int64_t row, float* out) const;
-  void gradient(int set, int64_t row, float* out) const;
+  const float* normalised(int set, int64_t row, float* out) const;
+  float* gradient(int set, int64_t row, float* out) const;
 
  private:
   Bf16Tile tile(const Tile<float>& t, int p, int64_t p_row, int q, int64_t q_row) const;

@@ -62,27 +62,6 @@ struct Layout {
   }
 };
 
-inline float value(bf16 x) { return to_float(x); }
-inline float value(float x) { return x; }
-inline double value(double x) { return x; }
-
-// ||x||, at least the eps of torch.nn.functional.normalize.
-template <class T>
-double clamped_norm(const T* x, int64_t d) {
-  double sum[8] = {};
-  int64_t k = 0;
-  for (; k + 8 <= d; k += 8) {
-    for (int i = 0; i < 8; ++i) {
-      const double v = value(x[k + i]);
-      sum[i] += v * v;
-    }
-  }
-  for (; k < d; ++k) sum[0] += double(value(x[k])) * value(x[k]);
-  for (int i = 1; i < 8; ++i) sum[0] += sum[i];
-  const double norm = std::sqrt(sum[0]);
-  return norm < 1e-12 ? 1e-12 : norm;
-}
-
 template <class A>
 struct TileFunctions {
   using Function = void (*)(const Tile<A>&);
@@ -90,6 +69,11 @@ struct TileFunctions {
   Function max;
   Function sum[2][2];   // [shifted][columns]
   Function grad[2][2];  // [shifted][columns]
+  // info_nce_rows.h
+  void (*normalise)(const A* x, int64_t rows, int64_t d, int64_t ld, A* z, double* norm);
+  void (*make_panels)(const A* z, int64_t rows, int64_t d, int64_t ld, A* out);
+  double (*through_norm)(const A* z, const A* other, A weight, A* dz, double norm, double scale,
+                         int64_t d, A* out);
 };
 
 template <class A>
@@ -114,24 +98,19 @@ class PlainEngine {
     }
   }
 
-  // Fills the operands of one chunk from its `rows` rows x (rows, d) and their norms.
-  template <class T>
-  void pack(int set, int64_t first_row, const T* x, int64_t rows, const double* norm) {
-    const int64_t d = layout_.d, panel = functions_.panel;
+  // Fills the operands of one chunk from its `rows` rows x (rows, d), and their norms.
+  void pack(int set, int64_t first_row, const A* x, int64_t rows, double* norm) {
+    const int64_t d = layout_.d, chunk = layout_.chunk;
     A* z = rows_[set] + first_row * ld_;
-    A* z_t = panels_[set] + first_row * d;
-    for (int64_t i = 0; i < rows; ++i) {
-      const A n = A(norm[i]);
-      for (int64_t k = 0; k < d; ++k) z[i * ld_ + k] = value(x[i * d + k]) / n;
-      std::fill(z + i * ld_ + d, z + (i + 1) * ld_, A(0));
-    }
-    std::fill(z + rows * ld_, z + layout_.chunk * ld_, A(0));
-    for (int64_t j = 0; j < layout_.chunk; j += panel) {
-      for (int64_t k = 0; k < d; ++k) {
-        for (int64_t c = 0; c < panel; ++c) z_t[j * d + k * panel + c] = z[(j + c) * ld_ + k];
-      }
-    }
-    if (A* g = grads_[set]) std::fill_n(g + first_row * ld_, layout_.chunk * ld_, A(0));
+    functions_.normalise(x, rows, d, ld_, z, norm);
+    std::fill(z + rows * ld_, z + chunk * ld_, A(0));
+    functions_.make_panels(z, chunk, d, ld_, panels_[set] + first_row * d);
+    if (A* g = grads_[set]) std::fill_n(g + first_row * ld_, chunk * ld_, A(0));
+  }
+  void pack(int set, int64_t first_row, const bf16* x, int64_t rows, double* norm) {
+    Buffer<A> wide(rows * layout_.d);
+    std::transform(x, x + rows * layout_.d, wide.get(), [](bf16 v) { return to_float(v); });
+    pack(set, first_row, wide.get(), rows, norm);
   }
 
   void max(Tile<A> t, int p, int64_t p_row, int q, int64_t q_row) const {
@@ -148,13 +127,9 @@ class PlainEngine {
         with_operands(t, p, p_row, q, q_row));
   }
 
-  // Copies a row of the normalised set or of its gradient, (d).
-  void normalised(int set, int64_t row, A* out) const {
-    std::copy_n(rows_[set] + row * ld_, layout_.d, out);
-  }
-  void gradient(int set, int64_t row, A* out) const {
-    std::copy_n(grads_[set] + row * ld_, layout_.d, out);
-  }
+  // A row of the normalised set or of its gradient, (d), here or in the given place.
+  const A* normalised(int set, int64_t row, A*) const { return rows_[set] + row * ld_; }
+  A* gradient(int set, int64_t row, A*) const { return grads_[set] + row * ld_; }
 
  private:
   const Tile<A>& with_operands(Tile<A>& t, int p, int64_t p_row, int q, int64_t q_row) const {

@@ -1,5 +1,6 @@
 // The float32 and float64 tiles, compiled once per SIMD level.
 #include "cpu/info_nce_engine.h"
+#include "cpu/info_nce_rows.h"
 
 namespace mmssl::cpu {
 namespace {
@@ -28,6 +29,20 @@ using Avx512 = Shape<A, 64 / sizeof(A), 8, 3, 6, 4>;
     grad_tile<shape<A>, kShift, kColumns>(t);                                                 \
   }                                                                                           \
   template <class A>                                                                          \
+  target void normalise_##name(const A* x, int64_t rows, int64_t d, int64_t ld, A* z,         \
+                               double* norm) {                                                \
+    normalise_rows<A, shape<A>::kLanes>(x, rows, d, ld, z, norm);                             \
+  }                                                                                           \
+  template <class A>                                                                          \
+  target void panels_##name(const A* z, int64_t rows, int64_t d, int64_t ld, A* out) {        \
+    make_panels<A, shape<A>::kLanes, shape<A>::kPanel>(z, rows, d, ld, out);                  \
+  }                                                                                           \
+  template <class A>                                                                          \
+  target double through_##name(const A* z, const A* other, A weight, A* dz, double norm,      \
+                               double scale, int64_t d, A* out) {                             \
+    return through_norm<A, shape<A>::kLanes>(z, other, weight, dz, norm, scale, d, out);      \
+  }                                                                                           \
+  template <class A>                                                                          \
   constexpr TileFunctions<A> table_##name = {                                                 \
       shape<A>::kLanes,                                                                       \
       shape<A>::kPanel,                                                                       \
@@ -35,7 +50,10 @@ using Avx512 = Shape<A, 64 / sizeof(A), 8, 3, 6, 4>;
       {{sum_##name<A, Shift::kFixed, false>, sum_##name<A, Shift::kFixed, true>},             \
        {sum_##name<A, Shift::kShifted, false>, sum_##name<A, Shift::kShifted, true>}},        \
       {{grad_##name<A, Shift::kFixed, false>, grad_##name<A, Shift::kFixed, true>},           \
-       {grad_##name<A, Shift::kShifted, false>, grad_##name<A, Shift::kShifted, true>}}};
+       {grad_##name<A, Shift::kShifted, false>, grad_##name<A, Shift::kShifted, true>}},        \
+      normalise_##name<A>,                                                                    \
+      panels_##name<A>,                                                                       \
+      through_##name<A>};
 MMSSL_TILES(default, , Default)
 MMSSL_TILES(avx2, MMSSL_TARGET_AVX2, Avx2)
 MMSSL_TILES(avx512, MMSSL_TARGET_AVX512, Avx512)

@@ -2,7 +2,10 @@
 // first two cache levels, with what the forward or the backward wants of it. Legend as in info_nce.h;
 // P are the rows of a tile, Q its columns.
 #pragma once
-#include "cpu/simd.h"
+#include <algorithm>
+#include <type_traits>
+
+#include "cpu/exp2.h"
 
 namespace mmssl::cpu {
 
@@ -27,6 +30,7 @@ struct Tile {
   const A *p_shift, *q_shift;  // kShifted: subtracted from scale * s_ij, per row and per column
 
   // Forward. Sums (or maxima of scale * s) are added to these; q_* is null where columns don't count.
+  // Of a chunk with itself the sums of rows and of columns go to the same place.
   double *p_sum, *q_sum;
   A *p_max, *q_max;
   double* positive;  // s_ii, where the diagonal holds the positives
@@ -59,47 +63,23 @@ struct Shape {
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=fast")
 
-// exp2(x) for x in [-126, 127] (double: [-1022, 1023]), relative error 8e-8 (2e-16).
+// The lanes added up in double: neighbours in pairs, then in fours and so on.
 template <class A, int kLanes>
-MMSSL_INLINE Vec<A, kLanes> exp2_in_range(Vec<A, kLanes> x) {
-  constexpr bool kFloat = sizeof(A) == 4;
-  using Bits = std::conditional_t<kFloat, int32_t, int64_t>;
-  using V = Vec<A, kLanes>;
-  using VBits = Vec<Bits, kLanes>;
-  const A magic = kFloat ? A(12582912.0) : A(6755399441055744.0);  // 1.5 * 2^(mantissa bits)
-  const V t = x + magic;  // the low bits of t now hold round(x)
-  const V f = x - (t - magic);
-  V y;
-  if constexpr (kFloat) {  // least maximum relative error, by Lawson's weights
-    y = V{} + 0x1.41d334p-13f;
-    y = y * f + 0x1.5f456ap-10f;
-    y = y * f + 0x1.3b2dbcp-7f;
-    y = y * f + 0x1.c6aed4p-5f;
-    y = y * f + 0x1.ebfbdap-3f;
-    y = y * f + 0x1.62e430p-1f;
-    y = y * f + 1.0f;
-  } else {  // Taylor; the first term left out is 2e-17
-    constexpr double kLn2 = 0.69314718055994530942;
-    double c[14] = {1.0};
-    for (int k = 1; k < 14; ++k) c[k] = c[k - 1] * kLn2 / k;
-    y = V{} + c[13];
-#pragma GCC unroll 13
-    for (int k = 12; k >= 0; --k) y = y * f + c[k];
+MMSSL_INLINE double sum_lanes(const Vec<A, kLanes>& v) {
+  const A* lanes = reinterpret_cast<const A*>(&v);
+  if constexpr (kLanes >= 8) {
+    Vec<double, 8> sum = __builtin_convertvector(load<A, 8>(lanes), Vec<double, 8>);
+    if constexpr (kLanes == 16) {
+      sum += __builtin_convertvector(load<A, 8>(lanes + 8), Vec<double, 8>);
+    }
+    sum += __builtin_shuffle(sum, Vec<int64_t, 8>{4, 5, 6, 7, 0, 1, 2, 3});
+    sum += __builtin_shuffle(sum, Vec<int64_t, 8>{2, 3, 0, 1, 6, 7, 4, 5});
+    return sum[0] + sum[1];
+  } else {
+    double sum = 0;
+    for (int lane = 0; lane < kLanes; ++lane) sum += lanes[lane];
+    return sum;
   }
-  const VBits bits = reinterpret_cast<VBits>(y) + (reinterpret_cast<VBits>(t) << (kFloat ? 23 : 52));
-  return reinterpret_cast<V>(bits);
-}
-
-// exp2(s * scale - shift), from the lowest normal number up. The product is rounded on its own, so
-// that the largest entry of a row, whose product is the shift, gives exactly one.
-template <class A, int kLanes>
-MMSSL_INLINE Vec<A, kLanes> exp2_shifted(Vec<A, kLanes> s, A scale, Vec<A, kLanes> shift) {
-  Vec<A, kLanes> product = s * scale;
-  asm("" : "+m"(product));  // no contraction past this
-  const Vec<A, kLanes> x = product - shift;
-  const A lowest = sizeof(A) == 4 ? A(-126) : A(-1022);
-  const Vec<A, kLanes> floor = Vec<A, kLanes>{} + lowest;
-  return exp2_in_range<A, kLanes>(x < floor ? floor : x);  // a NaN stays one
 }
 
 // c (kRows x kVecs vectors) = [c +] a b: a[r * row_step + k * k_step] times vectors b[k * ldb].
@@ -157,15 +137,26 @@ MMSSL_INLINE void add_product(const typename S::A* a, int64_t row_step, int64_t 
   if (k < ld) multiply<S, R, 1, true>(a, row_step, k_step, b + k, ld, depth, c + k, ld);
 }
 
-// All ones where column j + lane of row i counts.
-template <class S>
-MMSSL_INLINE auto counts(const Tile<typename S::A>& t, int64_t i, int64_t j) {
-  using A = typename S::A;
+// All ones in the lanes before n, which may be anything.
+template <class Bits, int kLanes>
+MMSSL_INLINE Vec<Bits, kLanes> lanes_before(int64_t n) {
+  static constexpr Bits kOnes[32] = {-1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1, -1};
+  const int64_t count = n < 0 ? 0 : n < kLanes ? n : kLanes;
+  return load<Bits, kLanes>(kOnes + 16 - count);
+}
+
+// e where column j + lane of row i counts, else zero. kUpper: of a chunk with itself only i < j.
+template <class A, int kLanes, bool kUpper>
+MMSSL_INLINE Vec<A, kLanes> counted(Vec<A, kLanes> e, int64_t i, int64_t j, int64_t rows,
+                                    int64_t cols, bool no_diagonal) {
   using Bits = std::conditional_t<sizeof(A) == 4, int32_t, int64_t>;
-  static constexpr Bits kLane[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  const auto column = load<Bits, S::kLanes>(kLane) + Bits(j);
-  const Bits end = i < t.rows ? Bits(t.cols) : 0, left_out = t.same_rows ? Bits(i) : Bits(-1);
-  return (column < end) & (column != left_out);
+  auto mask = lanes_before<Bits, kLanes>(i < rows ? cols - j : 0);
+  if (no_diagonal) {
+    auto left_out = lanes_before<Bits, kLanes>(i + 1 - j);
+    if constexpr (!kUpper) left_out &= ~lanes_before<Bits, kLanes>(i - j);
+    mask &= ~left_out;
+  }
+  return reinterpret_cast<Vec<A, kLanes>>(reinterpret_cast<Vec<Bits, kLanes>>(e) & mask);
 }
 
 // Whether some entry of a register tile does not count.
@@ -175,6 +166,20 @@ MMSSL_INLINE bool at_edge(const Tile<typename S::A>& t, int64_t i, int64_t j) {
   return on_diagonal || j + S::kPanel > t.cols || i + S::kRows > t.rows;
 }
 
+// Scores of one register tile; of the last panel (kEdge) only the vectors that hold some column.
+template <class S, bool kEdge>
+MMSSL_INLINE void score_tile(const Tile<typename S::A>& t, int64_t i, int64_t j,
+                             typename S::A* score, int64_t ldc) {
+  constexpr int R = S::kRows, P = S::kPanel, L = S::kLanes;
+  static_assert(S::kVecs == 3);
+  const typename S::A *a = t.p + i * t.ld, *b = t.q_t + j * t.d;
+  if constexpr (kEdge) {
+    if (j + L >= t.cols) return multiply<S, R, 1, false>(a, t.ld, 1, b, P, t.d, score, ldc);
+    if (j + 2 * L >= t.cols) return multiply<S, R, 2, false>(a, t.ld, 1, b, P, t.d, score, ldc);
+  }
+  multiply<S, R, 3, false>(a, t.ld, 1, b, P, t.d, score, ldc);
+}
+
 template <class S, Shift kShift, bool kColumns, bool kEdge>
 MMSSL_INLINE void add_exponentials(const Tile<typename S::A>& t, int64_t i0, int64_t j0,
                                    const typename S::A* score, typename S::V* row_sum,
@@ -182,6 +187,7 @@ MMSSL_INLINE void add_exponentials(const Tile<typename S::A>& t, int64_t i0, int
   using A = typename S::A;
   using V = typename S::V;
   constexpr int L = S::kLanes;
+  const Exp2<A, L> exp2;
   V columns[S::kVecs] = {};
 #pragma GCC unroll 8
   for (int r = 0; r < S::kRows; ++r) {
@@ -189,21 +195,23 @@ MMSSL_INLINE void add_exponentials(const Tile<typename S::A>& t, int64_t i0, int
 #pragma GCC unroll 4
     for (int v = 0; v < S::kVecs; ++v) {
       const int64_t j = j0 + v * L;
+      if (kEdge && j >= t.cols) break;
       const V s = load<A, L>(score + r * S::kPanel + v * L);
       V e, column_e;
       if constexpr (kShift == Shift::kFixed) {
-        e = exp2_in_range<A, L>(s * t.scale + t.shift);
+        e = exp2(s * t.scale + t.shift);
         column_e = e;
       } else {
-        e = exp2_shifted<A, L>(s, t.scale, V{} + t.p_shift[i0 + r]);
+        e = exp2.shifted(s, t.scale, V{} + t.p_shift[i0 + r]);
         if constexpr (kColumns) {
-          column_e = exp2_shifted<A, L>(s, t.scale, load<A, L>(t.q_shift + j));
+          column_e = exp2.shifted(s, t.scale, load<A, L>(t.q_shift + j));
         }
       }
       if constexpr (kEdge) {
-        const auto mask = counts<S>(t, i0 + r, j);
-        e = mask ? e : V{};
-        if constexpr (kColumns) column_e = mask ? column_e : V{};
+        e = counted<A, L, true>(e, i0 + r, j, t.rows, t.cols, t.same_rows);
+        if constexpr (kColumns) {
+          column_e = counted<A, L, true>(column_e, i0 + r, j, t.rows, t.cols, t.same_rows);
+        }
       }
       sum += e;
       if constexpr (kColumns) columns[v] += column_e;
@@ -224,9 +232,16 @@ MMSSL_INLINE void sum_tile(const Tile<typename S::A>& t) {
   alignas(64) A score[S::kRows * S::kPanel];
   for (int64_t j = 0; j < t.cols; j += S::kPanel) {
     V column_sum[S::kVecs] = {};
-    for (int64_t i = 0; i < t.rows; i += S::kRows) {
-      multiply<S, S::kRows, S::kVecs, false>(t.p + i * t.ld, t.ld, 1, t.q_t + j * t.d, S::kPanel,
-                                             t.d, score, S::kPanel);
+    // A chunk with itself: the triangle above the diagonal, for its rows and its columns.
+    const int64_t rows = t.same_rows && j + S::kPanel < t.rows ? j + S::kPanel : t.rows;
+    for (int64_t i = 0; i < rows; i += S::kRows) {
+      if (at_edge<S>(t, i, j)) {
+        score_tile<S, true>(t, i, j, score, S::kPanel);
+        add_exponentials<S, kShift, kColumns, true>(t, i, j, score, row_sum + i, column_sum);
+      } else {
+        score_tile<S, false>(t, i, j, score, S::kPanel);
+        add_exponentials<S, kShift, kColumns, false>(t, i, j, score, row_sum + i, column_sum);
+      }
       if (t.positive != nullptr) {
         for (int r = 0; r < S::kRows; ++r) {
           const int64_t column = i + r - j;
@@ -235,11 +250,6 @@ MMSSL_INLINE void sum_tile(const Tile<typename S::A>& t) {
           }
         }
       }
-      if (at_edge<S>(t, i, j)) {
-        add_exponentials<S, kShift, kColumns, true>(t, i, j, score, row_sum + i, column_sum);
-      } else {
-        add_exponentials<S, kShift, kColumns, false>(t, i, j, score, row_sum + i, column_sum);
-      }
     }
     if constexpr (kColumns) {
       const A* sum = reinterpret_cast<const A*>(column_sum);
@@ -247,9 +257,7 @@ MMSSL_INLINE void sum_tile(const Tile<typename S::A>& t) {
     }
   }
   for (int64_t i = 0; i < t.rows; ++i) {
-    double sum = 0;
-    for (int lane = 0; lane < S::kLanes; ++lane) sum += row_sum[i][lane];
-    t.p_sum[i] += sum;
+    t.p_sum[i] += sum_lanes<A, S::kLanes>(row_sum[i]);
   }
 }
 
@@ -260,8 +268,7 @@ MMSSL_INLINE void max_tile(const Tile<typename S::A>& t) {
   alignas(64) A score[S::kRows * S::kPanel];
   for (int64_t j = 0; j < t.cols; j += S::kPanel) {
     for (int64_t i = 0; i < t.rows; i += S::kRows) {
-      multiply<S, S::kRows, S::kVecs, false>(t.p + i * t.ld, t.ld, 1, t.q_t + j * t.d, S::kPanel,
-                                             t.d, score, S::kPanel);
+      score_tile<S, true>(t, i, j, score, S::kPanel);
       const int64_t rows = t.rows - i < S::kRows ? t.rows - i : S::kRows;
       const int64_t cols = t.cols - j < S::kPanel ? t.cols - j : S::kPanel;
       for (int64_t r = 0; r < rows; ++r) {
@@ -284,6 +291,7 @@ MMSSL_INLINE void weigh(const Tile<typename S::A>& t, int64_t i0, int64_t j0, ty
   using A = typename S::A;
   using V = typename S::V;
   constexpr int L = S::kLanes;
+  const Exp2<A, L> exp2;
 #pragma GCC unroll 4
   for (int v = 0; v < S::kVecs; ++v) {
     const int64_t j = j0 + v * L;
@@ -297,17 +305,19 @@ MMSSL_INLINE void weigh(const Tile<typename S::A>& t, int64_t i0, int64_t j0, ty
       const A p_weight = t.p_weight[i0 + r];
       V y;
       if constexpr (kShift == Shift::kFixed) {
-        y = exp2_in_range<A, L>(s * t.scale + t.shift);
+        y = exp2(s * t.scale + t.shift);
         if constexpr (kColumns) {
           y *= q_weight + p_weight;
         } else {
           y *= p_weight;
         }
       } else {
-        y = p_weight * exp2_shifted<A, L>(s, t.scale, V{} + t.p_shift[i0 + r]);
-        if constexpr (kColumns) y += q_weight * exp2_shifted<A, L>(s, t.scale, q_shift);
+        y = p_weight * exp2.shifted(s, t.scale, V{} + t.p_shift[i0 + r]);
+        if constexpr (kColumns) y += q_weight * exp2.shifted(s, t.scale, q_shift);
       }
-      if constexpr (kEdge) y = counts<S>(t, i0 + r, j) ? y : V{};
+      if constexpr (kEdge) {
+        y = counted<A, L, false>(y, i0 + r, j, t.rows, t.cols, t.same_rows);
+      }
       store<A, L>(out, y);
     }
   }
@@ -325,11 +335,11 @@ MMSSL_INLINE void grad_tile(const Tile<typename S::A>& t) {
         for (rows = 0; rows < B && i0 + rows < t.rows; rows += S::kRows) {
           const int64_t i = i0 + rows, j = j0 + cols;
           A* out = g + rows * B + cols;
-          multiply<S, S::kRows, S::kVecs, false>(t.p + i * t.ld, t.ld, 1, t.q_t + j * t.d,
-                                                 S::kPanel, t.d, out, B);
           if (at_edge<S>(t, i, j)) {
+            score_tile<S, true>(t, i, j, out, B);
             weigh<S, kShift, kColumns, true>(t, i, j, out);
           } else {
+            score_tile<S, false>(t, i, j, out, B);
             weigh<S, kShift, kColumns, false>(t, i, j, out);
           }
         }
@@ -340,6 +350,8 @@ MMSSL_INLINE void grad_tile(const Tile<typename S::A>& t) {
           g[k * B + k] = 0;
         }
       }
+      rows = std::min(B, t.rows - i0);
+      cols = std::min(B, t.cols - j0);
       for (int64_t r = 0; r < rows; r += S::kRowsOut) {
         add_product<S>(g + r * B, B, 1, t.q + j0 * t.ld, cols, t.p_grad + (i0 + r) * t.ld, t.ld);
       }

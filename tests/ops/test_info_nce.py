@@ -150,6 +150,44 @@ def test_zero_rows_and_scales(dtype):
 
 
 @needs_kernel
+@pytest.mark.parametrize("n", [1, 2, 7, 127, 129, 1000, 4097])
+def test_zero_rows_at_any_temperature(n):
+    """Every row on the scale of its own gradient, that of a zero row included."""
+
+    @settings(max_examples=8 if n < 1000 else 2, deadline=None)
+    @given(
+        temperature=st.floats(0.01, 5),
+        zero=st.sets(st.integers(0, n - 1), max_size=3),
+        dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+        seed=st.integers(0, 100),
+    )
+    def check(temperature, zero, dtype, seed):
+        inputs = problem(n, 8, dtype=dtype, seed=seed)[:2]
+        for x in inputs:
+            x[list(zero)] = 0
+        truth, reference, mine = (
+            run(function, *inputs, None, temperature, used, eps=1e-8)
+            for function, used in (
+                (info_nce_reference, torch.float64),
+                (info_nce_reference, dtype),
+                (native, dtype),
+            )
+        )
+        slope = 1.5 / n / temperature
+        assert (mine[0] - truth[0]).abs() <= 2 * (reference[0] - truth[0]).abs() + 2e-6 * (
+            1 + 1 / temperature
+        )
+        for x, t, r, m in zip(inputs, truth[1:3], reference[1:3], mine[1:3], strict=True):
+            norm = x.double().norm(dim=-1, keepdim=True).clamp_min(1e-12)
+            rounded = 2**-8 * t.abs().amax(-1, keepdim=True) + 2e-4 * slope / norm
+            bound = 2 * ((r - t) * norm).abs().amax() / norm + 1e-6 * slope / norm
+            bound = bound + rounded * (dtype == torch.bfloat16)
+            assert ((m - t).abs() <= bound).all()
+
+    check()
+
+
+@needs_kernel
 def test_identical_rows():
     anchor = torch.ones(130, 5)
     loss = native(anchor, anchor, 0.05, reduction="none")
@@ -229,7 +267,7 @@ def test_same_bits_for_any_number_of_threads(dtype):
     before = torch.get_num_threads()
     results = []
     try:
-        for threads in (1, 2, 5, 2):
+        for threads in (1, 2, 5, 16, 2):
             torch.set_num_threads(threads)
             results.append(run(native, anchor, positive, negatives, 0.2, dtype, symmetric=True))
     finally:
@@ -265,9 +303,41 @@ def test_compiles_to_one_graph():
 @needs_kernel
 def test_autocast_leaves_the_inputs_alone():
     anchor, positive, _ = problem(20, 6)
+    anchor.requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         inside = native(anchor, positive, 0.2)
-    assert torch.equal(inside, native(anchor, positive, 0.2))
+    outside = native(anchor, positive, 0.2)
+    assert torch.equal(inside, outside)
+    (first,) = torch.autograd.grad(inside, anchor)
+    assert torch.equal(first, torch.autograd.grad(outside, anchor)[0])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or _extension.cuda is None,
+    reason=f"no CUDA kernel: {_extension.missing.get('_C_cuda', 'no CUDA device')}",
+)
+def test_captured_in_a_cuda_graph():
+    anchor, positive, _ = (None if x is None else x.cuda() for x in problem(200, 64))
+    anchor.requires_grad_()
+
+    def step():
+        loss = native(anchor, positive, 0.2)
+        return loss, *torch.autograd.grad(loss, anchor)
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        anchor.mul_(-1)
+    graph.replay()
+    for got, want in zip(captured, step(), strict=True):
+        assert torch.equal(got, want)
 
 
 @needs_kernel

@@ -65,6 +65,23 @@ def test_learns(tiny_dataset, tiny_directory, tmp_path, variant):
     assert bpr[-1] < bpr[0]
 
 
+@pytest.mark.parametrize("variant", ["paper", "released"])
+def test_same_curve_with_and_without_the_kernels(tiny_dataset, tiny_directory, tmp_path, variant):
+    """Kernels and plain PyTorch round differently; a training run must not notice."""
+    if not any(s.op == "info_nce" and s.backend == "native" for s in ops.status()):
+        pytest.skip("no kernels: the extension is not loaded")
+    curves = []
+    for backend in ("reference", "auto"):
+        with ops.backend(backend):
+            config = config_for(variant, "training.epochs=3")
+            trainer = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / backend)
+            epochs = trainer.fit()["epochs"]
+        curves.append([part for epoch in epochs for part in epoch["loss"].values()])
+    torch.testing.assert_close(
+        torch.tensor(curves[1]), torch.tensor(curves[0]), rtol=2e-4, atol=1e-5
+    )
+
+
 def test_run_directory(tiny_dataset, tiny_directory, tmp_path):
     config = config_for("paper", "training.epochs=2")
     trainer = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "run")
