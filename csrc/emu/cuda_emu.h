@@ -19,6 +19,7 @@ inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 #define __global__
 #define __device__
 #define __host__
+#define __grid_constant__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __shared__ static
