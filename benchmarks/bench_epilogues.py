@@ -4,6 +4,7 @@
 and Sports, and by themselves the two steps that a product could do on its way out: adding a layer
 to the running sum of the layers, and the L2 normalisation of the modality embeddings. A fused step
 still reads and writes the same rows once, so what is printed is more than could be saved.
+"""
 
 from __future__ import annotations
 
