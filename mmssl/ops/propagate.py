@@ -41,11 +41,11 @@ def spmm(view: GraphView, x: Tensor) -> Tensor:
     _check(view, x)
     if not use_native("spmm", x.device.type, x.dtype):
         return spmm_reference(view, x)
-    arguments = (x, *_operands(view, x.dtype))
+    operands = _operands(view, x.dtype)
     if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        y: Tensor = torch.ops.mmssl.spmm(*arguments)
+        y: Tensor = torch.ops.mmssl.spmm(x, *operands)
     else:
-        y = Spmm.apply(*arguments)
+        y = Spmm.apply(operands, x, operands.value)
     return y
 
 
