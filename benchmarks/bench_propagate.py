@@ -4,8 +4,8 @@
 makes one untimed call, so that it starts from its own tables and not from what the peer before left
 in the caches, then calls for about 30 ms forward and backward and as many forward only; medians and
 quartiles are over the calls of all turns. A peer that takes longer than half a second is not warmed
-up. glibc is told to keep freed memory, as ``mmssl train`` does, so that no peer pays page faults for
-its outputs on every call; without that they are half the time of a large product.
+up. glibc is told to keep freed memory, as ``mmssl train`` does, so that no peer pays page faults
+for its outputs on every call.
 
 The share is that of the limit measured in turn with the rest (benchmarks/gather.py): the fastest
 way to gather the rows and read the index, both directions, plus writing both results.
