@@ -82,8 +82,8 @@ STABLE_TORCH_LIBRARY(mmssl, m) {
       "Tensor t_col, Tensor? row_scale, Tensor? col_scale, Tensor? edge, Tensor? t_edge) -> Tensor");
   m.def(
       "propagate(Tensor[] x, Tensor[] rowptr, Tensor[] col, Tensor[] t_rowptr, Tensor[] t_col, "
-      "Tensor?[] row_scale, Tensor?[] col_scale, Tensor?[] value, Tensor?[] edge, Tensor?[] t_edge) "
-      "-> Tensor[]");
+      "Tensor?[] row_scale, Tensor?[] col_scale, Tensor?[] value, Tensor?[] edge, "
+      "Tensor?[] t_edge) -> Tensor[]");
   m.def("cpu_capability() -> str");
 }
 

@@ -113,7 +113,8 @@ struct Batch {
   std::vector<SparseProduct<T, A>> products() const {
     std::vector<SparseProduct<T, A>> out;
     for (size_t n = 0; n < x.size(); ++n) {
-      out.push_back({view[n].template args<A>(), data<T>(x[n]), mutable_data<T>(y[n]), x[n].size(1)});
+      out.push_back(
+          {view[n].template args<A>(), data<T>(x[n]), mutable_data<T>(y[n]), x[n].size(1)});
     }
     return out;
   }

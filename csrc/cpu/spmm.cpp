@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <memory>
 #include <type_traits>
+#include <utility>
 #include <vector>
 
 #include "cpu/partition.h"
@@ -303,7 +304,8 @@ void launch_spmm(std::span<const SparseProduct<T, A>> products, const Parallel& 
     const int64_t first_task = tasks;
     tasks += partition.tasks(), partials += partition.slots * p.d;
     const bool weighted = p.a.value != nullptr || p.a.col_scale != nullptr;
-    jobs.push_back({{p.a, p.x, p.y, p.d, nullptr}, std::move(partition), level[weighted], first_task});
+    const Spmm<T, A> s{p.a, p.x, p.y, p.d, nullptr};
+    jobs.push_back({s, std::move(partition), level[weighted], first_task});
   }
   const std::unique_ptr<A[]> partial(new A[partials]);
   partials = 0;
