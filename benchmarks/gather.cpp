@@ -106,7 +106,8 @@ __attribute__((always_inline)) inline float chunk(int variant, const Direction& 
 }
 
 #if defined(__x86_64__)
-__attribute__((target("avx512f,prefer-vector-width=512"))) float wide(int v, const Direction& d, int64_t b, int64_t e) {
+__attribute__((target("avx512f,prefer-vector-width=512"))) float wide(int v, const Direction& d,
+                                                                      int64_t b, int64_t e) {
   return chunk<64>(v, d, b, e);
 }
 __attribute__((target("avx2"))) float middle(int v, const Direction& d, int64_t b, int64_t e) {
