@@ -3,6 +3,7 @@
 // autograd live in Python.
 #include <Python.h>
 
+#include <span>
 #include <string>
 
 #include "common/stable_args.h"
@@ -12,32 +13,38 @@
 
 namespace {
 
+using mmssl::Batch;
 using mmssl::OptTensor;
+using mmssl::OptTensors;
 using mmssl::Tensor;
+using mmssl::Tensors;
 using mmssl::torch_threads;
 using mmssl::View;
 
-void check_pointers(const Tensor& rowptr, int64_t nnz) {
-  const int64_t* p = mmssl::data<int64_t>(rowptr);
-  STD_TORCH_CHECK(p[0] == 0 && p[rowptr.size(0) - 1] == nnz,
-                  "mmssl::spmm: rowptr must run from 0 to the number of edges, ", nnz);
+// Only where the pointers can be read without waiting: on the CPU.
+void check_pointers(const View& view) {
+  STD_TORCH_CHECK(view.rowptr()[0] == 0 && view.rowptr()[view.rows()] == view.nnz(),
+                  "mmssl::spmm: rowptr must run from 0 to the number of edges, ", view.nnz());
 }
 
-Tensor spmm(const Tensor& x_, const Tensor& rowptr, const Tensor& col, const Tensor& t_rowptr,
+Tensors propagate(const Tensors& x, const Tensors& rowptr, const Tensors& col,
+                  const Tensors& t_rowptr, const Tensors& t_col, const OptTensors& row_scale,
+                  const OptTensors& col_scale, const OptTensors& value, const OptTensors& edge,
+                  const OptTensors& t_edge) {
+  const Batch batch(x, rowptr, col, t_rowptr, row_scale, col_scale, value, edge);
+  for (const View& view : batch.view) check_pointers(view);
+  mmssl::for_dtype(batch.x[0].scalar_type(), [&](auto storage, auto sum) {
+    const auto products = batch.products<decltype(storage), decltype(sum)>();
+    mmssl::cpu::spmm(std::span(products), torch_threads());
+  });
+  return batch.y;
+}
+
+Tensor spmm(const Tensor& x, const Tensor& rowptr, const Tensor& col, const Tensor& t_rowptr,
             const Tensor& t_col, const OptTensor& row_scale, const OptTensor& col_scale,
             const OptTensor& value, const OptTensor& edge, const OptTensor& t_edge) {
-  STD_TORCH_CHECK(x_.dim() == 2 && x_.size(0) == t_rowptr.size(0) - 1,
-                  "mmssl::spmm: x must be (C, D) with C = ", t_rowptr.size(0) - 1);
-  const Tensor x = torch::stable::contiguous(x_);
-  const View view(x, rowptr, col, row_scale, col_scale, value, edge, x.size(0));
-  check_pointers(torch::stable::contiguous(rowptr), view.nnz());
-  Tensor y = torch::stable::new_empty(x, {view.rows(), x.size(1)});
-  mmssl::for_dtype(x.scalar_type(), [&](auto storage, auto sum) {
-    using T = decltype(storage);
-    mmssl::cpu::spmm(view.args<decltype(sum)>(), mmssl::data<T>(x), mmssl::mutable_data<T>(y),
-                     x.size(1), torch_threads());
-  });
-  return y;
+  return propagate({x}, {rowptr}, {col}, {t_rowptr}, {t_col}, {row_scale}, {col_scale}, {value},
+                   {edge}, {t_edge})[0];
 }
 
 Tensor spmm_value_grad(const Tensor& grad_, const Tensor& x_, const Tensor& rowptr,
@@ -50,7 +57,7 @@ Tensor spmm_value_grad(const Tensor& grad_, const Tensor& x_, const Tensor& rowp
                   "mmssl::spmm_value_grad: grad must be (R, D) and x (C, D) of one dtype");
   const Tensor x = torch::stable::contiguous(x_), grad = torch::stable::contiguous(grad_);
   const View view(x, rowptr, col, row_scale, col_scale, std::nullopt, edge, x.size(0));
-  check_pointers(torch::stable::contiguous(rowptr), view.nnz());
+  check_pointers(view);
   Tensor out = torch::stable::new_empty(x, {view.nnz()},
                                         mmssl::accumulation_type(x.scalar_type()));
   mmssl::for_dtype(x.scalar_type(), [&](auto storage, auto sum) {
@@ -73,12 +80,17 @@ STABLE_TORCH_LIBRARY(mmssl, m) {
   m.def(
       "spmm_value_grad(Tensor grad, Tensor x, Tensor rowptr, Tensor col, Tensor t_rowptr, "
       "Tensor t_col, Tensor? row_scale, Tensor? col_scale, Tensor? edge, Tensor? t_edge) -> Tensor");
+  m.def(
+      "propagate(Tensor[] x, Tensor[] rowptr, Tensor[] col, Tensor[] t_rowptr, Tensor[] t_col, "
+      "Tensor?[] row_scale, Tensor?[] col_scale, Tensor?[] value, Tensor?[] edge, "
+      "Tensor?[] t_edge) -> Tensor[]");
   m.def("cpu_capability() -> str");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {
   m.impl("spmm", TORCH_BOX(&spmm));
   m.impl("spmm_value_grad", TORCH_BOX(&spmm_value_grad));
+  m.impl("propagate", TORCH_BOX(&propagate));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CompositeExplicitAutograd, m) {

@@ -22,6 +22,16 @@ struct SparseArgs {
   const int64_t* edge = nullptr;    // (E) or null
 };
 
+// One product of a batch: y (R, D) = a (R, C) @ x (C, D), row-major and contiguous. T is the type x
+// and y are stored in.
+template <class T, class A>
+struct SparseProduct {
+  SparseArgs<A> a;
+  const T* x = nullptr;
+  T* y = nullptr;
+  int64_t d = 0;
+};
+
 // Rows with more edges than this are summed in chunks of this many edges, whose sums are added in
 // order. Fixed, so that the result does not depend on how many threads share the work.
 inline constexpr int64_t kChunkEdges = 512;

@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <type_traits>
+#include <vector>
 
 #include "common/bf16.h"
 #include "common/spmm_args.h"
@@ -18,6 +19,8 @@ namespace mmssl {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using OptTensor = std::optional<Tensor>;
+using Tensors = std::vector<Tensor>;
+using OptTensors = std::vector<OptTensor>;
 
 template <class T>
 const T* data(const Tensor& t) {
@@ -59,6 +62,7 @@ class View {
 
   int64_t rows() const { return rowptr_.size(0) - 1; }
   int64_t nnz() const { return col_.size(0); }
+  const int64_t* rowptr() const { return data<int64_t>(rowptr_); }
 
   template <class A>
   SparseArgs<A> args() const {
@@ -80,6 +84,43 @@ class View {
 
   Tensor rowptr_, col_;
   OptTensor row_scale_, col_scale_, value_, edge_;
+};
+
+// The operands of a batch of products and its empty results. The lists are as long as x; entry n of
+// each belongs to product n, and all x are of one dtype on one device.
+struct Batch {
+  Batch(const Tensors& x_, const Tensors& rowptr, const Tensors& col, const Tensors& t_rowptr,
+        const OptTensors& row_scale, const OptTensors& col_scale, const OptTensors& value,
+        const OptTensors& edge) {
+    const size_t count = x_.size();
+    STD_TORCH_CHECK(rowptr.size() == count && col.size() == count &&
+                        t_rowptr.size() == count && row_scale.size() == count &&
+                        col_scale.size() == count && value.size() == count && edge.size() == count,
+                    "mmssl::propagate: lists must be as long as x, ", count);
+    for (size_t n = 0; n < count; ++n) {
+      STD_TORCH_CHECK(x_[n].dim() == 2 && x_[n].size(0) == t_rowptr[n].size(0) - 1 &&
+                          x_[n].scalar_type() == x_[0].scalar_type(),
+                      "mmssl::spmm: x must be (C, D) with C = ", t_rowptr[n].size(0) - 1,
+                      " and of one dtype");
+      x.push_back(torch::stable::contiguous(x_[n]));
+      view.emplace_back(x[n], rowptr[n], col[n], row_scale[n], col_scale[n], value[n], edge[n],
+                        x[n].size(0));
+      y.push_back(torch::stable::new_empty(x[n], {view[n].rows(), x[n].size(1)}));
+    }
+  }
+
+  template <class T, class A>
+  std::vector<SparseProduct<T, A>> products() const {
+    std::vector<SparseProduct<T, A>> out;
+    for (size_t n = 0; n < x.size(); ++n) {
+      out.push_back(
+          {view[n].template args<A>(), data<T>(x[n]), mutable_data<T>(y[n]), x[n].size(1)});
+    }
+    return out;
+  }
+
+  Tensors x, y;  // (C, D) and (R, D) each
+  std::vector<View> view;
 };
 
 // Calls f(storage value, sum value) with zeros of the two types that belong to a dtype.

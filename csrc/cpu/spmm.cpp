@@ -1,7 +1,10 @@
 #include "cpu/spmm.h"
 
+#include <algorithm>
 #include <memory>
 #include <type_traits>
+#include <utility>
+#include <vector>
 
 #include "cpu/partition.h"
 #include "cpu/simd.h"
@@ -264,36 +267,68 @@ MMSSL_ENTRY(avx512, MMSSL_TARGET_AVX512, 64, 16)
 #undef MMSSL_ENTRY
 
 template <class A>
-Partition make_partition(const SparseArgs<A>& a, int64_t d, const Parallel& pool) {
-  const int64_t work = (a.rows + a.nnz) * d;
-  const int64_t tasks = pool.threads <= 1 ? 1 : work / kMinTaskWork;
-  return partition_rows(a.rowptr, a.rows,
-                        std::min<int64_t>(tasks, kTasksPerThread * pool.threads));
+int64_t work_of(const SparseArgs<A>& a, int64_t d) {
+  return (a.rows + a.nnz) * d;
+}
+
+// Tasks for one of several matrices; `share` of all the work of a call is its own.
+template <class A>
+Partition make_partition(const SparseArgs<A>& a, int64_t d, double share, const Parallel& pool) {
+  const int64_t tasks = pool.threads <= 1 ? 1 : work_of(a, d) / kMinTaskWork;
+  const int64_t most = std::max<int64_t>(1, int64_t(kTasksPerThread * pool.threads * share));
+  return partition_rows(a.rowptr, a.rows, std::min(tasks, most));
 }
 
 template <class T, class A>
-void launch_spmm(const SparseArgs<A>& a, const T* x, T* y, int64_t d, const Parallel& pool) {
-  if (a.rows == 0 || d == 0) return;
-  const Partition partition = make_partition(a, d, pool);
-  const std::unique_ptr<A[]> partial(new A[partition.slots * d]);
-  const Spmm<T, A> s{a, x, y, d, partial.get()};
-  using Task = void (*)(const Spmm<T, A>&, const Cut&, const Cut&);
-  static const Task table[3][2] = {
-      {spmm_default<T, A, false>, spmm_default<T, A, true>},
-      {spmm_avx2<T, A, false>, spmm_avx2<T, A, true>},
-      {spmm_avx512<T, A, false>, spmm_avx512<T, A, true>}};
-  const bool weighted = a.value != nullptr || a.col_scale != nullptr;
-  const Task task = table[static_cast<int>(simd_level())][weighted];
-  for_each_task(pool, partition.tasks(),
-                [&](int64_t t) { task(s, partition.cuts[t], partition.cuts[t + 1]); });
-  join_split_rows(s, partition);
+struct Job {
+  Spmm<T, A> s;
+  Partition partition;
+  void (*run)(const Spmm<T, A>&, const Cut&, const Cut&);
+  int64_t first_task;  // tasks of the jobs before this one
+};
+
+template <class T, class A>
+void launch_spmm(std::span<const SparseProduct<T, A>> products, const Parallel& pool) {
+  using Run = void (*)(const Spmm<T, A>&, const Cut&, const Cut&);
+  static const Run table[3][2] = {{spmm_default<T, A, false>, spmm_default<T, A, true>},
+                                  {spmm_avx2<T, A, false>, spmm_avx2<T, A, true>},
+                                  {spmm_avx512<T, A, false>, spmm_avx512<T, A, true>}};
+  const Run* level = table[static_cast<int>(simd_level())];
+  double work = 0;
+  for (const auto& p : products) work += double(work_of(p.a, p.d));
+  std::vector<Job<T, A>> jobs;
+  int64_t tasks = 0, partials = 0;
+  for (const auto& p : products) {
+    if (p.a.rows == 0 || p.d == 0) continue;
+    Partition partition = make_partition(p.a, p.d, double(work_of(p.a, p.d)) / work, pool);
+    const int64_t first_task = tasks;
+    tasks += partition.tasks(), partials += partition.slots * p.d;
+    const bool weighted = p.a.value != nullptr || p.a.col_scale != nullptr;
+    const Spmm<T, A> s{p.a, p.x, p.y, p.d, nullptr};
+    jobs.push_back({s, std::move(partition), level[weighted], first_task});
+  }
+  const std::unique_ptr<A[]> partial(new A[partials]);
+  partials = 0;
+  for (auto& job : jobs) {
+    job.s.partial = partial.get() + partials;
+    partials += job.partition.slots * job.s.d;
+  }
+  for_each_task(pool, tasks, [&](int64_t task) {
+    const auto after = std::upper_bound(
+        jobs.begin(), jobs.end(), task,
+        [](int64_t t, const Job<T, A>& job) { return t < job.first_task; });
+    const Job<T, A>& job = *std::prev(after);
+    const Cut* cut = &job.partition.cuts[task - job.first_task];
+    job.run(job.s, cut[0], cut[1]);
+  });
+  for (const auto& job : jobs) join_split_rows(job.s, job.partition);
 }
 
 template <class T, class A>
 void launch_value_grad(const SparseArgs<A>& a, const T* g, const T* x, A* out, int64_t d,
                        const Parallel& pool) {
   if (a.nnz == 0) return;
-  const Partition partition = make_partition(a, d, pool);
+  const Partition partition = make_partition(a, d, 1, pool);
   const ValueGrad<T, A> s{a, g, x, out, d};
   using Task = void (*)(const ValueGrad<T, A>&, const Cut&, const Cut&);
   static const Task table[3] = {value_grad_default<T, A>, value_grad_avx2<T, A>,
@@ -305,15 +340,14 @@ void launch_value_grad(const SparseArgs<A>& a, const T* g, const T* x, A* out, i
 
 }  // namespace
 
-void spmm(const SparseArgs<float>& a, const float* x, float* y, int64_t d, const Parallel& pool) {
-  launch_spmm(a, x, y, d, pool);
+void spmm(std::span<const SparseProduct<float, float>> products, const Parallel& pool) {
+  launch_spmm(products, pool);
 }
-void spmm(const SparseArgs<float>& a, const bf16* x, bf16* y, int64_t d, const Parallel& pool) {
-  launch_spmm(a, x, y, d, pool);
+void spmm(std::span<const SparseProduct<bf16, float>> products, const Parallel& pool) {
+  launch_spmm(products, pool);
 }
-void spmm(const SparseArgs<double>& a, const double* x, double* y, int64_t d,
-          const Parallel& pool) {
-  launch_spmm(a, x, y, d, pool);
+void spmm(std::span<const SparseProduct<double, double>> products, const Parallel& pool) {
+  launch_spmm(products, pool);
 }
 
 void spmm_value_grad(const SparseArgs<float>& a, const float* g, const float* x, float* out,

@@ -1,16 +1,18 @@
 // Sparse times dense on the CPU. See common/spmm_args.h for the formula.
 #pragma once
+#include <span>
+
 #include "common/bf16.h"
 #include "common/parallel.h"
 #include "common/spmm_args.h"
 
 namespace mmssl::cpu {
 
-// y (R, D) = view (R, C) @ x (C, D), row-major and contiguous. Same bits for the same input,
-// whatever the number of threads or the SIMD level.
-void spmm(const SparseArgs<float>& a, const float* x, float* y, int64_t d, const Parallel& pool);
-void spmm(const SparseArgs<float>& a, const bf16* x, bf16* y, int64_t d, const Parallel& pool);
-void spmm(const SparseArgs<double>& a, const double* x, double* y, int64_t d, const Parallel& pool);
+// Every product of a batch, in one parallel region. Same bits for the same input, whatever the number
+// of threads, the SIMD level and the rest of the batch.
+void spmm(std::span<const SparseProduct<float, float>> products, const Parallel& pool);
+void spmm(std::span<const SparseProduct<bf16, float>> products, const Parallel& pool);
+void spmm(std::span<const SparseProduct<double, double>> products, const Parallel& pool);
 
 // Gradient of spmm for its values: out[edge[p]] = row_scale[r] * col_scale[col[p]] * <g[r], x[col[p]]>
 // with g (R, D) the gradient of y. a.value is not read.

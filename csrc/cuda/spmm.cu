@@ -3,12 +3,21 @@
 // chunks that it spans: the edges of the whole matrix are cut into chunks of kChunkEdges, so that no
 // row needs to be known on the host, nothing waits for the device, and a second kernel adds the sums
 // of a row's chunks in order, without atomics.
+//
+// A launch takes up to kMaxProducts products, passed by value in its parameters; neighbouring blocks
+// belong to the same product.
 #include "cuda/spmm.cuh"
+
+#include <algorithm>
+#include <vector>
 
 namespace mmssl::cuda {
 namespace {
 
 constexpr int kBlock = 256;
+// Far below the 4 KB that a kernel's parameters may take on every GPU, and more than a model's
+// modalities in both directions.
+constexpr int kMaxProducts = 16;
 constexpr int kEdgesPerGroup = 32;  // of spmm_value_grad: spreads the search for the row
 
 template <int kValue>
@@ -74,18 +83,44 @@ __device__ __forceinline__ Span find_piece(const SparseArgs<A>& a, int64_t piece
   return {first > begin ? first : begin, stop < end ? stop : end};
 }
 
-// Groups [0, R) take a row each, the next 2 * chunks a piece of a long row each.
+template <class T, class A>
+struct Entry {
+  SparseProduct<T, A> p;
+  A* scratch;      // (2 * chunks, d): sums of the pieces of long rows
+  int64_t chunks;  // 0 where no row can be long
+};
+
+template <class T, class A>
+struct Table {
+  int count = 0;
+  unsigned first_block[kMaxProducts + 1] = {};  // blocks of the products before this one
+  Entry<T, A> entry[kMaxProducts];
+};
+
+template <class T, class A>
+__device__ __forceinline__ int product_of_block(const Table<T, A>& table) {
+  int n = 0;
+  while (blockIdx.x >= table.first_block[n + 1]) ++n;
+  return n;
+}
+
+// Groups [0, R) of a product take a row each, the next 2 * chunks a piece of a long row each.
 template <class T, class A, int kVec, int kLanes, bool kWeighted>
 __global__ void __launch_bounds__(kBlock)
-    spmm_kernel(SparseArgs<A> a, const T* __restrict__ x, T* __restrict__ y, int64_t d,
-                A* __restrict__ scratch, int64_t chunks) {
-  const int64_t group = (int64_t(blockIdx.x) * kBlock + threadIdx.x) / kLanes;
-  if (group >= a.rows + 2 * chunks) return;
+    spmm_kernel(const __grid_constant__ Table<T, A> table) {
+  const int n = product_of_block(table);
+  const Entry<T, A>& e = table.entry[n];
+  const SparseArgs<A>& a = e.p.a;
+  const int64_t thread = int64_t(blockIdx.x - table.first_block[n]) * kBlock + threadIdx.x;
+  const int64_t group = thread / kLanes, d = e.p.d;
+  if (group >= a.rows + 2 * e.chunks) return;
   const bool whole_row = group < a.rows;
   const Span span = whole_row ? Span{a.rowptr[group], a.rowptr[group + 1]}
                               : find_piece(a, group - a.rows);
   if (whole_row ? span.end - span.begin > kChunkEdges : span.begin == span.end) return;
   const A scale = whole_row && a.row_scale != nullptr ? a.row_scale[group] : A(1);
+  const T* __restrict__ x = e.p.x;
+  T* __restrict__ y = e.p.y;
   for (int64_t k = int64_t(threadIdx.x % kLanes) * kVec; k < d; k += kLanes * kVec) {
     A sum[kVec] = {};
 #pragma unroll 4
@@ -105,18 +140,20 @@ __global__ void __launch_bounds__(kBlock)
       *reinterpret_cast<Pack<T, kVec>*>(y + group * d + k) = result;
     } else {
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) scratch[(group - a.rows) * d + k + i] = sum[i];
+      for (int i = 0; i < kVec; ++i) e.scratch[(group - a.rows) * d + k + i] = sum[i];
     }
   }
 }
 
 // The warp of a chunk in which a long row begins adds up the pieces of that row.
 template <class T, class A>
-__global__ void __launch_bounds__(kBlock)
-    join_kernel(SparseArgs<A> a, T* __restrict__ y, int64_t d, const A* __restrict__ scratch,
-                int64_t chunks) {
-  const int64_t chunk = (int64_t(blockIdx.x) * kBlock + threadIdx.x) / 32;
-  if (chunk >= chunks) return;
+__global__ void __launch_bounds__(kBlock) join_kernel(const __grid_constant__ Table<T, A> table) {
+  const int n = product_of_block(table);
+  const Entry<T, A>& e = table.entry[n];
+  const SparseArgs<A>& a = e.p.a;
+  const int64_t thread = int64_t(blockIdx.x - table.first_block[n]) * kBlock + threadIdx.x;
+  const int64_t chunk = thread / 32, d = e.p.d;
+  if (chunk >= e.chunks) return;
   const int64_t begin = chunk * kChunkEdges;
   const int64_t end = begin + kChunkEdges < a.nnz ? begin + kChunkEdges : a.nnz;
   const int64_t row = row_of(a.rowptr, a.rows, end - 1);  // a long row that begins here gets this far
@@ -125,9 +162,9 @@ __global__ void __launch_bounds__(kBlock)
   const A scale = a.row_scale == nullptr ? A(1) : a.row_scale[row];
   const int64_t last = (stop - 1) / kChunkEdges;
   for (int64_t k = threadIdx.x % 32; k < d; k += 32) {
-    A sum = scratch[(2 * chunk + (first == begin ? 0 : 1)) * d + k];
-    for (int64_t c = chunk + 1; c <= last; ++c) sum += scratch[2 * c * d + k];
-    narrow(scale * sum, y[row * d + k]);
+    A sum = e.scratch[(2 * chunk + (first == begin ? 0 : 1)) * d + k];
+    for (int64_t c = chunk + 1; c <= last; ++c) sum += e.scratch[2 * c * d + k];
+    narrow(scale * sum, e.p.y[row * d + k]);
   }
 }
 
@@ -171,25 +208,39 @@ __global__ void __launch_bounds__(kBlock)
 
 unsigned blocks(int64_t threads) { return unsigned((threads + kBlock - 1) / kBlock); }
 
-// Calls f(kVec, kLanes) as constants: 16-byte loads where every row starts on a multiple of 16 bytes,
-// and just enough lanes for a row, so that short rows share a warp.
-template <class T, class F>
-void choose(int64_t d, bool aligned, const F& f) {
+// How a row of d numbers is spread over lanes: 16-byte loads where every row starts on a multiple of
+// 16 bytes, and just enough lanes for a row, so that short rows share a warp.
+struct Layout {
+  int vec, lanes;
+  bool operator==(const Layout&) const = default;
+};
+
+template <class T>
+Layout layout_of(int64_t d, bool aligned) {
   constexpr int kWide = 16 / sizeof(T);
+  const int vec = aligned && d % kWide == 0 ? kWide : 1;
+  int lanes = 4;
+  while (lanes < 32 && int64_t(lanes) * vec < d) lanes *= 2;
+  return {vec, lanes};
+}
+
+// Calls f(kVec, kLanes) as constants.
+template <class T, class F>
+void choose(Layout layout, const F& f) {
   const auto with_lanes = [&](auto vec) {
-    const int64_t lanes = (d + vec() - 1) / vec();
-    if (lanes <= 4) {
-      f(vec, Constant<4>{});
-    } else if (lanes <= 8) {
-      f(vec, Constant<8>{});
-    } else if (lanes <= 16) {
-      f(vec, Constant<16>{});
-    } else {
-      f(vec, Constant<32>{});
+    switch (layout.lanes) {
+      case 4:
+        return f(vec, Constant<4>{});
+      case 8:
+        return f(vec, Constant<8>{});
+      case 16:
+        return f(vec, Constant<16>{});
+      default:
+        return f(vec, Constant<32>{});
     }
   };
-  if (aligned && d % kWide == 0) {
-    with_lanes(Constant<kWide>{});
+  if (layout.vec > 1) {
+    with_lanes(Constant<16 / sizeof(T)>{});
   } else {
     with_lanes(Constant<1>{});
   }
@@ -201,23 +252,61 @@ int64_t num_chunks(int64_t nnz) {
   return nnz <= kChunkEdges ? 0 : (nnz + kChunkEdges - 1) / kChunkEdges;
 }
 
+// Blocks for each product of the table; threads(entry) says how many threads it wants.
+template <class T, class A, class F>
+unsigned lay_out_blocks(Table<T, A>& table, const F& threads) {
+  for (int n = 0; n < table.count; ++n) {
+    table.first_block[n + 1] = table.first_block[n] + blocks(threads(table.entry[n]));
+  }
+  return table.first_block[table.count];
+}
+
+// One launch for products of one layout, and one more where rows may be long.
 template <class T, class A>
-cudaError_t spmm(const SparseArgs<A>& a, const T* x, T* y, int64_t d, A* scratch,
-                 cudaStream_t stream) {
-  if (a.rows == 0 || d == 0) return cudaSuccess;
-  const int64_t chunks = num_chunks(a.nnz);
-  choose<T>(d, is_aligned(x), [&](auto vec, auto lanes) {
+void spmm(Table<T, A>& table, Layout layout, cudaStream_t stream) {
+  bool weighted = false, long_rows = false;
+  for (int n = 0; n < table.count; ++n) {
+    const SparseArgs<A>& a = table.entry[n].p.a;
+    weighted = weighted || a.value != nullptr || a.col_scale != nullptr;
+    long_rows = long_rows || table.entry[n].chunks > 0;
+  }
+  choose<T>(layout, [&](auto vec, auto lanes) {
     constexpr int kVec = decltype(vec)::value, kLanes = decltype(lanes)::value;
-    const bool weighted = a.value != nullptr || a.col_scale != nullptr;
+    const unsigned grid = lay_out_blocks(table, [](const Entry<T, A>& e) {
+      return (e.p.a.rows + 2 * e.chunks) * kLanes;
+    });
     const auto kernel = weighted ? spmm_kernel<T, A, kVec, kLanes, true>
                                  : spmm_kernel<T, A, kVec, kLanes, false>;
-    MMSSL_LAUNCH(kernel, blocks((a.rows + 2 * chunks) * kLanes), kBlock, stream, a, x, y, d,
-                 scratch, chunks);
+    MMSSL_LAUNCH(kernel, grid, kBlock, stream, table);
   });
-  if (chunks > 0) {
-    MMSSL_LAUNCH((join_kernel<T, A>), blocks(chunks * 32), kBlock, stream, a, y, d, scratch,
-                 chunks);
+  if (long_rows) {
+    const unsigned grid =
+        lay_out_blocks(table, [](const Entry<T, A>& e) { return e.chunks * 32; });
+    MMSSL_LAUNCH((join_kernel<T, A>), grid, kBlock, stream, table);
   }
+}
+
+// Products of one layout share launches, in the order of their first; there is usually one layout.
+template <class T, class A>
+cudaError_t spmm(std::span<const SparseProduct<T, A>> products, A* scratch, cudaStream_t stream) {
+  struct Pending {
+    Layout layout;
+    Table<T, A> table;
+  };
+  std::vector<Pending> pending;
+  for (const SparseProduct<T, A>& p : products) {
+    const int64_t chunks = num_chunks(p.a.nnz);
+    A* own = scratch;
+    scratch += 2 * chunks * p.d;
+    if (p.a.rows == 0 || p.d == 0) continue;
+    const Layout layout = layout_of<T>(p.d, is_aligned(p.x) && is_aligned(p.y));
+    auto found = std::find_if(pending.begin(), pending.end(), [&](const Pending& other) {
+      return other.layout == layout && other.table.count < kMaxProducts;
+    });
+    if (found == pending.end()) found = pending.insert(found, Pending{layout, {}});
+    found->table.entry[found->table.count++] = Entry<T, A>{p, own, chunks};
+  }
+  for (Pending& launch : pending) spmm(launch.table, launch.layout, stream);
   return cudaGetLastError();
 }
 
@@ -226,7 +315,7 @@ cudaError_t value_grad(const SparseArgs<A>& a, const T* g, const T* x, A* out, i
                        cudaStream_t stream) {
   if (a.nnz == 0) return cudaSuccess;
   const int64_t groups = (a.nnz + kEdgesPerGroup - 1) / kEdgesPerGroup;
-  choose<T>(d, is_aligned(x) && is_aligned(g), [&](auto vec, auto lanes) {
+  choose<T>(layout_of<T>(d, is_aligned(x) && is_aligned(g)), [&](auto vec, auto lanes) {
     constexpr int kVec = decltype(vec)::value, kLanes = decltype(lanes)::value;
     MMSSL_LAUNCH((value_grad_kernel<T, A, kVec, kLanes>), blocks(groups * kLanes), kBlock, stream,
                  a, g, x, out, d);
@@ -238,17 +327,17 @@ cudaError_t value_grad(const SparseArgs<A>& a, const T* g, const T* x, A* out, i
 
 int64_t spmm_scratch_rows(int64_t nnz) { return 2 * num_chunks(nnz); }
 
-cudaError_t launch_spmm(const SparseArgs<float>& a, const float* x, float* y, int64_t d,
-                        float* scratch, cudaStream_t stream) {
-  return spmm(a, x, y, d, scratch, stream);
+cudaError_t launch_spmm(std::span<const SparseProduct<float, float>> products, float* scratch,
+                        cudaStream_t stream) {
+  return spmm(products, scratch, stream);
 }
-cudaError_t launch_spmm(const SparseArgs<float>& a, const bf16* x, bf16* y, int64_t d,
-                        float* scratch, cudaStream_t stream) {
-  return spmm(a, x, y, d, scratch, stream);
+cudaError_t launch_spmm(std::span<const SparseProduct<bf16, float>> products, float* scratch,
+                        cudaStream_t stream) {
+  return spmm(products, scratch, stream);
 }
-cudaError_t launch_spmm(const SparseArgs<double>& a, const double* x, double* y, int64_t d,
-                        double* scratch, cudaStream_t stream) {
-  return spmm(a, x, y, d, scratch, stream);
+cudaError_t launch_spmm(std::span<const SparseProduct<double, double>> products, double* scratch,
+                        cudaStream_t stream) {
+  return spmm(products, scratch, stream);
 }
 
 cudaError_t launch_spmm_value_grad(const SparseArgs<float>& a, const float* g, const float* x,

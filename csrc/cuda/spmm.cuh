@@ -6,21 +6,24 @@
 #include <cuda_runtime_api.h>
 #endif
 
+#include <span>
+
 #include "common/bf16.h"
 #include "common/spmm_args.h"
 
 namespace mmssl::cuda {
 
-// Rows of d sums of type A that launch_spmm needs as scratch; 0 where no row can be long.
+// Rows of d sums that a product of that many edges needs as scratch; 0 where no row can be long.
 int64_t spmm_scratch_rows(int64_t nnz);
 
-// y (R, D) = view (R, C) @ x (C, D), row-major and contiguous; the same bits every time.
-cudaError_t launch_spmm(const SparseArgs<float>& a, const float* x, float* y, int64_t d,
-                        float* scratch, cudaStream_t stream);
-cudaError_t launch_spmm(const SparseArgs<float>& a, const bf16* x, bf16* y, int64_t d,
-                        float* scratch, cudaStream_t stream);
-cudaError_t launch_spmm(const SparseArgs<double>& a, const double* x, double* y, int64_t d,
-                        double* scratch, cudaStream_t stream);
+// Every product of a batch, in as few launches as their widths allow; the same bits every time,
+// whatever the rest of the batch. scratch: spmm_scratch_rows(nnz) * d sums for each, in order.
+cudaError_t launch_spmm(std::span<const SparseProduct<float, float>> products, float* scratch,
+                        cudaStream_t stream);
+cudaError_t launch_spmm(std::span<const SparseProduct<bf16, float>> products, float* scratch,
+                        cudaStream_t stream);
+cudaError_t launch_spmm(std::span<const SparseProduct<double, double>> products, double* scratch,
+                        cudaStream_t stream);
 
 // out[edge[p]] = row_scale[r] * col_scale[col[p]] * <g[r], x[col[p]]>; a.value is not read.
 cudaError_t launch_spmm_value_grad(const SparseArgs<float>& a, const float* g, const float* x,

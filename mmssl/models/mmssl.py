@@ -105,11 +105,16 @@ class MMSSL(nn.Module):
         """ID embeddings through each modality's graph: (M, U, D) and (M, I, D)."""
         graphs: Sequence[InteractionGraph] = self.modality_graphs
         if all(graph is graphs[0] for graph in graphs):
-            user = ops.spmm(graphs[0].ui, self.item_embedding)
-            item = ops.spmm(graphs[0].iu, self.user_embedding)
-            return user.expand(len(graphs), -1, -1), item.expand(len(graphs), -1, -1)
-        users = [ops.spmm(graph.ui, self.item_embedding) for graph in graphs]
-        items = [ops.spmm(graph.iu, self.user_embedding) for graph in graphs]
+            graphs = graphs[:1]
+        # No hop reads another's result, so all of them are one batch.
+        products = ops.propagate(
+            [graph.ui for graph in graphs] + [graph.iu for graph in graphs],
+            [self.item_embedding] * len(graphs) + [self.user_embedding] * len(graphs),
+        )
+        users, items = products[: len(graphs)], products[len(graphs) :]
+        if len(graphs) < len(self.modalities):
+            count = len(self.modalities)
+            return users[0].expand(count, -1, -1), items[0].expand(count, -1, -1)
         return torch.stack(users), torch.stack(items)
 
     def _propagate_layers(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:

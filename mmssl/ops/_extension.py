@@ -19,6 +19,7 @@ missing: dict[str, str] = {}
 _OPS = (  # what this version calls
     "spmm",
     "spmm_value_grad",
+    "propagate",
     "info_nce",
     "info_nce_backward",
     "norm_act",

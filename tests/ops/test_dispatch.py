@@ -144,7 +144,7 @@ def test_everything_works_without_the_extension():
     done = run_python(WITHOUT_EXTENSION, MMSSL_OPS="auto")
     assert done.returncode == 0, done.stderr
     warned, status, error = done.stdout.splitlines()
-    assert warned.startswith("1 RuntimeWarning mmssl.ops.spmm: slower plain PyTorch is used")
+    assert warned.startswith("1 RuntimeWarning mmssl.ops.propagate: slower plain PyTorch is used")
     assert "mmssl._C was not built" in warned
     assert status.startswith("{'reference'} mmssl._C was not built")
     assert "backend 'native' is required, but mmssl._C was not built" in error

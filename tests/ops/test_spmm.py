@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from mmssl import ops
 from mmssl.errors import InputError
 from mmssl.graph import GraphView
-from mmssl.ops import _extension
-from mmssl.ops.propagate import _propagate_joined
 from tests.ops.graphs import (
     DTYPES,
+    KERNELS,
     make_view,
+    needs_cpu_kernel,
     on,
     random_view,
     random_x,
@@ -30,17 +30,6 @@ from tests.ops.graphs import (
     worst,
 )
 
-needs_cpu_kernel = pytest.mark.skipif(
-    _extension.ops is None, reason=f"no CPU kernel: {_extension.missing.get('_C')}"
-)
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or _extension.cuda is None,
-    reason=f"no CUDA kernel: {_extension.missing.get('_C_cuda', 'no CUDA device')}",
-)
-KERNELS = [
-    pytest.param("cpu", marks=needs_cpu_kernel),
-    pytest.param("cuda", marks=[needs_gpu, pytest.mark.gpu]),
-]
 # name -> view; the hub's row is longer than a chunk of the kernels (512 edges)
 VIEWS = {
     "binary": lambda: random_view(valued=False, scales=False),
@@ -240,16 +229,14 @@ def test_torch_compile_in_one_graph():
     x = random_x(view, 16, torch.float32).requires_grad_()
 
     def layer(x):
-        return ops.propagate([view, view], [x.relu(), x * 2])
+        return ops.spmm(view, x.relu()) * 2
 
     with ops.backend("native"):
         expected = layer(x)
-        (expected_grad,) = torch.autograd.grad(sum(y.square().sum() for y in expected), x)
+        (expected_grad,) = torch.autograd.grad(expected.square().sum(), x)
         result = torch.compile(layer, fullgraph=True, backend="aot_eager")(x)
-        (grad,) = torch.autograd.grad(sum(y.square().sum() for y in result), x)
-    for y, e in zip(result, expected, strict=True):
-        assert torch.equal(y, e)
-    assert torch.equal(grad, expected_grad)
+        (grad,) = torch.autograd.grad(result.square().sum(), x)
+    assert torch.equal(result, expected) and torch.equal(grad, expected_grad)
 
 
 @needs_cpu_kernel
@@ -271,18 +258,6 @@ def test_autocast_leaves_the_dtype_alone(device):
         half = x @ torch.eye(8, device=device)
         assert ops.spmm(view, x).dtype == torch.float32
         assert half.dtype == ops.spmm(view, half).dtype == torch.bfloat16
-
-
-def test_propagate_is_spmm_of_each():
-    a, b = random_view(30, 40), random_view(20, 40, seed=1)
-    views = [a, b, a, a]
-    xs = [random_x(v, d, torch.float32, seed=d) for v, d in zip(views, (3, 8, 5, 16), strict=True)]
-    xs[3] = xs[3].double()
-    expected = [ops.spmm(v, x) for v, x in zip(views, xs, strict=True)]
-    for results in (ops.propagate(views, xs), _propagate_joined(views, xs)):
-        for y, e in zip(results, expected, strict=True):
-            assert torch.equal(y, e)
-    assert ops.propagate([], []) == []
 
 
 @pytest.mark.parametrize(
@@ -308,8 +283,6 @@ def test_bad_views_are_named():
     view = dataclasses.replace(view, row_scale=view.row_scale.clone().requires_grad_())
     with pytest.raises(InputError, match="view.row_scale: expected a tensor without gradient"):
         ops.spmm(view, torch.zeros(40, 4))
-    with pytest.raises(InputError, match="xs: expected one tensor per view, 2, got 1"):
-        ops.propagate([random_view()] * 2, [torch.zeros(40, 4)])
 
 
 @needs_cpu_kernel

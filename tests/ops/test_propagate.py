@@ -1,0 +1,288 @@
+"""The contract of propagate: a batch of products is the same bits as the products one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+from contextlib import nullcontext
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mmssl import ops
+from mmssl.errors import InputError
+from mmssl.graph import GraphView
+from mmssl.ops.propagate import _operands
+from tests.ops.graphs import (
+    DTYPES,
+    KERNELS,
+    make_view,
+    needs_cpu_kernel,
+    needs_gpu,
+    on,
+    random_view,
+    random_x,
+    size_of,
+    slack,
+    truth,
+    worst,
+)
+
+Batch = tuple[list[GraphView], list[torch.Tensor]]
+
+
+def mixed(dtype: torch.dtype, device: str = "cpu") -> Batch:
+    """Views shared and not, binary and valued, without edges, without rows; widths that differ."""
+    shared = random_view(30, 40, valued=False)
+    views = [
+        shared,
+        random_view(20, 40, hub=1500, seed=1),
+        random_view(7, 9, 0),
+        shared.transpose(),
+        random_view(0, 5, 0, valued=False),
+        shared,
+    ]
+    widths = (64, 5, 3, 64, 4, 130)
+    xs = [random_x(v, d, dtype, seed=d) for v, d in zip(views, widths, strict=True)]
+    return [on(v, device) for v in views], [x.to(device) for x in xs]
+
+
+def gradients(outputs: list[torch.Tensor], xs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    return torch.autograd.grad(sum((y * y.detach()).sum() for y in outputs), xs)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_batch_is_its_products_bit_by_bit(device, dtype):
+    views, xs = mixed(dtype, device)
+    for x in xs:
+        x.requires_grad_()
+    with ops.backend("native"):
+        together = ops.propagate(views, xs)
+        alone = [ops.spmm(v, x) for v, x in zip(views, xs, strict=True)]
+        pairs = [(together, alone), (gradients(together, xs), gradients(alone, xs))]
+    for results, expected in pairs:
+        for result, e in zip(results, expected, strict=True):
+            assert result.dtype == dtype and torch.equal(result, e)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_error_is_within_that_of_the_reference(device, dtype):
+    views, xs = mixed(dtype)
+    with ops.backend("native"):
+        results = ops.propagate([on(v, device) for v in views], [x.to(device) for x in xs])
+    with ops.backend("reference"):
+        plain = ops.propagate(views, xs)
+    for view, x, result, reference in zip(views, xs, results, plain, strict=True):
+        exact, size = truth(view, x), size_of(view, x)
+        bound = worst(reference, exact, size) + slack(dtype)
+        assert worst(result.cpu(), exact, size) <= bound
+
+
+@pytest.mark.parametrize("device", KERNELS)
+def test_gradients_and_their_gradients(device):
+    views, xs = mixed(torch.float64, device)
+    views, xs = views[:5], [x[:, :3].clone().requires_grad_() for x in xs[:5]]
+
+    def batch(*xs):
+        return tuple(ops.propagate(views, xs))
+
+    with ops.backend("native"):
+        assert torch.autograd.gradcheck(batch, xs)
+        assert torch.autograd.gradgradcheck(batch, xs)
+
+
+@needs_cpu_kernel
+def test_values_that_are_trained_get_their_gradient():
+    view = random_view(seed=3)
+    value = view.value.double().requires_grad_()
+    trained = dataclasses.replace(view, value=value)
+    other = random_view(valued=False)
+    xs = [random_x(v, 6, torch.float64).requires_grad_() for v in (trained, other)]
+    with ops.backend("native"):
+        results = ops.propagate([trained, other], xs)
+        got = torch.autograd.grad(sum(y.square().sum() for y in results), [value, *xs])
+    with ops.backend("reference"):
+        expected = torch.autograd.grad(
+            sum(ops.spmm(v, x).square().sum() for v, x in zip((trained, other), xs, strict=True)),
+            [value, *xs],
+        )
+    for g, e in zip(got, expected, strict=True):
+        torch.testing.assert_close(g, e, rtol=1e-12, atol=1e-12)
+
+
+@needs_cpu_kernel
+def test_nothing_is_multiplied_for_what_has_no_gradient():
+    views, xs = mixed(torch.float32)
+    for x in xs[1:]:
+        x.requires_grad_()
+    with ops.backend("native"):
+        results = ops.propagate(views, xs)
+        grads = torch.autograd.grad(results[1].sum(), xs[1:], allow_unused=True)
+    assert [g is None for g in grads] == [False, True, True, True, True]
+
+
+@needs_cpu_kernel
+@pytest.mark.parametrize("picked", [[0, 1, 2], [0, 3], [1, 2]], ids=["mixed", "binary", "valued"])
+def test_opcheck(picked):
+    views, xs = mixed(torch.float32)
+    xs = [xs[n].requires_grad_(n != 1) for n in picked]
+    operands = zip(*(_operands(views[n], torch.float32) for n in picked), strict=True)
+    arguments = (xs, *(list(column) for column in operands))
+    results = torch.library.opcheck(torch.ops.mmssl.propagate.default, arguments)
+    assert set(results.values()) == {"SUCCESS"}
+
+
+@needs_cpu_kernel
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_any_batch(data):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    views: list[GraphView] = []
+    for _ in range(data.draw(st.integers(1, 5))):
+        if views and data.draw(st.booleans()):
+            views.append(views[data.draw(st.integers(0, len(views) - 1))])
+            continue
+        num_rows, num_cols = data.draw(st.integers(0, 12)), data.draw(st.integers(1, 12))
+        size = data.draw(st.sampled_from([0, 1, 40, 1200])) if num_rows else 0
+        row, col = rng.integers(0, max(num_rows, 1), size), rng.integers(0, num_cols, size)
+        value = torch.from_numpy(rng.normal(size=size)) if data.draw(st.booleans()) else None
+        views.append(
+            make_view(row, col, num_rows, num_cols, scales=data.draw(st.booleans()), value=value)
+        )
+    xs = []
+    for n, view in enumerate(views):
+        d = data.draw(st.integers(1, 80))
+        x = random_x(view, 2 * d, dtype, seed=n)
+        xs.append((x[:, ::2] if data.draw(st.booleans()) else x[:, :d]).requires_grad_())
+    with ops.backend("native"):
+        together = ops.propagate(views, xs)
+        alone = [ops.spmm(v, x) for v, x in zip(views, xs, strict=True)]
+        pairs = [(together, alone), (gradients(together, xs), gradients(alone, xs))]
+    for view, x, y in zip(views, xs, together, strict=True):
+        x, y = x.detach(), y.detach()
+        with ops.backend("reference"):
+            plain = ops.spmm(view, x)
+        exact, size = truth(view, x), size_of(view, x)
+        assert worst(y, exact, size) <= worst(plain, exact, size) + slack(dtype)
+    for results, expected in pairs:
+        for result, e in zip(results, expected, strict=True):
+            assert torch.equal(result, e)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+def test_more_products_than_one_launch_takes(device):
+    views = [on(random_view(5 + n, 30, 100 * n, hub=40 * n, seed=n), device) for n in range(37)]
+    xs = [random_x(v, 16, torch.float32, seed=n).to(device) for n, v in enumerate(views)]
+    with ops.backend("native"):
+        for view, x, y in zip(views, xs, ops.propagate(views, xs), strict=True):
+            assert torch.equal(y, ops.spmm(view, x))
+
+
+@needs_cpu_kernel
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_same_bits_with_any_number_of_threads(dtype):
+    views = [random_view(500, 300, 20_000), random_view(60, 200, 900, hub=30_000, valued=False)]
+    views += [view.transpose() for view in views]
+    xs = [random_x(view, 64, dtype) for view in views]
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3, 5):
+            torch.set_num_threads(threads)
+            with ops.backend("native"):
+                results.append(ops.propagate(views, xs))
+    finally:
+        torch.set_num_threads(before)
+    for ys in results[1:]:
+        assert all(torch.equal(y, e) for y, e in zip(ys, results[0], strict=True))
+
+
+@needs_cpu_kernel
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_torch_compile_in_one_graph(backend):
+    views, xs = mixed(torch.float32)
+    xs = [x.requires_grad_() for x in xs]
+
+    def layer(*xs):
+        return ops.propagate(views, [x.relu() for x in xs])
+
+    with ops.backend("native"):
+        expected = layer(*xs)
+        result = torch.compile(layer, fullgraph=True, backend=backend)(*xs)
+        pairs = [(result, expected), (gradients(result, xs), gradients(expected, xs))]
+    for results, wanted in pairs:
+        for y, e in zip(results, wanted, strict=True):
+            torch.testing.assert_close(y, e)
+
+
+@pytest.mark.parametrize("device", KERNELS)
+def test_autocast_leaves_the_dtypes_alone(device):
+    view = on(random_view(), device)
+    x = random_x(view, 8, torch.float32).to(device).requires_grad_()
+    with torch.autocast(device, torch.bfloat16), ops.backend("native"):
+        half = x @ torch.eye(8, device=device)
+        results = ops.propagate([view, view, view], [x, half, x])
+        (grad,) = torch.autograd.grad(sum(y.float().sum() for y in results), x)
+    assert [y.dtype for y in results] == [torch.float32, torch.bfloat16, torch.float32]
+    assert torch.equal(results[0], results[2]) and grad.dtype == torch.float32
+
+
+@needs_gpu
+@pytest.mark.gpu
+def test_capture_in_a_cuda_graph():
+    views, xs = mixed(torch.float32, "cuda")
+    xs = [x.requires_grad_() for x in xs]
+
+    def step():
+        results = ops.propagate(views, xs)
+        return (*results, *gradients(results, xs))
+
+    with ops.backend("native"):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            step()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = step()
+        with torch.no_grad():
+            for x in xs:
+                x.mul_(2)
+        graph.replay()
+        for result, e in zip(captured, step(), strict=True):
+            assert torch.equal(result, e)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_without_a_kernel_and_without_products(backend):
+    views, xs = [random_view(), random_view(seed=1)], [torch.ones(40, 2).half()] * 2
+    with ops.backend(backend):
+        assert ops.propagate([], []) == []
+        with pytest.warns(RuntimeWarning) if backend == "auto" else nullcontext():
+            ops.dispatch._warned.clear()
+            results = ops.propagate(views, xs)
+        assert [y.dtype for y in results] == [torch.float16] * 2
+
+
+def test_bad_input_is_named():
+    view = random_view()
+    with pytest.raises(InputError, match="xs: expected one tensor per view, 2, got 1"):
+        ops.propagate([view] * 2, [torch.zeros(40, 4)])
+    with pytest.raises(InputError, match=r"x: expected shape \(40, D\).*got \(39, 4\)"):
+        ops.propagate([view] * 2, [torch.zeros(40, 4), torch.zeros(39, 4)])
+
+
+@needs_cpu_kernel
+def test_the_op_itself_refuses_what_it_would_read_out_of_bounds():
+    view = random_view(valued=False)
+    good = [[column] * 2 for column in _operands(view, torch.float32)]
+    xs = [torch.zeros(40, 4)] * 2
+    with pytest.raises(RuntimeError, match="lists must be as long as x, 2"):
+        torch.ops.mmssl.propagate(xs, good[0][:1], *good[1:])
+    with pytest.raises(RuntimeError, match="of one dtype"):
+        torch.ops.mmssl.propagate([xs[0], xs[1].double()], *good)
