@@ -1,9 +1,11 @@
 """What a training step costs against the size of the data: time and peak memory.
 
 ``python benchmarks/bench_scale.py [--smoke] [--json F] [--plot F.png]`` trains variant ``paper``
-with a critic of fixed width on seeded power-law graphs, each size in a fresh process, in two sweeps:
-items, users and edges growing together, and edges alone. It prints the slope between successive
-sizes in log-log, 1 being linear; a slope below 1 is the batch's own cost, which does not grow.
+with a critic of fixed width on seeded power-law graphs, each size in a fresh process, in two
+sweeps: items, users and edges growing together, and edges alone. It prints the slope between
+successive sizes in log-log, 1 being linear; a slope below 1 is the batch's own cost, which does not
+grow. A size that would not fit into the free memory, by the growth of the two before it, is left
+out.
 
 Legend: U users, I items, E edges.
 """
@@ -11,10 +13,12 @@ Legend: U users, I items, E edges.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +40,8 @@ class Size(NamedTuple):
     edges: int
 
 
-# Twice as many users as items, 40 edges an item: the densities of the public sets.
-TOGETHER = tuple(Size(2 * i, i, 40 * i) for i in (5_000, 20_000, 80_000, 250_000, 500_000))
-EDGES = tuple(Size(100_000, 50_000, e) for e in (500_000, 2_000_000, 8_000_000, 20_000_000))
+TOGETHER = tuple(Size(i, i, 40 * i) for i in (5_000, 20_000, 80_000, 250_000, 500_000))
+EDGES = tuple(Size(50_000, 50_000, e) for e in (500_000, 2_000_000, 8_000_000, 20_000_000))
 SWEEPS = {"items, users and edges": TOGETHER, "edges alone": EDGES}
 SMOKE = {
     "items, users and edges": tuple(Size(2 * i, i, 20 * i) for i in (100, 200)),
@@ -75,8 +78,16 @@ def measure_size(size: Size, steps: int) -> dict[str, Any]:
     }
 
 
-def sweep(name: str, sizes: tuple[Size, ...], along: str, steps: int) -> list[dict[str, Any]]:
-    """Every size in a process of its own; prints a row each and returns them."""
+def in_fresh_process(size: Size, steps: int) -> dict[str, Any]:
+    """:func:`measure_size` in a process of its own, so that its peak memory is its own."""
+    arguments = ["--one", *map(str, size), "--steps", str(steps)]
+    return measure.in_fresh_process("bench_scale.py", *arguments)
+
+
+def sweep(
+    name: str, sizes: tuple[Size, ...], along: str, steps: int, one: Callable[..., dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Measures every size by ``one``; prints a row each and returns them."""
     print(f"\n{name}")
     print(
         f"{'users':>9s} {'items':>9s} {'edges':>11s} {'median, s':>10s} {'steps/s':>8s} "
@@ -84,9 +95,13 @@ def sweep(name: str, sizes: tuple[Size, ...], along: str, steps: int) -> list[di
     )
     rows: list[dict[str, Any]] = []
     for size in sizes:
-        row = measure.in_fresh_process(
-            "bench_scale.py", "--one", *map(str, size), "--steps", str(steps)
-        )
+        expected, free = expected_mb(rows, size), available_mb()
+        if expected > free:
+            print(
+                f"{size.items} items, {size.edges} edges: about {expected:.0f} MB, {free:.0f} free"
+            )
+            continue
+        row = one(size, steps)
         for key in ("median", "peak_mb"):
             row[f"{key}_slope"] = slope(rows[-1], row, along, key) if rows else None
         rows.append(row)
@@ -100,6 +115,24 @@ def sweep(name: str, sizes: tuple[Size, ...], along: str, steps: int) -> list[di
             flush=True,
         )
     return rows
+
+
+def expected_mb(rows: list[dict[str, Any]], size: Size) -> float:
+    """Peak memory of a size, on the line through the two sizes before it; 0 without them."""
+    if len(rows) < 2:
+        return 0.0
+    before, last = rows[-2:]
+    per_edge = (last["peak_mb"] - before["peak_mb"]) / (last["edges"] - before["edges"])
+    return float(last["peak_mb"] + per_edge * (size.edges - last["edges"]))
+
+
+def available_mb() -> float:
+    """What the system can still give; without /proc, anything."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return float(line.split()[1]) / 1024
+    return math.inf
 
 
 def slope(before: dict[str, Any], after: dict[str, Any], along: str, key: str) -> float:
@@ -134,8 +167,8 @@ def plot(sweeps: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--smoke", action="store_true", help="tiny graphs, seconds")
-    parser.add_argument("--steps", type=int, default=3, help="timed steps of each size")
+    parser.add_argument("--smoke", action="store_true", help="tiny graphs, in this process")
+    parser.add_argument("--steps", type=int, default=2, help="timed steps of each size")
     parser.add_argument("--json", type=Path, help="write the numbers here")
     parser.add_argument("--plot", type=Path, help="draw them (needs matplotlib)")
     parser.add_argument("--one", type=int, nargs=3, help=argparse.SUPPRESS)
@@ -144,9 +177,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(json.dumps(measure_size(Size(*options.one), options.steps)))
         return
     print(measure.heading())
-    sizes = SMOKE if options.smoke else SWEEPS
     along = {"items, users and edges": "items", "edges alone": "edges"}
-    sweeps = {name: sweep(name, of, along[name], options.steps) for name, of in sizes.items()}
+    sizes, one = (SMOKE, measure_size) if options.smoke else (SWEEPS, in_fresh_process)
+    sweeps = {name: sweep(name, of, along[name], options.steps, one) for name, of in sizes.items()}
     measure.write_json(options.json, settings=SETTINGS, sweeps=sweeps)
     if options.plot:
         plot(sweeps, options.plot)

@@ -182,9 +182,9 @@ def report(rows: dict[str, dict[str, Any]]) -> None:
             row["ratio_to_peer"] = baseline["median"] / row["median"]
         ratio = f"{row['ratio_to_peer']:7.1f}x" if baseline is not None else ""
         memory = f"{row['peak_mb']:9.0f} {row['critic_state_mb']:12.0f}" if "peak_mb" in row else ""
-        quartiles = f"{row['low']:.3f}-{row['high']:.3f}"
+        median, quartiles = row["median"], f"{row['low']:.3f}-{row['high']:.3f}"
         print(
-            f"{name:26s} {row['median']:10.3f} {quartiles:>15s} {1 / row['median']:8.2f} {ratio:>8s} "
+            f"{name:26s} {median:10.3f} {quartiles:>15s} {1 / median:8.2f} {ratio:>8s} "
             f"{memory}{'  (one step)' if row['runs'] == 1 else ''}"
         )
     names = list(dict.fromkeys(phase for row in rows.values() for phase in row["phases_ms"]))

@@ -32,9 +32,7 @@ def as_batch(inputs: StepInput, num_items: int) -> Batch:
     """The package's draws for the peer; noise on whole rows only where the package draws it."""
     uniform = inputs.uniform
     whole = uniform is not None and uniform.shape == (len(inputs.batch.user), num_items)
-    return Batch(
-        *(ids.tolist() for ids in inputs.batch), uniform if whole else None, inputs.alpha
-    )
+    return Batch(*(ids.tolist() for ids in inputs.batch), uniform if whole else None, inputs.alpha)
 
 
 def check_agreement(

@@ -52,7 +52,9 @@ class ReleasedStep:
         self.critic = PeerCritic(critic).train()
         rowptr, col = graph.index.rowptr.numpy(), graph.index.col.numpy()
         ones = np.ones(graph.nnz, np.float32)
-        self.matrix = scipy.sparse.csr_matrix((ones, col, rowptr), (graph.num_users, graph.num_items))
+        self.matrix = scipy.sparse.csr_matrix(
+            (ones, col, rowptr), (graph.num_users, graph.num_items)
+        )
         self.train_items = [row.tolist() for row in np.split(col, rowptr[1:-1])]
         self.active_users = graph.trainable_users.tolist()
         self.batch_size = min(config.training.batch_size, len(self.active_users))
@@ -216,6 +218,4 @@ def _scaled(matrix: scipy.sparse.csr_matrix) -> Tensor:
     scaled = (scipy.sparse.diags((degree + _EPS) ** -0.5) @ matrix).tocoo()
     index = torch.from_numpy(np.stack([scaled.row, scaled.col]).astype(np.int64))
     value = torch.from_numpy(scaled.data.astype(np.float32))
-    return torch.sparse_coo_tensor(
-        index, value, matrix.shape, check_invariants=False
-    ).coalesce()
+    return torch.sparse_coo_tensor(index, value, matrix.shape, check_invariants=False).coalesce()
