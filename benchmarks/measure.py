@@ -42,6 +42,10 @@ class Timing(NamedTuple):
         low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
         return cls(middle, low, high, len(seconds))
 
+    def divided(self, count: int) -> Timing:
+        """Of one of ``count`` equal parts of a run."""
+        return Timing(self.median / count, self.low / count, self.high / count, self.runs)
+
 
 def take_turns(jobs: dict[str, Job], rounds: int, *, warmup: int = 0) -> dict[str, Timing]:
     """Times every job once a round, one after the other, so that a slow minute hits all of them."""

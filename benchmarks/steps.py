@@ -30,19 +30,11 @@ def make_step(
 
 
 def named_functions(step: TrainingStep) -> list[Named]:
-    """Functions of a step that the profiler is to see, beside the ranges that the step has."""
-    assert step.critic is not None and step.critic_optimizer is not None
+    """Parts of a step that the profiler is to see beside the ranges that the step itself has."""
     return [
-        Named(step, "draw", "sample"),
-        Named(step.model, "forward", "forward"),
         Named(step_module, "similarity_rows", "similarity_rows"),
         Named(step_module, "real_rows", "real_rows"),
         Named(critic_module, "gradient_penalty", "gradient_penalty"),
-        Named(step.critic, "pre_activation", "critic_forward"),
-        Named(step.critic, "score", "critic_forward"),
-        Named(step.structure, "step", "structure"),
+        Named(step.critic, "forward", "critic_forward"),
         Named(losses, "contrastive_loss", "info_nce"),
-        Named(Tensor, "backward", "backward"),
-        Named(step.optimizer, "step", "optimizer"),
-        Named(step.critic_optimizer, "step", "optimizer"),
     ]

@@ -125,17 +125,17 @@ class PeerCritic(nn.Module):
     def __init__(self, source: Critic) -> None:
         super().__init__()
         items, hidden = source.weight.shape
-        activation, _, first_dropout, second, _, _, second_dropout, _ = source.head
-        slope, half = activation.negative_slope, second.out_features
+        first, second, third, _ = source.head  # hidden, linear, hidden, linear
+        slope, half = first.negative_slope, second.out_features
         self.layers = nn.Sequential(
             nn.Linear(items, hidden),
             nn.LeakyReLU(slope),
             nn.BatchNorm1d(hidden),
-            nn.Dropout(first_dropout.rate),
+            nn.Dropout(first.rate),
             nn.Linear(hidden, half),
             nn.LeakyReLU(slope),
             nn.BatchNorm1d(half),
-            nn.Dropout(second_dropout.rate),
+            nn.Dropout(third.rate),
             nn.Linear(half, 1),
             nn.Sigmoid(),
         )
@@ -152,7 +152,7 @@ def peer_name(name: str) -> str:
     if name in ("weight", "bias"):
         return f"0.{name}"
     _, position, kind = name.split(".")
-    return f"{int(position) + 1}.{kind}"
+    return f"{2 * int(position) + 2}.{kind}"  # LeakyReLU, BatchNorm and dropout are one there
 
 
 def to_peer(name: str, tensor: Tensor) -> Tensor:

@@ -102,22 +102,33 @@ class ReleasedStep:
         with record_function("mmssl::gradient_penalty"):
             penalty = self.config.critic.gp_weight * self._penalty(real, fake, batch.alpha)
         self.critic_optimizer.zero_grad()
-        with record_function("mmssl::backward"):
+        with record_function("mmssl::critic_backward"):
             (fake_score - real_score + penalty).backward()
-        with record_function("mmssl::optimizer"):
+        with record_function("mmssl::critic_optimizer"):
             self.critic_optimizer.step()
         terms = {"critic_fake": fake_score, "critic_real": real_score, "critic_penalty": penalty}
         return {name: term.detach() for name, term in terms.items()}
 
     def train_recommender(self, batch: Batch, step_of_epoch: int) -> dict[str, Tensor]:
         """A second forward pass, the modality graphs, all losses, one AdamW step."""
-        config, users = self.config.loss, batch.users
+        users = batch.users
         with record_function("mmssl::forward"):
             out = self.model()
         with record_function("mmssl::similarity_rows"):
             fake = self._generated(out, users)
         with record_function("mmssl::structure"):
             self._structure(users, fake.detach().chunk(len(self.model.raw)), step_of_epoch)
+        with record_function("mmssl::recommender_loss"):
+            terms = self._losses(out, fake, batch)
+        self.optimizer.zero_grad()
+        with record_function("mmssl::backward"):
+            sum(terms.values()).backward()  # the critic's weights get gradients that nobody reads
+        with record_function("mmssl::optimizer"):
+            self.optimizer.step()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _losses(self, out: PeerOutput, fake: Tensor, batch: Batch) -> dict[str, Tensor]:
+        config, users = self.config.loss, batch.users
         user, pos, neg = out.user[users], out.item[batch.pos_items], out.item[batch.neg_items]
         margin = (user * pos).sum(1) - (user * neg).sum(1)
         norms = sum(part.square().sum() for part in (user, pos, neg))
@@ -126,19 +137,13 @@ class ReleasedStep:
             contrastive = sum(self._contrastive(view[users], user) for view in out.user_modality)
         with record_function("mmssl::critic_forward"):
             adversarial = -config.g_weight * self.critic(fake).mean()
-        terms = {
+        return {
             "bpr": -F.logsigmoid(margin).mean(),
             "l2": config.decay * 0.5 * norms / self.batch_size,
             "feat_reg": config.feat_reg_decay * 0.5 * features / len(out.item),
             "contrastive": config.cl_weight * contrastive,
             "adversarial": adversarial,
         }
-        self.optimizer.zero_grad()
-        with record_function("mmssl::backward"):
-            sum(terms.values()).backward()  # the critic's weights get gradients that nobody reads
-        with record_function("mmssl::optimizer"):
-            self.optimizer.step()
-        return {name: term.detach() for name, term in terms.items()}
 
     def similarity(self, user: Tensor, item: Tensor, users: list[int]) -> Tensor:
         """(B, I) scores with the train items set to 0, in blocks of items, then normalised."""
