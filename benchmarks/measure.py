@@ -51,8 +51,8 @@ def take_turns(jobs: dict[str, Job], rounds: int, *, warmup: int = 0) -> dict[st
     """Times every job once a round, one after the other, so that a slow minute hits all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in jobs}
     for number in range(warmup + rounds):
+        gc.collect()
         for name, job in jobs.items():
-            gc.collect()
             start = time.perf_counter()
             job()
             if number >= warmup:
