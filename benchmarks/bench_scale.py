@@ -27,6 +27,7 @@ if __package__ in (None, ""):
 from benchmarks import measure, workloads
 from benchmarks.steps import make_step, named_functions
 from mmssl.config import load_config
+from mmssl.training.memory import keep_freed_memory
 
 WIDTHS = {"image": 128, "text": 64}
 SETTINGS = ("critic.hidden=512",)
@@ -51,6 +52,7 @@ SMOKE = {
 
 def measure_size(size: Size, steps: int) -> dict[str, Any]:
     """Steps of one size in this process: seconds each, phases of one more, peak memory."""
+    keep_freed_memory()  # as `mmssl train` does
     graph = workloads.power_law(*size)
     features = workloads.random_features(size.items, WIDTHS)
     config = load_config("paper", settings=SETTINGS)
