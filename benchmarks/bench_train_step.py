@@ -155,7 +155,9 @@ def run(data: str, chosen: list[Configuration], options: argparse.Namespace) -> 
     once = [c for c in chosen if large and c.peer and not c.settings]
     rows: dict[str, Any] = {}
     for configuration in once:  # minutes and gigabytes: one step, alone, without a warm-up
-        runner = Runner(configuration, graph, features, configure(configuration, data, False))
+        runner = Runner(
+            configuration, graph, features, configure(configuration, data, options.smoke)
+        )
         timing = measure.take_turns({configuration.name: runner}, 1)[configuration.name]
         rows[configuration.name] = {**timing._asdict(), "phases_ms": {}}
         del runner

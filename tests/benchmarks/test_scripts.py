@@ -40,6 +40,16 @@ def test_train_step(tmp_path, capsys):
     assert "steps/s" in capsys.readouterr().out
 
 
+def test_train_step_runs_a_huge_peer_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(bench_train_step, "_LARGE_FLOP", 0)
+    file = tmp_path / "train.json"
+    arguments = ["--smoke", "--profiled", "0", "--only", "peer", "released", "--json", str(file)]
+    bench_train_step.main([*arguments, "--no-memory"])
+    rows = results(file)["results"][0]["configurations"]
+    assert [rows[name]["runs"] for name in ("peer", "released")] == [1, 2]
+    assert "(one step)" in capsys.readouterr().out
+
+
 def test_train_step_memory_of_a_fresh_process():
     found = measure.in_fresh_process(
         "bench_train_step.py", "--peak", "released", "--data", "smoke", "--smoke"
