@@ -1,7 +1,8 @@
-"""The graphs that benchmarks run on: public data sets, or seeded graphs of their shapes.
+"""What benchmarks run on: public data sets, or seeded graphs and features of their shapes.
 
 Without data at hand a power-law graph of the same users, items and edges stands in, named
-``NAME-like``; with ``MMSSL_DATA=folder`` the real interactions are read from there.
+``NAME-like``; with ``MMSSL_DATA=folder`` the real interactions are read from there, and the real
+features and held-out lists where the set has them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from mmssl.data.dataset import Interactions
 from mmssl.graph import InteractionGraph
 
 
@@ -27,22 +31,50 @@ SHAPES = {
     "tiktok": (9_308, 6_710, 59_541),
     "baby": (19_445, 7_050, 118_551),
     "sports": (35_598, 18_357, 218_409),
+    "ml1m": (6_036, 2_928, 438_275),
     "gowalla": (29_858, 40_981, 810_128),
     "power-law-10m": (1_000_000, 500_000, 10_000_000),
+    "smoke": (300, 150, 2_000),
 }
+
+# Width of each modality's raw features. TikTok and ML-1M as published; Baby's public surrogates;
+# of Sports, whose features are not public, the widths.
+WIDTHS = {
+    "tiktok": {"image": 128, "audio": 128},
+    "baby": {"image": 128, "text": 128},
+    "sports": {"image": 4096, "text": 1024},
+    "smoke": {"image": 12, "text": 7},
+}
+
+# Test interactions a stand-in holds out.
+HELD_OUT = {"tiktok": 6_130, "baby": 20_559, "ml1m": 51_487, "gowalla": 217_242, "smoke": 400}
+
+
+class HeldOut(NamedTuple):
+    """What an evaluator needs of a data set."""
+
+    num_users: int
+    num_items: int
+    test: Interactions
+
+
+def _folder(name: str, file: str) -> Path | None:
+    """The set's folder under ``MMSSL_DATA`` if it holds the file."""
+    root = os.environ.get("MMSSL_DATA")
+    folder = Path(root or "") / name
+    return folder if root and (folder / file).exists() else None
 
 
 def load(name: str) -> Workload:
     """The real set where ``MMSSL_DATA`` has it, else its stand-in."""
     users, items, edges = SHAPES[name]
-    folder = Path(os.environ.get("MMSSL_DATA", "")) / name
-    if os.environ.get("MMSSL_DATA") and (folder / "train.npz").exists():
+    if folder := _folder(name, "train.npz"):
         import scipy.sparse
 
         return Workload(
             name, InteractionGraph.from_scipy(scipy.sparse.load_npz(folder / "train.npz"))
         )
-    if os.environ.get("MMSSL_DATA") and (folder / "train.json").exists():
+    if folder := _folder(name, "train.json"):
         from mmssl.data import read_dataset
 
         data = read_dataset(folder)
@@ -51,6 +83,44 @@ def load(name: str) -> Workload:
         )
     label = name if name.startswith("power-law") else f"{name}-like"
     return Workload(label, power_law(users, items, edges))
+
+
+def features(name: str, num_items: int) -> dict[str, Tensor]:
+    """Modality -> (I, d) raw features: the real ones where they are, else seeded normal draws."""
+    if folder := _folder(name, "train.json"):
+        from mmssl.data import read_dataset
+
+        real = read_dataset(folder).features
+        if real:
+            return {modality: torch.from_numpy(rows) for modality, rows in real.items()}
+    return random_features(num_items, WIDTHS[name])
+
+
+def random_features(num_items: int, widths: dict[str, int]) -> dict[str, Tensor]:
+    """Seeded (I, d) normal draws per modality."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(num_items, width, generator=generator) for name, width in widths.items()
+    }
+
+
+def held_out(name: str, graph: InteractionGraph) -> HeldOut:
+    """Test lists of a loaded set: the real ones, or random items that the users lack."""
+    if folder := _folder(name, "test.npz"):
+        import scipy.sparse
+
+        test = Interactions.from_edges(*scipy.sparse.load_npz(folder / "test.npz").nonzero())
+    elif folder := _folder(name, "train.json"):
+        from mmssl.data import read_dataset
+
+        test = read_dataset(folder).test
+    else:
+        rng = np.random.default_rng(1)
+        user = torch.from_numpy(rng.choice(graph.trainable_users.numpy(), HELD_OUT[name]))
+        item = graph.missing_item(user, torch.from_numpy(rng.random(HELD_OUT[name])))
+        key = np.unique((user * graph.num_items + item).numpy())
+        test = Interactions.from_edges(key // graph.num_items, key % graph.num_items)
+    return HeldOut(graph.num_users, graph.num_items, test)
 
 
 def power_law(users: int, items: int, edges: int, seed: int = 0) -> InteractionGraph:

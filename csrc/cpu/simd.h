@@ -41,6 +41,11 @@ struct VecOf<A, 1> {
 template <class A, int kLanes>
 using Vec = typename VecOf<A, kLanes>::type;
 
+// A stored number in the type that sums are kept in.
+MMSSL_INLINE float widen(float v) { return v; }
+MMSSL_INLINE double widen(double v) { return v; }
+MMSSL_INLINE float widen(bf16 v) { return to_float(v); }
+
 // Unaligned load and store.
 template <class A, int kLanes>
 MMSSL_INLINE Vec<A, kLanes> load(const A* p) {

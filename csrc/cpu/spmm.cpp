@@ -37,9 +37,6 @@ MMSSL_INLINE A edge_weight(const SparseArgs<A>& a, int64_t p, int32_t c) {
   return weight;
 }
 
-MMSSL_INLINE float widen(float v) { return v; }
-MMSSL_INLINE double widen(double v) { return v; }
-MMSSL_INLINE float widen(bf16 v) { return to_float(v); }
 MMSSL_INLINE void write(float* out, float v) { *out = v; }
 MMSSL_INLINE void write(double* out, double v) { *out = v; }
 MMSSL_INLINE void write(bf16* out, float v) { *out = to_bf16(v); }

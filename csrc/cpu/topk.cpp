@@ -149,7 +149,7 @@ void transpose(const Row& row, int64_t count, int64_t width, int64_t d, A* out) 
   for (int64_t n = 0; n < width; ++n) {
     if (n < count) {
       const auto* x = row(n);
-      for (int64_t k = 0; k < d; ++k) out[k * width + n] = value(x[k]);
+      for (int64_t k = 0; k < d; ++k) out[k * width + n] = widen(x[k]);
     } else {
       for (int64_t k = 0; k < d; ++k) out[k * width + n] = A(0);
     }

@@ -1,0 +1,40 @@
+"""The package's training step as the benchmarks run it: made from a graph, seen by the profiler."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from benchmarks.measure import Named
+from mmssl import losses
+from mmssl.config import Config
+from mmssl.graph import InteractionGraph
+from mmssl.models import critic as critic_module
+from mmssl.models.critic import Critic
+from mmssl.models.mmssl import MMSSL
+from mmssl.models.structure import structure_learner
+from mmssl.training import step as step_module
+from mmssl.training.step import TrainingStep
+
+
+def make_step(
+    graph: InteractionGraph, features: dict[str, Tensor], config: Config, seed: int = 0
+) -> TrainingStep:
+    """A fresh model, critic and structure with their optimisers, seeded."""
+    torch.manual_seed(seed)
+    model = MMSSL(graph, features, config.model)
+    critic = Critic(graph.num_items, config.critic)
+    structure = structure_learner(graph, len(features), config.structure)
+    generator = torch.Generator().manual_seed(seed)
+    return TrainingStep(model, critic, structure, config, generator)
+
+
+def named_functions(step: TrainingStep) -> list[Named]:
+    """Parts of a step that the profiler is to see beside the ranges that the step itself has."""
+    return [
+        Named(step_module, "similarity_rows", "similarity_rows"),
+        Named(step_module, "real_rows", "real_rows"),
+        Named(critic_module, "gradient_penalty", "gradient_penalty"),
+        Named(step.critic, "forward", "critic_forward"),
+        Named(losses, "contrastive_loss", "info_nce"),
+    ]
