@@ -40,5 +40,6 @@ if foreign=$(grep -E '^_ZN?K?(2at|3c10|5torch)' <<<"$symbols"); then
   exit 1
 fi
 grep -q aoti_torch_get_current_cuda_stream <<<"$symbols"
-nm -D --defined-only "$out/_C_cuda.abi3.so" | grep -q PyInit__C_cuda
+defined=$(nm -D --defined-only "$out/_C_cuda.abi3.so")  # no pipe: grep -q would leave it early
+grep -q PyInit__C_cuda <<<"$defined"
 echo "check_cuda: compiled and linked for sm_80 and sm_90 (not run)"

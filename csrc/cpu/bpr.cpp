@@ -18,9 +18,6 @@ constexpr int64_t kPrefetchTriples = 4;
 constexpr int64_t kTaskTriples = 256;
 constexpr int64_t kTaskRows = 1024;
 
-MMSSL_INLINE float widen(float v) { return v; }
-MMSSL_INLINE double widen(double v) { return v; }
-MMSSL_INLINE float widen(bf16 v) { return to_float(v); }
 MMSSL_INLINE void narrow(float v, float& out) { out = v; }
 MMSSL_INLINE void narrow(double v, double& out) { out = v; }
 MMSSL_INLINE void narrow(float v, bf16& out) { out = to_bf16(v); }

@@ -208,5 +208,5 @@ def test_gradient_penalty_by_definition(rows):
 def test_widths():
     assert Critic(400, CriticConfig()).weight.shape == (400, 100)
     assert Critic(400, CriticConfig(hidden=32)).weight.shape == (400, 32)
-    std = float(Critic(4000, CriticConfig(hidden=64)).weight.std())
+    std = float(Critic(4000, CriticConfig(hidden=64)).weight.detach().std())
     assert std == pytest.approx(math.sqrt(2 / 4000), rel=0.02)
