@@ -78,6 +78,11 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="continue the run in --out")
     _device_options(train)
     train.add_argument("--quiet", action="store_true", help="no progress")
+    train.add_argument(
+        "--profile",
+        action="store_true",
+        help="only run a few steps, print where their time goes and write RUN/trace.json",
+    )
     train.set_defaults(run=_train)
 
     evaluate = commands.add_parser("evaluate", help="rank all items and print the metrics")
@@ -164,6 +169,8 @@ def _train(arguments: argparse.Namespace) -> int:
     device = _device(arguments)
     run, dataset = (_resumed_run if arguments.resume else _new_run)(arguments)
     show_progress = not arguments.quiet
+    if arguments.profile and (arguments.resume or run.info.model != "mmssl"):
+        raise InputError("train: --profile needs a new run of the model mmssl")
     if run.info.model != "mmssl":
         run.initialize()
         metrics = fit_baseline(dataset, run, device=device, show_progress=show_progress)
@@ -180,6 +187,8 @@ def _train(arguments: argparse.Namespace) -> int:
         if arguments.resume:
             trainer.resume()
         run.initialize()
+        if arguments.profile:
+            return _profile(trainer)
         with stop:
             try:
                 metrics = trainer.fit()
@@ -189,6 +198,15 @@ def _train(arguments: argparse.Namespace) -> int:
     print(f"test of epoch {metrics['best_epoch']}:" if metrics.get("best_epoch") else "test:")
     _print_metrics(metrics["test"])
     print(f"run directory: {run.path}")
+    return 0
+
+
+def _profile(trainer: Any) -> int:
+    from mmssl.training.profile import profile_step
+
+    trace = trainer.run.path / "trace.json"
+    print("\n".join(profile_step(trainer.step, trace).lines()))
+    print(f"trace: {trace} (chrome://tracing or ui.perfetto.dev)")
     return 0
 
 

@@ -129,3 +129,16 @@ def test_version_and_help():
 def test_importing_the_package_is_cheap():
     code = "import sys, mmssl; assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_profile(tiny_directory, tmp_path, capsys):
+    out = tmp_path / "run"
+    command = ["train", "--data", str(tiny_directory), "--out", str(out), "--profile", *SMALL]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    for phase in ("sample", "critic_backward", "optimizer", "step, unprofiled"):
+        assert phase in printed
+    events = json.loads((out / "trace.json").read_text())["traceEvents"]
+    assert sum(event.get("name") == "mmssl::structure" for event in events) >= 5
+    assert main([*command, "--model", "lightgcn"]) == 2
+    assert "error: train: --profile needs a new run of the model mmssl" in capsys.readouterr().err

@@ -1,0 +1,76 @@
+"""Where a training step spends its time: a table of its phases and a trace for chrome://tracing."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from mmssl.training.step import TrainingStep
+
+# The ranges of TrainingStep, in the order of a step; none lies inside another.
+PHASES = (
+    "sample",
+    "forward",
+    "critic_forward",
+    "critic_backward",
+    "critic_optimizer",
+    "structure",
+    "recommender_loss",
+    "backward",
+    "optimizer",
+)
+_WARM_UP_STEPS = 3
+
+
+class StepProfile(NamedTuple):
+    """Milliseconds a step."""
+
+    step_ms: float  # without the profiler
+    phase_ms: dict[str, float]  # with it
+
+    def lines(self) -> list[str]:
+        """A table, the phases and what lies between them."""
+        total = sum(self.phase_ms.values())
+        rows = [
+            f"{name:18s} {spent:9.1f} ms {100 * spent / total:5.1f} %"
+            for name, spent in self.phase_ms.items()
+        ]
+        return [*rows, f"{'step, unprofiled':18s} {self.step_ms:9.1f} ms"]
+
+
+def profile_step(step: TrainingStep, trace: Path, *, steps: int = 5) -> StepProfile:
+    """Runs some steps, which train the model, and writes a trace of the last ones.
+
+    Args:
+        step: ready to run.
+        trace: JSON file for chrome://tracing or ui.perfetto.dev.
+        steps: how many are timed, and then how many are traced.
+    """
+    on_gpu = step.model.graph.device.type == "cuda"
+
+    def run(first: int, count: int) -> float:
+        start = time.perf_counter()
+        for number in range(first, first + count):
+            step(step.draw(), number)
+        if on_gpu:
+            torch.cuda.synchronize(step.model.graph.device)
+        return (time.perf_counter() - start) / count
+
+    run(0, _WARM_UP_STEPS)
+    seconds = run(_WARM_UP_STEPS, steps)
+    activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
+    with profile(activities=activities) as profiler:
+        run(_WARM_UP_STEPS + steps, steps)
+    profiler.export_chrome_trace(str(trace))
+    averages = {event.key: event for event in profiler.key_averages()}
+    spent = {}
+    for name in PHASES:
+        event = averages.get(f"mmssl::{name}")
+        if event is not None:
+            total = event.device_time_total if on_gpu else event.cpu_time_total
+            spent[name] = total / steps / 1e3
+    return StepProfile(1e3 * seconds, spent)
