@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from mmssl import ops
+
 
 class CrossModalAttention(nn.Module):
     """``mean_m concat_h( sum_m' softmax_m'(q_m^h . k_m'^h / sqrt(D/H)) e_m' ) W_O``.
@@ -28,15 +30,8 @@ class CrossModalAttention(nn.Module):
 
     def forward(self, views: Tensor) -> Tensor:
         """Maps (M, N, D) views to (N, D)."""
-        num_views, num_nodes, dim = views.shape
-        heads = (num_views, num_nodes, self.num_heads, dim // self.num_heads)
-        query = (views @ self.query).view(heads)
-        key = (views @ self.key).view(heads)
-        # Elementwise over the few pairs of views: a batched product of N H tiny matrices is slower.
-        score = (query[:, None] * key).sum(-1) * heads[-1] ** -0.5  # (M queries, M, N, H)
-        weight = score.softmax(1).mean(0)  # (M, N, H)
-        mixed = sum(w[:, :, None] * view[:, None] for w, view in zip(weight, views, strict=True))
-        return mixed.reshape(num_nodes, -1) @ self.output  # (N, H D) @ (H D, D)
+        mixed = ops.view_attention(views @ self.query, views @ self.key, views, self.num_heads)
+        return mixed @ self.output  # (N, H D) @ (H D, D)
 
 
 class IdentityAttention(nn.Module):

@@ -25,6 +25,7 @@ from mmssl.ops.reference import (
 from mmssl.ops.sampling import sample_bpr
 from mmssl.ops.similarity import masked_similarity_linear
 from mmssl.ops.topk import masked_topk
+from mmssl.ops.view_attention import view_attention
 
 masked_similarity = reference_only(masked_similarity_reference)
 
@@ -46,4 +47,5 @@ __all__ = [
     "set_backend",
     "spmm",
     "status",
+    "view_attention",
 ]

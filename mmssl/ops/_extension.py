@@ -24,6 +24,7 @@ _OPS = (  # what this version calls
     "info_nce_backward",
     "norm_act",
     "keep_mask",
+    "view_attention",
     "masked_topk",
     "bpr_loss",
     "bpr_loss_backward",

@@ -28,6 +28,7 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "propagate": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
     "info_nce": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
     "norm_act": {"cpu": _KERNEL_DTYPES},
+    "view_attention": {"cpu": _KERNEL_DTYPES},
     "keep_mask": {"cpu": (torch.uint8,)},
     "masked_topk": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
     "masked_similarity": {},

@@ -140,5 +140,6 @@ def test_profile(tiny_directory, tmp_path, capsys):
         assert phase in printed
     events = json.loads((out / "trace.json").read_text())["traceEvents"]
     assert sum(event.get("name") == "mmssl::structure" for event in events) >= 5
-    assert main([*command, "--model", "lightgcn"]) == 2
+    other = ["train", "--data", str(tiny_directory), "--out", str(tmp_path / "other"), "--profile"]
+    assert main([*other, "--model", "lightgcn"]) == 2
     assert "error: train: --profile needs a new run of the model mmssl" in capsys.readouterr().err
