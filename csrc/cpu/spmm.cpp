@@ -6,6 +6,7 @@
 #include <utility>
 #include <vector>
 
+#include "cpu/dot.h"
 #include "cpu/partition.h"
 #include "cpu/simd.h"
 
@@ -187,36 +188,6 @@ void join_split_rows(const Spmm<T, A>& s, const Partition& partition) {
     const A scale = s.a.row_scale == nullptr ? A(1) : s.a.row_scale[cut.row];
     for (int64_t k = 0; k < s.d; ++k) write(s.y + cut.row * s.d + k, scale * sum[k]);
   }
-}
-
-// <g, x> over d features in 64 / sizeof(A) running sums, whatever the width of a vector, so that
-// all SIMD levels add in the same order.
-template <class T, class A, int kLanes>
-MMSSL_INLINE A dot(const T* g, const T* x, int64_t d) {
-  constexpr int kSums = 64 / sizeof(A), kVecs = kSums / kLanes;
-  constexpr int kPack = std::is_same_v<T, bf16> ? 2 : 1;  // columns that share a lane
-  Vec<A, kLanes> sum[kVecs] = {};
-  int64_t k = 0;
-  for (; k + kSums * kPack <= d; k += kSums * kPack) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kVecs; ++i) {
-      if constexpr (kPack == 2) {
-        Vec<A, kLanes> even_g, odd_g, even_x, odd_x;
-        load_pair<kLanes>(g + k + i * kLanes * 2, even_g, odd_g);
-        load_pair<kLanes>(x + k + i * kLanes * 2, even_x, odd_x);
-        sum[i] += even_g * even_x + odd_g * odd_x;
-      } else {
-        sum[i] += load<A, kLanes>(g + k + i * kLanes) * load<A, kLanes>(x + k + i * kLanes);
-      }
-    }
-  }
-  A lane[kSums];
-  __builtin_memcpy(lane, sum, sizeof(lane));
-  for (int64_t i = 0; k < d; ++k, ++i) lane[i % kSums] += widen(g[k]) * widen(x[k]);
-  for (int width = kSums / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  }
-  return lane[0];
 }
 
 template <class T, class A>

@@ -4,34 +4,12 @@
 #include <cmath>
 #include <vector>
 
-#include "cpu/simd.h"
+#include "cpu/dot.h"
 
 namespace mmssl::cpu {
 namespace {
 
 constexpr int64_t kTaskNodes = 256;  // some hundred microseconds of work
-
-// <x, y> over n numbers in 64 / sizeof(A) running sums, whatever the width of a vector, so that all
-// SIMD levels add in the same order.
-template <class A, int kLanes>
-MMSSL_INLINE A dot(const A* x, const A* y, int64_t n) {
-  constexpr int kSums = 64 / sizeof(A), kVecs = kSums / kLanes;
-  Vec<A, kLanes> sum[kVecs] = {};
-  int64_t k = 0;
-  for (; k + kSums <= n; k += kSums) {
-#pragma GCC unroll 4
-    for (int i = 0; i < kVecs; ++i) {
-      sum[i] += load<A, kLanes>(x + k + i * kLanes) * load<A, kLanes>(y + k + i * kLanes);
-    }
-  }
-  A lane[kSums];
-  __builtin_memcpy(lane, sum, sizeof(lane));
-  for (int i = 0; k < n; ++k, ++i) lane[i] += x[k] * y[k];
-  for (int width = kSums / 2; width > 0; width /= 2) {
-    for (int i = 0; i < width; ++i) lane[i] += lane[i + width];
-  }
-  return lane[0];
-}
 
 // y += a * x
 template <class A, int kLanes>
@@ -111,7 +89,7 @@ MMSSL_INLINE void weigh(const ViewAttentionSize& s, Node<A>& node) {
       A largest = -INFINITY, sum = 0;
       for (int64_t b = 0; b < m; ++b) {
         const int64_t at = h * width;
-        p[b] = scale * dot<A, kLanes>(node.query + a * d + at, node.key + b * d + at, width);
+        p[b] = scale * dot<A, A, kLanes>(node.query + a * d + at, node.key + b * d + at, width);
         largest = std::max(largest, p[b]);
       }
       for (int64_t b = 0; b < m; ++b) sum += p[b] = std::exp(p[b] - largest);
@@ -160,7 +138,7 @@ MMSSL_INLINE void backward(const Job<T, A>& j, int64_t begin, int64_t end) {
       const A* g = node.grad + h * d;
       A* grad_weight = node.grad_weight + h * m;
       for (int64_t b = 0; b < m; ++b) {
-        grad_weight[b] = dot<A, kLanes>(g, node.view + b * d, d);
+        grad_weight[b] = dot<A, A, kLanes>(g, node.view + b * d, d);
         add_scaled<A, kLanes>(node.grad_view + b * d, node.weight[h * m + b], g, d);
       }
       for (int64_t a = 0; a < m; ++a) {

@@ -5,24 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pytest
 import torch
 
 from mmssl.graph import GraphView
-from mmssl.ops import _extension
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-needs_cpu_kernel = pytest.mark.skipif(
-    _extension.ops is None, reason=f"no CPU kernel: {_extension.missing.get('_C')}"
-)
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or _extension.cuda is None,
-    reason=f"no CUDA kernel: {_extension.missing.get('_C_cuda', 'no CUDA device')}",
-)
-KERNELS = [
-    pytest.param("cpu", marks=needs_cpu_kernel),
-    pytest.param("cuda", marks=[needs_gpu, pytest.mark.gpu]),
-]
 
 
 def make_view(

@@ -2,12 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -16,23 +10,16 @@ from torch import Tensor
 
 from mmssl import ops
 from mmssl.errors import InputError
-from mmssl.ops import _extension
 from mmssl.ops.reference import accumulation_dtype, bpr_loss_reference
 from tests.ops.graphs import DTYPES, slack
+from tests.ops.kernels import (
+    KERNELS,
+    assert_same_bits_at_every_simd_level,
+    needs_compiler,
+    needs_cpu_kernel,
+    run_emulated,
+)
 
-ROOT = Path(__file__).resolve().parents[2]
-CXX = shutil.which(os.environ.get("CXX", "g++"))
-needs_kernel = pytest.mark.skipif(
-    _extension.ops is None, reason=f"no CPU kernel: {_extension.missing.get('_C')}"
-)
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or _extension.cuda is None,
-    reason=f"no CUDA kernel: {_extension.missing.get('_C_cuda', 'no CUDA device')}",
-)
-KERNELS = [
-    pytest.param("cpu", marks=needs_kernel),
-    pytest.param("cuda", marks=[needs_gpu, pytest.mark.gpu]),
-]
 WEIGHTS = (1.5, 0.25)  # of the loss and the squares
 
 
@@ -129,7 +116,7 @@ def test_no_triple(device, dtype):
     assert all((grad == 0).all() for grad in grads)
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_tables_without_columns_or_rows():
     loss, squares, *_ = run(native, problem(4, 0), torch.float32)
     assert loss == torch.tensor(2.0).log() and squares == 0
@@ -153,7 +140,7 @@ def test_one_output_without_the_other(device):
     torch.testing.assert_close(of_loss, expected)
 
 
-@needs_kernel
+@needs_cpu_kernel
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_any_batch(data):
@@ -169,7 +156,7 @@ def test_any_batch(data):
     assert torch.equal(native(layout, item_emb, *strided), native(layout, item_emb, *ids))
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_gradcheck():
     user_emb, item_emb, *ids = problem(12, 5, 4, 3, dtype=torch.float64)
     leaves = (user_emb.requires_grad_(), item_emb.requires_grad_())
@@ -177,7 +164,7 @@ def test_gradcheck():
         assert torch.autograd.gradcheck(lambda u, i: ops.bpr_loss(u, i, *ids, with_l2=True), leaves)
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_differentiating_twice_is_refused():
     user_emb, item_emb, *ids = problem(6, 3)
     user_emb.requires_grad_()
@@ -187,7 +174,7 @@ def test_differentiating_twice_is_refused():
         grad.sum().backward()
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_opcheck(dtype):
     user_emb, item_emb, *ids = problem(7, 5, dtype=dtype)
@@ -220,7 +207,7 @@ def test_same_bits_every_time(device, dtype):
         assert all(torch.equal(x, y) for x, y in zip(first, again, strict=True))
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_with_any_number_of_threads(dtype):
     arguments = problem(3000, 40, 2500, 1500, dtype=dtype)
@@ -248,23 +235,12 @@ print(torch.ops.mmssl.cpu_capability(), digest.hexdigest())
 """
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_every_simd_level_gives_the_same_bits():
-    """So what the other tests show of this machine's level holds for all."""
-    found = {}
-    for level in ("default", "avx2", "avx512"):
-        environment = {**os.environ, "ATEN_CPU_CAPABILITY": level, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", LEVEL_SCRIPT], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        name, digest = done.stdout.split()
-        found[name] = digest
-    assert "default" in found
-    assert len(set(found.values())) == 1, found
+    assert_same_bits_at_every_simd_level(LEVEL_SCRIPT)
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_compiles_to_one_graph():
     user_emb, item_emb, *ids = problem(20, 6)
     user_emb.requires_grad_()
@@ -289,7 +265,7 @@ def test_autocast_leaves_the_tables_alone(device):
     assert torch.equal(inside, native(*arguments))
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("bad", [-1, 40, 2**40])
 @pytest.mark.parametrize("place", ["pos_items", "neg_items"])
 def test_ids_out_of_range_are_named(place, bad):
@@ -332,20 +308,6 @@ def test_bad_arguments_are_named(changes, message, backend):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.skipif(
-    CXX is None or not (ROOT / "csrc").is_dir(), reason="no C++ compiler, or no source tree"
-)
+@needs_compiler
 def test_cuda_kernels_are_right_under_the_emulator(tmp_path):
-    program = tmp_path / "emulated"
-    sources = ["csrc/emu/test_bpr.cpp", "csrc/cuda/bpr.cu"]
-    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    done = subprocess.run(
-        [CXX, *flags, "-DMMSSL_EMULATE_CUDA", "-Icsrc", "-x", "c++", *sources, "-o", str(program)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert "ok" in done.stdout
+    run_emulated(tmp_path, "bpr")

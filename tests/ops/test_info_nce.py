@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,10 +16,9 @@ from mmssl import ops
 from mmssl.errors import InputError
 from mmssl.ops import _extension
 from mmssl.ops.reference import info_nce_reference
+from tests.ops.kernels import ROOT, needs_compiler, run_emulated
 
-ROOT = Path(__file__).resolve().parents[2]
-CXX = shutil.which(os.environ.get("CXX", "g++"))
-needs_kernel = pytest.mark.skipif(
+needs_cpu_kernel = pytest.mark.skipif(
     _extension.ops is None, reason=_extension.missing.get("_C", "the extension is loaded")
 )
 OPTIONS = {
@@ -92,7 +89,7 @@ def assert_as_good_as_reference(
         assert worst <= bound, f"{name}: error {worst:.2e}, allowed {bound:.2e}"
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("d", [1, 16, 65])
 @pytest.mark.parametrize("n", [1, 2, 7, 127, 129])
@@ -100,14 +97,14 @@ def test_shapes(n, d, options):
     assert_as_good_as_reference(*problem(n, d), 0.2, **options)
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("d", [7, 64, 128, 300])
 def test_wide_rows_with_negatives_and_batch(d):
     anchor, positive, negatives = problem(67, d, batch=(2, 2), negatives=101)
     assert_as_good_as_reference(anchor, positive, negatives, 0.3, reduction="none", symmetric=True)
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("temperature", [0.01, 0.016, 0.02, 0.03, 0.2, 5.0])
 def test_temperatures(temperature, dtype):
@@ -117,7 +114,7 @@ def test_temperatures(temperature, dtype):
         anchor, positive = anchor.neg(), positive
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("temperature", [0.01, 0.017, 0.0175, 0.05])
 def test_opposite_rows_do_not_underflow(temperature):
     anchor = torch.nn.functional.one_hot(torch.arange(5), 8).float()
@@ -125,14 +122,14 @@ def test_opposite_rows_do_not_underflow(temperature):
         assert_as_good_as_reference(anchor, -anchor, None, temperature, **options)
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("n", [1000, 4097])
 def test_many_rows(n, dtype):
     assert_as_good_as_reference(*problem(n, 64, dtype=dtype), 0.2, dtype, eps=1e-8)
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_zero_rows_and_scales(dtype):
     anchor, positive, negatives = problem(40, 9, negatives=5, dtype=dtype)
@@ -149,7 +146,7 @@ def test_zero_rows_and_scales(dtype):
         assert ((m - t).abs() / scale).max() < tolerance
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("n", [1, 2, 7, 127, 129, 1000, 4097])
 def test_zero_rows_at_any_temperature(n):
     """Every row on the scale of its own gradient, that of a zero row included."""
@@ -187,14 +184,14 @@ def test_zero_rows_at_any_temperature(n):
     check()
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_identical_rows():
     anchor = torch.ones(130, 5)
     loss = native(anchor, anchor, 0.05, reduction="none")
     torch.testing.assert_close(loss, torch.full((130,), 2 * 130 - 1.0).log())
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("batch", [(), (0,), (3,)])
 def test_no_rows(batch):
     anchor = torch.zeros(*batch, 0, 4, requires_grad=True)
@@ -206,7 +203,7 @@ def test_no_rows(batch):
     assert (negatives.grad == 0).all()
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_no_negatives_is_as_none():
     anchor, positive, _ = problem(9, 4)
     empty = torch.empty(0, 4, requires_grad=True)
@@ -216,7 +213,7 @@ def test_no_negatives_is_as_none():
     assert empty.grad.shape == (0, 4)
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_not_contiguous():
     wide, _, _ = problem(90, 22)
     anchor, positive = wide[::2, ::2], wide.T[:11, :45].T
@@ -224,7 +221,7 @@ def test_not_contiguous():
     assert_as_good_as_reference(anchor, positive, None, 0.2)
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_gradcheck(symmetric):
     anchor, positive, negatives = problem(6, 3, batch=(2,), negatives=4, dtype=torch.float64)
@@ -239,7 +236,7 @@ def test_gradcheck(symmetric):
         )
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_opcheck(dtype):
     anchor, positive, negatives = problem(5, 3, batch=(2,), negatives=4, dtype=dtype)
@@ -251,7 +248,7 @@ def test_opcheck(dtype):
     torch.library.opcheck(torch.ops.mmssl.info_nce.default, (*leaves[:3], *options))
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_differentiating_twice_is_refused():
     anchor, positive, _ = problem(4, 3)
     anchor.requires_grad_()
@@ -260,7 +257,7 @@ def test_differentiating_twice_is_refused():
         grad.sum().backward()
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_same_bits_for_any_number_of_threads(dtype):
     anchor, positive, negatives = problem(300, 33, batch=(2,), negatives=130, dtype=dtype)
@@ -276,7 +273,7 @@ def test_same_bits_for_any_number_of_threads(dtype):
         assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_a_pair_does_not_depend_on_its_neighbours():
     anchor, positive, _ = problem(50, 8, batch=(3,))
     together = native(anchor, positive, 0.2, reduction="none")
@@ -284,7 +281,7 @@ def test_a_pair_does_not_depend_on_its_neighbours():
         assert torch.equal(together[n], native(anchor[n], positive[n], 0.2, reduction="none"))
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_compiles_to_one_graph():
     anchor, positive, _ = problem(20, 6)
     anchor.requires_grad_()
@@ -300,7 +297,7 @@ def test_compiles_to_one_graph():
         )
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_autocast_leaves_the_inputs_alone():
     anchor, positive, _ = problem(20, 6)
     anchor.requires_grad_()
@@ -340,7 +337,7 @@ def test_captured_in_a_cuda_graph():
         assert torch.equal(got, want)
 
 
-@needs_kernel
+@needs_cpu_kernel
 @settings(max_examples=30, deadline=None)
 @given(
     n=st.integers(1, 40),
@@ -388,7 +385,7 @@ def run_python(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
 def test_every_simd_level(level):
     at_most = ["default", "avx2", "avx512"]
@@ -409,29 +406,15 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_memory_is_linear_in_the_rows():
     kilobytes = int(run_python(MEMORY, MMSSL_OPS="native"))
     assert kilobytes < 40_000  # one 12288 x 12288 float32 matrix would be 590,000
 
 
-@pytest.mark.skipif(
-    CXX is None or not (ROOT / "csrc").is_dir(), reason="no C++ compiler, or no source tree"
-)
+@needs_compiler
 def test_cuda_kernels_are_right_under_the_emulator(tmp_path):
-    program = tmp_path / "emulated"
-    sources = ["csrc/emu/test_info_nce.cpp", "csrc/cuda/info_nce.cu"]
-    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    done = subprocess.run(
-        [CXX, *flags, "-DMMSSL_EMULATE_CUDA", "-Icsrc", "-x", "c++", *sources, "-o", str(program)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout
-    assert "ok" in done.stdout
+    run_emulated(tmp_path, "info_nce")
 
 
 def bad(x: Tensor | None = None, **changes):

@@ -11,12 +11,9 @@ from hypothesis import strategies as st
 
 from mmssl import ops
 from mmssl.errors import InputError
-from mmssl.ops import _extension
 from mmssl.ops.reference import keep_mask_reference, norm_act_reference
+from tests.ops.kernels import needs_cpu_kernel
 
-needs_kernel = pytest.mark.skipif(
-    _extension.ops is None, reason=f"no CPU kernel: {_extension.missing.get('_C')}"
-)
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -50,7 +47,7 @@ def everything(function, x, weight, bias, keep, up, direction):
     return [t.detach() for t in (y, mean, var, *grads, *second)]
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(3, 1), (4, 5), (33, 64), (64, 17), (257, 130), (1000, 3)])
 @pytest.mark.parametrize("rate", [0.0, 0.5])
@@ -72,7 +69,7 @@ def test_error_is_within_that_of_the_reference(dtype, shape, rate):
         assert error <= 2 * allowed + slack * epsilon, number
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_two_rows():
     """xhat is -1 and 1 but for eps; gradients with respect to x are its rounding."""
     x = torch.tensor([[1.0, -4.0], [3.0, 2.0]], dtype=torch.float64)
@@ -81,7 +78,7 @@ def test_two_rows():
     torch.testing.assert_close(ops.norm_act(x, one, zero), expected, rtol=1e-4, atol=0)
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_gradients_by_differences():
     x, weight, bias, keep, *_ = problem(6, 5, torch.float64)
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
@@ -94,7 +91,7 @@ def test_gradients_by_differences():
         assert torch.autograd.gradgradcheck(layer, leaves)
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_third_derivative_is_refused():
     x, weight, bias, keep, up, direction = problem(6, 5, torch.float64)
     x.requires_grad_()
@@ -105,7 +102,7 @@ def test_third_derivative_is_refused():
         second.sum().backward()
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_opcheck():
     x, weight, bias, keep, up, direction = problem(7, 5, torch.float32)
     stats = torch.zeros(5), torch.ones(5)
@@ -125,7 +122,7 @@ def test_opcheck():
     torch.library.opcheck(torch.ops.mmssl.keep_mask.default, (torch.tensor([5]), 70, -3))
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_for_any_number_of_threads(dtype):
     inputs = problem(300, 200, dtype)
@@ -141,7 +138,7 @@ def test_same_bits_for_any_number_of_threads(dtype):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_non_contiguous():
     x, weight, bias, keep, up, direction = problem(40, 30, torch.float32)
     plain = everything(ops.norm_act, x, weight, bias, keep, up, direction)
@@ -151,7 +148,7 @@ def test_non_contiguous():
     assert all(torch.equal(a, b) for a, b in zip(plain, other, strict=True))
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_compiles_whole():
     x, weight, bias, keep, *_ = problem(20, 10, torch.float32)
     x.requires_grad_()
@@ -179,7 +176,7 @@ def test_bad_arguments():
             ops.norm_act(**arguments)
 
 
-@needs_kernel
+@needs_cpu_kernel
 @settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(-(2**63), 2**63 - 1),

@@ -17,10 +17,7 @@ from mmssl.graph import GraphView
 from mmssl.ops.propagate import _operands
 from tests.ops.graphs import (
     DTYPES,
-    KERNELS,
     make_view,
-    needs_cpu_kernel,
-    needs_gpu,
     on,
     random_view,
     random_x,
@@ -29,6 +26,7 @@ from tests.ops.graphs import (
     truth,
     worst,
 )
+from tests.ops.kernels import KERNELS, needs_cpu_kernel, needs_gpu
 
 Batch = tuple[list[GraphView], list[torch.Tensor]]
 

@@ -13,13 +13,10 @@ from hypothesis import strategies as st
 from mmssl import ops
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
-from mmssl.ops import _extension
 from mmssl.ops.reference import distinct_reference
+from tests.ops.kernels import needs_cpu_kernel
 
-needs_kernel = pytest.mark.skipif(
-    _extension.ops is None, reason=f"no CPU kernel: {_extension.missing.get('_C')}"
-)
-BACKENDS = [pytest.param("native", marks=needs_kernel), "reference"]
+BACKENDS = [pytest.param("native", marks=needs_cpu_kernel), "reference"]
 DEVICES = [
     "cpu",
     pytest.param(
@@ -52,7 +49,7 @@ def assert_uniform(counts: torch.Tensor) -> None:
     assert chi_square < freedom + 6 * math.sqrt(2 * freedom), counts
 
 
-@needs_kernel
+@needs_cpu_kernel
 @settings(max_examples=60, deadline=None)
 @given(
     users=st.integers(1, 40),
@@ -70,7 +67,7 @@ def test_every_backend_draws_the_same_batch(users, items, edges, seed, share):
         assert torch.equal(ours, plain)
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_every_backend_draws_the_same_large_batch():
     graph = random_graph(20_000, 3_000, 100_000)
     for batch_size in (1024, graph.trainable_users.numel()):
@@ -179,7 +176,7 @@ def test_batch_size_out_of_range(backend):
             sample(graph, batch_size, 0, backend)
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_opcheck():
     graph = random_graph(30, 8, 70)
     draw = torch.rand(3, 6, dtype=torch.float64)
@@ -192,7 +189,7 @@ def test_opcheck():
         op(draw, arguments[1][:5], *arguments[2:])
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_compiles_to_one_graph():
     graph = random_graph(30, 8, 70)
     _ = graph.trainable_users, graph.nnz

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -18,9 +15,7 @@ from mmssl.errors import InputError
 from mmssl.graph import GraphView
 from tests.ops.graphs import (
     DTYPES,
-    KERNELS,
     make_view,
-    needs_cpu_kernel,
     on,
     random_view,
     random_x,
@@ -29,6 +24,7 @@ from tests.ops.graphs import (
     truth,
     worst,
 )
+from tests.ops.kernels import KERNELS, assert_same_bits_at_every_simd_level, needs_cpu_kernel
 
 # name -> view; the hub's row is longer than a chunk of the kernels (512 edges)
 VIEWS = {
@@ -209,18 +205,7 @@ print(torch.ops.mmssl.cpu_capability(), digest.hexdigest())
 
 @needs_cpu_kernel
 def test_every_simd_level_gives_the_same_bits():
-    """So what the other tests show of this machine's level holds for all."""
-    found = {}
-    for level in ("default", "avx2", "avx512"):
-        environment = {**os.environ, "ATEN_CPU_CAPABILITY": level, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", LEVEL_SCRIPT], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        name, digest = done.stdout.split()
-        found[name] = digest
-    assert "default" in found
-    assert len(set(found.values())) == 1, found
+    assert_same_bits_at_every_simd_level(LEVEL_SCRIPT)
 
 
 @needs_cpu_kernel

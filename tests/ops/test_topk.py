@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,23 +16,10 @@ from hypothesis import strategies as st
 from mmssl import ops
 from mmssl.errors import InputError
 from mmssl.graph import GraphView, InteractionGraph
-from mmssl.ops import _extension
 from mmssl.ops.reference import masked_topk_reference
 from tests.ops.graphs import DTYPES, on, random_view, slack
+from tests.ops.kernels import KERNELS, needs_compiler, needs_cpu_kernel, run_emulated
 
-needs_cpu_kernel = pytest.mark.skipif(
-    _extension.ops is None, reason=f"no CPU kernel: {_extension.missing.get('_C')}"
-)
-needs_gpu = pytest.mark.skipif(
-    not torch.cuda.is_available() or _extension.cuda is None,
-    reason=f"no CUDA kernel: {_extension.missing.get('_C_cuda', 'no CUDA device')}",
-)
-KERNELS = [
-    pytest.param("cpu", marks=needs_cpu_kernel),
-    pytest.param("cuda", marks=[needs_gpu, pytest.mark.gpu]),
-]
-ROOT = Path(__file__).resolve().parents[2]
-CXX = shutil.which(os.environ.get("CXX", "g++"))
 Lists = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -331,25 +316,9 @@ def test_torch_compile_in_one_graph():
     assert_equal(got, want)
 
 
-@pytest.mark.skipif(
-    CXX is None or not (ROOT / "csrc").is_dir(), reason="no C++ compiler, or no source tree"
-)
+@needs_compiler
 def test_cuda_kernel_is_right_under_the_emulator(tmp_path):
-    """With the sanitizers, so that an index out of range is a failure too."""
-    program = tmp_path / "emulated"
-    sources = ["csrc/emu/test_topk.cpp", "csrc/cuda/topk.cu"]
-    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
-    done = subprocess.run(
-        [CXX, *flags, "-DMMSSL_EMULATE_CUDA", "-Icsrc", "-x", "c++", *sources, "-o", str(program)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    done = subprocess.run([program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "ok" in done.stdout
+    run_emulated(tmp_path, "topk")
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

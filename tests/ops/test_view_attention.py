@@ -13,12 +13,9 @@ from hypothesis import strategies as st
 
 from mmssl import ops
 from mmssl.errors import InputError
-from mmssl.ops import _extension
 from mmssl.ops.reference import view_attention_reference
+from tests.ops.kernels import needs_cpu_kernel
 
-needs_kernel = pytest.mark.skipif(
-    _extension.ops is None, reason=f"no CPU kernel: {_extension.missing.get('_C')}"
-)
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
@@ -38,7 +35,7 @@ def everything(function, inputs: list[torch.Tensor], heads: int) -> list[torch.T
     return [out.detach(), *torch.autograd.grad(out, leaves, up)]
 
 
-@needs_kernel
+@needs_cpu_kernel
 @settings(max_examples=60, deadline=None)
 @given(
     m=st.integers(1, 5),
@@ -63,7 +60,7 @@ def test_error_is_within_that_of_the_reference(m, n, width, heads, dtype, seed):
         assert error <= 2 * allowed + 8 * torch.finfo(dtype).eps, number
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_large_scores_do_not_overflow():
     query, key, view = problem(3, 4, 8, torch.float32)
     got = ops.view_attention(1e4 * query, key, view, 2)
@@ -71,7 +68,7 @@ def test_large_scores_do_not_overflow():
     torch.testing.assert_close(got, expected)
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_gradients_by_differences_and_no_second_ones():
     leaves = [t.requires_grad_() for t in problem(3, 4, 6, torch.float64)]
     with ops.backend("native"):
@@ -82,7 +79,7 @@ def test_gradients_by_differences_and_no_second_ones():
             grad.sum().backward()
 
 
-@needs_kernel
+@needs_cpu_kernel
 def test_opcheck_and_compile():
     leaves = [t.requires_grad_() for t in problem(2, 5, 6, torch.float32)]
     torch.library.opcheck(torch.ops.mmssl.view_attention.default, (*leaves, 2))
@@ -95,7 +92,7 @@ def test_opcheck_and_compile():
         torch.testing.assert_close(mine, other)
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_same_bits_for_any_number_of_threads_and_strides(dtype):
     inputs = problem(2, 1000, 64, dtype)
@@ -112,7 +109,7 @@ def test_same_bits_for_any_number_of_threads_and_strides(dtype):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-@needs_kernel
+@needs_cpu_kernel
 @pytest.mark.parametrize("level", ["avx2", "default"])
 def test_every_simd_level_is_right(level):
     code = (

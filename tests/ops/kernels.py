@@ -1,0 +1,72 @@
+"""Which kernels there are on this machine, and the ways to run them that several tests share."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from mmssl.ops import _extension
+
+ROOT = Path(__file__).resolve().parents[2]
+CXX = shutil.which(os.environ.get("CXX", "g++"))
+
+needs_cpu_kernel = pytest.mark.skipif(
+    _extension.ops is None, reason=f"no CPU kernel: {_extension.missing.get('_C')}"
+)
+needs_gpu = pytest.mark.skipif(
+    not torch.cuda.is_available() or _extension.cuda is None,
+    reason=f"no CUDA kernel: {_extension.missing.get('_C_cuda', 'no CUDA device')}",
+)
+needs_compiler = pytest.mark.skipif(
+    CXX is None or not (ROOT / "csrc").is_dir(), reason="no C++ compiler, or no source tree"
+)
+KERNELS = [
+    pytest.param("cpu", marks=needs_cpu_kernel),
+    pytest.param("cuda", marks=[needs_gpu, pytest.mark.gpu]),
+]
+
+
+def run_emulated(folder: Path, name: str) -> None:
+    """Builds csrc/cuda/NAME.cu with its test csrc/emu/test_NAME.cpp for the CPU and runs it.
+
+    With the sanitizers, so that an index out of range is a failure too.
+    """
+    program = folder / "emulated"
+    sources = [f"csrc/emu/test_{name}.cpp", f"csrc/cuda/{name}.cu"]
+    flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    assert CXX is not None
+    done = subprocess.run(
+        [CXX, *flags, "-DMMSSL_EMULATE_CUDA", "-Icsrc", "-x", "c++", *sources, "-o", str(program)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ok" in done.stdout
+
+
+def assert_same_bits_at_every_simd_level(script: str) -> None:
+    """Runs a script that prints the level in force and a digest, once per level.
+
+    So what the other tests show of this machine's level holds for all.
+    """
+    found = {}
+    for level in ("default", "avx2", "avx512"):
+        environment = {**os.environ, "ATEN_CPU_CAPABILITY": level, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        name, digest = done.stdout.split()
+        found[name] = digest
+    assert "default" in found
+    assert len(set(found.values())) == 1, found
