@@ -14,13 +14,9 @@ from torch import Tensor
 
 from mmssl import ops
 from mmssl.errors import InputError
-from mmssl.ops import _extension
 from mmssl.ops.reference import info_nce_reference
-from tests.ops.kernels import ROOT, needs_compiler, run_emulated
+from tests.ops.kernels import ROOT, needs_compiler, needs_cpu_kernel, needs_gpu, run_emulated
 
-needs_cpu_kernel = pytest.mark.skipif(
-    _extension.ops is None, reason=_extension.missing.get("_C", "the extension is loaded")
-)
 OPTIONS = {
     "mmssl": {"eps": 1e-8},
     "cross": {"intra_view": False},
@@ -310,10 +306,7 @@ def test_autocast_leaves_the_inputs_alone():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or _extension.cuda is None,
-    reason=f"no CUDA kernel: {_extension.missing.get('_C_cuda', 'no CUDA device')}",
-)
+@needs_gpu
 def test_captured_in_a_cuda_graph():
     anchor, positive, _ = (None if x is None else x.cuda() for x in problem(200, 64))
     anchor.requires_grad_()
