@@ -1,0 +1,50 @@
+"""The command line, thin: parse, call, print. One file per command; ``add()`` registers it.
+
+Exit codes: 0 done, 1 internal error, 2 bad input or usage, 130 or 143 interrupted by SIGINT or
+SIGTERM with the checkpoint saved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from mmssl import __version__
+from mmssl.cli import data, doctor, evaluate, recommend, report, train
+from mmssl.cli.common import Parser
+from mmssl.errors import InputError
+
+_COMMANDS = (data, train, evaluate, recommend, report, doctor)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code."""
+    try:
+        arguments = build_parser().parse_args(argv)
+        code: int = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except InputError as error:
+        message = str(error)
+    except BrokenPipeError:  # `mmssl ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as error:
+        message = f"{error.filename or 'system'}: {error.strerror or error}"
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print(f"error: {message}", file=sys.stderr)
+    return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command, in the order that the help shows."""
+    parser = Parser(prog="mmssl", description="Train and use the multi-modal recommender MMSSL.")
+    parser.add_argument("--version", action="version", version=f"mmssl {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
+    for command in _COMMANDS:
+        command.add(commands)
+    return parser

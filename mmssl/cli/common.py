@@ -1,0 +1,68 @@
+"""What several commands share: options, the device, a run with its data, tables of metrics."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, NoReturn
+
+from mmssl.errors import InputError
+
+# What `parser.add_subparsers()` returns; argparse has no public name for it.
+Commands = Any
+
+
+class Parser(argparse.ArgumentParser):
+    """Usage errors are one line, like every other bad input."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raised instead of printing the usage and leaving."""
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """``RUN`` and ``--data``."""
+    parser.add_argument("run_directory", type=Path, metavar="RUN")
+    parser.add_argument("--data", type=Path, metavar="DIR", help="the data set, if it has moved")
+
+
+def add_device_options(parser: argparse.ArgumentParser) -> None:
+    """``--device`` and ``--ops``."""
+    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
+    parser.add_argument(
+        "--ops", default=None, choices=["auto", "native", "reference"], help="backend of the ops"
+    )
+
+
+def resolve_device(arguments: argparse.Namespace) -> str:
+    """Applies ``--ops`` and resolves ``--device``."""
+    import torch
+
+    if arguments.ops is not None:
+        from mmssl import ops
+
+        ops.set_backend(arguments.ops)
+    available = torch.cuda.is_available()
+    if arguments.device == "cuda" and not available:
+        raise InputError(f"--device cuda: no CUDA device is usable by torch {torch.__version__}")
+    if arguments.device == "auto":
+        return "cuda" if available else "cpu"
+    return str(arguments.device)
+
+
+def load_run(arguments: argparse.Namespace, device: str) -> tuple[Any, Any, Any, Any, Any]:
+    """Run, data set, train graph and embeddings of a trained run."""
+    from mmssl.graph import InteractionGraph
+    from mmssl.training.run import RunDirectory
+
+    run = RunDirectory.open(arguments.run_directory)
+    user, item = run.load_embeddings()
+    dataset = run.read_data(arguments.data)
+    graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
+    return run, dataset, graph.to(device), user.to(device), item.to(device)
+
+
+def print_metrics(metrics: dict[str, float]) -> None:
+    """One line per metric."""
+    for name, value in metrics.items():
+        print(f"  {name:14s} {value:.4f}")
