@@ -16,7 +16,7 @@ endif
 # What the compiled extension and the installed metadata depend on.
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint env clean cuda-check cuda-build sanitize
+.PHONY: demo test lint docs env clean cuda-check cuda-build sanitize
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -24,6 +24,7 @@ help:
 	@echo "make demo        train on MovieLens-100K, compare with baselines, show recommendations"
 	@echo "make test        the whole test suite"
 	@echo "make lint        ruff and mypy"
+	@echo "make docs        the documentation site, into build/site"
 	@echo "make sanitize    the op tests under address and undefined-behaviour sanitizers"
 	@echo "make cuda-check  compile the CUDA kernels (needs nvcc, no GPU)"
 	@echo "make cuda-build  build and load the whole CUDA extension against a CUDA torch (downloads one)"
@@ -67,6 +68,11 @@ lint: $(STAMP)
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# Without the variable mkdocs-material prints an advertisement of its successor.
+docs: $(STAMP)
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@echo "build/site/index.html"
 
 sanitize: $(STAMP)
 	PYTHON=$(PY) bash csrc/sanitize.sh
