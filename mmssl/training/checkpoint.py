@@ -110,8 +110,8 @@ def recover_newest(path: Path) -> tuple[Path, Checkpoint] | None:
         except InputError as error:
             damaged[candidate] = error
             continue
-        for file, error in damaged.items():
-            logger.warning("warning: %s; continuing from %s before it", error, candidate.name)
+        for file, reason in damaged.items():
+            logger.warning("warning: %s; continuing from %s before it", reason, candidate.name)
             os.replace(file, file.with_name(f"{file.name}.damaged"))
         return candidate, checkpoint
     if not damaged:
