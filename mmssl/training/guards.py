@@ -38,14 +38,14 @@ class LossMeter:
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.names = list(names)
         self.steps_per_look = 1 if device.type == "cpu" else _STEPS_PER_LOOK
-        self.sums = [0.0] * len(self.names)
+        self.sums = dict.fromkeys(self.names, 0.0)
         self._pending: list[Tensor] = []
         self._epoch = self._steps = 0
 
-    def start(self, epoch: int, steps: int = 0, sums: Sequence[float] = ()) -> None:
+    def start(self, epoch: int, steps: int = 0, sums: Mapping[str, float] | None = None) -> None:
         """Forgets everything but the ``sums`` of an epoch that has run ``steps`` steps."""
         self._epoch = epoch
-        self.sums = list(sums) or [0.0] * len(self.names)
+        self.sums = {name: (sums or {}).get(name, 0.0) for name in self.names}
         self._pending = []
         self._steps = steps
 
@@ -59,8 +59,8 @@ class LossMeter:
         if len(self._pending) >= self.steps_per_look:
             self.look()
 
-    def look(self) -> list[float]:
-        """The sums (K) up to now.
+    def look(self) -> dict[str, float]:
+        """The sums up to now, by name.
 
         Raises:
             Diverged: a term of a step not looked at yet is not finite.
@@ -69,14 +69,21 @@ class LossMeter:
         self._pending = []
         for row in rows:
             self._steps += 1
-            for name, value in zip(self.names, row, strict=True):
-                if not math.isfinite(value):
-                    raise Diverged(
-                        f"{'' if name.endswith('grad_norm') else 'loss term '}{name} is {value} "
-                        f"in epoch {self._epoch}, step {self._steps}"
-                    )
-            self.sums = [total + value for total, value in zip(self.sums, row, strict=True)]
+            terms = dict(zip(self.names, row, strict=True))
+            if not all(map(math.isfinite, row)):
+                raise Diverged(f"{_blame(terms)} in epoch {self._epoch}, step {self._steps}")
+            self.sums = {name: self.sums[name] + value for name, value in terms.items()}
         return self.sums
+
+
+def _blame(terms: Mapping[str, float]) -> str:
+    """The first of the terms that are not finite, in the order in which a step comes by them."""
+    bad = [name for name, value in terms.items() if not math.isfinite(value)]
+    # The critic's step is before the recommender's, and a gradient after the loss it belongs to.
+    first = min(bad, key=lambda name: (not name.startswith("critic_"), name.endswith("grad_norm")))
+    others = [name for name in bad if name != first]
+    text = f"{'' if first.endswith('grad_norm') else 'loss term '}{first} is {terms[first]}"
+    return f"{text} (and with it {', '.join(others)})" if others else text
 
 
 def check_finite(tensors: Mapping[str, Tensor], when: str) -> None:

@@ -18,6 +18,7 @@ from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import Diverged, InputError
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
+from mmssl.losses import LossTerms
 from mmssl.models.critic import Critic
 from mmssl.models.mmssl import MMSSL
 from mmssl.models.structure import structure_learner
@@ -47,7 +48,7 @@ class Progress:
     validations_since_best: int = 0
     finished: bool = False
     epoch_seconds: float = 0.0  # spent in the steps of the epoch so far
-    loss_sums: list[float] = field(default_factory=list)  # of those steps
+    loss_sums: dict[str, float] = field(default_factory=dict)  # of those steps
     log_size: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -190,9 +191,8 @@ class Trainer:
 
     def _finish_epoch(self, validation: Evaluator) -> None:
         progress = self.progress
-        means = [total / self.steps_per_epoch for total in self.losses.look()]
+        terms = {name: total / self.steps_per_epoch for name, total in self.losses.look().items()}
         self._check(self._parameters())
-        terms = dict(zip(self.losses.names, means, strict=True))
         norms = {name: terms.pop(name) for name in list(terms) if name.endswith("grad_norm")}
         start = time.perf_counter()
         user, item = self._embed()
@@ -217,13 +217,14 @@ class Trainer:
         else:
             progress.validations_since_best += 1
         if self.show_progress:
+            loss = sum(terms[name] for name in LossTerms._fields)
             tqdm.write(
-                f"epoch {progress.epoch + 1:3d}  loss {sum(means[:5]):8.4f}  "
+                f"epoch {progress.epoch + 1:3d}  loss {loss:8.4f}  "
                 f"val recall@20 {metrics['recall@20']:.4f}  ndcg@20 {metrics['ndcg@20']:.4f}  "
                 f"{progress.epoch_seconds:6.1f} s{'  *' if improved else ''}"
             )
         progress.epoch += 1
-        progress.step, progress.epoch_seconds, progress.loss_sums = 0, 0.0, []
+        progress.step, progress.epoch_seconds, progress.loss_sums = 0, 0.0, {}
         self.losses.start(progress.epoch + 1)
         progress.finished = (
             progress.validations_since_best >= self.config.training.patience
@@ -291,7 +292,7 @@ class Trainer:
     def _save(self) -> None:
         """Everything that the next step depends on, unless a part of it is not finite."""
         progress = self.progress
-        progress.loss_sums = self.losses.look() if progress.step else []
+        progress.loss_sums = self.losses.look() if progress.step else {}
         tensors = self._parameters()
         self._check(tensors)
         progress.log_size = self.run.log_size()
