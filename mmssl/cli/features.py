@@ -6,7 +6,7 @@ import argparse
 import signal
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from mmssl.cli.common import Commands, Parser, resolve_device
 from mmssl.errors import InputError
@@ -14,7 +14,9 @@ from mmssl.errors import InputError
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
     from mmssl.features.content import Content
+    from mmssl.features.image import ImageEncoder
     from mmssl.features.output import Output, Written
+    from mmssl.features.text import TextEncoder
 
 SHOWN_IDS = 5
 
@@ -27,6 +29,10 @@ def add(commands: Commands) -> None:
     _add_text_options(text)
     _add_output_options(text, name="text")
     text.set_defaults(run=_text)
+    image = actions.add_parser("image", help="one row per item from its picture")
+    _add_image_options(image)
+    _add_output_options(image, name="image")
+    image.set_defaults(run=_image)
 
 
 def _add_text_options(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +54,46 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="NAME", help="sentence-transformers: folder or hub name")
     parser.add_argument("--dim", type=int, metavar="D", help="tfidf: dimensions (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="tfidf: seed of the SVD (default: 0)")
+    _add_device_options(parser)
+
+
+def _add_image_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the data set")
+    parser.add_argument(
+        "--images",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures named by item id, such as 42.jpg; with --from: where its paths start",
+    )
+    parser.add_argument(
+        "--column", metavar="NAME", help="paths of the --from table (default: path or image)"
+    )
+    _add_table_options(parser, "paths")
+    parser.add_argument(
+        "--encoder",
+        default="timm",
+        choices=["timm", "torchvision", "open_clip", "torchscript"],
+        help="default: timm",
+    )
+    parser.add_argument("--model", metavar="NAME", help="as the library calls it")
+    parser.add_argument(
+        "--weights",
+        metavar="FILE",
+        help="safetensors or tensors only; 'random'; default: the library's, downloaded",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
+    parser.add_argument("--size", type=int, metavar="S", help="input size (default: the model's)")
+    parser.add_argument(
+        "--resize", type=int, metavar="R", help="shorter side before the central cut of --size"
+    )
+    for name in ("mean", "std"):
+        parser.add_argument(
+            f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help="default: the model's"
+        )
+    parser.add_argument("--workers", type=int, metavar="N", help="decoding processes")
+    parser.add_argument(
+        "--strict", action="store_true", help="stop at a picture that can't be read"
+    )
     _add_device_options(parser)
 
 
@@ -115,6 +161,77 @@ def _text(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _image(arguments: argparse.Namespace) -> int:
+    from mmssl.features.image import extract_images, require_pillow
+
+    _clean_up_on_sigterm()
+    require_pillow()
+    output = _output(arguments)
+    dataset = _dataset(arguments)
+    content = _pictures(arguments, dataset)
+    extracted = extract_images(
+        content.cells,
+        _image_encoder(arguments),
+        output,
+        batch_size=arguments.batch_size,
+        workers=arguments.workers,
+        device=resolve_device(arguments),
+        strict=arguments.strict,
+        show_progress=not arguments.quiet,
+        source=content.source,
+    )
+    _print_written(extracted.written, dataset, content, "picture")
+    broken = extracted.broken
+    if broken:
+        print(f"  {len(broken):,} of them have a picture that can't be read:")
+    for item, reason in list(broken.items())[:SHOWN_IDS]:
+        print(f"    {content.cells[item]}: {reason}")
+    if len(broken) > SHOWN_IDS:
+        print("    ...")
+    return 0
+
+
+def _pictures(arguments: argparse.Namespace, dataset: InteractionDataset) -> Content:
+    """A path per item."""
+    from mmssl.features.content import item_ids, read_content
+    from mmssl.features.pictures import find_pictures
+
+    if arguments.table is None:
+        if arguments.images is None:
+            raise InputError("features image: expected --images FOLDER or --from FILE, got neither")
+        if arguments.column is not None or arguments.id_column is not None:
+            raise InputError("--column, --id-column: expected with --from FILE")
+        return find_pictures(arguments.images, item_ids(dataset))
+    content = read_content(
+        arguments.table,
+        item_ids(dataset),
+        [arguments.column] if arguments.column else [],
+        defaults=("path", "image"),
+        id_column=arguments.id_column,
+        encoding=arguments.encoding,
+        on_duplicate=arguments.on_duplicate,
+    )
+    start = arguments.images or arguments.table.parent
+    return content._replace(
+        cells=tuple(str(start / cell) if cell else "" for cell in content.cells)
+    )
+
+
+def _image_encoder(arguments: argparse.Namespace) -> ImageEncoder:
+    from mmssl.features.encoders import load_encoder
+
+    return load_encoder(
+        arguments.encoder,
+        arguments.model,
+        arguments.weights,
+        seed=arguments.seed,
+        size=arguments.size,
+        resize=arguments.resize,
+        mean=None if arguments.mean is None else tuple(arguments.mean),
+        std=None if arguments.std is None else tuple(arguments.std),
+    )
+
+
 def _check_text_options(arguments: argparse.Namespace) -> None:
     """Options that say nothing with the others would be read as if they did."""
     if arguments.encoder == "tfidf" and arguments.model is not None:
@@ -127,7 +244,7 @@ def _check_text_options(arguments: argparse.Namespace) -> None:
         raise InputError("--id-column: expected with --from FILE")
 
 
-def _text_encoder(arguments: argparse.Namespace) -> Any:
+def _text_encoder(arguments: argparse.Namespace) -> TextEncoder:
     if arguments.encoder == "tfidf":
         from mmssl.features.tfidf import TfidfEncoder
 
