@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
@@ -141,7 +142,6 @@ def _text(arguments: argparse.Namespace) -> int:
     from mmssl.features.content import item_ids, read_content, read_item_table
     from mmssl.features.text import extract_text
 
-    _clean_up_on_sigterm()
     _check_text_options(arguments)
     output = _output(arguments)
     dataset = _dataset(arguments)
@@ -156,7 +156,9 @@ def _text(arguments: argparse.Namespace) -> int:
             encoding=arguments.encoding,
             on_duplicate=arguments.on_duplicate,
         )
-    written = extract_text(content.cells, _text_encoder(arguments), output, content.source)
+    with _leaving_on_sigterm():
+        encoder = _text_encoder(arguments)
+        written = extract_text(content.cells, encoder, output, content.source)
     _print_written(written, dataset, content, "text")
     return 0
 
@@ -164,22 +166,22 @@ def _text(arguments: argparse.Namespace) -> int:
 def _image(arguments: argparse.Namespace) -> int:
     from mmssl.features.image import extract_images, require_pillow
 
-    _clean_up_on_sigterm()
     require_pillow()
     output = _output(arguments)
     dataset = _dataset(arguments)
     content = _pictures(arguments, dataset)
-    extracted = extract_images(
-        content.cells,
-        _image_encoder(arguments),
-        output,
-        batch_size=arguments.batch_size,
-        workers=arguments.workers,
-        device=resolve_device(arguments),
-        strict=arguments.strict,
-        show_progress=not arguments.quiet,
-        source=content.source,
-    )
+    with _leaving_on_sigterm():
+        extracted = extract_images(
+            content.cells,
+            _image_encoder(arguments),
+            output,
+            batch_size=arguments.batch_size,
+            workers=arguments.workers,
+            device=resolve_device(arguments),
+            strict=arguments.strict,
+            show_progress=not arguments.quiet,
+            source=content.source,
+        )
     _print_written(extracted.written, dataset, content, "picture")
     broken = extracted.broken
     if broken:
@@ -302,10 +304,15 @@ def _listed(names: Sequence[str], total: int) -> str:
     return ", ".join(names) + (", ..." if total > len(names) else "")
 
 
-def _clean_up_on_sigterm() -> None:
+@contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
     """SIGTERM leaves as Ctrl-C does, through the ``finally`` that removes what is half-written."""
 
     def leave(number: int, _frame: object) -> NoReturn:
         raise SystemExit(128 + number)
 
-    signal.signal(signal.SIGTERM, leave)
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

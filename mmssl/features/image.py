@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -82,20 +83,23 @@ def extract_images(
     items = np.array([item for item, path in enumerate(paths) if path], dtype=np.int64)
     if not items.size:
         raise InputError(f"{output.features}: expected a picture of at least one item, got none")
-    loader = DataLoader(
-        _Pictures([paths[item] for item in items], encoder.preprocess),
-        batch_size=batch_size,
-        num_workers=workers,
-        collate_fn=_collate,
-        worker_init_fn=_leave_signals_to_the_parent,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of more workers than cores: the user's to choose
+        loader = DataLoader(
+            _Pictures([paths[item] for item in items], encoder.preprocess),
+            batch_size=batch_size,
+            num_workers=workers,
+            collate_fn=_collate,
+            worker_init_fn=_leave_signals_to_the_parent,
+        )
+        batches = iter(loader)
     broken: dict[int, str] = {}
     shown = None if show_progress else True  # None: only on a terminal
 
     def blocks() -> Iterator[tuple[IntArray, FloatArray]]:
         forward = _Forward(encoder, device)
         with tqdm(total=len(items), desc="pictures", unit="picture", disable=shown) as bar:
-            for numbers, pixels, reasons in loader:
+            for numbers, pixels, reasons in batches:
                 for number, reason in reasons:
                     item = int(items[number])
                     if strict:
@@ -156,8 +160,10 @@ def _collate(batch: list[_Decoded]) -> tuple[IntArray, _Pixels, list[tuple[int, 
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
+    # Ctrl-C and `timeout` reach the whole process group; a worker that died before its parent had
+    # cleaned up would be an error of its own. Without a parent a worker ends by itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Forward:

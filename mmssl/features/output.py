@@ -179,9 +179,7 @@ def _store(
             matrix = _create(path, dtype, (num_items, rows.shape[1]))
         wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if wrong.size:
-            raise InputError(
-                f"encoder: expected finite features, got others: item {items[wrong[0]]}"
-            )
+            raise InputError(f"features of item {items[wrong[0]]} must be finite, got others")
         matrix[items] = _cast(unit_rows(rows) if unit else rows, dtype, items)
         present[items] = True
     if matrix is None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 # Named, since Pillow would try them all, and some of them start other programs (EPS: Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "MPO")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 INTERPOLATIONS = ("bilinear", "bicubic")
 
 
@@ -168,7 +168,7 @@ def _central_box(
     """The part of the picture that the central cut of its resized self would show.
 
     The filter still reads beyond the box, so the result is that of torchvision's
-    ``CenterCrop(size)(Resize(resize)(image))``.
+    ``CenterCrop(size)(Resize(resize)(image))``, but for saturated values that overshoot.
     """
     size, short = preprocess.size, preprocess.resize
     ratio = max(width, height) / min(width, height)

