@@ -5,16 +5,21 @@ Needs scikit-learn: ``pip install "mmssl[text]"``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mmssl.data.dataset import FloatArray
+from mmssl.data.dataset import FloatArray, IntArray
 from mmssl.errors import InputError
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
+
+DEFAULT_DIM = 128
+WORD = r"(?u)[^\W_]+"
+"""A run of letters or digits, one included: "Seven", "2"; "Children's" is two words."""
 
 
 def text_features(texts: Sequence[str], dim: int, seed: int = 0) -> FloatArray:
@@ -33,16 +38,52 @@ def text_features(texts: Sequence[str], dim: int, seed: int = 0) -> FloatArray:
     Raises:
         InputError: Too few words or texts for ``dim``, or scikit-learn is missing.
     """
+    return _reduce(_word_matrix(texts), dim, seed, "words")
+
+
+class TfidfEncoder:
+    """:func:`text_features` as an encoder for :func:`mmssl.features.extract_text`.
+
+    Args:
+        dim: width; None for 128, or as many as the texts allow.
+        seed: of the randomised SVD.
+    """
+
+    def __init__(self, dim: int | None = None, seed: int = 0) -> None:
+        require_sklearn()
+        self.dim = dim
+        self.seed = seed
+        self.record: dict[str, Any] = {}
+
+    def has_content(self, text: str) -> bool:
+        """Whether there is a word in it."""
+        return re.search(WORD, text) is not None
+
+    def encode(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, FloatArray]]:
+        """All rows as one block: the words' weights depend on all texts."""
+        import sklearn
+
+        rows = _word_matrix(texts)
+        dim = max(1, min(DEFAULT_DIM, min(rows.shape) - 1)) if self.dim is None else self.dim
+        self.record.update(
+            name="tfidf",
+            dim=dim,
+            words=rows.shape[1],
+            seed=self.seed,
+            scikit_learn=sklearn.__version__,
+        )
+        yield np.arange(len(texts)), _reduce(rows, dim, self.seed, "words")
+
+
+def _word_matrix(texts: Sequence[str]) -> Any:
+    """Sparse (N, words) TF-IDF, rows of length 1."""
     require_sklearn()
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     try:
-        # A word is a run of letters or digits, one included: "Seven", "2", "Children's" -> 2 words.
-        vectorizer = TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)[^\W_]+")
-        rows = vectorizer.fit_transform(texts)
+        return TfidfVectorizer(sublinear_tf=True, token_pattern=WORD).fit_transform(texts)
     except ValueError as error:  # scikit-learn's "empty vocabulary"
         raise InputError(f"texts must hold words, got none: {error}") from None
-    return _reduce(rows, dim, seed, "words")
 
 
 def relation_features(

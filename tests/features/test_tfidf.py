@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from mmssl.data.features import relation_features, text_features
 from mmssl.errors import InputError
+from mmssl.features.tfidf import relation_features, text_features
 
 TEXTS = ["Star Wars", "Star Trek wars", "Star Trek", "Heat", "", "!?", "Children's 2", "Amélie"]
 
