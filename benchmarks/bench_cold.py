@@ -1,7 +1,7 @@
 """Cold items: what stands in for the vector of an item that nobody has in train yet.
 
-``python benchmarks/bench_cold.py --data DIR [--preset NAME] [--model lightgcn]`` takes a tenth of the
-items away from training altogether, trains, and ranks only those items for the users who have
+``python benchmarks/bench_cold.py --data DIR [--preset NAME] [--model lightgcn]`` takes a tenth of
+the items away from training altogether, trains, and ranks only those items for the users who have
 them: Recall@20 among the cold items, mean over users, one line per way and its spread over
 ``--seeds`` draws of the items. ``--smoke`` draws a small data set of its own.
 """

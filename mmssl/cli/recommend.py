@@ -126,7 +126,9 @@ def _with_new_items(recommender: Recommender, folder: Path) -> Recommender:
     fitted = recommender.tables.feature_map
     if fitted is None:
         raise InputError(f"--new-items: {folder}: the run's data has no item features to map from")
-    features = {name: read_features(folder / f"{name}{FEATURE_SUFFIX}") for name in fitted.modalities}
+    features = {
+        name: read_features(folder / f"{name}{FEATURE_SUFFIX}") for name in fitted.modalities
+    }
     count = len(next(iter(features.values())))
     table = read_table(folder / "items.tsv", "item", count)
     ids = None if table is None else table.column("id")

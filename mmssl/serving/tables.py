@@ -188,7 +188,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{file}: can't read the file: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise InputError(f"{file}: expected the manifest of an export, got something else") from None
+        raise InputError(
+            f"{file}: expected the manifest of an export, got something else"
+        ) from None
     if version != FORMAT_VERSION:
         raise InputError(f"{file}: expected format {FORMAT_VERSION}, got {version!r}")
     if missing := {"model", "data", "seen", "feature_map", "files"} - fields:
