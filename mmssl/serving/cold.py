@@ -115,7 +115,7 @@ def _side_by_side(
     features: Mapping[str, Tensor], modalities: tuple[str, ...], widths: tuple[int, ...]
 ) -> Tensor:
     """(N, F) float32: every modality's rows at unit length, so that none outweighs another."""
-    parts = []
+    parts: list[Tensor] = []
     for name, width in zip(modalities, widths, strict=True):
         if name not in features:
             have = ", ".join(features) or "none"

@@ -1,4 +1,4 @@
-"""A run exported and loaded again without its data set gives the same lists; every format reloads."""
+"""An export gives the lists of its run, without the data set; every format reloads."""
 
 from __future__ import annotations
 
@@ -12,49 +12,11 @@ import pytest
 import torch
 
 from mmssl.cli import main
-from mmssl.data.dataset import InteractionDataset
-from mmssl.data.writers import write_dataset
 from mmssl.errors import InputError
 from mmssl.serving import Recommender
 from mmssl.serving.tables import MANIFEST, tables_of_run
-from tests.conftest import make_dataset
 
 K = 7
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    """A trained run with ids and titles; the folder of its data set."""
-    base = tmp_path_factory.mktemp("serving")
-    plain = make_dataset()
-    keep = plain.train.item != 4  # an item without train interactions
-    dataset = InteractionDataset(
-        name="named",
-        num_users=plain.num_users,
-        num_items=plain.num_items,
-        train=type(plain.train)(plain.train.user[keep], plain.train.item[keep]),
-        val=plain.val,
-        test=plain.test,
-        features=plain.features,
-        user_ids=tuple(f"user-{n:03d}" for n in range(plain.num_users)),
-        item_ids=tuple(f"b{n}" for n in range(plain.num_items)),
-        item_titles=tuple("" if n == 3 else f'Film "{n}", part' for n in range(plain.num_items)),
-    )
-    write_dataset(dataset, base / "data")
-    command = ["train", "--data", str(base / "data"), "--out", str(base / "run"), "--epochs", "2"]
-    assert main([*command, "--set", "model.embedding_dim=16", "--quiet", "--device", "cpu"]) == 0
-    return base
-
-
-@pytest.fixture(scope="module")
-def exported(world):
-    assert main(["export", str(world / "run"), "--to", str(world / "export")]) == 0
-    return world / "export"
-
-
-@pytest.fixture(scope="module")
-def recommender(exported):
-    return Recommender.load(exported)
 
 
 def test_the_export_alone_gives_the_lists_of_the_run(world, exported):

@@ -14,9 +14,6 @@ from mmssl.data.dataset import Interactions
 from mmssl.errors import InputError
 from mmssl.serving import Recommender
 from mmssl.serving.cold import fit_feature_map
-from tests.serving.test_export import exported, recommender, world
-
-__all__ = ["exported", "recommender", "world"]  # fixtures
 
 
 def test_scores_are_dot_products(recommender):
