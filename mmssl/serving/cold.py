@@ -17,9 +17,10 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 
-# Ridge penalties tried, as shares of the mean eigenvalue of the features' covariance.
+# Ridge penalties tried, as shares of the features' mean square.
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_FOLDS = 5
+_MIN_ITEMS = 5
+_HELD_OUT = 5  # every fifth warm item chooses the penalty
 _EPS = 1e-6
 
 
@@ -28,13 +29,12 @@ class FeatureMap(NamedTuple):
 
     modalities: tuple[str, ...]
     widths: tuple[int, ...]
-    mean: Tensor  # (F,)
     weight: Tensor  # (F, D)
     bias: Tensor  # (D,)
     penalty: float
-    """The one of `_PENALTIES` with the least error in cross-validation."""
+    """The one of `_PENALTIES` with the least error on the items held out."""
     explained: float
-    """Share of the warm item vectors' variance that is predicted in cross-validation."""
+    """Share of the variance of the held-out items' vectors that was predicted."""
 
     def __call__(self, features: Mapping[str, Tensor]) -> Tensor:
         """(N, D): vectors of items.
@@ -45,14 +45,13 @@ class FeatureMap(NamedTuple):
         Raises:
             InputError: a modality is missing or has another width, or rows that aren't finite.
         """
-        rows = _side_by_side(features, self.modalities, self.widths)
-        return (rows - self.mean) @ self.weight + self.bias
+        return _side_by_side(features, self.modalities, self.widths) @ self.weight + self.bias
 
 
 def fit_feature_map(features: Mapping[str, Tensor], item_emb: Tensor, degree: Tensor) -> FeatureMap:
     """Fits the map on the items with train interactions, each weighted by the root of their number.
 
-    The penalty is chosen by five-fold cross-validation over the items.
+    The penalty is the one with the least error on a fifth of them; the map is then fitted on all.
 
     Args:
         features: modality -> (I, d_m).
@@ -60,55 +59,53 @@ def fit_feature_map(features: Mapping[str, Tensor], item_emb: Tensor, degree: Te
         degree: (I,) train interactions of each item.
 
     Raises:
-        InputError: no modality, rows that don't match, or fewer warm items than folds.
+        InputError: no modality, rows that don't match, or too few items to fit on.
     """
     modalities = tuple(features)
     if not modalities:
         raise InputError("features: expected at least one modality, got none")
     widths = tuple(features[name].shape[1] for name in modalities)
     warm = (degree > 0).nonzero().squeeze(1)
-    if warm.numel() < _FOLDS:
+    if warm.numel() < _MIN_ITEMS:
         raise InputError(
-            f"features: expected at least {_FOLDS} items with train interactions to fit on, "
+            f"features: expected at least {_MIN_ITEMS} items with train interactions to fit on, "
             f"got {warm.numel()}"
         )
     x = _side_by_side({m: features[m][warm] for m in modalities}, modalities, widths).double()
-    y, weight = item_emb[warm].double(), degree[warm].double().sqrt()
-    fold = torch.arange(warm.numel()) % _FOLDS
-    error = torch.zeros(len(_PENALTIES), dtype=torch.float64)
-    for held_out in range(_FOLDS):
-        rest = fold != held_out
-        w = weight[~rest, None]
-        for position, fitted in enumerate(_ridge(x[rest], y[rest], weight[rest])):
-            mean, matrix, bias = fitted
-            error[position] += (w * ((x[~rest] - mean) @ matrix + bias - y[~rest]).square()).sum()
-    best = int(error.argmin())
-    mean, matrix, bias = list(_ridge(x, y, weight))[best]
-    spread = (weight[:, None] * (y - bias).square()).sum()
+    x = torch.nn.functional.pad(x, (0, 1), value=1.0)  # the constant
+    y, weight = item_emb[warm].double(), degree[warm].double().sqrt()[:, None]
+    held_out = torch.arange(warm.numel()) % _HELD_OUT == 0
+    moments = [
+        (x[part].T @ (weight[part] * x[part]), x[part].T @ (weight[part] * y[part]))
+        for part in (~held_out, held_out)
+    ]
+    truth, w = y[held_out], weight[held_out]
+    error = [
+        float((w * (x[held_out] @ _solve(*moments[0], penalty) - truth).square()).sum())
+        for penalty in _PENALTIES
+    ]
+    least = min(error)
+    penalty = _PENALTIES[error.index(least)]
+    spread = float((w * (truth - (w * truth).sum(0) / w.sum()).square()).sum())
+    solution = _solve(moments[0][0] + moments[1][0], moments[0][1] + moments[1][1], penalty).float()
     return FeatureMap(
         modalities,
         widths,
-        mean.float(),
-        matrix.float(),
-        bias.float(),
-        _PENALTIES[best],
-        float(1 - error[best] / spread),
+        solution[:-1].contiguous(),
+        solution[-1].contiguous(),
+        penalty,
+        1 - least / spread if spread > 0 else 0.0,
     )
 
 
-def _ridge(x: Tensor, y: Tensor, weight: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """(mean, matrix, bias) for each penalty; one eigendecomposition for all."""
-    share = weight / weight.sum()
-    mean, bias = share @ x, share @ y
-    centred = x - mean
-    weighted = centred * share[:, None]
-    value, vector = torch.linalg.eigh(centred.T @ weighted)
-    projected = vector.T @ (weighted.T @ (y - bias))
-    scale = value.clamp(min=0).mean().clamp(min=_EPS)
-    return [
-        (mean, vector @ (projected / (value.clamp(min=0) + p * scale)[:, None]), bias)
-        for p in _PENALTIES
-    ]
+def _solve(square: Tensor, cross: Tensor, penalty: float) -> Tensor:
+    """(F + 1, D): ridge regression from its (weighted) moments; the constant isn't penalised."""
+    width = square.shape[0] - 1
+    diagonal = square.diagonal()[:-1]
+    ridge = square.new_full((width + 1,), penalty * float(diagonal.mean()))
+    ridge[-1] = 0.0
+    ridge += _EPS * float(square.diagonal().mean())  # a column of zeros is no reason to fail
+    return torch.cholesky_solve(cross, torch.linalg.cholesky(square + torch.diag(ridge)))
 
 
 def _side_by_side(

@@ -119,7 +119,6 @@ def _write_feature_map(tables: ServingTables, folder: Path) -> None:
     fitted = tables.feature_map
     assert fitted is not None and tables.cold_vectors is not None
     tensors = {
-        "mean": fitted.mean,
         "weight": fitted.weight,
         "bias": fitted.bias,
         "cold_vectors": tables.cold_vectors,

@@ -177,7 +177,7 @@ class Recommender:
                 an id is known already or comes twice, or lengths differ.
         """
         tables = self.tables
-        if tables.feature_map is None:
+        if tables.feature_map is None or tables.cold_vectors is None:
             raise InputError("with_items: new items need item features, the run's data has none")
         vectors = tables.feature_map({k: torch.as_tensor(v) for k, v in features.items()})
         if len(ids) != vectors.shape[0] or len(titles or ids) != len(ids):
@@ -205,7 +205,8 @@ class Recommender:
                 train_degree=F.pad(tables.train_degree, (0, len(ids))),
                 item_ids=both,
                 item_titles=all_titles,
-                cold_vectors=None,
+                features={},
+                stored=(tables.feature_map, torch.cat([tables.cold_vectors, vectors])),
             ),
             device=self.device,
         )

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,6 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mmssl.data.dataset import InteractionDataset
 from mmssl.data.tables import read_table
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
@@ -50,9 +50,10 @@ class ServingTables:
     user_ids: tuple[str, ...] | None = None
     item_ids: tuple[str, ...] | None = None
     item_titles: tuple[str, ...] | None = None
-    feature_map: FeatureMap | None = None
-    cold_vectors: Tensor | None = None
-    """(items without a train interaction, D), in order of index: their vectors from features."""
+    features: dict[str, Tensor] = field(default_factory=dict)
+    """Modality -> (I, d_m) of a run; an export has `stored` instead."""
+    stored: tuple[FeatureMap, Tensor] | None = None
+    """`feature_map` and `cold_vectors` of an export."""
 
     @property
     def num_users(self) -> int:
@@ -68,6 +69,21 @@ class ServingTables:
     def cold_items(self) -> Tensor:
         """(n,) int64: the items without a train interaction."""
         return (self.train_degree == 0).nonzero().squeeze(1)
+
+    @cached_property
+    def feature_map(self) -> FeatureMap | None:
+        """From features to item vectors, fitted when first asked for; None without features."""
+        if self.features:
+            return fit_feature_map(self.features, self.item, self.train_degree)
+        return None if self.stored is None else self.stored[0]
+
+    @cached_property
+    def cold_vectors(self) -> Tensor | None:
+        """(items without a train interaction, D), in order of index: their vectors by features."""
+        if self.features and self.feature_map is not None:
+            cold = self.cold_items
+            return self.feature_map({name: rows[cold] for name, rows in self.features.items()})
+        return None if self.stored is None else self.stored[1]
 
 
 def tables_of_run(path: Path, data: Path | None = None, *, seen: Seen = "train") -> ServingTables:
@@ -95,7 +111,6 @@ def tables_of_run(path: Path, data: Path | None = None, *, seen: Seen = "train")
         dataset.num_items,
     )
     degree = torch.from_numpy(np.bincount(dataset.train.item, minlength=dataset.num_items))
-    fitted = _feature_map(dataset, item, degree)
     return ServingTables(
         name=dataset.name,
         model=run.info.model,
@@ -108,21 +123,8 @@ def tables_of_run(path: Path, data: Path | None = None, *, seen: Seen = "train")
         user_ids=dataset.user_ids,
         item_ids=dataset.item_ids,
         item_titles=dataset.item_titles,
-        feature_map=None if fitted is None else fitted[0],
-        cold_vectors=None if fitted is None else fitted[1],
+        features={name: torch.from_numpy(rows) for name, rows in dataset.features.items()},
     )
-
-
-def _feature_map(
-    dataset: InteractionDataset, item: Tensor, degree: Tensor
-) -> tuple[FeatureMap, Tensor] | None:
-    """The map and what it makes of the cold items; None where the data has no features."""
-    features = {name: torch.from_numpy(rows) for name, rows in dataset.features.items()}
-    if not features:
-        return None
-    fitted = fit_feature_map(features, item.float(), degree)
-    cold = (degree == 0).nonzero().squeeze(1)
-    return fitted, fitted({name: rows[cold] for name, rows in features.items()})
 
 
 def read_export(path: Path) -> ServingTables:
@@ -142,9 +144,9 @@ def read_export(path: Path) -> ServingTables:
     seen = _read_tensors(path, SEEN, manifest, ("rowptr", "col", "train_degree"))
     num_users, num_items = vectors["user"].shape[0], vectors["item"].shape[0]
     users = torch.arange(num_users).repeat_interleave(seen["rowptr"].diff())
-    fitted, cold = None, None
+    stored = None
     if manifest["feature_map"] is not None:
-        entry, wanted = manifest["feature_map"], ("mean", "weight", "bias", "cold_vectors")
+        entry, wanted = manifest["feature_map"], ("weight", "bias", "cold_vectors")
         parts = _read_tensors(path, FEATURE_MAP, manifest, wanted)
         cold = parts.pop("cold_vectors")
         fitted = FeatureMap(
@@ -154,6 +156,7 @@ def read_export(path: Path) -> ServingTables:
             explained=entry["explained"],
             **parts,
         )
+        stored = fitted, cold
     for name in (USERS, ITEMS):
         _checked(path, name, manifest)
     user_table = read_table(path / USERS, "user", num_users)
@@ -170,8 +173,7 @@ def read_export(path: Path) -> ServingTables:
         user_ids=None if user_table is None else user_table.column("id"),
         item_ids=None if item_table is None else item_table.column("id"),
         item_titles=None if item_table is None else item_table.column("title"),
-        feature_map=fitted,
-        cold_vectors=cold,
+        stored=stored,
     )
 
 
