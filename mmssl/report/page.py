@@ -265,7 +265,7 @@ def _exposure(analysis: Analysis, entries: Sequence[Entry]) -> str:
         "Coverage and popularity bias",
         "Lists of 20 for every user. Coverage: items that are in some list. Gini: 0 when all items "
         "are listed alike, 1 when one takes all. Mean popularity: train interactions of a listed "
-        "item. Tail share: listed items outside the most popular fifth.",
+        "item. Tail share: listed items outside the most popular fifth of the items.",
         _table(["run", *(name for name, _ in columns)], rows) + _charts(charts, "charts two"),
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -32,18 +33,20 @@ class Browser:
     def __init__(self, program: str) -> None:
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         ours, theirs = os.pipe(), os.pipe()  # to the browser, from it
-        # Chromium reads commands from descriptor 3 and writes to 4.
-        redirect = f'exec "$0" "$@" 3<&{ours[0]} 4>&{theirs[1]}'
-        command = ["sh", "-c", redirect, program, *FLAGS, f"--user-data-dir={self.folder.name}"]
+        # Chromium reads commands from descriptor 3 and writes to 4; beyond 9, ours don't get in
+        # the way of these two.
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (ours[0], theirs[1])]
+        redirect = f'exec "$0" "$@" 3<&{ends[0]} 4>&{ends[1]}'
+        command = ["bash", "-c", redirect, program, *FLAGS, f"--user-data-dir={self.folder.name}"]
         self.process = subprocess.Popen(
             command,
-            pass_fds=(ours[0], theirs[1]),
+            pass_fds=ends,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(ours[0])
-        os.close(theirs[1])
+        for end in (ours[0], theirs[1], *ends):
+            os.close(end)
         self._write, self._read = ours[1], theirs[0]
         self._buffer = b""
         self._number = 0
