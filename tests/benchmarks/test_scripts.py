@@ -6,7 +6,14 @@ import json
 
 import pytest
 
-from benchmarks import bench_evaluate, bench_scale, bench_train_step, measure
+from benchmarks import (
+    bench_cold,
+    bench_evaluate,
+    bench_scale,
+    bench_serving,
+    bench_train_step,
+    measure,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +127,22 @@ def test_phases_leave_out_what_is_inside_them():
 def test_timing_of_one_run():
     assert measure.Timing.of([2.0]) == (2.0, 2.0, 2.0, 1)
     assert measure.Timing.of([1.0, 2.0, 3.0]) == (2.0, 1.5, 2.5, 3)
+
+
+def test_serving(tmp_path, capsys):
+    file = tmp_path / "serving.json"
+    bench_serving.main(["--smoke", "--json", str(file)])
+    found = results(file)["requests"]
+    assert all(0 < row["p50_ms"] <= row["p99_ms"] for row in found.values())
+    assert found["NumPy by hand"]["same_items"] == 1
+    assert "users a second" in capsys.readouterr().out
+
+
+def test_cold(tmp_path, capsys):
+    file = tmp_path / "cold.json"
+    bench_cold.main(["--smoke", "--model", "lightgcn", "--json", str(file)])
+    found = results(file)["recall"]
+    assert all(0 <= value <= 1 for row in found.values() for value in row)
+    # Features tell the tastes of this small world.
+    assert found["ridge map, weighted by degree"][0] > found["random vectors"][0] + 0.1
+    assert "40 of 400 items cold" in capsys.readouterr().out
