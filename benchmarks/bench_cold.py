@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.measure import heading, write_json  # noqa: E402
+from benchmarks.harness import environment  # noqa: E402
+from benchmarks.harness.record import Case, Results, Row, Timing, write  # noqa: E402
 from mmssl.config import Config, load_config  # noqa: E402
 from mmssl.data import InteractionDataset, Interactions, read_dataset  # noqa: E402
 from mmssl.serving.cold import fit_feature_map  # noqa: E402
@@ -158,7 +160,9 @@ def main(argv: list[str] | None = None) -> None:
         parser.error("--data DIR or --smoke is required")
     dataset = smoke() if options.smoke else read_dataset(options.data)
     values: dict[str, list[float]] = {}
-    print(heading())
+    spent: dict[str, list[float]] = {}
+    found = environment.environment(smoke=options.smoke)
+    print(environment.heading(found))
     for seed in range(options.seeds):
         settings = [*options.settings, f"training.seed={2022 + seed}"]
         config = load_config("paper", preset=options.preset, settings=settings)
@@ -166,7 +170,10 @@ def main(argv: list[str] | None = None) -> None:
         with tempfile.TemporaryDirectory() as folder:
             run = train(warm, options.model, config, Path(folder))
             for name, way in ways(warm, cold, run).items():
-                values.setdefault(name, []).append(recall(warm, cold, *way()))
+                start = time.perf_counter()
+                vectors = way()
+                spent.setdefault(name, []).append(time.perf_counter() - start)
+                values.setdefault(name, []).append(recall(warm, cold, *vectors))
             metrics = run.read_metrics() or {}
         print(
             f"seed {seed}: {cold.size} of {dataset.num_items} items cold, "
@@ -175,9 +182,20 @@ def main(argv: list[str] | None = None) -> None:
             flush=True,
         )
     print(f"{dataset.name}, {options.model}: Recall@{K} among the cold items")
-    for name, found in values.items():
-        print(f"  {name:30s} {np.mean(found):.4f} +- {np.std(found, ddof=len(found) > 1):.4f}")
-    write_json(options.json, data=dataset.name, model=options.model, recall=values)
+    for name, of_seeds in values.items():
+        spread = np.std(of_seeds, ddof=len(of_seeds) > 1)
+        print(f"  {name:30s} {np.mean(of_seeds):.4f} +- {spread:.4f}")
+    if options.json:
+        rows = {
+            name: Row(Timing.of(spent[name]), extra={f"recall@{K}": of_seeds})
+            for name, of_seeds in values.items()
+        }
+        sizes = {"users": dataset.num_users, "items": dataset.num_items}
+        case = Case(
+            f"cold items, {options.model}", dataset.name, "float32", sizes, "random vectors", rows
+        )
+        case.commit = environment.commit()
+        write(options.json, Results("cold", found, [case]))
 
 
 if __name__ == "__main__":

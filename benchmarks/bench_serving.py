@@ -22,7 +22,8 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import workloads  # noqa: E402
-from benchmarks.measure import heading, write_json  # noqa: E402
+from benchmarks.harness import environment  # noqa: E402
+from benchmarks.harness.record import Case, Results, Row, Timing, write  # noqa: E402
 from mmssl.serving import Recommender, export  # noqa: E402
 from mmssl.serving.tables import ServingTables  # noqa: E402
 
@@ -95,16 +96,16 @@ def overlap(answer: Answer, expected: Answer, users: list[int]) -> float:
     return statistics.fmean(shared)
 
 
-def milliseconds(answer: Callable[[int], object], users: list[int]) -> tuple[float, float]:
-    """p50 and p99 of single requests."""
+def seconds_of(answer: Callable[[int], object], users: list[int]) -> list[float]:
+    """Of single requests."""
     for user in users[:20]:
         answer(user)
     spent = []
     for user in users:
         start = time.perf_counter()
         answer(user)
-        spent.append(1e3 * (time.perf_counter() - start))
-    return float(np.percentile(spent, 50)), float(np.percentile(spent, 99))
+        spent.append(time.perf_counter() - start)
+    return spent
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -115,7 +116,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     requests = 30 if options.smoke else options.requests
     tables = make_tables("smoke" if options.smoke else "gowalla")
-    print(heading())
+    found = environment.environment(smoke=options.smoke)
+    print(environment.heading(found))
     print(f"{tables.num_users} users, {tables.num_items} items, {tables.graph.nnz} seen, D = {D}")
     with tempfile.TemporaryDirectory() as folder:
         export(tables, Path(folder) / "export", ["safetensors"])
@@ -139,7 +141,7 @@ def main(argv: list[str] | None = None) -> None:
     for name, value in shared.items():
         if name != "FAISS hnsw" and value < 0.999:
             raise AssertionError(f"{name}: only {value:.3f} of the items are the same")
-    results = {}
+    rows = {}
     others: dict[str, Callable[[int], object]] = {
         "Recommender.score, 100 items": lambda user: recommender.score(user, some),
         "Recommender.similar_items": lambda user: recommender.similar_items(
@@ -148,22 +150,28 @@ def main(argv: list[str] | None = None) -> None:
     }
     print(f"{'one request':32s} {'p50 ms':>8s} {'p99 ms':>8s}  same items")
     for name, answer in {**answers, **others}.items():
-        p50, p99 = milliseconds(answer, users)
-        results[name] = {"p50_ms": p50, "p99_ms": p99, "same_items": shared.get(name)}
+        spent = seconds_of(answer, users)
+        p99 = 1e3 * float(np.percentile(spent, 99))
+        extra = {"p99_ms": p99}
+        if name in shared:
+            extra["same_items"] = shared[name]
+        rows[name] = Row(Timing.of(spent), extra=extra)
         same = f"{shared[name]:.3f}" if name in shared else ""
-        print(f"{name:32s} {p50:8.3f} {p99:8.3f}  {same}")
+        print(f"{name:32s} {rows[name].full.median_ms:8.3f} {p99:8.3f}  {same}")
     batch = list(range(min(BATCH, tables.num_users)))
     start = time.perf_counter()
     recommender.recommend(batch, K)
     rate = len(batch) / (time.perf_counter() - start)
     print(f"in batches of {len(batch)}: {rate:,.0f} users a second")
-    write_json(
-        options.json,
-        tables={"users": tables.num_users, "items": tables.num_items, "seen": tables.graph.nnz},
-        load_seconds=load_seconds,
-        requests=results,
-        users_per_second=rate,
-    )
+    rows["Recommender.recommend"].extra |= {
+        "load_ms": 1e3 * load_seconds,
+        "users_per_second": rate,
+    }
+    if options.json:
+        sizes = {"users": tables.num_users, "items": tables.num_items, "seen": tables.graph.nnz}
+        case = Case("one user's list", tables.name, "float32", sizes, "NumPy by hand", rows)
+        case.commit = environment.commit()
+        write(options.json, Results("serving", found, [case]))
 
 
 if __name__ == "__main__":
