@@ -29,6 +29,19 @@ enum class SimdLevel { kDefault = 0, kAvx2 = 1, kAvx512 = 2 };
 SimdLevel simd_level();
 const char* simd_level_name();
 
+// Of three forms of one thing, functions or tables of functions, the one for that level.
+template <class T>
+const T& at_level(const T& plain, const T& avx2, const T& avx512) {
+  switch (simd_level()) {
+    case SimdLevel::kAvx512:
+      return avx512;
+    case SimdLevel::kAvx2:
+      return avx2;
+    default:
+      return plain;
+  }
+}
+
 // A vector of kLanes numbers of type A. One lane is a plain number, which the same code accepts.
 template <class A, int kLanes>
 struct VecOf {

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import InputError
-from mmssl.ops import _extension
+from mmssl.ops._autograd import register_once_differentiable
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.reference import accumulation_dtype, bpr_loss_reference
 
@@ -185,15 +185,6 @@ def _backward(ctx: Any, grad_loss: Tensor, grad_squares: Tensor, _: Tensor) -> t
     return (*grads, None, None, None)
 
 
-def _twice(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    raise RuntimeError(
-        "mmssl.ops.bpr_loss: gradients of gradients are not there; use "
-        'mmssl.ops.backend("reference")'
-    )
-
-
-if _extension.ops is not None:
-    torch.library.register_fake("mmssl::bpr_loss")(_fake)
-    torch.library.register_autograd("mmssl::bpr_loss", _backward, setup_context=_save)
-    torch.library.register_fake("mmssl::bpr_loss_backward")(_backward_fake)
-    torch.library.register_autograd("mmssl::bpr_loss_backward", _twice)
+register_once_differentiable(
+    "bpr_loss", fake=_fake, save=_save, backward=_backward, backward_fake=_backward_fake
+)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mmssl.errors import InputError
 from mmssl.graph import GraphView
 from mmssl.indexing import edges_of_rows
 from mmssl.ops.dispatch import use_native
@@ -171,17 +172,21 @@ def masked_similarity_linear(
         item_emb: (I, D).
         users: (B,) int64.
         exclude: (U, I) view; its edges are 0 in the rows.
-        weight: (I, H).
+        weight: (I, H), in the dtype of the embeddings.
 
     Returns:
         (B, H).
 
     Raises:
-        ValueError: ``weight`` has not one row per item.
+        InputError: ``weight`` has not one row per item, or another dtype.
     """
     if weight.dim() != 2 or weight.shape[0] != item_emb.shape[0]:
-        raise ValueError(
+        raise InputError(
             f"weight: expected shape ({item_emb.shape[0]}, H), got {tuple(weight.shape)}"
+        )
+    if weight.dtype != item_emb.dtype:
+        raise InputError(
+            f"weight: expected dtype {item_emb.dtype}, that of the embeddings, got {weight.dtype}"
         )
     if not use_native("masked_similarity_linear", user_emb.device.type, user_emb.dtype):
         return masked_similarity_reference(user_emb, item_emb, users, exclude) @ weight

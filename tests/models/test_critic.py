@@ -97,6 +97,14 @@ def test_wrong_weight_is_refused():
         masked_similarity_linear(
             torch.ones(3, 2), torch.ones(4, 2), torch.tensor([0]), graph.ui, torch.ones(5, 2)
         )
+    with pytest.raises(ValueError, match=r"weight: expected dtype torch.float32, .* got .*64"):
+        masked_similarity_linear(
+            torch.ones(3, 2),
+            torch.ones(4, 2),
+            torch.tensor([0]),
+            graph.ui,
+            torch.ones(4, 2).double(),
+        )
 
 
 def world(config: CriticConfig, num_items: int = 60, seed: int = 3):
