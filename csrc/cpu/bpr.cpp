@@ -18,10 +18,6 @@ constexpr int64_t kPrefetchTriples = 4;
 constexpr int64_t kTaskTriples = 256;
 constexpr int64_t kTaskRows = 1024;
 
-MMSSL_INLINE void narrow(float v, float& out) { out = v; }
-MMSSL_INLINE void narrow(double v, double& out) { out = v; }
-MMSSL_INLINE void narrow(float v, bf16& out) { out = to_bf16(v); }
-
 // 2 * kLanes neighbouring columns: halves for float and double, even and odd ones for bf16.
 template <class A, int kLanes>
 struct Columns {

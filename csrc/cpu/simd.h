@@ -59,6 +59,11 @@ MMSSL_INLINE float widen(float v) { return v; }
 MMSSL_INLINE double widen(double v) { return v; }
 MMSSL_INLINE float widen(bf16 v) { return to_float(v); }
 
+// And back.
+MMSSL_INLINE void narrow(float v, float& out) { out = v; }
+MMSSL_INLINE void narrow(double v, double& out) { out = v; }
+MMSSL_INLINE void narrow(float v, bf16& out) { out = to_bf16(v); }
+
 // Unaligned load and store.
 template <class A, int kLanes>
 MMSSL_INLINE Vec<A, kLanes> load(const A* p) {

@@ -15,7 +15,7 @@ from mmssl.errors import InputError
 from mmssl.graph import GraphView
 from mmssl.indexing import edges_of_rows
 from mmssl.ops.dispatch import use_native
-from mmssl.ops.product import product
+from mmssl.ops.product import gram, product
 from mmssl.ops.propagate import spmm
 from mmssl.ops.reference import masked_similarity_reference
 
@@ -169,8 +169,8 @@ class _Factors(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         user = user_emb[users]
         masked = edges.dots(user, item_emb)
-        wide_user, wide_item = user.double(), item_emb.double()
-        through = wide_user @ (wide_item.T @ wide_item)  # (B, D)
+        wide_user = user.double()
+        through = wide_user @ gram(item_emb)  # (B, D)
         unmasked = (through * wide_user).sum(1)
         square = unmasked - edges.row_sum(masked.double().square())
         kept = square > _ROUNDING_SHARE * unmasked
@@ -197,8 +197,8 @@ class _Factors(torch.autograd.Function):
             to_user = user.new_zeros(ctx.num_users, user.shape[1])
             to_user.index_put_((users,), rows, accumulate=True)
         if ctx.needs_input_grad[1]:
-            gram = user.T @ (to_square[:, None] * user)  # (D, D)
-            to_item = product(item_emb, gram) + spmm(view.transpose(), user)
+            inner = product(user.T, to_square[:, None] * user)  # (D, D)
+            to_item = product(item_emb, inner) + spmm(view.transpose(), user)
         return to_user, to_item, None, None
 
 

@@ -8,6 +8,7 @@ from mmssl.ops.reference.common import accumulation_dtype
 from mmssl.ops.reference.dropout import keep_mask_reference
 from mmssl.ops.reference.info_nce import info_nce_reference
 from mmssl.ops.reference.norm_act import norm_act_reference
+from mmssl.ops.reference.normalized import add_normalized_reference
 from mmssl.ops.reference.propagate import spmm_reference
 from mmssl.ops.reference.sampling import Triples, distinct_reference, triples_from_draws_reference
 from mmssl.ops.reference.similarity import masked_similarity_reference
@@ -17,6 +18,7 @@ from mmssl.ops.reference.view_attention import view_attention_reference
 __all__ = [
     "Triples",
     "accumulation_dtype",
+    "add_normalized_reference",
     "bpr_loss_reference",
     "distinct_reference",
     "edges_of_rows",
