@@ -9,8 +9,9 @@
 namespace mmssl::cpu {
 namespace {
 
-// Rows of a task; their sum is formed on its own.
+// Rows of a task; their sum is formed on its own. More where the sums are large, and so few of them.
 constexpr int64_t kTaskRows = 512;
+constexpr int64_t kLargeSum = 1 << 15, kLargeTasks = 8;
 // Rows multiplied at a time: with so many a panel of b stays in the first-level cache.
 constexpr int64_t kDepth = 128;
 // Sides of the blocks in which a matrix is transposed: a cache line of float32.
@@ -79,25 +80,43 @@ MMSSL_ENTRY(avx512, MMSSL_TARGET_AVX512, 64, 4)
 
 // Adds up size numbers of every task, each number in the order of the tasks.
 template <class A>
-void add_up(const A* parts, int64_t tasks, int64_t size, A* out) {
-  std::vector<double> sum(size, 0.0);
-  for (int64_t t = 0; t < tasks; ++t) {
-    for (int64_t e = 0; e < size; ++e) sum[e] += parts[t * size + e];
-  }
-  std::copy(sum.begin(), sum.end(), out);
+void add_up(const A* parts, int64_t tasks, int64_t size, A* out, const Parallel& pool) {
+  constexpr int64_t kChunk = 4096;
+  for_each_task(pool, (size + kChunk - 1) / kChunk, [&](int64_t chunk) {
+    double sum[kChunk] = {};
+    const int64_t first = chunk * kChunk, count = std::min(kChunk, size - first);
+    for (int64_t t = 0; t < tasks; ++t) {
+      const A* part = parts + t * size + first;
+      for (int64_t e = 0; e < count; ++e) sum[e] += part[e];
+    }
+    std::copy_n(sum, count, out + first);
+  });
 }
 
 // f(first row, rows, its sums, zeroed) for every task.
 template <class A, class F>
 void sum_over_rows(int64_t n, int64_t size, A* out, const Parallel& pool, const F& f) {
-  const int64_t tasks = (n + kTaskRows - 1) / kTaskRows;
+  const int64_t share = size < kLargeSum ? 0 : (n + kLargeTasks - 1) / kLargeTasks;
+  const int64_t task_rows = std::max(kTaskRows, share);
+  const int64_t tasks = (n + task_rows - 1) / task_rows;
   const Buffer<A> parts(tasks * size);
   for_each_task(pool, tasks, [&](int64_t task) {
     A* sums = parts.get() + task * size;
     std::fill_n(sums, size, A(0));
-    f(task * kTaskRows, std::min(kTaskRows, n - task * kTaskRows), sums);
+    f(task * task_rows, std::min(task_rows, n - task * task_rows), sums);
   });
-  add_up(parts.get(), tasks, size, out);
+  add_up(parts.get(), tasks, size, out, pool);
+}
+
+// Copies what is above the diagonal of a (p, p) matrix below it.
+template <class A>
+void mirror(A* x, int64_t p) {
+  for (int64_t begin = 0; begin < p; begin += kSide) {
+    for (int64_t i = begin; i < p; ++i) {
+      const int64_t end = std::min(i, begin + kSide);
+      for (int64_t j = begin; j < end; ++j) x[i * p + j] = x[j * p + i];
+    }
+  }
 }
 
 template <class T>
@@ -129,12 +148,14 @@ template <class A>
 void tall_product(const A* a, int64_t p, const A* b, int64_t q, int64_t n, A* out,
                   const Parallel& pool) {
   const auto& add = at_level(block_default<A>, block_avx2<A>, block_avx512<A>);
+  const bool symmetric = a == b && p == q;
   sum_over_rows<A>(n, p * q, out, pool, [&](int64_t first, int64_t rows, A* sums) {
     for (int64_t k = first; k < first + rows; k += kDepth) {
       const int64_t depth = std::min(kDepth, first + rows - k);
-      add({a + k * p, b + k * q, p, q, depth, sums, false});
+      add({a + k * p, b + k * q, p, q, depth, sums, symmetric});
     }
   });
+  if (symmetric) mirror(out, p);
 }
 
 template <class T>
@@ -148,9 +169,7 @@ void gram(const T* x, int64_t p, int64_t n, double* out, const Parallel& pool) {
       add({wide.data(), wide.data(), p, p, depth, sums, true});
     }
   });
-  for (int64_t i = 0; i < p; ++i) {
-    for (int64_t j = 0; j < i; ++j) out[i * p + j] = out[j * p + i];
-  }
+  mirror(out, p);
 }
 
 void transpose(const void* x, int64_t n, int64_t p, int64_t element_bytes, void* out,

@@ -9,7 +9,7 @@
 namespace mmssl::cpu {
 
 // out (p, q) = a^T b for a (n, p) and b (n, q) with many rows and few columns, as a linear layer's
-// weight gradient is. Sums over fixed blocks of rows are added in double: one order of summation
+// weight gradient is. Of a matrix with itself half of it is computed. Sums over fixed blocks of rows are added in double: one order of summation
 // whatever the number of threads.
 template <class A>
 void tall_product(const A* a, int64_t p, const A* b, int64_t q, int64_t n, A* out,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import InputError
-from mmssl.ops._autograd import register_once_differentiable
+from mmssl.ops._autograd import once_differentiable
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.reference import accumulation_dtype, add_normalized_reference
 
@@ -42,7 +42,7 @@ def add_normalized(base: Tensor, x: Tensor, weight: float = 1.0) -> Tensor:
         raise InputError(f"base: expected {tuple(x.shape[1:])} {x.dtype}, a view's, got {got}")
     if not use_native("add_normalized", x.device.type, x.dtype):
         return add_normalized_reference(base, x, weight)
-    out, _ = torch.ops.mmssl.add_normalized(base, x, weight)
+    out, _ = _call(base, x, weight)
     return out
 
 
@@ -70,6 +70,6 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return grad, to_x, None
 
 
-register_once_differentiable(
+_call = once_differentiable(
     "add_normalized", fake=_fake, save=_save, backward=_backward, backward_fake=_backward_fake
 )

@@ -55,6 +55,9 @@ def symmetric_product(a: Tensor, scale: Tensor | None = None) -> Tensor:
         (p, p).
     """
     n, p = a.shape
+    if scale is None and _takes_onednn(a) and _native(a) and a.is_contiguous() and n >= _TALL * p:
+        tall: Tensor = torch.ops.mmssl.tall_product(a, a)
+        return tall
     if requested_backend() == "reference" or n * p * p < _MIN_SYMMETRIC_WORK:
         return _multiply(a.T, a if scale is None else scale[:, None] * a)
     left = _transposed(a)
