@@ -209,7 +209,7 @@ def masked_similarity_linear(
 
     Exact up to rounding. Rows are low rank but for the masked entries, so the cost is about
     ``D/B + D/I`` of the dense product; gradients flow to the embeddings and to ``weight`` at the
-    same saving.
+    same saving. Those of the embeddings can't be differentiated again.
 
     Args:
         user_emb: (U, D).
