@@ -29,6 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.probes import fma_gflop_s  # noqa: E402
 from mmssl import ops  # noqa: E402
 from mmssl.ops.reference import info_nce_reference  # noqa: E402
+from mmssl.training.memory import keep_freed_memory  # noqa: E402
 
 D = 64
 TEMPERATURE = 0.2
@@ -235,6 +236,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=0, help="default: by size")
     parser.add_argument("--json", type=Path, help="write the numbers here, beside other sizes'")
     options = parser.parse_args()
+    keep_freed_memory()  # for every peer, as `mmssl train` does and the other benchmarks
     if options.smoke:
         options.rows, options.peers, options.turns = [200], ["native", "eager", "chunked"], 1
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, D = {D}; times in ms")

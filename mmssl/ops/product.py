@@ -134,6 +134,8 @@ def _takes_onednn(a: Tensor) -> bool:
         and a.numel() > 0
         and requested_backend() != "reference"
         and torch.backends.mkldnn.is_available()
+        # Inductor has no lowering for the call; it makes its own choice of `@`.
+        and not torch.compiler.is_compiling()
     )
 
 
