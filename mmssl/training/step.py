@@ -174,7 +174,7 @@ class TrainingStep:
 def _generated_rows(embeddings: Embeddings, users: Tensor, edges: BatchEdges) -> list[FactoredRows]:
     """The generator's row of every user of the batch, one block per modality."""
     pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
-    return [similarity_rows(user, item, users, edges).factored() for user, item in pairs]
+    return [similarity_rows(user, item, users, edges) for user, item in pairs]
 
 
 def _clip(module: nn.Module, limit: float) -> list[Tensor]:
