@@ -1,0 +1,241 @@
+"""Layers of critic and recommender: norm_act, keep_mask, view_attention, the critic's first.
+
+The limit of the elementwise ones is a copy of the bytes that they must at least read and write:
+three arrays forward and backward for norm_act (x, the gradient, the mask; y, the gradient of x),
+the views, queries and keys with their gradients for view_attention. That of
+``masked_similarity_linear`` is its low-rank FLOP at the multiply-add rate. ``mmssl bench ops`` runs
+these cases; ``pytest benchmarks/bench_layers.py --benchmark-only`` times them one by one.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from benchmarks import limits, workloads
+from benchmarks.harness.clock import Work
+from benchmarks.harness.problem import Budget, Problem
+from benchmarks.peers.ops import compiled, with_backend
+from mmssl import ops
+from mmssl.ops.dispatch import why_not_native
+from mmssl.ops.reference import (
+    keep_mask_reference,
+    masked_similarity_reference,
+    norm_act_reference,
+    view_attention_reference,
+)
+
+LAYERS = ("norm_act", "keep_mask", "view_attention", "masked_similarity_linear")
+RATE = 0.3
+HEADS, VIEWS, D = 4, 3, 64
+BATCH, HIDDEN = 1024, 512
+
+
+def problem(layer: str = "norm_act", n: int = 2048, h: int = 1677, device: str = "cpu") -> Problem:
+    """A layer of N rows (nodes) and H columns (features)."""
+    return {
+        "norm_act": norm_act,
+        "keep_mask": keep_mask,
+        "view_attention": view_attention,
+        "masked_similarity_linear": similarity_linear,
+    }[layer](n, h, device)
+
+
+def norm_act(n: int, h: int, device: str) -> Problem:
+    """LeakyReLU, batch normalisation and dropout, forward and backward."""
+    generator = torch.Generator().manual_seed(0)
+    x, grad = (torch.randn(n, h, generator=generator).to(device) for _ in range(2))
+    x.requires_grad_()
+    weight, bias = (torch.ones(h, device=device, requires_grad=True) for _ in range(2))
+    keep = (torch.rand(n, h, generator=generator) > RATE).to(device, torch.uint8)
+    options = {"keep": keep, "keep_scale": 1 / (1 - RATE)}
+
+    def work(function: Callable[..., torch.Tensor]) -> Work:
+        return Work(lambda: function(x, weight, bias, **options), (x, weight, bias), (grad,))
+
+    def reference(*arguments: torch.Tensor, **options: object) -> torch.Tensor:
+        return with_backend("reference", ops.norm_act)(*arguments, **options)
+
+    def plain(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """As modules would: three calls of torch.nn.functional."""
+        a = torch.nn.functional.leaky_relu(x, 0.2)
+        y = torch.nn.functional.batch_norm(a, None, None, weight, bias, True, 0.1, 1e-5)
+        return y * (keep * options["keep_scale"])
+
+    return Problem(
+        op="norm_act",
+        workload=f"{n:,} x {h:,}",
+        dtype="float32",
+        device=device,
+        sizes={"n": n, "h": h},
+        peers={
+            "native": lambda: work(with_backend(_backend("norm_act", device), ops.norm_act)),
+            "reference": lambda: work(reference),
+            "torch.nn.functional": lambda: Work(
+                lambda: plain(x, weight, bias), (x, weight, bias), (grad,)
+            ),
+            "torch.compile": lambda: Work(
+                functools.partial(compiled(plain), x, weight, bias), (x, weight, bias), (grad,)
+            ),
+        },
+        expected=lambda: _in_float64(x, weight, bias, keep, grad),
+        tolerance=1e-4,
+        probe=limits.copying(n * h * (4.0 * 5 + 2), device),
+        again=("bench_layers", {"layer": "norm_act", "n": n, "h": h, "device": device}),
+    )
+
+
+def _in_float64(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    keep: torch.Tensor,
+    grad: torch.Tensor,
+) -> tuple[torch.Tensor, ...]:
+    wide = [t.detach().double().requires_grad_() for t in (x, weight, bias)]
+    options = {
+        "running_mean": None, "running_var": None, "momentum": 0.1, "eps": 1e-5,
+        "negative_slope": 0.2, "keep": keep, "keep_scale": 1 / (1 - RATE),
+    }  # fmt: skip
+    work = Work(lambda: norm_act_reference(*wide, **options), tuple(wide), (grad.double(),))
+    return work.full()
+
+
+def keep_mask(n: int, h: int, device: str) -> Problem:
+    """What dropout lets through."""
+    seed = torch.tensor([7], device=device)
+    limit = round(RATE * 2**16) - 2**15
+
+    def native() -> Work:
+        return Work(lambda: torch.ops.mmssl.keep_mask(seed, n * h, limit))
+
+    def reference() -> Work:
+        return Work(lambda: keep_mask_reference(seed, n * h, limit))
+
+    return Problem(
+        op="keep_mask",
+        workload=f"{n:,} x {h:,}",
+        dtype="uint8",
+        device=device,
+        sizes={"n": n, "h": h},
+        peers={
+            "native": native if device == "cpu" else reference,
+            "reference": reference,
+            "torch bernoulli_": lambda: Work(
+                lambda: torch.empty(n * h, dtype=torch.uint8, device=device).bernoulli_(1 - RATE)
+            ),
+        },
+        expected=lambda: (keep_mask_reference(seed, n * h, limit),),
+        probe=limits.Job(
+            "as many bytes written",
+            lambda: torch.empty(n * h, dtype=torch.uint8, device=device).fill_(1),
+            device,
+            float(n * h),
+        ),
+        again=("bench_layers", {"layer": "keep_mask", "n": n, "h": h, "device": device}),
+    )
+
+
+def view_attention(n: int, h: int, device: str) -> Problem:
+    """Three views of N nodes, four heads; ``h`` is the width of a view."""
+    generator = torch.Generator().manual_seed(0)
+    arguments = tuple(
+        torch.randn(VIEWS, n, h, generator=generator).to(device).requires_grad_() for _ in range(3)
+    )
+    grad = torch.randn(n, HEADS * h, generator=generator).to(device)
+
+    def work(function: Callable[..., torch.Tensor]) -> Work:
+        return Work(lambda: function(*arguments, HEADS), arguments, (grad,))
+
+    return Problem(
+        op="view_attention",
+        workload=f"{n:,} nodes",
+        dtype="float32",
+        device=device,
+        sizes={"n": n, "d": h},
+        peers={
+            "native": lambda: work(
+                with_backend(_backend("view_attention", device), ops.view_attention)
+            ),
+            "reference": lambda: work(view_attention_reference),
+            "torch.compile": lambda: work(compiled(view_attention_reference)),
+        },
+        expected=lambda: work(view_attention_reference).full(),
+        tolerance=1e-4,
+        # Forward reads three and writes HEADS; backward reads those again and writes three.
+        probe=limits.copying(4.0 * n * h * (2 * 3 * VIEWS + 2 * HEADS), device),
+        again=("bench_layers", {"layer": "view_attention", "n": n, "h": h, "device": device}),
+    )
+
+
+def similarity_linear(n: int, h: int, device: str) -> Problem:
+    """The critic's first layer for a batch of N users on TikTok (below N = 1,024: a tiny graph)."""
+    name, graph = workloads.load("tiktok" if n >= BATCH else "smoke")
+    graph = graph.to(device)
+    generator = torch.Generator().manual_seed(0)
+    user, item, weight = (
+        torch.randn(rows, width, generator=generator).to(device).requires_grad_()
+        for rows, width in ((graph.num_users, D), (graph.num_items, D), (graph.num_items, h))
+    )
+    users = torch.randperm(graph.num_users, generator=generator)[:n].to(device)
+    grad = torch.randn(n, h, generator=generator).to(device)
+    trained = (user, item, weight)
+
+    def native() -> Work:
+        function = with_backend("native", ops.masked_similarity_linear)
+        return Work(lambda: function(user, item, users, graph.ui, weight), trained, (grad,))
+
+    def dense() -> Work:
+        def formed() -> torch.Tensor:
+            return masked_similarity_reference(user, item, users, graph.ui) @ weight
+
+        return Work(formed, trained, (grad,))
+
+    factors = 3 * 2.0 * (graph.num_items + n) * D * h  # forward, and both gradients of each product
+    return Problem(
+        op="masked_similarity_linear",
+        workload=name,
+        dtype="float32",
+        device=device,
+        sizes={"batch": n, "items": graph.num_items, "h": h, "d": D},
+        peers={"native": native, "reference": dense},
+        expected=lambda: dense().full(),
+        tolerance=5e-4,
+        probe=limits.Products(factors, device, "float32", 4.0 * (2 * graph.num_items + n) * h),
+        again=(
+            "bench_layers",
+            {"layer": "masked_similarity_linear", "n": n, "h": h, "device": device},
+        ),
+    )
+
+
+def _backend(op: str, device: str) -> str:
+    """Native where there is a kernel; on a GPU some ops are plain PyTorch."""
+    return "auto" if why_not_native(op, device) else "native"
+
+
+def cases(size: str, device: str) -> Iterator[tuple[functools.partial[Problem], Budget]]:
+    """What ``mmssl bench ops`` measures, by size."""
+    make = functools.partial(problem, device=device)
+    small = {"norm_act": (64, 33), "keep_mask": (64, 33), "view_attention": (100, 16)}
+    full = {"norm_act": (2048, 1677), "keep_mask": (2048, 1677), "view_attention": (16_018, D)}
+    sizes = small if size == "smoke" else full
+    sizes["masked_similarity_linear"] = (64, 32) if size == "smoke" else (BATCH, HIDDEN)
+    for layer in LAYERS:
+        if size == "smoke":
+            budget = Budget(0, 2, peers=["reference"], memory=False)
+        else:
+            budget = Budget(1.5, 3, memory=layer != "keep_mask")
+        yield functools.partial(make, layer, *sizes[layer]), budget
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("peer", ["native", "reference"])
+def test_speed(benchmark, peer, layer):
+    n, h = {"view_attention": (16_018, D), "masked_similarity_linear": (BATCH, HIDDEN)}.get(
+        layer, (2048, 1677)
+    )
+    benchmark(problem(layer, n, h).peers[peer]().full)

@@ -1,0 +1,127 @@
+"""What a result was measured with, and whether the machine was free for it."""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import os
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import mmssl
+from benchmarks.peers.ops import PACKAGES
+
+ROOT = Path(__file__).resolve().parents[2]
+BUSY_LOAD = 0.5  # processes wanting a core before anything is measured
+
+
+def environment(device: str = "cpu", *, smoke: bool = False) -> dict[str, Any]:
+    """The record that every file carries."""
+    load = load_average()
+    return {
+        "device": device,
+        "name": gpu("name") if device == "cuda" else cpu_name(),
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "simd": torch.backends.cpu.get_cpu_capability(),
+        **({"driver": gpu("driver_version"), "cuda": torch.version.cuda} if _cuda(device) else {}),
+        "load_at_start": load,
+        "busy": load is not None and load > BUSY_LOAD,
+        "mmssl": mmssl.__version__,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(terse=True),
+        "commit": commit(),
+        "smoke": smoke,
+        "versions": {name: version(name) for name in PACKAGES},
+    }
+
+
+def warning(found: dict[str, Any]) -> str:
+    """One line if the machine is not free, else empty."""
+    if not found["busy"]:
+        return ""
+    return (
+        f"warning: the machine is busy (load {found['load_at_start']:.1f} on {found['cores']} "
+        "cores): medians will be too long and quartiles wide; run it alone"
+    )
+
+
+def heading(found: dict[str, Any]) -> str:
+    """One line on what is measured with."""
+    return (
+        f"{found['name']}, {found['threads']} threads, {found['simd']}, torch {found['torch']}, "
+        f"commit {found['commit']}"
+    )
+
+
+def load_average() -> float | None:
+    """Of the last minute."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+
+
+@functools.cache
+def cpu_name() -> str:
+    """The model as the kernel names it."""
+    with_names = Path("/proc/cpuinfo")
+    if with_names.exists():
+        for line in with_names.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def clocks_mhz(device: str) -> list[float]:
+    """What the cores (or the GPU) run at now, as far as the system says so."""
+    if device == "cuda":
+        return [float(gpu("clocks.sm").split()[0])] if gpu("clocks.sm") else []
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    return [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+
+
+def gpu(field: str) -> str:
+    """A field of ``nvidia-smi``, empty without it."""
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "--id=0"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.strip()
+
+
+@functools.cache
+def commit() -> str:
+    """The checkout's commit, with a + if files differ from it; "unknown" outside one."""
+    try:
+        head = _git("rev-parse", "--short=10", "HEAD")
+        changed = _git(
+            "status", "--porcelain", "--untracked-files=no", "--", ":!benchmarks/results"
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return head + ("+" if changed else "")
+
+
+def version(package: str) -> str:
+    """Of an installed package."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(
+        ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
+    )
+    return done.stdout.strip()
+
+
+def _cuda(device: str) -> bool:
+    return device == "cuda"
