@@ -157,11 +157,16 @@ def read(path: Path) -> Results:
 
 
 def read_all(paths: Iterable[Path]) -> list[Results]:
-    """Several files, those of a folder by name."""
+    """Several files, those of a folder by name; by suite."""
     files: list[Path] = []
     for path in paths:
         files += sorted(path.glob("*.json")) if path.is_dir() else [path]
-    return [read(path) for path in files]
+    return sorted((read(path) for path in files), key=lambda found: _order(found.suite))
+
+
+def _order(suite: str) -> int:
+    order = ("ops", "step", "evaluate", "scale")
+    return order.index(suite) if suite in order else len(order)
 
 
 def _case(content: dict[str, Any]) -> Case:

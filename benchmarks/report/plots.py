@@ -17,7 +17,10 @@ if TYPE_CHECKING:
 
 INK, MUTED, LINE = "#1b1d21", "#676d76", "#dfe2e6"
 NATIVE = "#2462b8"
-_OTHERS = ("#c2571a", "#3a8f5c", "#8a4fa3", "#b08a1e", "#c23b5e", "#2b8c96", "#7a6a58", "#555")
+_OTHERS = (
+    "#c2571a", "#3a8f5c", "#8a4fa3", "#b08a1e", "#c23b5e", "#2b8c96", "#7a6a58", "#3d3f8f",
+)  # fmt: skip
+_MARKERS = "osD^v"  # another one each time the colours are used up
 _FIXED = {"native": NATIVE, "mmssl": NATIVE, "reference": MUTED, "limit": INK}
 _SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text
@@ -124,16 +127,36 @@ def _svg(figure: Figure) -> str:
     figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
     svg = buffer.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    svg = re.sub(r"(\d\.\d\d)\d+", r"\1", svg)  # two decimals of a point are enough
+    # Two decimals of a point are enough in paths; numbers in texts stay.
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
     return re.sub(r"[ \t]+\n", "\n", svg)
+
+
+def _log(axes: Axes, *, x: bool = True, y: bool = True) -> None:
+    """Log scales with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set(**({"xscale": "log"} if x else {}), **({"yscale": "log"} if y else {}))
+    for axis, wanted in ((axes.xaxis, x), (axes.yaxis, y)):
+        if wanted:
+            axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
+            axis.set_minor_formatter(NullFormatter())
 
 
 def color(name: str, names: Sequence[str]) -> str:
     """The same one for the same name everywhere in a figure."""
     if name in _FIXED:
         return _FIXED[name]
-    others = [n for n in names if n not in _FIXED]
-    return _OTHERS[others.index(name) % len(_OTHERS)]
+    return _OTHERS[_place(name, names) % len(_OTHERS)]
+
+
+def marker(name: str, names: Sequence[str]) -> str:
+    """Tells those apart that share a colour."""
+    return "o" if name in _FIXED else _MARKERS[_place(name, names) // len(_OTHERS)]
+
+
+def _place(name: str, names: Sequence[str]) -> int:
+    return [n for n in names if n not in _FIXED].index(name)
 
 
 def _series(
@@ -157,11 +180,12 @@ def _series(
         limits = sorted((c.sizes[size], c.limit.ms) for c in cases if c.limit is not None)
         if with_limit and limits:
             axes.plot(*zip(*limits, strict=True), "--", color=INK, lw=1, label="limit")
-        axes.set(xscale="log", yscale="log")
+        _log(axes)
         ticks = sorted({case.sizes[size] for case in cases})
         axes.set_xticks(ticks, [_short(tick) for tick in ticks])
         axes.minorticks_off()
-        axes.legend()
+        few = len(axes.lines) <= 6
+        axes.legend(**({} if few else {"loc": "center left", "bbox_to_anchor": (1, 0.5)}))
 
     return Panel(title, x, y, plot)
 
@@ -233,7 +257,7 @@ def _roofline(file: Results) -> Panel | None:
         for name, group in points.items():
             axes.plot(*zip(*group, strict=True), "o", ms=5, label=name,
                       color=color(name, list(points)))  # fmt: skip
-        axes.set(xscale="log", yscale="log")
+        _log(axes)
         axes.legend(loc="lower right")
 
     return Panel("", "FLOP per byte that must be moved", "GFLOP/s", plot)
@@ -252,12 +276,13 @@ def _peers(cases: Sequence[Case]) -> Panel | None:
     def plot(axes: Axes) -> None:
         for name in names:
             points = [(ratio(c, name), y) for y, c in enumerate(compared) if name in c.rows]
-            axes.plot(*zip(*points, strict=True), "o", ms=4.5, label=name,
-                      color=color(name, names))  # fmt: skip
+            axes.plot(*zip(*points, strict=True), ls="", ms=4.5, label=name,
+                      marker=marker(name, names), color=color(name, names))  # fmt: skip
         axes.axvline(1, color=NATIVE, lw=2)
         labels = [f"{family(c)}: {label(c)}" for c in compared]
         axes.set_yticks(range(len(compared)), labels, fontsize=8)
-        axes.set(xscale="log", ylim=(-0.7, len(compared) - 0.3))
+        _log(axes, y=False)
+        axes.set_ylim(-0.7, len(compared) - 0.3)
         axes.set_xticks([1, 2, 5, 10, 20, 50, 100, 200], [1, 2, 5, 10, 20, 50, 100, 200])
         axes.minorticks_off()
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
@@ -279,10 +304,11 @@ def step_panels(file: Results) -> list[Panel]:
                 faster = 1 / ratio(case, names[y])
                 axes.text(value * 1.05, y, f"{value:.3g} s, {faster:.3g}x", va="center", fontsize=8)
             axes.set_yticks(range(len(names)), names, fontsize=8)
-            axes.set(xscale="log", xlim=(min(values) / 2, max(values) * 5))
+            _log(axes, y=False)
+            axes.set_xlim(min(values) / 2, max(values) * 8)
             axes.grid(axis="y", visible=False)
 
-        panels.append(Panel(case.workload, "seconds a step", "", plot))
+        panels.append(Panel(f"training step, {case.workload}", "seconds a step", "", plot))
     return panels
 
 
@@ -304,7 +330,7 @@ def _scale(file: Results) -> list[Picture]:
                 points = [(edges, value(row)) for edges, row in rows]
                 axes.plot(*zip(*points, strict=True), "o-", ms=3.5, label=name,
                           color=color(name, list(sweeps)))  # fmt: skip
-            axes.set(xscale="log", yscale="log")
+            _log(axes)
             axes.legend()
 
         return Panel("", "edges", y, plot)
@@ -317,8 +343,8 @@ def _scale(file: Results) -> list[Picture]:
     return [Picture("A step against the size of the data", text, draw(panels))] if sweeps else []
 
 
-def _short(count: int) -> str:
-    for unit, name in ((1_000_000, "M"), (1_000, "k")):
-        if count >= unit:
+def _short(count: float) -> str:
+    for least, unit, name in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
+        if count >= least:
             return f"{count / unit:.3g}{name}"
-    return str(count)
+    return f"{count:g}"
