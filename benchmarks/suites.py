@@ -8,7 +8,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -46,14 +46,25 @@ class Options(NamedTuple):
 
 def ops_cases(options: Options) -> Iterator[Case]:
     """Every op on its workloads."""
-    size = "smoke" if options.smoke else "full"
-    for make, budget in itertools.chain.from_iterable(b.cases(size, options.device) for b in OPS):
+    benches = [bench.cases(_size(options), options.device) for bench in OPS]
+    for make, budget in _in_turn(benches, options):
         if options.only and options.only not in f"{make.func.__module__} {make.args}":
             continue
         if options.peers is not None:
             budget.peers = options.peers
         budget.memory = budget.memory and not options.smoke
+        if options.device == "cuda":
+            budget.seconds = min(budget.seconds, 1.0)
         yield problem.measure(make(), budget)
+
+
+def _in_turn(benches: list[Iterator[Any]], options: Options) -> Iterator[Any]:
+    """One benchmark after the other; with a budget one case of each, so that none is left out."""
+    if options.budget_s is None:
+        yield from itertools.chain.from_iterable(benches)
+        return
+    for cases in itertools.zip_longest(*benches):
+        yield from (case for case in cases if case is not None)
 
 
 def step_cases(options: Options) -> Iterator[Case]:

@@ -21,15 +21,15 @@ BUSY_LOAD = 0.5  # processes wanting a core before anything is measured
 
 def environment(device: str = "cpu", *, smoke: bool = False) -> dict[str, Any]:
     """The record that every file carries."""
-    load = load_average()
+    load, cuda = load_average(), device == "cuda"
     return {
         "device": device,
-        "name": gpu("name") if device == "cuda" else cpu_name(),
+        "name": gpu("name") if cuda else cpu_name(),
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "simd": torch.backends.cpu.get_cpu_capability(),
-        **({"driver": gpu("driver_version"), "cuda": torch.version.cuda} if _cuda(device) else {}),
+        **({"driver": gpu("driver_version"), "cuda": torch.version.cuda} if cuda else {}),
         "load_at_start": load,
         "busy": load is not None and load > BUSY_LOAD,
         "mmssl": mmssl.__version__,
@@ -79,7 +79,8 @@ def cpu_name() -> str:
 def clocks_mhz(device: str) -> list[float]:
     """What the cores (or the GPU) run at now, as far as the system says so."""
     if device == "cuda":
-        return [float(gpu("clocks.sm").split()[0])] if gpu("clocks.sm") else []
+        found = gpu("clocks.sm").split()  # "1980 MHz", "[N/A]" or nothing
+        return [float(found[0])] if found and found[0].isdigit() else []
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     return [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
@@ -121,7 +122,3 @@ def _git(*arguments: str) -> str:
         ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
     )
     return done.stdout.strip()
-
-
-def _cuda(device: str) -> bool:
-    return device == "cuda"

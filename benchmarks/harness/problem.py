@@ -127,6 +127,8 @@ def _agreement(
                 raise
             del works[name]
             missing[name] = _reason(error)
+            if problem.device == "cuda":
+                torch.cuda.empty_cache()  # it may have filled the card
     return errors
 
 

@@ -32,7 +32,7 @@ def write(files: Sequence[Path], out: Path) -> list[Path]:
     """Writes both into a folder.
 
     Raises:
-        InputError: a file is not a result, or matplotlib is missing.
+        InputError: a file is not a result.
     """
     results = read_all(files)
     if not results:
@@ -66,7 +66,7 @@ def html(results: Sequence[Results]) -> str:
         body.append(f"<h2>{escape(_title(file))}</h2>")
         lines = "<br>".join(escape(line) for line in environment_lines(file.environment))
         body.append(f'<p class="muted">{lines}</p>')
-        body += [_figure(picture) for picture in pictures([file])]
+        body += _figures(file)
         body += [_table(table) for table in tables(file)]
         if lines_ := missing(file):
             items = "".join(f"<li>{escape(line)}</li>" for line in lines_)
@@ -77,6 +77,14 @@ def html(results: Sequence[Results]) -> str:
         f"<title>mmssl benchmarks</title><style>{_STYLE}</style></head>\n"
         f"<body><main>\n{chr(10).join(body)}\n</main></body></html>\n"
     )
+
+
+def _figures(file: Results) -> list[str]:
+    """The pictures; where matplotlib is missing, why there are none."""
+    try:
+        return [_figure(picture) for picture in pictures([file])]
+    except InputError as reason:
+        return [f'<p class="muted">No pictures: {escape(str(reason))}</p>']
 
 
 def _title(file: Results) -> str:
