@@ -3,7 +3,7 @@
 All are first held to give the same metrics for seeded embeddings. The released evaluation takes
 minutes on the larger sets, so it ranks some of the users, and a quarter of those, and the line
 through the two times (its pool costs something once) is extended to all users. ``mmssl bench
-evaluate`` runs these cases; ``pytest benchmarks/bench_evaluate.py --benchmark-only`` times ours.
+evaluate`` runs these cases; ``pytest benchmarks --benchmark-only`` times ours.
 
 Legend: U users, I items, D embedding dim, T users with a test item.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
@@ -150,11 +149,3 @@ def cases(size: str, device: str, peers: Sequence[str] | None) -> Iterator[Case]
         return
     for data in ("tiktok", "baby", "ml1m", "gowalla"):
         yield measure(data, device, peers=peers)
-
-
-@pytest.mark.parametrize("data", ["tiktok", "gowalla"])
-def test_speed(benchmark, data):
-    graph = workloads.load(data).graph
-    held_out = workloads.held_out(data, graph)
-    user, item = embeddings(held_out.test, graph.num_users, graph.num_items)
-    benchmark(Evaluator(held_out, "test", graph).evaluate, user, item)

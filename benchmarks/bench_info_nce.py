@@ -2,7 +2,7 @@
 
 The limit is 6 U FLOP with intra-view negatives (forward 1.5, backward 4.5, of which the symmetric
 s11 is formed half) and 4 U without (forward 1, backward 3), U = 2 N^2 D. ``mmssl bench ops`` runs
-these cases; ``pytest benchmarks/bench_info_nce.py --benchmark-only`` times the same functions.
+these cases; ``pytest benchmarks --benchmark-only`` times the same functions.
 """
 
 from __future__ import annotations
@@ -10,14 +10,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-import pytest
 import torch
 from torch import Tensor
 
 from benchmarks.harness.clock import Work
 from benchmarks.harness.problem import Budget, Problem
 from benchmarks.limits import Products
-from benchmarks.peers.ops import CROSS_VIEW, INFO_NCE, Missing, need_bytes
+from benchmarks.peers.ops import CROSS_VIEW, INFO_NCE, need_bytes
 from benchmarks.workloads import element_type
 
 D = 64
@@ -97,15 +96,3 @@ def cases(size: str, device: str) -> Iterator[tuple[functools.partial[Problem], 
         yield functools.partial(make, 16_384), Budget(0, 3, peers=["chunked"])
     for d in (16, 32, 128, 256):
         yield functools.partial(make, 2048, d=d), Budget(1.5, peers=["eager"], memory=False)
-
-
-@pytest.mark.parametrize("n", [1024, 4096])
-@pytest.mark.parametrize("dtype", DTYPES["cpu"])
-@pytest.mark.parametrize("job", ["forward", "full"])
-@pytest.mark.parametrize("peer", ["native", "eager", "chunked"])
-def test_speed(benchmark, peer, job, dtype, n):
-    try:
-        work = problem(n, dtype).peers[peer]()
-    except Missing as reason:
-        pytest.skip(str(reason))
-    benchmark(getattr(work, job))

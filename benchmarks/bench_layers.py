@@ -4,7 +4,7 @@ The limit of the elementwise ones is a copy of the bytes that they must at least
 three arrays forward and backward for norm_act (x, the gradient, the mask; y, the gradient of x),
 the views, queries and keys with their gradients for view_attention. That of
 ``masked_similarity_linear`` is its low-rank FLOP at the multiply-add rate. ``mmssl bench ops`` runs
-these cases; ``pytest benchmarks/bench_layers.py --benchmark-only`` times them one by one.
+these cases; ``pytest benchmarks --benchmark-only`` times them one by one.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 
-import pytest
 import torch
 
 from benchmarks import limits, workloads
@@ -32,6 +31,18 @@ LAYERS = ("norm_act", "keep_mask", "view_attention", "masked_similarity_linear")
 RATE = 0.3
 HEADS, VIEWS, D = 4, 3, 64
 BATCH, HIDDEN = 1024, 512
+SIZES = {  # rows and columns of a step on TikTok
+    "norm_act": (2048, 1677),
+    "keep_mask": (2048, 1677),
+    "view_attention": (16_018, D),
+    "masked_similarity_linear": (BATCH, HIDDEN),
+}
+SMOKE = {
+    "norm_act": (64, 33),
+    "keep_mask": (64, 33),
+    "view_attention": (100, 16),
+    "masked_similarity_linear": (64, 32),
+}
 
 
 def problem(layer: str = "norm_act", n: int = 2048, h: int = 1677, device: str = "cpu") -> Problem:
@@ -220,22 +231,9 @@ def _backend(op: str, device: str) -> str:
 def cases(size: str, device: str) -> Iterator[tuple[functools.partial[Problem], Budget]]:
     """What ``mmssl bench ops`` measures, by size."""
     make = functools.partial(problem, device=device)
-    small = {"norm_act": (64, 33), "keep_mask": (64, 33), "view_attention": (100, 16)}
-    full = {"norm_act": (2048, 1677), "keep_mask": (2048, 1677), "view_attention": (16_018, D)}
-    sizes = small if size == "smoke" else full
-    sizes["masked_similarity_linear"] = (64, 32) if size == "smoke" else (BATCH, HIDDEN)
     for layer in LAYERS:
         if size == "smoke":
             budget = Budget(0, 2, peers=["reference"], memory=False)
         else:
             budget = Budget(1.5, 3, memory=layer != "keep_mask")
-        yield functools.partial(make, layer, *sizes[layer]), budget
-
-
-@pytest.mark.parametrize("layer", LAYERS)
-@pytest.mark.parametrize("peer", ["native", "reference"])
-def test_speed(benchmark, peer, layer):
-    n, h = {"view_attention": (16_018, D), "masked_similarity_linear": (BATCH, HIDDEN)}.get(
-        layer, (2048, 1677)
-    )
-    benchmark(problem(layer, n, h).peers[peer]().full)
+        yield functools.partial(make, layer, *(SMOKE if size == "smoke" else SIZES)[layer]), budget

@@ -2,7 +2,7 @@
 
 The limit is measured in turn with the rest: the fastest way to gather the rows and read the index,
 both directions, plus writing both results (benchmarks/limits.py). ``mmssl bench ops`` runs these
-cases; ``pytest benchmarks/bench_propagate.py --benchmark-only`` times the same functions one by
+cases; ``pytest benchmarks --benchmark-only`` times the same functions one by
 one.
 """
 
@@ -12,7 +12,6 @@ import dataclasses
 import functools
 from collections.abc import Iterator
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -115,14 +114,3 @@ def cases(size: str, device: str) -> Iterator[tuple[functools.partial[Problem], 
         yield functools.partial(make, graph, value_gradient=True), Budget(1.5, memory=False)
     if device == "cuda":  # half a minute to draw
         yield functools.partial(make, "power-law-100m"), Budget(0, 3, memory=False)
-
-
-@pytest.mark.parametrize("graph", ["tiktok", "sports"])
-@pytest.mark.parametrize("job", ["forward", "full"])
-@pytest.mark.parametrize("peer", SPARSE)
-def test_speed(benchmark, peer, job, graph):
-    try:
-        work = problem(graph).peers[peer]()
-    except Missing as reason:
-        pytest.skip(str(reason))
-    benchmark(getattr(work, job))

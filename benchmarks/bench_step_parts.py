@@ -3,7 +3,7 @@
 Peers are the reference, torch.compile of it, the loop of the released code for the sampler (written
 anew) and a general sort for the graphs. The limit of BPR is the time to make the two gradient
 tables and clear them, that of the graphs a copy of as many bytes as they hold. ``mmssl bench ops``
-runs these cases; ``pytest benchmarks/bench_step_parts.py --benchmark-only`` times them one by one.
+runs these cases; ``pytest benchmarks --benchmark-only`` times them one by one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import random
 from collections.abc import Callable, Iterator
 from unittest import mock
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -203,10 +202,3 @@ def cases(size: str, device: str) -> Iterator[tuple[functools.partial[Problem], 
     for graph in ("tiktok", "baby", "sports"):
         for part in PARTS:
             yield functools.partial(make, part, graph), Budget(1, 3, memory=False)
-
-
-@pytest.mark.parametrize("part", PARTS)
-@pytest.mark.parametrize("peer", ["native", "reference"])
-def test_speed(benchmark, peer, part):
-    work = problem(part).peers[peer]()
-    benchmark(work.full)

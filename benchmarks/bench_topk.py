@@ -2,7 +2,7 @@
 
 The limit is the time of the scores' multiply-adds alone. Embeddings are drawn. implicit keeps no
 order among equal scores; faiss can't leave out items per user, it ranks without any mask here.
-``mmssl bench ops`` runs these cases; ``pytest benchmarks/bench_topk.py --benchmark-only`` times the
+``mmssl bench ops`` runs these cases; ``pytest benchmarks --benchmark-only`` times the
 same functions one by one.
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -19,7 +18,7 @@ from benchmarks import workloads
 from benchmarks.harness.clock import Work
 from benchmarks.harness.problem import Budget, Problem
 from benchmarks.limits import Products
-from benchmarks.peers.ops import RANKING, Missing, need_bytes
+from benchmarks.peers.ops import RANKING, need_bytes
 
 D = 64
 MOST_USERS = 4096  # of the larger graphs
@@ -91,13 +90,3 @@ def cases(size: str, device: str) -> Iterator[tuple[functools.partial[Problem], 
     for d in (16, 32, 128, 256):
         budget = Budget(0, 3, peers=["by hand", "faiss"], memory=False)
         yield functools.partial(make, "sports", 50, d=d), budget
-
-
-@pytest.mark.parametrize("k", [20, 1000])
-@pytest.mark.parametrize("peer", RANKING)
-def test_speed(benchmark, peer, k):
-    try:
-        work = problem("tiktok", k).peers[peer]()
-    except Missing as reason:
-        pytest.skip(str(reason))
-    benchmark(work.forward)

@@ -2,7 +2,7 @@
 
 Both are first held to do the same; then every configuration runs one step a turn. Results carry
 where the time goes and the peak memory of a fresh process each. ``mmssl bench step`` runs these
-cases; ``pytest benchmarks/bench_train_step.py --benchmark-only`` times single steps.
+cases; ``pytest benchmarks --benchmark-only`` times single steps.
 
 Legend: U users, I items, B batch.
 """
@@ -15,7 +15,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -234,11 +233,6 @@ def cases(size: str, device: str, peers: Sequence[str] | None) -> Iterator[Case]
         return
     for data in ("tiktok", "baby", "sports"):
         yield measure(data, device, peers=peers)
-
-
-@pytest.mark.parametrize("name", ["released", "paper", "paper, critic 512"])
-def test_speed(benchmark, name):
-    benchmark(runner(BY_NAME[name], "tiktok", "cpu"))
 
 
 if __name__ == "__main__":  # one configuration's memory, in a process of its own
