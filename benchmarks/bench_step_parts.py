@@ -199,6 +199,6 @@ def cases(size: str, device: str) -> Iterator[tuple[functools.partial[Problem], 
             budget = Budget(0, 2, peers=["reference", "Python loop", "from_edges"], memory=False)
             yield functools.partial(make, part, "smoke", batch=64), budget
         return
-    for graph in ("tiktok", "baby", "sports"):
+    for graph in ("tiktok", "sports"):
         for part in PARTS:
             yield functools.partial(make, part, graph), Budget(1, 3, memory=False)

@@ -65,6 +65,8 @@ BY_NAME = {c.name: c for c in CONFIGURATIONS}
 # whether slow configurations are run at all.
 LARGE_FLOP = 2e12
 NOT_IF_LARGE = (f"{PEER}, critic 512", "paper, reference ops")
+# Whose memory is measured, which costs a process each.
+WEIGHED = (PEER, "released", "paper", "paper, bfloat16", "paper, critic 512")
 
 
 class Runner:
@@ -203,7 +205,7 @@ def measure(
     del runners, works
     gc.collect()
     for c in chosen if with_memory else ():
-        if c not in once:
+        if c.name in WEIGHED and c not in once:
             row = rows[c.name]
             result = _peak(c.name, data, device)
             row.peak_mb = result["peak_mb"]

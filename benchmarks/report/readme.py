@@ -1,4 +1,7 @@
-"""README's table and picture, made of the committed results: ``mmssl bench report --readme``."""
+"""What documents quote, made of the committed results: ``mmssl bench report --readme``.
+
+README's tables and picture, and the table of limits in benchmarks/NOTES.md.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 PICTURE = RESULTS / "overview-cpu.svg"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+NOTES = ROOT / "benchmarks" / "NOTES.md"
 
 STEP_ROWS = (
     RELEASED, "released", "paper", "paper, bfloat16", "paper, critic 512"
@@ -26,22 +30,23 @@ OP_ROWS = (
 )  # fmt: skip
 
 
-def write_readme(readme: Path = README, picture: Path = PICTURE) -> list[Path]:
-    """Rewrites the block between the marks, and the picture.
+def write_readme(readme: Path = README, picture: Path = PICTURE, notes: Path = NOTES) -> list[Path]:
+    """Rewrites the blocks between the marks, and the picture.
 
     Raises:
-        InputError: README lacks the marks, or a result is missing.
+        InputError: a document lacks the marks, or a result is missing.
     """
-    text = readme.read_text(encoding="utf-8")
-    readme.write_text(with_block(text, block()), encoding="utf-8")
+    for path, new in ((readme, block()), (notes, limits_block())):
+        text = with_block(path.read_text(encoding="utf-8"), new)
+        path.write_text(text, encoding="utf-8")
     picture.write_text(overview(), encoding="utf-8")
-    return [readme, picture]
+    return [readme, notes, picture]
 
 
 def with_block(text: str, new: str) -> str:
-    """README's text with another block."""
+    """A document's text with another block."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"README.md: expected {BEGIN} ... {END} once each, in this order")
+        raise InputError(f"bench report: expected {BEGIN} ... {END} once each, in this order")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{new}\n{END}{rest.split(END)[1]}"
 
@@ -67,6 +72,39 @@ def block() -> str:
             f"![time of the ops against size, and of a training step]({PICTURE.relative_to(ROOT)})",
         ]
     )
+
+
+def limits_block() -> str:
+    """Every case of our ops with the two numbers of its limit, and what was reached."""
+    ops = read(RESULTS / "ops-cpu.json")
+    rows = []
+    for case in ops.cases:
+        if case.limit is None or case.sizes.get("d", 64) != 64:
+            continue
+        own = case.rows["native"]
+        parts = " + ".join(f"{name} {ms(found)}" for name, found in case.limit.parts_ms.items())
+        rows.append(
+            [
+                f"`{family(case)}`",
+                label(case),
+                _amount(case.limit.flop, "FLOP"),
+                _amount(case.limit.bytes, "B"),
+                f"{ms(case.limit.ms)}" + (f" ({parts})" if len(case.limit.parts_ms) > 1 else ""),
+                ms(own.full.median_ms),
+                f"{100 * case.limit.ms / own.full.median_ms:.0f} %",
+            ]
+        )
+    header = ["op", "on", "FLOP", "bytes", "limit, ms", "native, ms", "of the limit"]
+    return f"{_machine(ops)}; `results/ops-cpu.json`:\n\n" + Table("", "", header, rows).markdown()
+
+
+def _amount(count: float | None, unit: str) -> str:
+    if count is None:
+        return "-"
+    for size, name in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if count >= size:
+            return f"{count / size:.3g} {name}{unit}"
+    return f"{count / 1e3:.3g} k{unit}"
 
 
 def overview() -> str:

@@ -113,14 +113,17 @@ def test_report_of_chosen_files(smoke, tmp_path, capsys):
     assert "expected result files, got none" in capsys.readouterr().err
 
 
-def test_readme_is_what_the_command_makes(tmp_path):
+def test_documents_are_what_the_command_makes(tmp_path):
     """Else: mmssl bench report --readme."""
-    text = (ROOT / "README.md").read_text()
+    text, notes = readme.README.read_text(), readme.NOTES.read_text()
     assert readme.with_block(text, readme.block()) == text
+    assert readme.with_block(notes, readme.limits_block()) == notes
     pytest.importorskip("matplotlib")
-    (tmp_path / "README.md").write_text(text)
-    readme.write_readme(tmp_path / "README.md", tmp_path / "picture.svg")
-    assert (tmp_path / "README.md").read_text() == text
+    copies = tmp_path / "README.md", tmp_path / "picture.svg", tmp_path / "NOTES.md"
+    copies[0].write_text(text)
+    copies[2].write_text(notes)
+    readme.write_readme(*copies)
+    assert (copies[0].read_text(), copies[2].read_text()) == (text, notes)
     assert readme.PICTURE.read_text().startswith("<svg")
     assert (tmp_path / "picture.svg").read_text().startswith("<svg")
 
