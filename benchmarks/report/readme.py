@@ -19,6 +19,10 @@ PICTURE = RESULTS / "overview-cpu.svg"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NOTES = ROOT / "benchmarks" / "NOTES.md"
 
+SHOWN = {
+    "tiktok": "TikTok", "baby": "Baby", "sports": "Sports", "gowalla": "Gowalla",
+    "power-law-10m": "10M power-law edges",
+}  # fmt: skip
 STEP_ROWS = (
     RELEASED, "released", "paper", "paper, bfloat16", "paper, critic 512"
 )  # fmt: skip
@@ -145,7 +149,7 @@ def _step_table(step: Results, evaluate: Results) -> Table:
             factor = f" ({times(ratio(found, 'released, 1 process'))})" if name == "mmssl" else ""
             cells.append(f"{seconds:.2g} s{factor}")
         rows.append(cells)
-    header = ["", *(case.workload for case in step.cases)]
+    header = ["", *(SHOWN.get(case.workload, case.workload) for case in step.cases)]
     return Table("step", "", header, rows)
 
 
@@ -167,7 +171,7 @@ def _op_row(case: Case) -> list[str]:
     best = min(same, key=lambda name: ratio(case, name))
     return [
         f"`{family(case)}`",
-        label(case),
+        label(case).replace(case.workload, SHOWN.get(case.workload, case.workload)),
         f"{ms(own.full.median_ms)} ms",
         "-" if own.of_limit is None else f"{100 * own.of_limit:.0f} %",
         f"{times(ratio(case, best))} ({best})",

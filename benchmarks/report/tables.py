@@ -86,7 +86,10 @@ def op_tables(cases: Iterable[Case]) -> list[Table]:
         header = ["", "limit, ms", "native, ms (quartiles)", "forward + backward", "of the limit"]
         header += ["MB", *peers]
         rows = [_op_row(case, peers) for case in group]
-        text = "Peers as multiples of native's time; MB is what one call adds to the process."
+        text = (
+            "Peers as multiples of native's time; MB is what one call adds to the process. On the "
+            "CPU bfloat16 is held to the limit of float32."
+        )
         result.append(Table(name, text, header, rows))
     return result
 
