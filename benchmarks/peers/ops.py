@@ -270,6 +270,7 @@ CROSS_VIEW: dict[str, Callable[[float, bool], Loss]] = {  # GPU only, no intra-v
 # Peers that compute something else, whose time alone is compared, and what that is.
 OTHER_FUNCTION = {
     "Python loop": "draws of its own",
+    "torch bernoulli_": "draws of its own",
     "siglip-kernel": "a sigmoid loss over the same N x N products",
     "faiss": "ranks without any mask",
 }
