@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ import mmssl
 from benchmarks.peers.ops import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
-BUSY_LOAD = 0.5  # processes wanting a core before anything is measured
+BUSY_LOAD = 0.5  # processes wanting a core
+BUSY_CORES = 0.2  # cores in use while this process sleeps
 
 
 def environment(device: str = "cpu", *, smoke: bool = False) -> dict[str, Any]:
     """The record that every file carries."""
-    load, cuda = load_average(), device == "cuda"
+    load, used, cuda = load_average(), cores_in_use(), device == "cuda"
     return {
         "device": device,
         "name": gpu("name") if cuda else cpu_name(),
@@ -31,7 +33,9 @@ def environment(device: str = "cpu", *, smoke: bool = False) -> dict[str, Any]:
         "simd": torch.backends.cpu.get_cpu_capability(),
         **({"driver": gpu("driver_version"), "cuda": torch.version.cuda} if cuda else {}),
         "load_at_start": load,
-        "busy": load is not None and load > BUSY_LOAD,
+        "cores_in_use_at_start": used,
+        # The load is a mean over the last minute, which what has just ended still weighs on.
+        "busy": used > BUSY_CORES if used is not None else (load or 0.0) > BUSY_LOAD,
         "mmssl": mmssl.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -46,9 +50,11 @@ def warning(found: dict[str, Any]) -> str:
     """One line if the machine is not free, else empty."""
     if not found["busy"]:
         return ""
+    used = found["cores_in_use_at_start"]
     return (
-        f"warning: the machine is busy (load {found['load_at_start']:.1f} on {found['cores']} "
-        "cores): medians will be too long and quartiles wide; run it alone"
+        f"warning: the machine is busy (load {found['load_at_start']:.1f}, "
+        f"{'?' if used is None else format(used, '.1f')} of {found['cores']} cores in use): medians "
+        "will be too long and quartiles wide; run it alone"
     )
 
 
@@ -58,6 +64,23 @@ def heading(found: dict[str, Any]) -> str:
         f"{found['name']}, {found['threads']} threads, {found['simd']}, torch {found['torch']}, "
         f"commit {found['commit']}"
     )
+
+
+def cores_in_use(seconds: float = 0.5) -> float | None:
+    """By everybody, while this process sleeps; None where the system does not say (Linux does)."""
+
+    def ticks() -> tuple[int, int]:
+        values = [int(v) for v in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
+        return sum(values), values[3] + values[4]  # all, idle and waiting for disks
+
+    try:
+        before = ticks()
+        time.sleep(seconds)
+        after = ticks()
+    except (OSError, ValueError, IndexError):
+        return None
+    total, idle = (b - a for a, b in zip(before, after, strict=True))
+    return (os.cpu_count() or 1) * (1 - idle / total) if total else None
 
 
 def load_average() -> float | None:
