@@ -53,8 +53,8 @@ def warning(found: dict[str, Any]) -> str:
     used = found["cores_in_use_at_start"]
     return (
         f"warning: the machine is busy (load {found['load_at_start']:.1f}, "
-        f"{'?' if used is None else format(used, '.1f')} of {found['cores']} cores in use): medians "
-        "will be too long and quartiles wide; run it alone"
+        f"{'?' if used is None else format(used, '.1f')} of {found['cores']} cores in use): "
+        "medians will be too long and quartiles wide; run it alone"
     )
 
 
