@@ -60,7 +60,7 @@ class Problem:
                 works[name] = make()
             except Missing as reason:
                 missing[name] = str(reason)
-            except (RuntimeError, NotImplementedError) as error:
+            except Exception as error:  # whatever a peer's package raises
                 if name == self.baseline:
                     raise
                 missing[name] = _reason(error)
