@@ -18,7 +18,7 @@ from benchmarks import workloads
 from benchmarks.harness.clock import Work
 from benchmarks.harness.problem import Budget, Problem
 from benchmarks.limits import Products
-from benchmarks.peers.ops import RANKING, need_bytes
+from benchmarks.peers.ops import RANKING, Ranking, need_bytes
 
 D = 64
 MOST_USERS = 4096  # of the larger graphs
@@ -41,13 +41,13 @@ def problem(
         torch.randn(rows, d, generator=generator).to(device)
         for rows in (view.num_rows, view.num_cols)
     )
-    user = user[: min(view.num_rows, users or MOST_USERS)]
-    batch, items = len(user), view.num_cols
+    batch, items = min(view.num_rows, users or MOST_USERS), view.num_cols
+    ranking = Ranking(user, item, torch.arange(batch, device=device), view, k)
 
     def make(name: str) -> Work:
         if name in WHOLE:
             need_bytes(8.0 * batch * items, device, "its scores")
-        return Work(RANKING[name](user, item, view, k))
+        return Work(RANKING[name](ranking))
 
     arguments = {"graph": graph, "k": k, "device": device, "d": d, "users": users}
     return Problem(
@@ -57,7 +57,7 @@ def problem(
         device=device,
         sizes={"users": batch, "items": items, "k": k, "d": d},
         peers={name: functools.partial(make, name) for name in RANKING},
-        expected=lambda: RANKING["reference"](user, item, view, k)(),
+        expected=lambda: RANKING["reference"](ranking)(),
         agree=agree,
         tolerance=1e-5,
         probe=Products(
@@ -80,7 +80,7 @@ def cases(size: str, device: str) -> Iterator[tuple[functools.partial[Problem], 
     make = functools.partial(problem, device=device)
     if size == "smoke":
         peers = ["reference", "by hand", "implicit", "faiss"]
-        yield functools.partial(make, "smoke"), Budget(0, 2, peers=peers)
+        yield functools.partial(make, "smoke", users=100), Budget(0, 2, peers=peers)
         return
     for graph in ("tiktok", "sports", "gowalla"):
         for k in (20, 50, 1000):

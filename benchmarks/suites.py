@@ -33,6 +33,12 @@ RESULTS = Path(__file__).parent / "results"
 OPS = (bench_propagate, bench_info_nce, bench_topk, bench_step_parts, bench_layers)
 
 
+class Failure(NamedTuple):
+    """A case that could not be measured: our own op disagrees, or the benchmark is wrong."""
+
+    what: str
+
+
 class Options(NamedTuple):
     """What the command line says."""
 
@@ -44,7 +50,7 @@ class Options(NamedTuple):
     budget_s: float | None = None  # no new case begins after so many seconds
 
 
-def ops_cases(options: Options) -> Iterator[Case]:
+def ops_cases(options: Options) -> Iterator[Case | Failure]:
     """Every op on its workloads."""
     benches = [bench.cases(_size(options), options.device) for bench in OPS]
     for make, budget in _in_turn(benches, options):
@@ -55,7 +61,10 @@ def ops_cases(options: Options) -> Iterator[Case]:
         budget.memory = budget.memory and not options.smoke
         if options.device == "cuda":
             budget.seconds = min(budget.seconds, 1.0)
-        yield problem.measure(make(), budget)
+        try:
+            yield problem.measure(make(), budget)
+        except Exception as error:  # the other cases are still worth having
+            yield Failure(f"{make.func.__module__} {make.args}: {type(error).__name__}: {error}")
 
 
 def _in_turn(benches: list[Iterator[Any]], options: Options) -> Iterator[Any]:
@@ -82,7 +91,7 @@ def scale_cases(options: Options) -> Iterator[Case]:
     return bench_scale.cases(_size(options), options.device)
 
 
-SUITES: dict[str, Callable[[Options], Iterator[Case]]] = {
+SUITES: dict[str, Callable[[Options], Iterator[Case | Failure]]] = {
     "ops": ops_cases,
     "step": step_cases,
     "evaluate": evaluate_cases,
@@ -99,8 +108,10 @@ def peer_names() -> list[str]:
     return list(dict.fromkeys(itertools.chain.from_iterable(tables)))
 
 
-def run(suite: str, options: Options) -> Path:
+def run(suite: str, options: Options) -> tuple[Path, list[Failure]]:
     """Runs a suite, prints a line per implementation, and writes its file after every case.
+
+    What fails is printed and returned, and the rest goes on.
 
     Raises:
         InputError: ``options.peers`` names somebody unknown.
@@ -122,7 +133,12 @@ def run(suite: str, options: Options) -> Path:
     found["data"] = "real" if os.environ.get("MMSSL_DATA") else "stand-ins"
     path = options.out / file_name(suite, found)
     start, clocks = time.perf_counter(), []
+    failures: list[Failure] = []
     for case in SUITES[suite](options):
+        if isinstance(case, Failure):
+            print(f"\nFAILED: {case.what}", flush=True)
+            failures.append(case)
+            continue
         clocks += environment.clocks_mhz(options.device)
         if clocks:
             found["clock_mhz"] = {"lowest": min(clocks), "highest": max(clocks)}
@@ -133,7 +149,7 @@ def run(suite: str, options: Options) -> Path:
             print(f"{suite}: the rest is left out, the budget of {options.budget_s:.0f} s is spent")
             break
     print(f"{path}: {time.perf_counter() - start:.0f} s")
-    return path
+    return path, failures
 
 
 def file_name(suite: str, found: dict[str, object]) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -279,75 +279,81 @@ OTHER_FUNCTION = {
 # --- full ranking --------------------------------------------------------------------------------
 
 
+class Ranking(NamedTuple):
+    """The k best items of some users, their edges in ``view`` left out."""
+
+    user: Tensor  # (U, D)
+    item: Tensor  # (I, D)
+    users: Tensor  # (B,)
+    view: GraphView  # (U, I)
+    k: int
+
+
 def _score_mask_select(user: Tensor, item: Tensor, row: Tensor, col: Tensor, k: int) -> Lists:
     score = user @ item.T
     score[row, col] = -torch.inf
     return tuple(score.topk(k, dim=1))
 
 
-def _by_hand(user: Tensor, item: Tensor, view: GraphView, k: int) -> Callable[[], Lists]:
+def _by_hand(r: Ranking) -> Callable[[], Lists]:
     """One matrix of scores; the edges are looked up in every call."""
-    users = torch.arange(len(user), device=user.device)
 
     def rank() -> Lists:
-        return _score_mask_select(user, item, *edges_of_rows(view, users), k)
+        edges = edges_of_rows(r.view, r.users)
+        return _score_mask_select(r.user[r.users], r.item, *edges, r.k)
 
     return rank
 
 
-def _by_hand_compiled(user: Tensor, item: Tensor, view: GraphView, k: int) -> Callable[[], Lists]:
+def _by_hand_compiled(r: Ranking) -> Callable[[], Lists]:
     """The same under torch.compile, with the edges looked up beforehand."""
-    edges = edges_of_rows(view, torch.arange(len(user), device=user.device))
+    edges = edges_of_rows(r.view, r.users)
     function = compiled(_score_mask_select)
-    return lambda: function(user, item, *edges, k)
+    return lambda: function(r.user[r.users], r.item, *edges, r.k)
 
 
-def _implicit(user: Tensor, item: Tensor, view: GraphView, k: int) -> Callable[[], Lists]:
+def _implicit(r: Ranking) -> Callable[[], Lists]:
     topk = require("implicit.cpu.topk", "implicit").topk
     sparse = require("scipy.sparse", "scipy")
     limits = require("threadpoolctl", "implicit").threadpool_limits
-    if user.device.type != "cpu":
+    if r.user.device.type != "cpu":
         raise Missing("implicit: its GPU build is not on the package index")
-    arrays = (torch.ones(view.nnz).numpy(), view.col.numpy(), view.rowptr.numpy())
-    own = sparse.csr_matrix(arrays, shape=(view.num_rows, view.num_cols))[: len(user)]
-    items, query, threads = item.numpy(), user.numpy(), torch.get_num_threads()
+    arrays = (torch.ones(r.view.nnz).numpy(), r.view.col.numpy(), r.view.rowptr.numpy())
+    own = sparse.csr_matrix(arrays, shape=(r.view.num_rows, r.view.num_cols))[r.users.numpy()]
+    items, query, threads = r.item.numpy(), r.user[r.users].numpy(), torch.get_num_threads()
 
     def rank() -> Lists:
         with limits(1, "blas"):  # it calls BLAS from threads of its own
-            found, score = topk(items, query, k, filter_query_items=own, num_threads=threads)
+            found, score = topk(items, query, r.k, filter_query_items=own, num_threads=threads)
         return torch.from_numpy(score), torch.from_numpy(found).long()
 
     return rank
 
 
-def _faiss(user: Tensor, item: Tensor, _: GraphView, k: int) -> Callable[[], Lists]:
+def _faiss(r: Ranking) -> Callable[[], Lists]:
     module = require("faiss", "faiss-cpu")
-    if user.device.type != "cpu":
+    if r.user.device.type != "cpu":
         raise Missing("faiss: faiss-cpu has no GPU index")
     module.omp_set_num_threads(torch.get_num_threads())
-    index = module.IndexFlatIP(item.shape[1])
-    index.add(item.numpy())
-    query = user.numpy()
+    index = module.IndexFlatIP(r.item.shape[1])
+    index.add(r.item.numpy())
+    query = r.user[r.users].numpy()
 
     def rank() -> Lists:
-        score, found = index.search(query, k)
+        score, found = index.search(query, r.k)
         return torch.from_numpy(score), torch.from_numpy(found)
 
     return rank
 
 
-def _ranked(backend: str) -> Callable[..., Callable[[], Lists]]:
-    def make(user: Tensor, item: Tensor, view: GraphView, k: int) -> Callable[[], Lists]:
-        users = torch.arange(len(user), device=user.device)
-        function = with_backend(backend, ops.masked_topk)
-        return lambda: function(user, item, k, users=users, exclude=view)
-
-    return make
+def _ranked(backend: str, r: Ranking) -> Callable[[], Lists]:
+    function = with_backend(backend, ops.masked_topk)
+    return lambda: function(r.user, r.item, r.k, users=r.users, exclude=r.view)
 
 
-RANKING: dict[str, Callable[..., Callable[[], Lists]]] = {
-    "native": _ranked("native"),
-    "reference": _ranked("reference"),
+RANKING: dict[str, Callable[[Ranking], Callable[[], Lists]]] = {
+    "native": functools.partial(_ranked, "native"),
+    "reference": functools.partial(_ranked, "reference"),
     "by hand": _by_hand,
     "torch.compile": _by_hand_compiled,
     "implicit": _implicit,

@@ -86,10 +86,11 @@ def _run(arguments: argparse.Namespace) -> int:
         only=arguments.only,
         budget_s=arguments.budget,
     )
-    files = [suites.run(name, options) for name in arguments.suites]
-    for page in _benchmarks("report").write(files, options.out):
+    done = [suites.run(name, options) for name in arguments.suites]
+    files = [path for path, _ in done if path.exists()]
+    for page in _benchmarks("report").write(files, options.out) if files else ():
         print(f"report: {page}")
-    return 0
+    return 1 if any(failures for _, failures in done) else 0
 
 
 def _compare(arguments: argparse.Namespace) -> int:

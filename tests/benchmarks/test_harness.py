@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import compare, limits
+from benchmarks import compare, limits, suites
 from benchmarks.harness import problem as harness
 from benchmarks.harness.clock import Clock, Work, ratios, take_turns
 from benchmarks.harness.problem import Budget, Problem, largest_deviation
@@ -216,3 +216,15 @@ def test_what_is_written_is_plain_json(tmp_path):
     row = json.loads((tmp_path / "x.json").read_text())["cases"][0]["rows"]["eager"]
     assert row["full"] == {"median_ms": 30.0, "q1_ms": 27.0, "q3_ms": 33.0, "calls": 5}
     assert "backward" not in row and row["note"] == "slow"
+
+
+def test_a_failed_case_does_not_end_the_suite(tmp_path, monkeypatch, capsys):
+    def wrong(*_, **__):
+        raise AssertionError("disagrees")
+
+    monkeypatch.setattr(suites.bench_layers, "problem", wrong)
+    monkeypatch.setattr(suites.limits, "machine", lambda device: {})
+    options = suites.Options(smoke=True, out=tmp_path, only="bench_layers")
+    path, failures = suites.run("ops", options)
+    assert len(failures) == 4 and not path.exists()
+    assert capsys.readouterr().out.count("FAILED: ") == 4
