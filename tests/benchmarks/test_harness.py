@@ -222,6 +222,7 @@ def test_a_failed_case_does_not_end_the_suite(tmp_path, monkeypatch, capsys):
     def wrong(*_, **__):
         raise AssertionError("disagrees")
 
+    wrong.__module__ = suites.bench_layers.__name__  # what --only reads
     monkeypatch.setattr(suites.bench_layers, "problem", wrong)
     monkeypatch.setattr(suites.limits, "machine", lambda device: {})
     options = suites.Options(smoke=True, out=tmp_path, only="bench_layers")
