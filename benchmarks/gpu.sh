@@ -3,7 +3,7 @@
 #
 #   bash benchmarks/gpu.sh [--part build|test|sanitize|bench] [--wheels DIR] [--fresh]
 #
-# Without --part: every part that has not succeeded yet for this commit, under 8 minutes in all; each
+# Without --part: every part that has not succeeded yet for these sources, under 8 minutes in all; each
 # has a budget of its own, after which it is stopped. With --part: that one, whatever was done before.
 # --wheels: a folder of wheels for what the machine lacks, made elsewhere by
 #   pip download -d DIR pytest hypothesis pytest-benchmark scipy pybind11 matplotlib
@@ -45,7 +45,10 @@ out=$(cd "$out" && pwd)
 state=$out/state
 [ -z "$fresh" ] || rm -rf "$state"
 mkdir -p "$state"
-commit=$(git rev-parse HEAD 2>/dev/null || echo unknown)
+# What a part has succeeded for: there may be no git here, and files may have changed.
+sources=$(find csrc mmssl benchmarks tests setup.py pyproject.toml -type f \( -name '*.py' -o -name '*.cpp' \
+  -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.toml' \) | LC_ALL=C sort | xargs cat | cksum)
+commit=$(git rev-parse --short=10 HEAD 2>/dev/null || echo unknown)
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
 export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
 
@@ -54,7 +57,7 @@ export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
   exit 2
 }
 name=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader --id=0 2>/dev/null)
-echo "${name:-unknown GPU}; $("$python" -c 'import torch; print("torch", torch.__version__)'); commit ${commit:0:10}"
+echo "${name:-unknown GPU}; $("$python" -c 'import torch; print("torch", torch.__version__)'); commit $commit"
 
 if [ -n "$wheels" ]; then # beside the machine's own packages, never over them
   site=$out/site
@@ -69,7 +72,7 @@ fi
 has() { "$python" -c "import $1" 2>/dev/null; }
 
 # limited SECONDS COMMAND...: stopped after so long, by SIGKILL ten seconds later.
-limited() { timeout -k 10 "$1" "${@:2}"; }
+limited() { timeout -k 10 $(($1 > 0 ? $1 : 1)) "${@:2}"; } # 0 would be no limit
 
 build() {
   limited "${BUILD_S:-80}" env MMSSL_CUDA=1 "$python" setup.py -q build_ext --inplace || return 1
@@ -136,11 +139,16 @@ bench() {
   # Shares of the budget. No case begins after two thirds of a share; files are written after every
   # case, so what is stopped loses one.
   measure() { # SUITE TENTHS
-    local share=$((budget * $2 / 10))
+    local share=$((budget * $2 / 10)) code
     limited "$share" "$python" -m mmssl bench "$1" --device cuda --out "$out" \
-      --budget $((share * 2 / 3)) >"$out/bench-$1.log" 2>&1 || failed=1
+      --budget $((share * 2 / 3)) >"$out/bench-$1.log" 2>&1
+    code=$?
     grep -E '^[a-z].*\)$|^  (native|limit|paper|released|mmssl)' "$out/bench-$1.log" | tail -n 40
-    [ "$failed" -eq 0 ] || tail -n 3 "$out/bench-$1.log"
+    case $code in
+      0) ;;
+      124 | 137) echo "$1: stopped at its $share s; what was measured is in $out" ;;
+      *) tail -n 3 "$out/bench-$1.log"; failed=1 ;;
+    esac
   }
   measure ops 7
   measure step 2
@@ -150,7 +158,7 @@ bench() {
 
 run() { # PART
   local done_file=$state/$1 start=$SECONDS code function=$1
-  if [ -z "$part" ] && [ "$(cat "$done_file" 2>/dev/null)" = "$commit" ]; then
+  if [ -z "$part" ] && [ "$(cat "$done_file" 2>/dev/null)" = "$sources" ]; then
     echo "== $1: done before (--part $1 runs it again)"
     return 0
   fi
@@ -160,7 +168,7 @@ run() { # PART
   code=${PIPESTATUS[0]}
   echo "== $1: $([ "$code" -eq 0 ] && echo ok || { [ "$code" -eq 3 ] && echo left out; } || echo FAILED)" \
     "after $((SECONDS - start)) s"
-  if [ "$code" -eq 0 ]; then echo "$commit" >"$done_file"; else rm -f "$done_file"; fi
+  if [ "$code" -eq 0 ]; then echo "$sources" >"$done_file"; else rm -f "$done_file"; fi
   return "$code"
 }
 
