@@ -16,7 +16,8 @@ from torch import Tensor
 from benchmarks.harness.clock import Work
 from benchmarks.harness.problem import Budget, Problem
 from benchmarks.limits import Products
-from benchmarks.peers.ops import CROSS_VIEW, INFO_NCE, need_bytes
+from benchmarks.peers.ops import CROSS_VIEW, INFO_NCE
+from benchmarks.peers.registry import need_bytes
 from benchmarks.workloads import element_type
 
 D = 64

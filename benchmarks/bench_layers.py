@@ -17,7 +17,7 @@ import torch
 from benchmarks import limits, workloads
 from benchmarks.harness.clock import Work
 from benchmarks.harness.problem import Budget, Problem
-from benchmarks.peers.ops import compiled, with_backend
+from benchmarks.peers.registry import compiled, with_backend
 from mmssl import ops
 from mmssl.ops.dispatch import why_not_native
 from mmssl.ops.reference import (

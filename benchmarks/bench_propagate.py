@@ -19,7 +19,8 @@ from benchmarks import workloads
 from benchmarks.harness.clock import Work
 from benchmarks.harness.problem import Budget, Problem
 from benchmarks.limits import Gathers
-from benchmarks.peers.ops import SPARSE, Missing, need_bytes
+from benchmarks.peers.ops import SPARSE
+from benchmarks.peers.registry import Missing, need_bytes
 from mmssl.graph import GraphView
 
 D = 64

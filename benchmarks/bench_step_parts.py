@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks import limits, workloads
 from benchmarks.harness.clock import Work
 from benchmarks.harness.problem import Budget, Probe, Problem
-from benchmarks.peers.ops import compiled, with_backend
+from benchmarks.peers.registry import compiled, with_backend
 from mmssl import indexing, ops
 from mmssl.config import load_config, preset_names
 from mmssl.graph import InteractionGraph

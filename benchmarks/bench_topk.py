@@ -18,7 +18,8 @@ from benchmarks import workloads
 from benchmarks.harness.clock import Work
 from benchmarks.harness.problem import Budget, Problem
 from benchmarks.limits import Products
-from benchmarks.peers.ops import RANKING, Ranking, need_bytes
+from benchmarks.peers.ops import RANKING, Ranking
+from benchmarks.peers.registry import need_bytes
 
 D = 64
 MOST_USERS = 4096  # of the larger graphs

@@ -20,7 +20,8 @@ from benchmarks import (
     workloads,
 )
 from benchmarks.harness.problem import Problem
-from benchmarks.peers.ops import INFO_NCE, RANKING, SPARSE, Missing
+from benchmarks.peers.ops import INFO_NCE, RANKING, SPARSE
+from benchmarks.peers.registry import Missing
 from mmssl.evaluation import Evaluator
 
 JOBS = ("forward", "full")

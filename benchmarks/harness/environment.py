@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 import mmssl
-from benchmarks.peers.ops import PACKAGES
+from benchmarks.peers.registry import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 BUSY_LOAD = 0.5  # processes wanting a core

@@ -17,7 +17,8 @@ from torch import Tensor
 from benchmarks.harness import environment, memory
 from benchmarks.harness.clock import Turns, Work, clock_of, ratios, take_turns
 from benchmarks.harness.record import Case, Limit, Row, Spread, Timing
-from benchmarks.peers.ops import OTHER_FUNCTION, Missing
+from benchmarks.peers.ops import OTHER_FUNCTION
+from benchmarks.peers.registry import Missing
 
 GRAPHED_BELOW_S = 1e-3  # on a GPU, what launches dominate is captured in a CUDA graph as well
 

@@ -2,46 +2,25 @@
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.harness.record import Case, Results, Row
+from benchmarks.report.figure import (
+    INK,
+    MUTED,
+    NATIVE,
+    Panel,
+    color,
+    draw,
+    log_scales,
+    marker,
+    short,
+)  # fmt: skip
 from benchmarks.report.tables import RELEASED, family, label, ratio
-from mmssl.errors import InputError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-INK, MUTED, LINE = "#1b1d21", "#676d76", "#dfe2e6"
-NATIVE = "#2462b8"
-_OTHERS = (
-    "#c2571a", "#3a8f5c", "#8a4fa3", "#b08a1e", "#c23b5e", "#2b8c96", "#7a6a58", "#3d3f8f",
-)  # fmt: skip
-_MARKERS = "osD^v"  # another one each time the colours are used up
-_FIXED = {"native": NATIVE, "mmssl": NATIVE, "reference": MUTED, "limit": INK}
-_SETTINGS: dict[Any, Any] = {
-    "svg.fonttype": "none",  # text stays text
-    "svg.hashsalt": "mmssl",  # the same results give the same file
-    "font.size": 9,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.titlesize": 9.5,
-    "axes.titlelocation": "left",
-    "axes.grid": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    "text.parse_math": False,
-}
 
 
 class Picture(NamedTuple):
@@ -50,15 +29,6 @@ class Picture(NamedTuple):
     title: str
     text: str
     svg: str
-
-
-class Panel(NamedTuple):
-    """Axes to be drawn: what against what."""
-
-    title: str
-    x: str
-    y: str
-    draw: Callable[[Axes], None]
 
 
 def pictures(results: Iterable[Results]) -> list[Picture]:
@@ -98,67 +68,6 @@ def _ops(file: Results) -> list[Picture]:
     return result
 
 
-def draw(panels: Sequence[Panel], *, width: float = 4.4, height: float = 3.2) -> str:
-    """Panels side by side, two in a row."""
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError(
-            "the pictures need matplotlib: expected it installed (pip install 'mmssl[report]'), "
-            f"got {error}"
-        ) from None
-    columns = min(2, len(panels))
-    rows = -(-len(panels) // columns)
-    with matplotlib.rc_context(_SETTINGS):
-        size = (width * columns, height * rows)
-        figure = Figure(figsize=size, layout="constrained")
-        grid = figure.subplots(rows, columns, squeeze=False)
-        for axes, panel in zip(grid.flat, panels, strict=False):
-            axes.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
-            panel.draw(axes)
-        for axes in list(grid.flat)[len(panels) :]:
-            axes.set_axis_off()
-        return _svg(figure)
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", facecolor="white", metadata={"Date": None})
-    svg = buffer.getvalue()
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
-    # Two decimals of a point are enough in paths; numbers in texts stay.
-    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
-    return re.sub(r"[ \t]+\n", "\n", svg)
-
-
-def _log(axes: Axes, *, x: bool = True, y: bool = True) -> None:
-    """Log scales with plain numbers."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    axes.set(**({"xscale": "log"} if x else {}), **({"yscale": "log"} if y else {}))
-    for axis, wanted in ((axes.xaxis, x), (axes.yaxis, y)):
-        if wanted:
-            axis.set_major_formatter(FuncFormatter(lambda value, _: _short(value)))
-            axis.set_minor_formatter(NullFormatter())
-
-
-def color(name: str, names: Sequence[str]) -> str:
-    """The same one for the same name everywhere in a figure."""
-    if name in _FIXED:
-        return _FIXED[name]
-    return _OTHERS[_place(name, names) % len(_OTHERS)]
-
-
-def marker(name: str, names: Sequence[str]) -> str:
-    """Tells those apart that share a colour."""
-    return "o" if name in _FIXED else _MARKERS[_place(name, names) // len(_OTHERS)]
-
-
-def _place(name: str, names: Sequence[str]) -> int:
-    return [n for n in names if n not in _FIXED].index(name)
-
-
 def _series(
     title: str, x: str, cases: Sequence[Case], size: str, value: Callable[[Row], float | None],
     y: str, with_limit: bool = True,
@@ -180,9 +89,9 @@ def _series(
         limits = sorted((c.sizes[size], c.limit.ms) for c in cases if c.limit is not None)
         if with_limit and limits:
             axes.plot(*zip(*limits, strict=True), "--", color=INK, lw=1, label="limit")
-        _log(axes)
+        log_scales(axes)
         ticks = sorted({case.sizes[size] for case in cases})
-        axes.set_xticks(ticks, [_short(tick) for tick in ticks])
+        axes.set_xticks(ticks, [short(tick) for tick in ticks])
         axes.minorticks_off()
         few = len(axes.lines) <= 6
         axes.legend(**({} if few else {"loc": "center left", "bbox_to_anchor": (1, 0.5)}))
@@ -257,7 +166,7 @@ def _roofline(file: Results) -> Panel | None:
         for name, group in points.items():
             axes.plot(*zip(*group, strict=True), "o", ms=5, label=name,
                       color=color(name, list(points)))  # fmt: skip
-        _log(axes)
+        log_scales(axes)
         axes.legend(loc="lower right")
 
     return Panel("", "FLOP per byte that must be moved", "GFLOP/s", plot)
@@ -281,7 +190,7 @@ def _peers(cases: Sequence[Case]) -> Panel | None:
         axes.axvline(1, color=NATIVE, lw=2)
         labels = [f"{family(c)}: {label(c)}" for c in compared]
         axes.set_yticks(range(len(compared)), labels, fontsize=8)
-        _log(axes, y=False)
+        log_scales(axes, y=False)
         axes.set_ylim(-0.7, len(compared) - 0.3)
         axes.set_xticks([1, 2, 5, 10, 20, 50, 100, 200], [1, 2, 5, 10, 20, 50, 100, 200])
         axes.minorticks_off()
@@ -304,7 +213,7 @@ def step_panels(file: Results) -> list[Panel]:
                 faster = 1 / ratio(case, names[y])
                 axes.text(value * 1.05, y, f"{value:.3g} s, {faster:.3g}x", va="center", fontsize=8)
             axes.set_yticks(range(len(names)), names, fontsize=8)
-            _log(axes, y=False)
+            log_scales(axes, y=False)
             axes.set_xlim(min(values) / 2, max(values) * 8)
             axes.grid(axis="y", visible=False)
 
@@ -330,7 +239,7 @@ def _scale(file: Results) -> list[Picture]:
                 points = [(edges, value(row)) for edges, row in rows]
                 axes.plot(*zip(*points, strict=True), "o-", ms=3.5, label=name,
                           color=color(name, list(sweeps)))  # fmt: skip
-            _log(axes)
+            log_scales(axes)
             axes.legend()
 
         return Panel("", "edges", y, plot)
@@ -341,10 +250,3 @@ def _scale(file: Results) -> list[Picture]:
     ]
     text = "paper, batch 1,024, critic of width 512, on power-law graphs."
     return [Picture("A step against the size of the data", text, draw(panels))] if sweeps else []
-
-
-def _short(count: float) -> str:
-    for least, unit, name in ((1e6, 1e6, "M"), (1e4, 1e3, "k")):
-        if count >= least:
-            return f"{count / unit:.3g}{name}"
-    return f"{count:g}"

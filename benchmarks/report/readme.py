@@ -8,7 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from benchmarks.harness.record import Case, Results, read
-from benchmarks.report.plots import against_size, draw, step_panels
+from benchmarks.report.figure import draw
+from benchmarks.report.plots import against_size, step_panels
 from benchmarks.report.tables import RELEASED, Table, family, label, ms, ratio, times
 from mmssl.errors import InputError
 

@@ -14,7 +14,7 @@ from benchmarks.harness import problem as harness
 from benchmarks.harness.clock import Clock, Work, ratios, take_turns
 from benchmarks.harness.problem import Budget, Problem, largest_deviation
 from benchmarks.harness.record import Case, Results, Row, Spread, Timing, read, write
-from benchmarks.peers.ops import Missing
+from benchmarks.peers.registry import Missing
 from mmssl.cli import main
 from mmssl.errors import InputError
 
