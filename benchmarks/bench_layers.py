@@ -1,9 +1,10 @@
-"""Layers of critic and recommender: norm_act, keep_mask, view_attention, the critic's first.
+"""Layers of critic and recommender: elementwise ones, attention, products, the critic's first.
 
 The limit of the elementwise ones is a copy of the bytes that they must at least read and write:
 three arrays forward and backward for norm_act (x, the gradient, the mask; y, the gradient of x),
-the views, queries and keys with their gradients for view_attention. That of
-``masked_similarity_linear`` is its low-rank FLOP at the multiply-add rate. ``mmssl bench ops`` runs
+the views, queries and keys with their gradients for view_attention, table and views for
+add_normalized. That of the products is their FLOP (low rank in ``masked_similarity_linear``) at the
+multiply-add rate. ``mmssl bench ops`` runs
 these cases; ``pytest benchmarks --benchmark-only`` times them one by one.
 """
 
@@ -20,6 +21,7 @@ from benchmarks.harness.problem import Budget, Problem
 from benchmarks.peers.registry import compiled, with_backend
 from mmssl import ops
 from mmssl.ops.dispatch import why_not_native
+from mmssl.ops.product import product
 from mmssl.ops.reference import (
     keep_mask_reference,
     masked_similarity_reference,
@@ -27,7 +29,10 @@ from mmssl.ops.reference import (
     view_attention_reference,
 )
 
-LAYERS = ("norm_act", "keep_mask", "view_attention", "masked_similarity_linear")
+LAYERS = (
+    "norm_act", "keep_mask", "view_attention", "add_normalized", "tall_product",
+    "masked_similarity_linear",
+)  # fmt: skip
 RATE = 0.3
 HEADS, VIEWS, D = 4, 3, 64
 BATCH, HIDDEN = 1024, 512
@@ -35,12 +40,16 @@ SIZES = {  # rows and columns of a step on TikTok
     "norm_act": (2048, 1677),
     "keep_mask": (2048, 1677),
     "view_attention": (16_018, D),
+    "add_normalized": (16_018, D),
+    "tall_product": (18_616, D),
     "masked_similarity_linear": (BATCH, HIDDEN),
 }
 SMOKE = {
     "norm_act": (64, 33),
     "keep_mask": (64, 33),
     "view_attention": (100, 16),
+    "add_normalized": (100, 16),
+    "tall_product": (300, 16),
     "masked_similarity_linear": (64, 32),
 }
 
@@ -51,6 +60,8 @@ def problem(layer: str = "norm_act", n: int = 2048, h: int = 1677, device: str =
         "norm_act": norm_act,
         "keep_mask": keep_mask,
         "view_attention": view_attention,
+        "add_normalized": add_normalized,
+        "tall_product": tall_product,
         "masked_similarity_linear": similarity_linear,
     }[layer](n, h, device)
 
@@ -182,6 +193,59 @@ def view_attention(n: int, h: int, device: str) -> Problem:
     )
 
 
+def add_normalized(n: int, h: int, device: str) -> Problem:
+    """A table of N rows plus the normalised rows of its two views."""
+    generator = torch.Generator().manual_seed(0)
+    base = torch.randn(n, h, generator=generator).to(device).requires_grad_()
+    views = torch.randn(2, n, h, generator=generator).to(device).requires_grad_()
+    grad = torch.randn(n, h, generator=generator).to(device)
+
+    def work(function: Callable[..., torch.Tensor]) -> Work:
+        return Work(lambda: function(base, views, 0.5), (base, views), (grad,))
+
+    def plain(base: torch.Tensor, views: torch.Tensor, weight: float) -> torch.Tensor:
+        return base + weight * torch.nn.functional.normalize(views, dim=-1).sum(0)
+
+    native = with_backend(_backend("add_normalized", device), ops.add_normalized)
+    return Problem(
+        op="add_normalized",
+        workload=f"{n:,} rows",
+        dtype="float32",
+        device=device,
+        sizes={"n": n, "d": h},
+        peers={
+            "native": lambda: work(native),
+            "reference": lambda: work(plain),
+            "torch.compile": lambda: work(compiled(plain)),
+        },
+        expected=lambda: work(plain).full(),
+        # Forward reads three tables and writes one; backward reads three and writes two.
+        probe=limits.copying(4.0 * n * h * 9, device),
+        again=("bench_layers", {"layer": "add_normalized", "n": n, "h": h, "device": device}),
+    )
+
+
+def tall_product(n: int, h: int, device: str) -> Problem:
+    """What a linear layer's weight gets as gradient: two tables of N rows, H columns each."""
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(n, h, generator=generator).to(device) for _ in range(2))
+
+    def native() -> torch.Tensor:
+        return with_backend("auto", product)(a.T, b)
+
+    return Problem(
+        op="tall_product",
+        workload=f"{n:,} x {h} x {h}",
+        dtype="float32",
+        device=device,
+        sizes={"n": n, "d": h},
+        peers={"native": lambda: Work(native), "reference": lambda: Work(lambda: a.T @ b)},
+        expected=lambda: ((a.double().T @ b.double()).float(),),
+        probe=limits.Products(2.0 * n * h * h, device, "float32", 8.0 * n * h + 4.0 * h * h),
+        again=("bench_layers", {"layer": "tall_product", "n": n, "h": h, "device": device}),
+    )
+
+
 def similarity_linear(n: int, h: int, device: str) -> Problem:
     """The critic's first layer for a batch of N users on TikTok (below N = 1,024: a tiny graph)."""
     name, graph = workloads.load("tiktok" if n >= BATCH else "smoke")
@@ -235,5 +299,7 @@ def cases(size: str, device: str) -> Iterator[tuple[functools.partial[Problem], 
         if size == "smoke":
             budget = Budget(0, 2, peers=["reference"], memory=False)
         else:
-            budget = Budget(1.5, 3, memory=layer != "keep_mask")
+            budget = Budget(
+                1.5, 3, memory=layer in ("norm_act", "view_attention", "masked_similarity_linear")
+            )
         yield functools.partial(make, layer, *(SMOKE if size == "smoke" else SIZES)[layer]), budget

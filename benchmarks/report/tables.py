@@ -69,9 +69,7 @@ def tables(results: Results) -> list[Table]:
     makers = {"step": step_tables, "evaluate": evaluate_table, "scale": scale_table}
     if results.suite == "ops":
         return op_tables(results.cases)
-    if results.suite == "precision":
-        return []
-    return makers[results.suite](results.cases)
+    return makers.get(results.suite, other_tables)(results.cases)
 
 
 def op_tables(cases: Iterable[Case]) -> list[Table]:
@@ -152,6 +150,22 @@ def evaluate_table(cases: Sequence[Case]) -> list[Table]:
         rows.append(cells)
     text = "Seconds; in brackets as multiples of ours."
     return [Table("evaluation", text, ["", *names], rows)]
+
+
+def other_tables(cases: Sequence[Case]) -> list[Table]:
+    """A table a case for results that have no form of their own."""
+    return [
+        Table(
+            f"{case.op}, {label(case)}",
+            "",
+            ["", "ms (quartiles)", "calls", f"times {case.baseline}"],
+            [
+                [name, quartiles(row), f"{row.full.calls:,}", times(ratio(case, name))]
+                for name, row in case.rows.items()
+            ],
+        )
+        for case in cases
+    ]
 
 
 def scale_table(cases: Sequence[Case]) -> list[Table]:
