@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -22,8 +23,19 @@ def fit_baseline(
     *,
     device: torch.device | str = "cpu",
     show_progress: bool = True,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
+    test: bool = True,
 ) -> dict[str, Any]:
-    """Trains the baseline that ``run.info.model`` names, writes and returns the metrics."""
+    """Trains the baseline that ``run.info.model`` names, writes and returns the metrics.
+
+    Args:
+        dataset: the data of the run.
+        run: an initialised run directory.
+        device: "cpu" or a CUDA device.
+        show_progress: one line per epoch.
+        on_epoch: called with the epoch's record; whatever it raises ends the training.
+        test: False leaves the test split unread and the metrics without it.
+    """
     graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
     graph = graph.to(device)
     config = run.config
@@ -31,24 +43,26 @@ def fit_baseline(
     metrics["data"] = {"name": dataset.name, "hash": run.info.data_hash}
     if run.info.model == "popularity":
         embeddings = popularity(graph)
-        for split in ("val", "test"):
+        for split in ("val", "test") if test else ("val",):
             metrics[split] = Evaluator(dataset, split, graph).evaluate(*embeddings)
         metrics["epochs"] = []
     else:
 
-        def on_epoch(epoch: BaselineEpoch) -> None:
-            run.log(
-                "epoch",
-                epoch=epoch.epoch,
-                loss={"bpr": epoch.loss},
-                val=epoch.val,
-                seconds=epoch.seconds,
-            )
+        def finish_epoch(epoch: BaselineEpoch) -> None:
+            record = {
+                "epoch": epoch.epoch,
+                "loss": {"bpr": epoch.loss},
+                "val": epoch.val,
+                "lr": config.lightgcn.lr,
+                "seconds": epoch.seconds,
+            }
+            run.log("epoch", **record)
             if show_progress:
                 tqdm.write(
                     f"epoch {epoch.epoch:3d}  loss {epoch.loss:.4f}  "
                     f"val recall@20 {epoch.val['recall@20']:.4f}  {epoch.seconds:6.1f} s"
                 )
+            on_epoch(record)
 
         result = train_lightgcn(
             dataset,
@@ -61,10 +75,13 @@ def fit_baseline(
             patience=config.lightgcn.patience,
             embedding_dim=config.model.embedding_dim,
             num_layers=config.lightgcn.num_layers,
-            progress=on_epoch,
+            progress=finish_epoch,
+            test=test,
         )
         embeddings = result.embeddings
-        metrics.update(best_epoch=result.best_epoch, val=result.val, test=result.test)
+        metrics.update(best_epoch=result.best_epoch, val=result.val)
+        if result.test is not None:
+            metrics["test"] = result.test
         metrics["epochs"] = [epoch._asdict() for epoch in result.epochs]
         metrics["timing"] = {
             "seconds_per_epoch": statistics.median(e.seconds for e in result.epochs),

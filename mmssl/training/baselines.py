@@ -43,8 +43,8 @@ class BaselineResult:
     best_epoch: int
     val: dict[str, float]
     """Metrics on validation at the best epoch."""
-    test: dict[str, float]
-    """Metrics on test, read once, after training."""
+    test: dict[str, float] | None
+    """Metrics on test, read once, after training; None when it was not to be read."""
     epochs: list[BaselineEpoch]
     seconds: float
     """Wall clock of the whole training."""
@@ -63,6 +63,7 @@ def train_lightgcn(
     embedding_dim: int = 64,
     num_layers: int = 3,
     progress: Callable[[BaselineEpoch], None] | None = None,
+    test: bool = True,
 ) -> BaselineResult:
     """Trains LightGCN and keeps the epoch with the best validation Recall@20.
 
@@ -86,7 +87,8 @@ def train_lightgcn(
             patience stops on that plateau and leaves a baseline too weak to compare with.
         embedding_dim: D.
         num_layers: Propagation layers.
-        progress: Called after each epoch.
+        progress: Called after each epoch; whatever it raises ends the training.
+        test: False leaves the test split unread.
 
     Raises:
         InputError: an argument out of range, a graph that doesn't fit the data set, no edge to
@@ -101,7 +103,6 @@ def train_lightgcn(
         raise InputError(f"reg: expected a number of at least 0, got {reg}")
     graph = replace(graph, normalization="sym")
     val_evaluator = Evaluator(dataset, "val", graph)
-    test_evaluator = Evaluator(dataset, "test", graph)
     model = _seeded_model(graph, embedding_dim, num_layers, seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     generator = torch.Generator(device=graph.device).manual_seed(seed)
@@ -146,7 +147,7 @@ def train_lightgcn(
         embeddings=best[1],
         best_epoch=best[0].epoch,
         val=best[0].val,
-        test=test_evaluator.evaluate(*best[1]),
+        test=Evaluator(dataset, "test", graph).evaluate(*best[1]) if test else None,
         epochs=history,
         seconds=time.perf_counter() - started,
     )

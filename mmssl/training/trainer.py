@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from mmssl.config import Config
 from mmssl.data.dataset import InteractionDataset
-from mmssl.errors import InputError
+from mmssl.errors import Diverged, InputError
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
 from mmssl.models.critic import Critic
@@ -61,6 +61,8 @@ class Trainer:
         show_progress: draw a progress bar on stderr.
         should_stop: polled between steps; once it returns True, :meth:`fit` saves and raises
             :class:`Interrupted`.
+        on_epoch: called with the epoch's record once its checkpoint is on disk; whatever it raises
+            ends :meth:`fit`.
     """
 
     def __init__(
@@ -72,12 +74,14 @@ class Trainer:
         device: torch.device | str = "cpu",
         show_progress: bool = True,
         should_stop: Callable[[], bool] = lambda: False,
+        on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     ) -> None:
         self.config = config
         self.run = run
         self.device = torch.device(device)
         self.show_progress = show_progress
         self.should_stop = should_stop
+        self.on_epoch = on_epoch
         self.dataset = dataset
         self.progress = Progress()
 
@@ -105,19 +109,23 @@ class Trainer:
         self.loss_sum: Tensor | None = None
         self._last_save = time.monotonic()
 
-    def fit(self) -> dict[str, Any]:
+    def fit(self, *, test: bool = True) -> dict[str, Any]:
         """Trains to the end, tests the best epoch once, writes and returns the metrics.
+
+        Args:
+            test: False leaves the test split unread and the metrics without it.
 
         Raises:
             Interrupted: on request, with the state saved.
-            InputError: the loss is no longer finite, or a file can't be written.
+            Diverged: the loss is no longer finite.
+            InputError: a file can't be written.
         """
         validation = Evaluator(self.dataset, "val", self.model.graph)
         with _deterministic(self.device):
             while not self.progress.finished:
                 self._train_epoch()
                 self._finish_epoch(validation)
-        return self._finish_run()
+        return self._finish_run(test)
 
     def resume(self) -> bool:
         """Continues from the run's checkpoint; False if there is none yet."""
@@ -163,7 +171,7 @@ class Trainer:
         losses = dict(zip(self.step.loss_names(), means, strict=True))
         for name, value in losses.items():
             if value != value or abs(value) == float("inf"):
-                raise InputError(
+                raise Diverged(
                     f"training diverged: loss term {name} is {value} in epoch "
                     f"{progress.epoch + 1}; try a smaller learning rate (the checkpoint of the "
                     "epoch before is intact)"
@@ -201,6 +209,7 @@ class Trainer:
             or progress.epoch >= self.config.training.epochs
         )
         self._save()
+        self.on_epoch(record)
 
     @torch.no_grad()
     def _embed(self) -> tuple[Tensor, Tensor]:
@@ -208,20 +217,21 @@ class Trainer:
         embeddings = self.model()
         return embeddings.user, embeddings.item
 
-    def _finish_run(self) -> dict[str, Any]:
+    def _finish_run(self, test: bool) -> dict[str, Any]:
         """The only place that reads the test split."""
-        user, item = (e.to(self.device) for e in self.run.load_embeddings())
-        test = Evaluator(self.dataset, "test", self.model.graph).evaluate(user, item)
         history = self.progress.history
         seconds = [epoch["seconds"] for epoch in history]
+        scores = {"val": history[self.progress.best_epoch - 1]["val"]}
+        if test:
+            user, item = (e.to(self.device) for e in self.run.load_embeddings())
+            scores["test"] = Evaluator(self.dataset, "test", self.model.graph).evaluate(user, item)
         metrics = {
             "model": self.run.info.model,
             "variant": self.config.variant,
             "seed": self.config.training.seed,
             "data": {"name": self.dataset.name, "hash": self.run.info.data_hash},
             "best_epoch": self.progress.best_epoch,
-            "val": history[self.progress.best_epoch - 1]["val"],
-            "test": test,
+            **scores,
             "epochs": history,
             "timing": {
                 "seconds_per_step": statistics.median(seconds) / self.steps_per_epoch,
