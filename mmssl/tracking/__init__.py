@@ -107,6 +107,8 @@ class Tracking:
         for name, tracker in tuple(self._active.items()):
             self._attempt(name, "can't finish", tracker.finish, status, final)
         self._active.clear()
+        if self._memory:
+            self._write_memory()
 
     def _start(self, name: str, epoch: int, config: dict[str, Any]) -> None:
         check_installed([name])

@@ -29,7 +29,7 @@ class TrackedRun:
     sent: int
     """Epochs that the tracker confirmed before the run was resumed; it may hold one more."""
     memory: dict[str, Any] = field(default_factory=dict)
-    """What the tracker wants to find here again after a resume; it may change it in ``start``."""
+    """What the tracker wants to find here again after a resume; kept after each call to it."""
 
 
 class Tracker(Protocol):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -21,15 +23,12 @@ def read_wandb(run: Path) -> dict[str, list[tuple[int, float]]]:
     import json
 
     from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
 
     series: dict[str, list[tuple[int, float]]] = {}
     files = sorted((run / "wandb").glob("offline-run-*/*.wandb"), key=lambda f: f.stat().st_mtime)
     assert len({file.name for file in files}) == 1  # one run
     for file in files:
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
+        for data in _records(file.read_bytes()):
             record = wandb_internal_pb2.Record()
             record.ParseFromString(data)
             if record.WhichOneof("record_type") != "history":
@@ -40,6 +39,27 @@ def read_wandb(run: Path) -> dict[str, list[tuple[int, float]]]:
                     value = json.loads(item.value_json)
                     series.setdefault(key, []).append((record.history.step.num, value))
     return series
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """The records of a `.wandb` file: LevelDB's log format (blocks of 32 KiB) behind 7 bytes."""
+    assert content[:4] == b":W&B"
+    position, parts = 7, []
+    while position + 7 <= len(content):
+        room = 32768 - position % 32768
+        if room < 7:
+            position += room
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        position += 7
+        if kind == 0:  # what remains is padding
+            position += room - 7
+            continue
+        parts.append(content[position : position + length])
+        position += length
+        if kind in (1, 4):  # whole, or the last part
+            yield b"".join(parts)
+            parts = []
 
 
 def read_mlflow(store: str) -> tuple[dict[str, list[tuple[int, float]]], object]:
