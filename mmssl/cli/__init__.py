@@ -12,11 +12,11 @@ import sys
 from collections.abc import Sequence
 
 from mmssl import __version__
-from mmssl.cli import data, doctor, evaluate, recommend, report, train
+from mmssl.cli import data, doctor, evaluate, recommend, report, train, tune
 from mmssl.cli.common import Parser
 from mmssl.errors import InputError
 
-_COMMANDS = (data, train, evaluate, recommend, report, doctor)
+_COMMANDS = (data, train, tune, evaluate, recommend, report, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

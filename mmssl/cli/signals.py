@@ -20,8 +20,9 @@ class StopOnSignal:
         """130 or 143."""
         return 128 + self._signal
 
-    def __enter__(self) -> None:
+    def __enter__(self) -> StopOnSignal:
         self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -22,6 +22,7 @@ def fit_run(
     show_progress: bool = True,
     resume: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    on_start: Callable[[list[dict[str, Any]]], None] = lambda history: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     tracking: Tracking | None = None,
     test: bool = True,
@@ -35,6 +36,7 @@ def fit_run(
         show_progress: a bar and one line per epoch.
         resume: continue from the checkpoint if there is one. Baselines have none and begin anew.
         should_stop: polled; once it returns True the state is saved and `Interrupted` raised.
+        on_start: called with the records of the epochs that a resumed run has behind it.
         on_epoch: called with every finished epoch's record; whatever it raises ends the training.
         tracking: trackers to tell.
         test: False leaves the test split unread.
@@ -71,6 +73,7 @@ def fit_run(
     tracking.start(history)
     status: Status = "failed"
     try:
+        on_start(history)
         if trainer is not None:
             metrics = trainer.fit(test=test)
         else:
