@@ -19,7 +19,7 @@ _FEWEST_FOR_IMPORTANCE = 10
 def write_result(study: Study, dataset: InteractionDataset) -> dict[str, Any]:
     """Writes ``best.toml`` and ``study.json`` and returns the latter's content.
 
-    Trials are ranked by validation Recall@20. Here, and only here, the test split is read, once, for
+    Trials are ranked by validation Recall@20. Only here is the test split read, and only once, for
     the best trial. ``test_read`` lists the trials it was ever read for, since a study that is
     continued may end with another best.
     """
