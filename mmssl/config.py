@@ -228,6 +228,13 @@ class LightGCNConfig:
     """Validations without a better Recall@20 before training stops. Long: BPR first rests on a
     plateau at popularity, where a shorter one would end."""
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "patience"):
+            _check(getattr(self, name) >= 1, f"lightgcn.{name}", ">= 1", getattr(self, name))
+        for name in ("num_layers", "reg"):
+            _check(getattr(self, name) >= 0, f"lightgcn.{name}", ">= 0", getattr(self, name))
+        _check(self.lr > 0, "lightgcn.lr", "> 0", self.lr)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:

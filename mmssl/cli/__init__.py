@@ -12,11 +12,22 @@ import sys
 from collections.abc import Sequence
 
 from mmssl import __version__
-from mmssl.cli import bench, data, doctor, evaluate, export, features, recommend, report, train
+from mmssl.cli import (
+    bench,
+    data,
+    doctor,
+    evaluate,
+    export,
+    features,
+    recommend,
+    report,
+    train,
+    tune,
+)
 from mmssl.cli.common import Parser
 from mmssl.errors import InputError
 
-_COMMANDS = (data, features, train, evaluate, recommend, report, export, bench, doctor)
+_COMMANDS = (data, features, train, tune, evaluate, recommend, report, export, bench, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

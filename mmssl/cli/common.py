@@ -34,6 +34,37 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_config_options(parser: argparse.ArgumentParser, models: list[str]) -> None:
+    """The data, the model and its configuration."""
+    parser.add_argument("--data", type=Path, metavar="DIR", help="data set (see `mmssl data`)")
+    parser.add_argument("--model", choices=models)
+    parser.add_argument("--variant", choices=["paper", "released"], help="default: paper")
+    parser.add_argument("--preset", help="hyper-parameters of a data set, e.g. tiktok")
+    parser.add_argument("--config", type=Path, metavar="F.toml", help="any fields of the config")
+    parser.add_argument(
+        "--set", action="append", metavar="A.B=C", dest="settings", help="one field; repeatable"
+    )
+    parser.add_argument("--epochs", type=int, metavar="N", help="at most so many")
+
+
+def build_config(arguments: argparse.Namespace) -> Any:
+    """The configuration that :func:`add_config_options` and ``--seed`` ask for."""
+    from mmssl.config import load_config
+
+    settings = list(arguments.settings or ())
+    if arguments.epochs is not None:
+        section = "lightgcn" if arguments.model == "lightgcn" else "training"
+        settings.append(f"{section}.epochs={arguments.epochs}")
+    if arguments.seed is not None:
+        settings.append(f"training.seed={arguments.seed}")
+    return load_config(
+        arguments.variant or "paper",
+        preset=arguments.preset,
+        file=arguments.config,
+        settings=settings,
+    )
+
+
 def resolve_device(arguments: argparse.Namespace) -> str:
     """Applies ``--ops`` and resolves ``--device``."""
     import torch

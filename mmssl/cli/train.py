@@ -1,4 +1,4 @@
-"""`mmssl train`: a new run, a resumed one, or the profile of a step."""
+"""`mmssl train`: a new run, a resumed one, several seeds, or the profile of a step."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from mmssl.cli.common import Commands, add_device_options, print_metrics, resolve_device
+from mmssl.cli.common import (
+    Commands,
+    add_config_options,
+    add_device_options,
+    print_metrics,
+    resolve_device,
+)
 from mmssl.cli.stop import StopOnSignal
 from mmssl.errors import InputError
 
@@ -14,18 +20,20 @@ from mmssl.errors import InputError
 def add(commands: Commands) -> None:
     """Registers the command."""
     train = commands.add_parser("train", help="train a model into a run directory")
-    train.add_argument("--data", type=Path, metavar="DIR", help="data set (see `mmssl data`)")
-    train.add_argument("--model", choices=["mmssl", "lightgcn", "popularity"])
-    train.add_argument("--variant", choices=["paper", "released"], help="default: paper")
-    train.add_argument("--preset", help="hyper-parameters of a data set, e.g. tiktok")
-    train.add_argument("--config", type=Path, metavar="F.toml", help="any fields of the config")
-    train.add_argument(
-        "--set", action="append", metavar="A.B=C", dest="settings", help="one field; repeatable"
-    )
-    train.add_argument("--epochs", type=int, metavar="N", help="at most so many")
+    add_config_options(train, models=["mmssl", "lightgcn", "popularity"])
     train.add_argument("--seed", type=int, metavar="N")
+    train.add_argument(
+        "--seeds", type=int, metavar="N", help="train from N seeds, into OUT/seed-*; mean +- sd"
+    )
     train.add_argument("--out", type=Path, metavar="RUN", help="default: runs/DATA-MODEL-SEED")
-    train.add_argument("--resume", action="store_true", help="continue the run in --out")
+    train.add_argument("--resume", action="store_true", help="continue what is in --out")
+    train.add_argument(
+        "--track",
+        nargs="+",
+        default=[],
+        metavar="TRACKER",
+        help="tensorboard, wandb, mlflow; log.jsonl is always written",
+    )
     add_device_options(train)
     train.add_argument("--quiet", action="store_true", help="no progress")
     train.add_argument(
@@ -42,96 +50,108 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _train_until(stop: StopOnSignal, arguments: argparse.Namespace) -> int:
-    from mmssl.training.baseline_run import fit_baseline
+    from mmssl.tracking import Tracking, check_installed
+    from mmssl.training.fit import fit_run
     from mmssl.training.memory import keep_freed_memory
-    from mmssl.training.trainer import Interrupted, Trainer
+    from mmssl.training.seeds import fit_seeds, summary_lines
+    from mmssl.training.trainer import Interrupted
 
     keep_freed_memory()
     device = resolve_device(arguments)
-    run, dataset = (_resumed_run if arguments.resume else _new_run)(arguments)
-    show_progress = not arguments.quiet
-    if arguments.profile and (arguments.resume or run.info.model != "mmssl"):
+    check_installed(arguments.track)
+    if arguments.profile and (
+        arguments.resume or arguments.seeds is not None or arguments.model not in (None, "mmssl")
+    ):
         raise InputError("train: --profile needs a new run of the model mmssl")
+    runs, dataset, out = (_resumed if arguments.resume else _new)(arguments)
+    several = runs[0].path != out
+    if arguments.profile:
+        return _profile(runs[0], dataset, device)
+
+    def fit(run: Any) -> dict[str, Any]:
+        if several and not arguments.quiet:
+            print(f"seed {run.config.training.seed}", flush=True)
+        return fit_run(
+            run,
+            dataset,
+            device=device,
+            show_progress=not arguments.quiet,
+            resume=arguments.resume,
+            should_stop=stop.requested,
+            tracking=Tracking(run, arguments.track),
+        )
+
     try:
-        if run.info.model != "mmssl":
-            run.initialize()
-            metrics = fit_baseline(
-                dataset,
-                run,
-                device=device,
-                show_progress=show_progress,
-                resume=arguments.resume,
-                should_stop=stop.requested,
-            )
-        else:
-            trainer = Trainer(
-                dataset,
-                run.config,
-                run,
-                device=device,
-                show_progress=show_progress,
-                should_stop=stop.requested,
-            )
-            if arguments.resume:
-                trainer.resume()
-            run.initialize()
-            if arguments.profile:
-                return _profile(trainer)
-            metrics = trainer.fit()
+        if several:
+            print("\n".join(summary_lines(fit_seeds(runs, fit))))
+            print(f"runs and summary: {out}")
+            return 0
+        metrics = fit(runs[0])
     except Interrupted:
-        print(f"stopped; continue with: mmssl train --resume --out {run.path}")
+        print(f"stopped; continue with: mmssl train --resume --out {out}")
         return stop.exit_code
     print(f"test of epoch {metrics['best_epoch']}:" if metrics.get("best_epoch") else "test:")
     print_metrics(metrics["test"])
-    print(f"run directory: {run.path}")
+    print(f"run directory: {out}")
     return 0
 
 
-def _profile(trainer: Any) -> int:
+def _profile(run: Any, dataset: Any, device: str) -> int:
     from mmssl.training.profile import profile_step
+    from mmssl.training.trainer import Trainer
 
-    trace = trainer.run.path / "trace.json"
+    trainer = Trainer(dataset, run.config, run, device=device)
+    run.initialize()
+    trace = run.path / "trace.json"
     print("\n".join(profile_step(trainer.step, trace).lines()))
     print(f"trace: {trace} (chrome://tracing or ui.perfetto.dev)")
     return 0
 
 
-def _new_run(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    from mmssl.config import load_config
+def _new(arguments: argparse.Namespace) -> tuple[list[Any], Any, Path]:
+    from mmssl.cli.common import build_config
     from mmssl.data.readers import read_dataset
     from mmssl.training.run import RunDirectory
+    from mmssl.training.seeds import new_seeds
 
     if arguments.data is None:
         raise InputError("train: --data DIR is required")
-    settings = list(arguments.settings or ())
-    variant, model = arguments.variant or "paper", arguments.model or "mmssl"
-    if arguments.epochs is not None:
-        section = "lightgcn" if model == "lightgcn" else "training"
-        settings.append(f"{section}.epochs={arguments.epochs}")
-    if arguments.seed is not None:
-        settings.append(f"training.seed={arguments.seed}")
-    config = load_config(variant, preset=arguments.preset, file=arguments.config, settings=settings)
+    model = arguments.model or "mmssl"
+    config = build_config(arguments)
     dataset = read_dataset(arguments.data)
     label = config.variant if model == "mmssl" else model
-    default = Path("runs") / f"{dataset.name}-{label}-{config.training.seed}"
-    run = RunDirectory.new(arguments.out or default, model, arguments.data, dataset, config)
-    return run, dataset
+    name = f"{dataset.name}-{label}-{config.training.seed}"
+    if arguments.seeds is None:
+        out = arguments.out or Path("runs") / name
+        return [RunDirectory.new(out, model, arguments.data, dataset, config)], dataset, out
+    out = arguments.out or Path("runs") / f"{name}-{arguments.seeds}-seeds"
+    runs = new_seeds(out, model, arguments.data, dataset, config, arguments.seeds)
+    return list(runs), dataset, out
 
 
-def _resumed_run(arguments: argparse.Namespace) -> tuple[Any, Any]:
+def _resumed(arguments: argparse.Namespace) -> tuple[list[Any], Any, Path]:
     from mmssl.training.run import RunDirectory
+    from mmssl.training.seeds import add_seeds, is_seeds_directory, open_seeds
 
-    if arguments.out is None:
+    out = arguments.out
+    if out is None:
         raise InputError("train: --resume needs --out RUN, the run to continue")
     for option in ("model", "variant", "preset", "config", "seed"):
         if getattr(arguments, option) is not None:
             raise InputError(
                 f"train: --{option} can't be changed by --resume, only --epochs and some --set can"
             )
-    run = RunDirectory.open(arguments.out)
+    several = is_seeds_directory(out)
+    runs = open_seeds(out) if several else [RunDirectory.open(out)]
+    if arguments.seeds is not None and not several:
+        raise InputError(f"train: --seeds: {out} is one run, not several seeds")
+    dataset = runs[0].read_data(arguments.data)
+    if arguments.seeds is not None:
+        add_seeds(runs, dataset, arguments.seeds)
     settings = list(arguments.settings or ())
     if arguments.epochs is not None:
-        section = "lightgcn" if run.info.model == "lightgcn" else "training"
+        section = "lightgcn" if runs[0].info.model == "lightgcn" else "training"
         settings.append(f"{section}.epochs={arguments.epochs}")
-    run.change(settings)
-    return run, run.read_data(arguments.data)
+    for run in runs:
+        run.change(settings)
+    return runs, dataset, out

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mmssl.config import Config
 from mmssl.data.dataset import InteractionDataset
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
@@ -24,6 +25,7 @@ def fit_baseline(
     *,
     device: torch.device | str = "cpu",
     show_progress: bool = True,
+    on_start: Callable[[list[dict[str, Any]]], None] = lambda history: None,
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     test: bool = True,
     resume: bool = False,
@@ -38,6 +40,7 @@ def fit_baseline(
         run: an initialised run directory.
         device: "cpu" or a CUDA device.
         show_progress: one line per epoch.
+        on_start: called with the records of the epochs that a resumed run has behind it.
         on_epoch: called with the epoch's record once its checkpoint is on disk; whatever it raises
             ends the training.
         test: False leaves the test split unread and the metrics without it.
@@ -55,21 +58,19 @@ def fit_baseline(
     metrics: dict[str, Any] = {"model": run.info.model, "seed": config.training.seed}
     metrics["data"] = {"name": dataset.name, "hash": run.info.data_hash}
     if run.info.model == "popularity":
+        on_start([])
         embeddings = popularity(graph)
         for split in ("val", "test") if test else ("val",):
             metrics[split] = Evaluator(dataset, split, graph).evaluate(*embeddings)
         metrics["epochs"] = []
     else:
-        records: list[dict[str, Any]] = []
+        newest = _newest(run) if resume else None
+        done = [] if newest is None else newest.state["history"]
+        records = [_record(BaselineEpoch(**epoch), config) for epoch in done]
+        on_start(list(records))
 
         def finish_epoch(epoch: BaselineEpoch) -> None:
-            record = {
-                "epoch": epoch.epoch,
-                "loss": {"bpr": epoch.loss},
-                "val": epoch.val,
-                "lr": config.lightgcn.lr,
-                "seconds": epoch.seconds,
-            }
+            record = _record(epoch, config)
             run.log("epoch", **record)
             if show_progress:
                 tqdm.write(
@@ -97,7 +98,7 @@ def fit_baseline(
             num_layers=config.lightgcn.num_layers,
             progress=finish_epoch,
             test=test,
-            resume=_newest(run) if resume else None,
+            resume=newest,
             save=save,
             should_stop=should_stop,
         )
@@ -113,6 +114,16 @@ def fit_baseline(
     run.save_model(embeddings.user, embeddings.item, {})
     run.write_metrics(metrics)
     return metrics
+
+
+def _record(epoch: BaselineEpoch, config: Config) -> dict[str, Any]:
+    return {
+        "epoch": epoch.epoch,
+        "loss": {"bpr": epoch.loss},
+        "val": epoch.val,
+        "lr": config.lightgcn.lr,
+        "seconds": epoch.seconds,
+    }
 
 
 def _newest(run: RunDirectory) -> Checkpoint | None:

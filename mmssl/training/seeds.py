@@ -1,0 +1,154 @@
+"""One training from several seeds: ``OUT/seed-2022``, ``OUT/seed-2023``, ..., and a summary."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmssl.config import Config
+from mmssl.data.dataset import InteractionDataset
+from mmssl.errors import InputError
+from mmssl.training.checkpoint import atomic_write
+from mmssl.training.run import RunDirectory
+
+
+def new_seeds(
+    out: Path, model: str, data: Path, dataset: InteractionDataset, config: Config, count: int
+) -> list[RunDirectory]:
+    """Run directories of ``count`` consecutive seeds from ``training.seed`` on.
+
+    They appear all at once, each with its ``config.toml``: however soon the process is killed, a
+    resume finds all of them or none.
+
+    Raises:
+        InputError: fewer than two seeds, or ``out`` exists and is not empty.
+    """
+    if count < 2:
+        raise InputError(f"--seeds: expected at least 2, got {count} (for one run, --seed)")
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise InputError(
+            f"{out}: exists already; continue it with --resume or choose another --out"
+        )
+    draft = out.with_name(f".{out.name}.tmp")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        for seed in range(config.training.seed, config.training.seed + count):
+            _seed_run(draft, model, data, dataset, config, seed).initialize()
+        os.replace(draft, out)
+    except OSError as error:
+        raise InputError(f"{out}: can't make the directory: {error.strerror}") from error
+    return open_seeds(out)
+
+
+def is_seeds_directory(path: Path) -> bool:
+    """Whether ``path`` holds the runs of several seeds."""
+    return not (path / "config.toml").exists() and any(path.glob("seed-*/config.toml"))
+
+
+def open_seeds(out: Path) -> list[RunDirectory]:
+    """The runs in ``out``, by seed."""
+    runs = [RunDirectory.open(file.parent) for file in out.glob("seed-*/config.toml")]
+    return sorted(runs, key=lambda run: run.config.training.seed)
+
+
+def add_seeds(runs: list[RunDirectory], dataset: InteractionDataset, count: int) -> None:
+    """Extends the runs to ``count`` seeds.
+
+    Raises:
+        InputError: there are more already.
+    """
+    if count < len(runs):
+        raise InputError(f"--seeds: expected at least the {len(runs)} there are, got {count}")
+    first = runs[0]
+    for seed in range(runs[-1].config.training.seed + 1, runs[0].config.training.seed + count):
+        info = first.info
+        run = _seed_run(first.path.parent, info.model, Path(info.data), dataset, first.config, seed)
+        run.initialize()
+        runs.append(run)
+
+
+def fit_seeds(
+    runs: Sequence[RunDirectory], fit: Callable[[RunDirectory], dict[str, Any]]
+) -> dict[str, Any]:
+    """Runs ``fit`` for every seed that is not finished yet; writes and returns the summary.
+
+    Raises:
+        InputError: what ``fit`` raises; if not even the first seed could begin, nothing is left.
+    """
+    out = runs[0].path.parent
+    try:
+        for run in runs:
+            if not is_finished(run):
+                fit(run)
+    except InputError:
+        if all(file.name == "config.toml" for run in runs for file in run.path.iterdir()):
+            shutil.rmtree(out)
+        raise
+    summary = summarise([run.read_metrics() or {} for run in runs])
+    text = json.dumps(summary, indent=1) + "\n"
+    atomic_write(out / "summary.json", text.encode())
+    return summary
+
+
+def is_finished(run: RunDirectory) -> bool:
+    """Whether the run has its metrics and its configuration asks for no more epochs than it had."""
+    metrics = run.read_metrics()
+    if metrics is None:
+        return False
+    if run.info.model == "popularity":
+        return True
+    config = run.config
+    training = config.lightgcn if run.info.model == "lightgcn" else config.training
+    done = len(metrics["epochs"])
+    return done >= training.epochs or done - metrics["best_epoch"] >= training.patience
+
+
+def summarise(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and sample standard deviation (n - 1) of every metric over the seeds.
+
+    Returns:
+        ``{"model", "variant", "seeds", "data", "val": {"recall@20": {"mean", "std", "values"}},
+        "test": {...}}``; ``values`` are in the order of ``seeds``.
+    """
+    summary: dict[str, Any] = {
+        "model": metrics[0]["model"],
+        "variant": metrics[0].get("variant"),
+        "seeds": [m["seed"] for m in metrics],
+        "data": metrics[0]["data"],
+    }
+    for split in ("val", "test"):
+        summary[split] = {}
+        for name in metrics[0][split]:
+            values = [m[split][name] for m in metrics]
+            summary[split][name] = {
+                "mean": statistics.fmean(values),
+                "std": statistics.stdev(values),
+                "values": values,
+            }
+    return summary
+
+
+def summary_lines(summary: dict[str, Any]) -> list[str]:
+    """The summary as a table."""
+    seeds = summary["seeds"]
+    lines = [
+        f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), mean +- standard deviation:",
+        f"  {'':14s} {'validation':>18s}  {'test':>18s}",
+    ]
+    for name, test in summary["test"].items():
+        cells = [f"{s['mean']:.4f} +- {s['std']:.4f}" for s in (summary["val"][name], test)]
+        lines.append(f"  {name:14s} {cells[0]:>18s}  {cells[1]:>18s}")
+    return lines
+
+
+def _seed_run(
+    out: Path, model: str, data: Path, dataset: InteractionDataset, config: Config, seed: int
+) -> RunDirectory:
+    layer = {"training": {"seed": seed}}
+    seeded = config.replace(layer, source="--seeds")
+    return RunDirectory.new(out / f"seed-{seed}", model, data, dataset, seeded)

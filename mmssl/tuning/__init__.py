@@ -1,0 +1,1 @@
+"""Hyper-parameter search with Optuna: a space, a study, its workers, its result."""
