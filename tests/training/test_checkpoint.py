@@ -9,7 +9,13 @@ import torch
 from safetensors.torch import save_file
 
 from mmssl.errors import InputError
-from mmssl.training.checkpoint import atomic_write, load_checkpoint, save_checkpoint
+from mmssl.training.checkpoint import (
+    atomic_write,
+    checkpoint_paths,
+    load_checkpoint,
+    recover_newest,
+    save_checkpoint,
+)
 
 
 def test_round_trip(tmp_path):
@@ -83,3 +89,104 @@ def test_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
         atomic_write(path, b"new")
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def numbers(folder) -> dict[str, int]:
+    return {p.name: load_checkpoint(p).state["n"] for p in checkpoint_paths(folder / "last.st")}
+
+
+def test_older_ones_are_kept(tmp_path):
+    path = tmp_path / "last.st"
+    for n in range(6):
+        save_checkpoint(path, {"a": torch.full((3,), n)}, {"n": n}, keep=3)
+        assert list(numbers(tmp_path).values()) == list(range(n, max(-1, n - 3), -1))
+    assert numbers(tmp_path) == {"last.st": 5, "last.1.st": 4, "last.2.st": 3}
+    assert sorted(os.listdir(tmp_path)) == ["last.1.st", "last.2.st", "last.st"]
+    save_checkpoint(path, {}, {"n": 6}, keep=1)  # asked for fewer, the others go
+    assert numbers(tmp_path) == {"last.st": 6}
+
+
+@pytest.mark.parametrize("call", ["link", "replace"])
+@pytest.mark.parametrize("nth", [1, 2, 3])
+def test_killed_while_the_files_change_their_names(tmp_path, monkeypatch, call, nth):
+    """Between any two of the renames a whole checkpoint is there, and later saves go on."""
+    path = tmp_path / "last.st"
+    for n in range(3):
+        save_checkpoint(path, {}, {"n": n}, keep=3)
+    calls = iter(range(1, 100))
+    real = getattr(os, call)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*arguments):
+        if next(calls) == nth:
+            raise Killed
+        return real(*arguments)
+
+    monkeypatch.setattr(os, call, killed)
+    try:
+        save_checkpoint(path, {}, {"n": 3}, keep=3)
+    except Killed:
+        pass
+    monkeypatch.undo()
+    found = recover_newest(path)
+    assert found is not None and found[1].state["n"] in (2, 3)
+    for n in (4, 5, 6):
+        save_checkpoint(path, {}, {"n": n}, keep=3)
+    assert numbers(tmp_path) == {"last.st": 6, "last.1.st": 5, "last.2.st": 4}
+    assert len(os.listdir(tmp_path)) == 3
+
+
+def test_file_system_without_links(tmp_path, monkeypatch):
+    def no_links(*_):
+        raise OSError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", no_links)
+    for n in range(4):
+        save_checkpoint(tmp_path / "last.st", {}, {"n": n}, keep=2)
+    assert numbers(tmp_path) == {"last.st": 3, "last.1.st": 2}
+
+
+def flip_a_bit(path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 4
+    path.write_bytes(data)
+
+
+def truncate(path) -> None:
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def empty(path) -> None:
+    path.write_bytes(b"")
+
+
+@pytest.mark.parametrize("damage", [flip_a_bit, truncate, empty])
+def test_falls_back_and_says_so(tmp_path, caplog, damage):
+    path = tmp_path / "last.st"
+    for n in range(3):
+        save_checkpoint(path, {"a": torch.arange(9.0)}, {"n": n}, keep=3)
+    damage(path)
+    found = recover_newest(path)
+    assert found is not None
+    assert found[0].name == "last.1.st" and found[1].state["n"] == 1
+    (record,) = caplog.records
+    assert str(path) in record.message and "continuing from last.1.st" in record.message
+    assert "\n" not in record.message
+    assert (tmp_path / "last.st.damaged").exists()
+    # The next save does not push the good one out for the sake of a damaged one.
+    save_checkpoint(path, {"a": torch.arange(9.0)}, {"n": 2}, keep=2)
+    assert numbers(tmp_path) == {"last.st": 2, "last.1.st": 1}
+
+
+def test_no_whole_one_is_left(tmp_path):
+    path = tmp_path / "last.st"
+    assert recover_newest(path) is None
+    for n in range(2):
+        save_checkpoint(path, {}, {"n": n}, keep=2)
+    for name in ("last.st", "last.1.st"):
+        truncate(tmp_path / name)
+    with pytest.raises(InputError, match=r"no checkpoint is whole: .*last.st.*last.1.st"):
+        recover_newest(path)
+    assert sorted(os.listdir(tmp_path)) == ["last.1.st", "last.st"]
