@@ -84,10 +84,10 @@ def ways(
     cold_rows = {name: table[index] for name, table in rows.items()}
 
     def ridge() -> tuple[Tensor, Tensor]:
-        return user, fit_feature_map(rows, item, degree)(cold_rows)
+        return user, fit_feature_map(rows, item, degree.sqrt())(cold_rows)
 
     def unweighted() -> tuple[Tensor, Tensor]:
-        return user, fit_feature_map(rows, item, (degree > 0).long())(cold_rows)
+        return user, fit_feature_map(rows, item, degree > 0)(cold_rows)
 
     def neighbours() -> tuple[Tensor, Tensor]:
         similarity = content[index] @ content[warm].T

@@ -2,7 +2,7 @@
 
 Training never sees such an item as a positive, only as a negative, so its own vector says nothing.
 What stands in is a linear map from features to final item vectors, fitted by ridge regression on
-the items that have interactions. Which way is best was measured (``benchmarks/bench_cold.py``).
+the items that have interactions. ``benchmarks/bench_cold.py`` measures it against other ways.
 
 Legend: I items, D embedding dim, F width of all modalities side by side, N items asked for.
 """
@@ -48,15 +48,15 @@ class FeatureMap(NamedTuple):
         return _side_by_side(features, self.modalities, self.widths) @ self.weight + self.bias
 
 
-def fit_feature_map(features: Mapping[str, Tensor], item_emb: Tensor, degree: Tensor) -> FeatureMap:
-    """Fits the map on the items with train interactions, each weighted by the root of their number.
+def fit_feature_map(features: Mapping[str, Tensor], item_emb: Tensor, weight: Tensor) -> FeatureMap:
+    """Fits the map on the items of a positive weight: those with train interactions.
 
     The penalty is the one with the least error on a fifth of them; the map is then fitted on all.
 
     Args:
         features: modality -> (I, d_m).
         item_emb: (I, D), final item vectors.
-        degree: (I,) train interactions of each item.
+        weight: (I,) what each item counts for in the fit, 0 for the cold ones.
 
     Raises:
         InputError: no modality, rows that don't match, or too few items to fit on.
@@ -65,7 +65,7 @@ def fit_feature_map(features: Mapping[str, Tensor], item_emb: Tensor, degree: Te
     if not modalities:
         raise InputError("features: expected at least one modality, got none")
     widths = tuple(features[name].shape[1] for name in modalities)
-    warm = (degree > 0).nonzero().squeeze(1)
+    warm = (weight > 0).nonzero().squeeze(1)
     if warm.numel() < _MIN_ITEMS:
         raise InputError(
             f"features: expected at least {_MIN_ITEMS} items with train interactions to fit on, "
@@ -73,7 +73,7 @@ def fit_feature_map(features: Mapping[str, Tensor], item_emb: Tensor, degree: Te
         )
     x = _side_by_side({m: features[m][warm] for m in modalities}, modalities, widths).double()
     x = torch.nn.functional.pad(x, (0, 1), value=1.0)  # the constant
-    y, weight = item_emb[warm].double(), degree[warm].double().sqrt()[:, None]
+    y, weight = item_emb[warm].double(), weight[warm].double()[:, None]
     held_out = torch.arange(warm.numel()) % _HELD_OUT == 0
     moments = [
         (x[part].T @ (weight[part] * x[part]), x[part].T @ (weight[part] * y[part]))

@@ -74,7 +74,7 @@ class ServingTables:
     def feature_map(self) -> FeatureMap | None:
         """From features to item vectors, fitted when first asked for; None without features."""
         if self.features:
-            return fit_feature_map(self.features, self.item, self.train_degree)
+            return fit_feature_map(self.features, self.item, self.train_degree > 0)
         return None if self.stored is None else self.stored[0]
 
     @cached_property

@@ -30,5 +30,5 @@ def test_cold(tmp_path, capsys):
     found = {name: row.extra["recall@20"] for name, row in case.rows.items()}
     assert all(0 <= value <= 1 for row in found.values() for value in row)
     # Features tell the tastes of this small world.
-    assert found["ridge map, weighted by degree"][0] > found["random vectors"][0] + 0.1
+    assert found["ridge map"][0] > found["random vectors"][0] + 0.1
     assert "40 of 400 items cold" in capsys.readouterr().out
