@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmssl.data.dataset import InteractionDataset
-from mmssl.data.movielens import build_movielens
 from mmssl.data.manifest import Source, read_manifest
+from mmssl.data.movielens import build_movielens
 from mmssl.data.readers import read_dataset
 from mmssl.data.staging import check_writable
 from mmssl.data.writers import write_dataset

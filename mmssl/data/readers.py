@@ -69,7 +69,7 @@ def read_dataset(
     edges = {split: _read_split(folder, split) for split in SPLITS}
 
     num_users = _count(info, "user", edges)
-    paths = _feature_paths(folder)
+    paths = feature_paths(folder)
     num_rows = _common_rows(paths)
     num_items = _count(info, "item", edges) if num_rows is None else num_rows
     if num_rows is not None and info.num_items not in (None, num_rows):
@@ -266,7 +266,7 @@ def _check_disjoint(folder: Path, edges: dict[str, Interactions], num_items: int
             )
 
 
-def _feature_paths(folder: Path) -> dict[str, Path]:
+def feature_paths(folder: Path) -> dict[str, Path]:
     """Modality -> file, sorted by name."""
     paths: dict[str, Path] = {}
     try:

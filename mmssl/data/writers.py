@@ -44,7 +44,7 @@ def write_files(dataset: InteractionDataset, folder: Path, source: Source | None
     files = write_id_maps(
         folder, dataset.user_ids, dataset.item_ids, dataset.item_titles, dataset.item_columns
     )
-    split = dataset.split
+    info = dataset.split
     write_manifest(
         folder,
         {
@@ -53,10 +53,10 @@ def write_files(dataset: InteractionDataset, folder: Path, source: Source | None
             "num_items": dataset.num_items,
             "files": files,
             "split": {
-                **split.record(),
+                **info.record(),
                 "hash": dataset.interactions_hash(),
                 **{name: edges.num_edges for name, edges in dataset.splits()},
-                "dropped": dict(split.dropped),
+                "dropped": dict(info.dropped),
             },
             "source": source.to_dict() if source else None,
         },

@@ -79,9 +79,7 @@ class RunDirectory:
                 f"{path}: exists already; continue it with --resume or choose another --out"
             )
         split = {**dataset.split.record(), "hash": dataset.interactions_hash()}
-        info = RunInfo(
-            model, str(data.resolve()), dataset.content_hash(), split, mmssl.__version__
-        )
+        info = RunInfo(model, str(data.resolve()), dataset.content_hash(), split, mmssl.__version__)
         return cls(path, info, config)
 
     def initialize(self) -> None:
