@@ -206,4 +206,4 @@ def log_lines(log: InteractionLog, info: Manifest) -> list[str]:
 
 
 def _range(values: npt.NDArray[np.generic] | None) -> tuple[float, float] | None:
-    return None if values is None else (values.min().item(), values.max().item())  # type: ignore[attr-defined]
+    return None if values is None else (values.min().item(), values.max().item())
