@@ -215,7 +215,9 @@ def _copy_rows(path: Path, new: Path, items: IntArray, num_items: int) -> None:
     if header.shape[0] != num_items:
         raise InputError(f"{path}: expected {num_items} rows, one per item, got {header.shape[0]}")
     if items.size == num_items:
-        shutil.copyfile(path, new / path.name)
+        record = path.with_suffix(".toml")  # how they were made; of other rows it would not be true
+        for file in (path, record) if record.exists() else (path,):
+            shutil.copyfile(file, new / file.name)
         return
     rows = np.load(path, mmap_mode="r", allow_pickle=False)
     np.save(new / path.name, rows[items], allow_pickle=False)

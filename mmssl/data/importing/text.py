@@ -61,6 +61,8 @@ class TextFile:
         self.path, self.encoding = path, dialect.encoding
         content, self.sha256 = read_bytes(path)
         self._content = self._text(_inflated(path, content), dialect)
+        if not self._content.strip(b"\r\n"):
+            raise InputError(f"{path}: expected rows, got an empty file")
         separator = dialect.separator or self._guess_separator()
         separator = _NAMES.get(separator, separator)
         self._quoted = separator not in "\t" if dialect.quoted is None else dialect.quoted
@@ -148,8 +150,6 @@ class TextFile:
             rows.append(row)
             if len(rows) == count:
                 break
-        if not rows:
-            raise InputError(f"{self.path}: expected rows, got an empty file")
         return rows
 
     def _text(self, content: bytes, dialect: Dialect) -> bytes:
