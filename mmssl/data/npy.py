@@ -122,9 +122,7 @@ def read_records(
             f"{', '.join(kinds)}, got shape {tuple(shape)}, dtype {dtype}"
         )
     if size - offset != int(shape[0]) * dtype.itemsize:
-        raise InputError(
-            f"{path}: expected {shape[0]} records, got {size - offset} bytes of them"
-        )
+        raise InputError(f"{path}: expected {shape[0]} records, got {size - offset} bytes of them")
     records: npt.NDArray[np.void] = np.fromfile(path, dtype=dtype, offset=offset)
     return records
 

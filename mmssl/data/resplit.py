@@ -20,14 +20,13 @@ import numpy as np
 from mmssl.data.dataset import IntArray, InteractionDataset, Interactions
 from mmssl.data.log import InteractionLog, read_log
 from mmssl.data.manifest import SplitInfo
-from mmssl.data.npy import read_header
-from mmssl.data.readers import FEATURE_SUFFIX, feature_paths
+from mmssl.data.npy import read_header, read_mask
+from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX, feature_paths
 from mmssl.data.splits import PROTOCOLS, TRAIN, assign, by_label, check_ratio, k_core
 from mmssl.data.staging import check_writable, staged
 from mmssl.data.writers import write_files
 from mmssl.errors import InputError
 
-MASK_SUFFIX = "_mask.npy"
 COLD_ITEMS = ("keep", "drop")
 _DRAWS = ("random", "random-global", "cold-item")
 _RATIO = ("random", "random-global", "temporal", "cold-item")
@@ -224,12 +223,4 @@ def _copy_rows(path: Path, new: Path, items: IntArray, num_items: int) -> None:
 
 
 def _copy_mask(path: Path, new: Path, items: IntArray, num_items: int) -> None:
-    try:
-        mask = np.load(path, allow_pickle=False)
-    except (ValueError, OSError) as error:
-        raise InputError(f"{path}: expected a mask of {num_items} items, got {error}") from None
-    if mask.shape != (num_items,) or mask.dtype != np.bool_:
-        raise InputError(
-            f"{path}: expected bool of shape ({num_items},), got {mask.dtype} of {mask.shape}"
-        )
-    np.save(new / path.name, mask[items], allow_pickle=False)
+    np.save(new / path.name, read_mask(path, num_items)[items], allow_pickle=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from mmssl.data.importing.options import Imported, ImportOptions
 from mmssl.data.importing.table import read_bytes
 from mmssl.data.manifest import Source
-from mmssl.data.readers import FEATURE_SUFFIX, SPLITS, read_dataset
+from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX, SPLITS, read_dataset
 
 
 def import_mmssl(path: Path, options: ImportOptions) -> Imported:
@@ -21,6 +21,8 @@ def import_mmssl(path: Path, options: ImportOptions) -> Imported:
     options.refuse("mmssl", "bad_rows")
     dataset = read_dataset(path)
     names = [f"{modality}{FEATURE_SUFFIX}" for modality in dataset.features]
+    names += [f"{modality}{MASK_SUFFIX}" for modality in dataset.masks]
+    names += [name for m in dataset.features if (path / (name := f"{m}_feat.toml")).exists()]
     edges = sum(edges.num_edges for _, edges in dataset.splits())
     source = Source(
         format="mmssl",
@@ -28,5 +30,5 @@ def import_mmssl(path: Path, options: ImportOptions) -> Imported:
         rows_read=edges,
         rows_kept=edges,
     )
-    plain = dataclasses.replace(dataset, name=options.name or dataset.name, features={})
+    plain = dataclasses.replace(dataset, name=options.name or dataset.name, features={}, masks={})
     return Imported(plain, source, {name: path / name for name in names})
