@@ -89,4 +89,4 @@ def test_movielens_1m(tmp_path):
         pytest.skip("no ml1m among the real data sets (set MMSSL_DATA to their folder)")
     dataset = read_dataset(root / "ml1m", modalities=())
     write_raw(tmp_path, dataset, list(dataset.item_titles))
-    walk(tmp_path, "--protocol leave-one-out --user-core 200 --item-core 100")
+    walk(tmp_path, "--protocol leave-one-out --user-core 120 --item-core 100")
