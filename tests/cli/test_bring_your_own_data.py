@@ -55,7 +55,7 @@ def mmssl(folder: Path, command: str) -> str:
     return done.stdout
 
 
-def walk(folder: Path, split: str) -> None:
+def walk(folder: Path, split: str, train: str = "") -> None:
     """The flow of docs/bring-your-own-data.md."""
     printed = mmssl(folder, "data import ratings.csv --items movies.csv --name films --out log")
     assert "user = userId, item = movieId, rating = rating, time = timestamp" in printed
@@ -64,7 +64,7 @@ def walk(folder: Path, split: str) -> None:
     assert dataset.interactions_hash() in printed and "rated below 4" in printed
     mmssl(folder, "features text films --column title --column genres --dim 16")
     assert dataset.interactions_hash() == read_dataset(folder / "films").interactions_hash()
-    mmssl(folder, f"train --data films --out run --epochs 1 --quiet --device cpu {SMALL}")
+    mmssl(folder, f"train --data films --out run --epochs 1 --quiet --device cpu {SMALL} {train}")
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     assert metrics["data"]["split"]["hash"] == dataset.interactions_hash()
     assert metrics["data"]["split"]["protocol"] == dataset.split.protocol
@@ -89,4 +89,8 @@ def test_movielens_1m(tmp_path):
         pytest.skip("no ml1m among the real data sets (set MMSSL_DATA to their folder)")
     dataset = read_dataset(root / "ml1m", modalities=())
     write_raw(tmp_path, dataset, list(dataset.item_titles))
-    walk(tmp_path, "--protocol leave-one-out --user-core 120 --item-core 100")
+    walk(
+        tmp_path,
+        "--protocol leave-one-out --user-core 100 --item-core 80",
+        "--model lightgcn",
+    )
