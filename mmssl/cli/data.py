@@ -1,4 +1,4 @@
-"""`mmssl data`: fetch and inspect data sets."""
+"""`mmssl data`: fetch, import, split and inspect data sets."""
 
 from __future__ import annotations
 
@@ -7,20 +7,93 @@ import json
 from pathlib import Path
 
 from mmssl.cli.common import Commands, Parser
+from mmssl.errors import InputError
+
+FORMATS = ("auto", "mmssl", "mmrec", "recbole", "csv", "tsv", "parquet")
+PROTOCOLS = ("random", "random-global", "leave-one-out", "temporal", "cold-item")
 
 
 def add(commands: Commands) -> None:
     """Registers the command."""
-    data = commands.add_parser("data", help="fetch or inspect a data set")
+    data = commands.add_parser("data", help="fetch, import, split or inspect a data set")
     actions = data.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
     fetch = actions.add_parser("fetch", help="download a public data set and convert it")
     fetch.add_argument("name", help="ml-100k")
     fetch.add_argument("--out", type=Path, help="directory (default: data/NAME)")
     fetch.set_defaults(run=_fetch)
+    _add_import(actions)
+    _add_split(actions)
     inspect = actions.add_parser("inspect", help="check a data set and say what is in it")
     inspect.add_argument("directory", type=Path, metavar="DIR")
     inspect.add_argument("--json", action="store_true", help="machine-readable output")
     inspect.set_defaults(run=_inspect)
+
+
+def _add_import(actions: Commands) -> None:
+    parser = actions.add_parser("import", help="make a data set of files in another layout")
+    parser.add_argument("source", type=Path, metavar="SRC", help="file or directory")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new directory")
+    parser.add_argument("--format", default="auto", choices=FORMATS, help="default: auto")
+    parser.add_argument("--name", help="of the data set (default: the source's)")
+    parser.add_argument(
+        "--items", "--titles", type=Path, metavar="FILE", help="table of items: ids, titles, more"
+    )
+    for role in ("user", "item", "rating", "time", "title"):
+        found = "found by its name" if role != "title" else "of --items; found by its name"
+        parser.add_argument(
+            f"--{role}-col", metavar="COL", help=f"name or number from 1 (default: {found})"
+        )
+    parser.add_argument("--min-rating", type=float, metavar="X", help="leave out lower ratings")
+    parser.add_argument(
+        "--keep",
+        default="last",
+        choices=["last", "first"],
+        help="of the rows with the same user and item (default: last)",
+    )
+    parser.add_argument(
+        "--bad-rows",
+        default="stop",
+        choices=["stop", "skip"],
+        help="stop at the first row that can't be used (default), or leave them out and count",
+    )
+    parser.add_argument("--sep", metavar="S", help="separator: one or more characters, or tab")
+    parser.add_argument(
+        "--header",
+        action=argparse.BooleanOptionalAction,
+        help="whether the first row holds names (default: unless columns are numbered)",
+    )
+    parser.add_argument(
+        "--quotes",
+        action=argparse.BooleanOptionalAction,
+        help='whether " quotes cells (default: unless the separator is a tab)',
+    )
+    parser.add_argument("--encoding", default="utf-8", help="of text files (default: utf-8)")
+    parser.set_defaults(run=_import)
+
+
+def _add_split(actions: Commands) -> None:
+    parser = actions.add_parser("split", help="split an imported log into train, val and test")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="what `data import` made")
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new directory")
+    parser.add_argument(
+        "--protocol", default="random", choices=PROTOCOLS, help="default: random, of each user"
+    )
+    parser.add_argument("--ratio", default="8:1:1", metavar="A:B:C", help="default: 8:1:1")
+    parser.add_argument("--seed", type=int, default=2022, metavar="N", help="default: 2022")
+    parser.add_argument(
+        "--k-core", type=int, metavar="K", help="fewest interactions of a user and of an item"
+    )
+    parser.add_argument("--user-core", type=int, metavar="K", help="of a user only")
+    parser.add_argument("--item-core", type=int, metavar="K", help="of an item only")
+    parser.add_argument("--min-rating", type=float, metavar="X", help="leave out lower ratings")
+    parser.add_argument(
+        "--cold-items",
+        default="keep",
+        choices=["keep", "drop"],
+        help="what to do with items that train doesn't have (default: keep)",
+    )
+    parser.add_argument("--name", help="of the data set (default: as imported)")
+    parser.set_defaults(run=_split)
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
@@ -30,13 +103,64 @@ def _fetch(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _import(arguments: argparse.Namespace) -> int:
+    from mmssl.data.importing import Dialect, ImportOptions, import_data
+
+    columns = {
+        role: getattr(arguments, f"{role}_col")
+        for role in ("user", "item", "rating", "time", "title")
+        if getattr(arguments, f"{role}_col") is not None
+    }
+    options = ImportOptions(
+        format=arguments.format,
+        name=arguments.name,
+        columns=columns,
+        header=arguments.header,
+        dialect=Dialect(arguments.sep, arguments.quotes, arguments.encoding),
+        items=arguments.items,
+        min_rating=arguments.min_rating,
+        keep=arguments.keep,
+        bad_rows=arguments.bad_rows,
+    )
+    print("\n".join(import_data(arguments.source, arguments.out, options).lines))
+    return 0
+
+
+def _split(arguments: argparse.Namespace) -> int:
+    from mmssl.data.resplit import SplitOptions, split_data
+
+    core = arguments.k_core or 1
+    options = SplitOptions(
+        protocol=arguments.protocol,
+        ratio=_ratio(arguments.ratio),
+        seed=arguments.seed,
+        user_core=core if arguments.user_core is None else arguments.user_core,
+        item_core=core if arguments.item_core is None else arguments.item_core,
+        min_rating=arguments.min_rating,
+        cold_items=arguments.cold_items,
+        name=arguments.name,
+    )
+    print("\n".join(split_data(arguments.directory, arguments.out, options).lines))
+    return 0
+
+
+def _ratio(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(map(float, text.split(":")))
+    except ValueError:
+        raise InputError(f"--ratio: expected three numbers like 8:1:1, got {text!r}") from None
+
+
 def _inspect(arguments: argparse.Namespace) -> int:
+    from mmssl.data.log import is_log, log_lines, read_log, summarise_log
     from mmssl.data.readers import read_dataset
     from mmssl.data.summary import summarise, summary_lines
 
-    dataset = read_dataset(arguments.directory)
-    if arguments.json:
-        print(json.dumps(summarise(dataset), indent=1))
+    if is_log(arguments.directory):
+        log, manifest = read_log(arguments.directory)
+        facts, lines = summarise_log(log), log_lines(log, manifest)
     else:
-        print("\n".join(summary_lines(dataset)))
+        dataset = read_dataset(arguments.directory)
+        facts, lines = summarise(dataset), summary_lines(dataset)
+    print(json.dumps(facts, indent=1) if arguments.json else "\n".join(lines))
     return 0

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmssl.data.dataset import InteractionDataset
+from mmssl.data.manifest import Source, read_manifest
 from mmssl.data.movielens import build_movielens
-from mmssl.data.readers import read_dataset, read_info
-from mmssl.data.writers import check_writable, write_dataset
+from mmssl.data.readers import read_dataset
+from mmssl.data.staging import check_writable
+from mmssl.data.writers import write_dataset
 from mmssl.errors import InputError
 from mmssl.features.tfidf import require_sklearn
 
@@ -82,23 +84,18 @@ def fetch(name: str, directory: str | Path | None = None) -> Fetched:
         return Fetched(target, False, present)
     check_writable(target)
     dataset = entry.build()
-    write_dataset(dataset, target, source=entry.source)
+    write_dataset(dataset, target, source=Source("catalog", recipe=entry.source))
     return Fetched(target, True, dataset)
 
 
 def _already_there(target: Path, source: str) -> InteractionDataset | None:
-    """The data set of this source in ``target``, unchanged; None when there is no such thing."""
+    """The data set of this source in ``target``; None when there is no such thing."""
     if not os.path.isdir(target):
         return None
-    info = read_info(target)
-    if info.get("source") != source:
+    told = read_manifest(target).source
+    if told is None or told.recipe != source:
         return None
-    dataset = read_dataset(target)
-    if dataset.content_hash() != info.get("content_hash"):
-        raise InputError(
-            f"{target}: expected the data set as it was fetched, got a changed one: move it away"
-        )
-    return dataset
+    return read_dataset(target)  # checks the hash of its interactions
 
 
 def _build_ml_100k() -> InteractionDataset:

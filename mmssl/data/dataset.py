@@ -8,13 +8,14 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mmssl.data.manifest import SplitInfo
 from mmssl.errors import InputError
 
 IntArray = npt.NDArray[np.int64]
@@ -98,6 +99,10 @@ class InteractionDataset:
     """The items' ids where they came from, one per item."""
     item_titles: tuple[str, ...] | None = None
     """What to show of an item, one per item; may repeat or be empty."""
+    item_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Whatever else is known of the items in words (genres, brand, ...): name -> one per item."""
+    split: SplitInfo = SplitInfo()
+    """How the three splits came about; ``given`` when they were read as they are."""
 
     def __post_init__(self) -> None:
         _check_text("name", self.name)
@@ -123,12 +128,24 @@ class InteractionDataset:
         _check_names("user_ids", self.user_ids, self.num_users, unique=True)
         _check_names("item_ids", self.item_ids, self.num_items, unique=True)
         _check_names("item_titles", self.item_titles, self.num_items, unique=False)
+        for column, cells in self.item_columns.items():
+            _check_text("the name of an item column", column)
+            if column in ("item", "id", "title"):
+                raise InputError(f"item_columns must not hold {column!r}, which has its own place")
+            _check_names(f"item_columns[{column!r}]", cells, self.num_items, unique=False)
 
     def splits(self) -> Iterator[tuple[str, Interactions]]:
         """(name, edges) of train, val and test, in this order."""
         yield "train", self.train
         yield "val", self.val
         yield "test", self.test
+
+    def interactions_hash(self) -> str:
+        """SHA-256 (hex) over the three splits' interactions alone: which split this is.
+
+        Features, sizes, names and id maps don't count, so that adding features keeps it.
+        """
+        return hash_of_splits(self.splits())
 
     def content_hash(self) -> str:
         """SHA-256 (hex) over sizes, splits and features: the same on every machine.
@@ -151,6 +168,16 @@ class InteractionDataset:
         from mmssl.data.summary import summarise
 
         return summarise(self)
+
+
+def hash_of_splits(splits: Iterable[tuple[str, Interactions]]) -> str:
+    """SHA-256 (hex) over named, sorted interactions; the same on every machine."""
+    digest = hashlib.sha256(b"mmssl-interactions-1\n")
+    for split, edges in splits:
+        digest.update(f"{split} {edges.num_edges}\n".encode())
+        for ids in edges:
+            digest.update(ids.astype("<i8", copy=False).data)
+    return digest.hexdigest()
 
 
 def _checked_keys(split: str, edges: Interactions, num_users: int, num_items: int) -> IntArray:
@@ -231,11 +258,22 @@ def _check_names(what: str, names: tuple[str, ...] | None, count: int, *, unique
     if not isinstance(names, tuple) or len(names) != count:
         got = len(names) if isinstance(names, tuple) else type(names).__name__
         raise InputError(f"{what} must be a tuple of {count} strings, got {got}")
-    for index, name in enumerate(names):
-        _check_text(f"{what}[{index}]", name, may_be_empty=not unique)
+    if not _all_plain(names, may_be_empty=not unique):  # a million names at once, then the culprit
+        for index, name in enumerate(names):
+            _check_text(f"{what}[{index}]", name, may_be_empty=not unique)
     if unique and len(set(names)) != count:
         twice, times = Counter(names).most_common(1)[0]
         raise InputError(f"{what} must be unique, got {twice!r} {times} times")
+
+
+def _all_plain(names: tuple[str, ...], *, may_be_empty: bool) -> bool:
+    """Whether :func:`_check_text` has nothing to say of any of them."""
+    try:
+        joined = "\t".join(names)
+    except TypeError:
+        return False
+    marks = joined.count("\t") != max(len(names) - 1, 0) or "\n" in joined or "\r" in joined
+    return not marks and (may_be_empty or all(names)) and _encodable(joined)
 
 
 def _check_text(what: str, text: str, *, may_be_empty: bool = False) -> None:

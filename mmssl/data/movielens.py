@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.data.dataset import InteractionDataset, Interactions
+from mmssl.data.manifest import SplitInfo
 from mmssl.data.splits import random_holdout
 from mmssl.errors import InputError
 from mmssl.features.tfidf import relation_features, text_features
@@ -77,6 +78,9 @@ def build_movielens(name: str, texts: Mapping[str, str]) -> InteractionDataset:
         user_ids=tuple(map(str, users)),
         item_ids=item_ids,
         item_titles=titles,
+        split=SplitInfo(
+            "random", SPLIT_SEED, {"ratio": "8:1:1", "min_rating": MIN_RATING, "cold_items": "drop"}
+        ),
     )
 
 

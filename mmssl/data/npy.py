@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -96,6 +97,34 @@ def read_mask(path: Path, num_items: int) -> BoolArray:
         )
     # Any byte but 0 is True: comparing leaves no other in memory.
     return np.fromfile(path, dtype=np.uint8, offset=offset) != 0
+
+
+def read_records(
+    path: Path, kinds: Mapping[str, Sequence[str]], required: Sequence[str]
+) -> npt.NDArray[np.void]:
+    """A vector of records from a ``.npy`` file.
+
+    Args:
+        path: The file.
+        kinds: Field -> the dtypes it may have, e.g. ``<i4``.
+        required: Fields that must be there.
+
+    Raises:
+        InputError: Not a ``.npy`` file, other fields, or not as long as its header says.
+    """
+    shape, _, dtype, offset, size = _read_start(path)
+    fields = {name: str(kind[0].str) for name, kind in (dtype.fields or {}).items()}
+    known = all(kind in kinds.get(name, ()) for name, kind in fields.items())
+    packed = dtype.itemsize == sum(np.dtype(kind).itemsize for kind in fields.values())
+    if not known or not packed or not set(required) <= set(fields) or len(shape) != 1:
+        raise InputError(
+            f"{path}: expected a vector of records with {', '.join(required)} among "
+            f"{', '.join(kinds)}, got shape {tuple(shape)}, dtype {dtype}"
+        )
+    if size - offset != int(shape[0]) * dtype.itemsize:
+        raise InputError(f"{path}: expected {shape[0]} records, got {size - offset} bytes of them")
+    records: npt.NDArray[np.void] = np.fromfile(path, dtype=dtype, offset=offset)
+    return records
 
 
 def _read_start(path: Path) -> tuple[Any, bool, np.dtype[np.generic], int, int]:

@@ -6,7 +6,7 @@ A directory holds::
     <modality>_feat.npy                any number of them, also none; row = item id
     <modality>_mask.npy                optional: which items have content, the others' rows are zero
     users.tsv   items.tsv              optional, with a header: ``user  id`` and ``item  id  title``
-    dataset.json                       optional: {"name", "num_users", "num_items", ...}
+    dataset.toml                       optional: name, counts, split and source (see manifest.py)
 
 The last three are what :func:`mmssl.data.writers.write_dataset` adds. ``train_mat``, the pickle
 of the train matrix that released data sets carry, is never opened: the JSON files are the truth.
@@ -19,6 +19,7 @@ import os
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -28,7 +29,9 @@ from mmssl.data.dataset import (
     BoolArray,
     InteractionDataset,
     Interactions,
+    hash_of_splits,
 )
+from mmssl.data.manifest import Manifest, read_manifest
 from mmssl.data.npy import read_features, read_header, read_mask
 from mmssl.data.tables import Table, read_table
 from mmssl.errors import InputError
@@ -44,10 +47,10 @@ def read_dataset(
     """Reads and checks a data set.
 
     There are as many users as the highest id with an interaction says, and as many items as the
-    features have rows (without features: as the highest id says), unless ``dataset.json`` tells.
+    features have rows (without features: as the highest id says), unless ``dataset.toml`` tells.
 
     Args:
-        directory: The folder; its name is the data set's name unless ``dataset.json`` has one.
+        directory: The folder; its name is the data set's name unless ``dataset.toml`` has one.
         modalities: Which features to load, in this order; all, sorted by name, when None. The
             number of items doesn't depend on it.
 
@@ -57,21 +60,27 @@ def read_dataset(
     folder = Path(directory)
     if not os.path.isdir(folder):  # Path.is_dir() raises for a name that is too long
         raise InputError(f"{folder}: expected the directory of a data set, got none there")
-    edges = {split: _read_split(folder, split) for split in SPLITS}
-    info = read_info(folder)
-
-    num_users = _count(folder, info, "user", edges)
-    paths = _feature_paths(folder)
-    num_rows = _common_rows(paths)
-    num_items = _count(folder, info, "item", edges) if num_rows is None else num_rows
-    if num_rows is not None and info.get("num_items", num_rows) != num_rows:
+    info = read_manifest(folder)
+    if info.log_hash is not None:
         raise InputError(
-            f"{folder / 'dataset.json'}: expected num_items {num_rows}, the rows of "
-            f"{next(iter(paths.values())).name}, got {info['num_items']}"
+            f"{folder}: expected a data set with splits, got one that is not split yet: "
+            f"mmssl data split {folder} --out DIR"
+        )
+    edges = {split: _read_split(folder, split) for split in SPLITS}
+
+    num_users = _count(info, "user", edges)
+    paths = feature_paths(folder)
+    num_rows = _common_rows(paths)
+    num_items = _count(info, "item", edges) if num_rows is None else num_rows
+    if num_rows is not None and info.num_items not in (None, num_rows):
+        raise InputError(
+            f"{info.path}: expected num_items {num_rows}, the rows of "
+            f"{next(iter(paths.values())).name}, got {info.num_items}"
         )
     for split, of_split in edges.items():
         _check_items(folder / f"{split}.json", of_split, num_items)
     _check_disjoint(folder, edges, num_items)
+    _check_hash(info, edges)
 
     wanted = list(paths) if modalities is None else list(modalities)
     for position, modality in enumerate(wanted):
@@ -81,10 +90,9 @@ def read_dataset(
         if modality in wanted[:position]:
             raise InputError(f"modalities must be different, got {modality!r} twice")
 
-    users = read_table(folder / "users.tsv", "user", num_users)
-    items = read_table(folder / "items.tsv", "item", num_items)
+    user_ids, item_ids, item_titles, item_columns = read_id_maps(folder, num_users, num_items)
     return InteractionDataset(
-        name=str(info.get("name", folder.resolve().name or "dataset")),
+        name=info.name or folder.resolve().name or "dataset",
         num_users=num_users,
         num_items=num_items,
         train=edges["train"],
@@ -92,26 +100,37 @@ def read_dataset(
         test=edges["test"],
         features={modality: read_features(paths[modality]) for modality in wanted},
         masks=_read_masks(folder, wanted, num_items),
-        user_ids=_ids(folder / "users.tsv", users),
-        item_ids=_ids(folder / "items.tsv", items),
-        item_titles=None if items is None else items.column("title"),
+        user_ids=user_ids,
+        item_ids=item_ids,
+        item_titles=item_titles,
+        item_columns=item_columns,
+        split=info.split,
     )
 
 
-def read_info(folder: Path) -> dict[str, object]:
-    """``dataset.json`` of a folder, its known fields checked; empty when there is none."""
-    path = folder / "dataset.json"
-    if not os.path.lexists(path):
-        return {}
-    info = _read_json(path)
-    for key in ("num_users", "num_items"):
-        count = info.get(key)
-        if key in info and (type(count) is not int or not 0 < count <= MAX_ID):
-            raise InputError(f"{path}: expected {key} to be an int above 0, got {count!r}")
-    name = info.get("name", "dataset")
-    if not isinstance(name, str) or not name.strip():
-        raise InputError(f"{path}: expected name to be a non-empty string, got {name!r}")
-    return info
+class IdMaps(NamedTuple):
+    """What ``users.tsv`` and ``items.tsv`` say, None or empty where there is no such column."""
+
+    user_ids: tuple[str, ...] | None
+    item_ids: tuple[str, ...] | None
+    item_titles: tuple[str, ...] | None
+    item_columns: dict[str, tuple[str, ...]]
+
+
+def read_id_maps(folder: Path, num_users: int, num_items: int) -> IdMaps:
+    """Reads and checks both tables.
+
+    Raises:
+        InputError: A table that is there has another header, other rows or ids twice.
+    """
+    users = read_table(folder / "users.tsv", "user", num_users)
+    items = read_table(folder / "items.tsv", "item", num_items)
+    return IdMaps(
+        _ids(folder / "users.tsv", users),
+        _ids(folder / "items.tsv", items),
+        None if items is None else items.column("title"),
+        _further_columns(items),
+    )
 
 
 def _read_json(path: Path) -> dict[str, object]:
@@ -200,19 +219,28 @@ def _item_list(path: Path, user: str, items: object) -> list[int]:
     return items
 
 
-def _count(folder: Path, info: dict[str, object], what: str, edges: dict[str, Interactions]) -> int:
-    """Number of users or items: what ``dataset.json`` says, else 1 + the highest id."""
+def _count(info: Manifest, what: str, edges: dict[str, Interactions]) -> int:
+    """Number of users or items: what ``dataset.toml`` says, else 1 + the highest id."""
     column = Interactions._fields.index(what)
     highest = max(int(of_split[column].max()) for of_split in edges.values())
-    told = info.get(f"num_{what}s")
-    if not isinstance(told, int):
+    told = info.num_users if what == "user" else info.num_items
+    if told is None:
         return highest + 1
     if told <= highest:
         raise InputError(
-            f"{folder / 'dataset.json'}: expected num_{what}s above the highest id {highest}, "
-            f"got {told}"
+            f"{info.path}: expected num_{what}s above the highest id {highest}, got {told}"
         )
     return told
+
+
+def _check_hash(info: Manifest, edges: dict[str, Interactions]) -> None:
+    """Two splits that share a name must not be confused."""
+    found = hash_of_splits(edges.items())
+    if info.split_hash not in (None, found):
+        raise InputError(
+            f"{info.path}: expected interactions with the hash {info.split_hash:.12}, got "
+            f"{found:.12}: the split files are not the ones it was written with"
+        )
 
 
 def _check_items(path: Path, edges: Interactions, num_items: int) -> None:
@@ -238,7 +266,7 @@ def _check_disjoint(folder: Path, edges: dict[str, Interactions], num_items: int
             )
 
 
-def _feature_paths(folder: Path) -> dict[str, Path]:
+def feature_paths(folder: Path) -> dict[str, Path]:
     """Modality -> file, sorted by name."""
     paths: dict[str, Path] = {}
     try:
@@ -277,18 +305,36 @@ def _read_masks(folder: Path, modalities: list[str], num_items: int) -> dict[str
     return {m: read_mask(path, num_items) for m, path in paths.items() if os.path.lexists(path)}
 
 
-def _ids(path: Path, table: Table | None) -> tuple[str, ...] | None:
-    """Column ``id``, or else the first whose name ends in "id" (ml1m: ``movieId``)."""
-    if table is None:
-        return None
+def _id_column(table: Table) -> str | None:
+    """``id``, or else the first whose name ends in "id" (ml1m: ``movieId``)."""
     names = [name for name in table.names[1:] if name.lower().endswith("id")]
-    ids = table.column("id" if "id" in names else names[0]) if names else None
-    if ids is not None:
-        twice = len(ids) - len(set(ids))
-        if twice or "" in ids:
-            fault = f"{twice} repeated" if twice else "an empty one"
-            raise InputError(f"{path}: expected unique, non-empty ids, got {fault}")
+    return "id" if "id" in names else names[0] if names else None
+
+
+def _ids(path: Path, table: Table | None) -> tuple[str, ...] | None:
+    name = None if table is None else _id_column(table)
+    if table is None or name is None:
+        return None
+    ids = table.column(name)
+    assert ids is not None
+    twice = len(ids) - len(set(ids))
+    if twice or "" in ids:
+        fault = f"{twice} repeated" if twice else "an empty one"
+        raise InputError(f"{path}: expected unique, non-empty ids, got {fault}")
     return ids
+
+
+def _further_columns(items: Table | None) -> dict[str, tuple[str, ...]]:
+    """Those that are neither ids nor titles."""
+    if items is None:
+        return {}
+    known = {"title", _id_column(items)}
+    places = [(place, name) for place, name in enumerate(items.names) if place and name]
+    return {
+        name: tuple(row[place] for row in items.rows)
+        for place, name in places
+        if name not in known and name != "item"
+    }
 
 
 def _kind(value: object) -> str:

@@ -1,4 +1,9 @@
-"""Splits of interactions into train, validation and test."""
+"""Splits of interactions into train, validation and test.
+
+Every protocol gives one label per interaction: 0 train, 1 validation, 2 test. What it draws comes
+from the raw output of PCG64, which NumPy promises never to change, and depends on the set of
+interactions and the seed, not on their order: the same split on every machine.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,61 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.data.dataset import Interactions
+from mmssl.data.dataset import IntArray, Interactions
 from mmssl.errors import InputError
+
+Labels = npt.NDArray[np.int8]
+TRAIN, VAL, TEST = 0, 1, 2
+PROTOCOLS = ("random", "random-global", "leave-one-out", "temporal", "cold-item")
+
+
+def assign(
+    protocol: str,
+    edges: Interactions,
+    time: npt.NDArray[np.generic] | None,
+    ratio: Sequence[float],
+    seed: int,
+) -> Labels:
+    """Labels by the name of a protocol.
+
+    Args:
+        protocol: ``random``: each user's interactions by ``ratio``; ``random-global``: all of
+            them; ``leave-one-out``: each user's last to test, the one before to validation (drawn
+            when there are no times); ``temporal``: all by time, the same moments for everybody;
+            ``cold-item``: all interactions of drawn items, a share of the items by ``ratio``.
+        edges: (E,) users and items, sorted by (user, item), each pair once.
+        time: (E,) or None; ``temporal`` needs it.
+        ratio: Shares of train, validation and test, summing to 1.
+        seed: Seed of what is drawn.
+
+    Returns:
+        (E,) 0 train, 1 validation, 2 test.
+
+    Raises:
+        InputError: Another protocol or ratio, or no times where they are needed.
+    """
+    if protocol not in PROTOCOLS:
+        raise InputError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
+    check_ratio(ratio)
+    if protocol == "random":
+        return _random(edges, ratio, seed)
+    if protocol == "random-global":
+        return _random_global(edges, ratio, seed)
+    if protocol == "leave-one-out":
+        return _leave_one_out(edges, time, seed)
+    if protocol == "cold-item":
+        return _cold_item(edges, ratio, seed)
+    if time is None:
+        raise InputError("protocol temporal needs times, the data has none")
+    return _temporal(time, ratio)
+
+
+def check_ratio(ratio: Sequence[float]) -> None:
+    """Raises InputError unless there are three positive shares of 1."""
+    if len(ratio) != 3 or not all(0 < share < 1 for share in ratio):
+        raise InputError(f"ratios must be three shares in (0, 1), got {tuple(ratio)}")
+    if abs(sum(ratio) - 1) > 1e-6:
+        raise InputError(f"ratios must sum to 1, got {sum(ratio):g}")
 
 
 def random_holdout(
@@ -20,8 +78,7 @@ def random_holdout(
     """Splits the interactions of each user at random.
 
     Of a user's n interactions, round(n * ratio) go to validation and to test each, at least one
-    and never so many that train has none; users with fewer than three keep all in train. The
-    result depends on the set of interactions and the seed, not on their order.
+    and never so many that train has none; users with fewer than three keep all in train.
 
     Args:
         user: (E,) integers.
@@ -35,10 +92,7 @@ def random_holdout(
     Raises:
         InputError: Other ratios, or edges that are not unique pairs of integers.
     """
-    if len(ratios) != 3 or not all(0 < share < 1 for share in ratios):
-        raise InputError(f"ratios must be three shares in (0, 1), got {tuple(ratios)}")
-    if abs(sum(ratios) - 1) > 1e-6:
-        raise InputError(f"ratios must sum to 1, got {sum(ratios):g}")
+    check_ratio(ratios)
     edges = Interactions.from_edges(user, item)
     same = (np.diff(edges.user) == 0) & (np.diff(edges.item) == 0)
     if same.any():
@@ -47,20 +101,110 @@ def random_holdout(
             f"interactions must be unique, got user {edges.user[first]}, "
             f"item {edges.item[first]} twice"
         )
-    count = edges.num_edges
-    # Shuffled within each user: edges are sorted by user, so the sort keeps the users' runs.
-    order = np.lexsort((np.random.default_rng(seed).random(count), edges.user))
-    _, starts, lengths = np.unique(edges.user, return_index=True, return_counts=True)
+    return by_label(edges, assign("random", edges, None, ratios, seed))
+
+
+def by_label(edges: Interactions, label: Labels) -> tuple[Interactions, Interactions, Interactions]:
+    """Train, validation and test of sorted edges."""
+    train, val, test = (
+        Interactions(edges.user[label == split], edges.item[label == split])
+        for split in (TRAIN, VAL, TEST)
+    )
+    return train, val, test
+
+
+def k_core(user: IntArray, item: IntArray, user_k: int, item_k: int) -> IntArray:
+    """The largest set of edges in which users have ``user_k`` of them each, items ``item_k``.
+
+    Args:
+        user: (E,) ids from 0.
+        item: (E,) ids from 0.
+        user_k: At least so many edges of each user that is left; 1 asks nothing.
+        item_k: The same of each item.
+
+    Returns:
+        Places of the edges that are left, ascending; maybe none.
+    """
+    place = np.arange(user.size)
+    while place.size:
+        stays = (np.bincount(user) >= user_k)[user] & (np.bincount(item) >= item_k)[item]
+        if stays.all():
+            break
+        user, item, place = user[stays], item[stays], place[stays]
+    return place
+
+
+def _draw(count: int, seed: int) -> npt.NDArray[np.float64]:
+    """(count,) uniform in [0, 1): what ``default_rng(seed).random(count)`` gives, for good."""
+    raw = np.asarray(np.random.PCG64(seed).random_raw(count), dtype=np.uint64)
+    uniform: npt.NDArray[np.float64] = (raw >> np.uint64(11)) * 2.0**-53
+    return uniform
+
+
+def _share(lengths: IntArray, ratio: Sequence[float]) -> tuple[IntArray, IntArray]:
+    """How many of n go to validation and test: by ratio, at least one, leaving one; none of two."""
     enough = lengths >= 3
-    num_val = np.clip(np.floor(lengths * ratios[1] + 0.5), 1, lengths - 2) * enough
-    num_test = np.clip(np.floor(lengths * ratios[2] + 0.5), 1, lengths - 1 - num_val) * enough
+    num_val = np.clip(np.floor(lengths * ratio[1] + 0.5), 1, lengths - 2) * enough
+    num_test = np.clip(np.floor(lengths * ratio[2] + 0.5), 1, lengths - 1 - num_val) * enough
+    return num_val.astype(np.int64), num_test.astype(np.int64)
 
-    rank = np.arange(count) - np.repeat(starts, lengths)  # (E,) place among the user's edges
-    end_of_val = np.repeat(num_val, lengths)
-    end_of_test = np.repeat(num_val + num_test, lengths)
-    in_val, in_test = rank < end_of_val, (rank >= end_of_val) & (rank < end_of_test)
 
-    def chosen(mask: npt.NDArray[np.bool_]) -> Interactions:
-        return Interactions.from_edges(edges.user[order[mask]], edges.item[order[mask]])
+def _of_each_user(edges: Interactions, order: npt.NDArray[np.generic]) -> tuple[IntArray, IntArray]:
+    """(E,) place of every edge among its user's by ``order``; (E,) how many the user has.
 
-    return chosen(~(in_val | in_test)), chosen(in_val), chosen(in_test)
+    Edges of equal order stay sorted by item.
+    """
+    ranked = np.lexsort((order, edges.user))  # edges are sorted by user: the runs stay
+    _, starts, lengths = np.unique(edges.user, return_index=True, return_counts=True)
+    rank = np.empty(edges.num_edges, dtype=np.int64)
+    rank[ranked] = np.arange(edges.num_edges) - np.repeat(starts, lengths)
+    return rank, np.repeat(lengths, lengths)
+
+
+def _random(edges: Interactions, ratio: Sequence[float], seed: int) -> Labels:
+    rank, length = _of_each_user(edges, _draw(edges.num_edges, seed))
+    return _first_val_then_test(rank, *_share(length, ratio))
+
+
+def _random_global(edges: Interactions, ratio: Sequence[float], seed: int) -> Labels:
+    rank = _rank(_draw(edges.num_edges, seed))
+    return _first_val_then_test(rank, *_share(np.array(edges.num_edges), ratio))
+
+
+def _leave_one_out(edges: Interactions, time: npt.NDArray[np.generic] | None, seed: int) -> Labels:
+    order = _draw(edges.num_edges, seed) if time is None else np.negative(time)
+    rank, length = _of_each_user(edges, order)
+    label = np.full(edges.num_edges, TRAIN, dtype=np.int8)
+    label[(rank == 0) & (length >= 3)] = TEST
+    label[(rank == 1) & (length >= 3)] = VAL
+    return label
+
+
+def _temporal(time: npt.NDArray[np.generic], ratio: Sequence[float]) -> Labels:
+    """Two moments cut the log; what happened at the moment of a cut comes after it."""
+    ordered = np.sort(time)
+    places = np.floor(np.array([ratio[0], ratio[0] + ratio[1]]) * time.size + 0.5).astype(np.int64)
+    val_from, test_from = ordered[np.minimum(places, time.size - 1)]
+    label = np.full(time.size, TRAIN, dtype=np.int8)
+    label[time >= val_from] = VAL
+    label[time >= test_from] = TEST
+    return label
+
+
+def _cold_item(edges: Interactions, ratio: Sequence[float], seed: int) -> Labels:
+    items, which = np.unique(edges.item, return_inverse=True)
+    rank = _rank(_draw(items.size, seed))
+    return _first_val_then_test(rank, *_share(np.array(items.size), ratio))[which]
+
+
+def _rank(values: npt.NDArray[np.float64]) -> IntArray:
+    rank = np.empty(values.size, dtype=np.int64)
+    rank[np.argsort(values, kind="stable")] = np.arange(values.size)
+    return rank
+
+
+def _first_val_then_test(rank: IntArray, num_val: IntArray, num_test: IntArray) -> Labels:
+    label = np.full(rank.size, TRAIN, dtype=np.int8)
+    label[rank < num_val + num_test] = TEST
+    label[rank < num_val] = VAL
+    return label

@@ -43,6 +43,7 @@ def summarise(dataset: InteractionDataset) -> dict[str, object]:
             for name, rows in dataset.features.items()
         },
         "titles": dataset.item_titles is not None,
+        "split": {**dataset.split.record(), "hash": dataset.interactions_hash()},
         "content_hash": dataset.content_hash(),
     }
 
@@ -74,6 +75,8 @@ def summary_lines(dataset: InteractionDataset) -> list[str]:
             f"{described['repeated_rows']:,} rows that repeat another, "
             f"{described['without_content']:,} items without content"
         )
+    lines.append(f"split: {dataset.split.label()}")
+    lines.append(f"interactions hash: {dataset.interactions_hash()}")
     lines.append(f"content hash: {facts['content_hash']}")
     return lines
 

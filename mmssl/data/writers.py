@@ -3,94 +3,84 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from mmssl.data.dataset import InteractionDataset, Interactions
+from mmssl.data.manifest import Source, write_manifest
 from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX
+from mmssl.data.staging import staged
 from mmssl.data.tables import table_text
-from mmssl.errors import InputError
 
 
 def write_dataset(
-    dataset: InteractionDataset, directory: str | Path, *, source: str | None = None
+    dataset: InteractionDataset, directory: str | Path, *, source: Source | None = None
 ) -> None:
     """Writes ``dataset``; reading it again gives the same data set, bit for bit.
 
-    The files are written to a temporary folder beside ``directory`` that is then renamed, so an
-    error or an interrupt leaves nothing behind.
-
     Args:
         dataset: What to write.
-        directory: A folder that doesn't exist, or an empty one. Never overwritten.
-        source: Where the data comes from, recorded in ``dataset.json``.
+        directory: A folder that doesn't exist, or an empty one. Never overwritten; nothing is left
+            behind by an error or an interrupt (:func:`~mmssl.data.staging.staged`).
+        source: Where the data comes from, recorded in ``dataset.toml``.
 
     Raises:
         InputError: ``directory`` exists and is not empty, or can't be written.
     """
-    target = Path(directory)
-    check_writable(target)
-    try:
-        final = target.resolve()
-        final.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
-        try:
-            _write_files(dataset, staging, source)
-            umask = os.umask(0)
-            os.umask(umask)
-            staging.chmod(0o777 & ~umask)  # mkdtemp's are private
-            staging.rename(final)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise InputError(f"{target}: can't be written: {error.strerror or error}") from None
+    with staged(directory) as folder:
+        write_files(dataset, folder, source)
+        for modality, rows in dataset.features.items():
+            np.save(folder / f"{modality}{FEATURE_SUFFIX}", rows, allow_pickle=False)
+        for modality, mask in dataset.masks.items():
+            np.save(folder / f"{modality}{MASK_SUFFIX}", mask, allow_pickle=False)
 
 
-def check_writable(directory: Path) -> None:
-    """Raises InputError when there is something at ``directory`` that writing would replace."""
-    if os.path.isdir(directory):
-        try:
-            empty = not os.listdir(directory)
-        except OSError as error:
-            raise InputError(f"{directory}: can't be read: {error.strerror or error}") from None
-        if not empty:
-            raise InputError(f"{directory}: expected no or an empty directory, got files in it")
-    elif os.path.lexists(directory):
-        raise InputError(f"{directory}: expected no or an empty directory, got something else")
-
-
-def _write_files(dataset: InteractionDataset, folder: Path, source: str | None) -> None:
+def write_files(dataset: InteractionDataset, folder: Path, source: Source | None) -> None:
+    """Everything of a data set except its features into a folder that is there."""
     for split, edges in dataset.splits():
         (folder / f"{split}.json").write_text(_split_text(edges), encoding="utf-8")
-    for modality, rows in dataset.features.items():
-        np.save(folder / f"{modality}{FEATURE_SUFFIX}", rows, allow_pickle=False)
-    for modality, mask in dataset.masks.items():
-        np.save(folder / f"{modality}{MASK_SUFFIX}", mask, allow_pickle=False)
-    if dataset.user_ids is not None:
-        text = table_text(("user", "id"), ((name,) for name in dataset.user_ids))
-        (folder / "users.tsv").write_text(text, encoding="utf-8", newline="\n")
-    columns = {
-        name: cells
-        for name, cells in (("id", dataset.item_ids), ("title", dataset.item_titles))
-        if cells is not None
-    }
-    if columns:
-        text = table_text(("item", *columns), zip(*columns.values(), strict=True))
-        (folder / "items.tsv").write_text(text, encoding="utf-8", newline="\n")
-    info: dict[str, object] = {
-        "name": dataset.name,
-        "num_users": dataset.num_users,
-        "num_items": dataset.num_items,
-        "content_hash": dataset.content_hash(),
-    }
-    if source is not None:
-        info["source"] = source
-    (folder / "dataset.json").write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
+    files = write_id_maps(
+        folder, dataset.user_ids, dataset.item_ids, dataset.item_titles, dataset.item_columns
+    )
+    info = dataset.split
+    write_manifest(
+        folder,
+        {
+            "name": dataset.name,
+            "num_users": dataset.num_users,
+            "num_items": dataset.num_items,
+            "files": files,
+            "split": {
+                **info.record(),
+                "hash": dataset.interactions_hash(),
+                **{name: edges.num_edges for name, edges in dataset.splits()},
+                "dropped": dict(info.dropped),
+            },
+            "source": source.to_dict() if source else None,
+        },
+    )
+
+
+def write_id_maps(
+    folder: Path,
+    user_ids: tuple[str, ...] | None,
+    item_ids: tuple[str, ...] | None,
+    item_titles: tuple[str, ...] | None,
+    item_columns: Mapping[str, tuple[str, ...]],
+) -> dict[str, str]:
+    """Writes ``users.tsv`` and ``items.tsv`` where there is something to say; what -> file name."""
+    users = {} if user_ids is None else {"id": user_ids}
+    titled = {"id": item_ids, "title": item_titles, **item_columns}
+    items = {name: cells for name, cells in titled.items() if cells is not None}
+    files = {}
+    for key, columns in (("user", users), ("item", items)):
+        if columns:
+            file = files[f"{key}s"] = f"{key}s.tsv"
+            text = table_text((key, *columns), zip(*columns.values(), strict=True))
+            (folder / file).write_text(text, encoding="utf-8", newline="\n")
+    return files
 
 
 def _split_text(edges: Interactions) -> str:

@@ -15,8 +15,8 @@ import numpy as np
 from safetensors.torch import save_file
 
 import mmssl
+from mmssl.data.staging import check_writable
 from mmssl.data.tables import table_text
-from mmssl.data.writers import check_writable
 from mmssl.errors import InputError
 from mmssl.serving import tables as T
 from mmssl.serving.scorer import Scorer, onnx_bytes, torch_export_bytes

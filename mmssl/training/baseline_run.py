@@ -56,7 +56,7 @@ def fit_baseline(
     graph = graph.to(device)
     config = run.config
     metrics: dict[str, Any] = {"model": run.info.model, "seed": config.training.seed}
-    metrics["data"] = {"name": dataset.name, "hash": run.info.data_hash}
+    metrics["data"] = run.info.data_record(dataset.name)
     if run.info.model == "popularity":
         on_start([])
         embeddings = popularity(graph)

@@ -44,8 +44,14 @@ class RunInfo(NamedTuple):
     """The data set's directory, absolute."""
     data_hash: str
     """Its content hash: a run is never continued or evaluated on other data."""
+    split: dict[str, Any]
+    """Protocol, seed and parameters of the split, and the hash of its interactions."""
     version: str
     """Of this package."""
+
+    def data_record(self, name: str) -> dict[str, Any]:
+        """What ``metrics.json`` says of the data: two splits of one name are told apart here."""
+        return {"name": name, "hash": self.data_hash, "split": self.split}
 
 
 class RunDirectory:
@@ -72,7 +78,8 @@ class RunDirectory:
             raise InputError(
                 f"{path}: exists already; continue it with --resume or choose another --out"
             )
-        info = RunInfo(model, str(data.resolve()), dataset.content_hash(), mmssl.__version__)
+        split = {**dataset.split.record(), "hash": dataset.interactions_hash()}
+        info = RunInfo(model, str(data.resolve()), dataset.content_hash(), split, mmssl.__version__)
         return cls(path, info, config)
 
     def initialize(self) -> None:

@@ -251,7 +251,7 @@ class Trainer:
             "model": self.run.info.model,
             "variant": self.config.variant,
             "seed": self.config.training.seed,
-            "data": {"name": self.dataset.name, "hash": self.run.info.data_hash},
+            "data": self.run.info.data_record(self.dataset.name),
             "best_epoch": self.progress.best_epoch,
             **scores,
             "epochs": history,

@@ -10,6 +10,8 @@ import pytest
 
 from mmssl import __version__
 from mmssl.cli import main
+from mmssl.data.readers import read_dataset
+from mmssl.training.run import RunDirectory
 
 SMALL = ["--epochs", "2", "--set", "model.embedding_dim=16", "--quiet", "--device", "cpu"]
 
@@ -25,9 +27,12 @@ def runs(tiny_directory, tmp_path_factory):
 
 
 @pytest.mark.parametrize("model", ["mmssl", "lightgcn", "popularity"])
-def test_metrics_file(runs, model):
+def test_metrics_file(runs, tiny_directory, model):
     metrics = json.loads((runs / model / "metrics.json").read_text())
     assert metrics["model"] == model
+    split = read_dataset(tiny_directory)
+    assert metrics["data"]["split"]["hash"] == split.interactions_hash()
+    assert metrics["data"]["split"] == RunDirectory.open(runs / model).info.split
     for split in ("val", "test"):
         assert {
             "recall@20",

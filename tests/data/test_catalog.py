@@ -116,10 +116,14 @@ def test_a_changed_or_other_directory_is_kept(tmp_path, pip, folder):
     assert pip == []  # refused before anything is downloaded
     catalog.fetch("ml-100k", tmp_path / "ml")
     rows = np.load(tmp_path / "ml" / "text_feat.npy")
-    np.save(tmp_path / "ml" / "text_feat.npy", rows + 1)
-    with pytest.raises(InputError, match="got a changed one: move it away"):
+    np.save(tmp_path / "ml" / "mine_feat.npy", rows)  # more features: still the same data set
+    assert not catalog.fetch("ml-100k", tmp_path / "ml").created
+    train = (tmp_path / "ml" / "train.json").read_text()
+    changed = train.replace('"0": [', '"0": [99, ', 1)
+    (tmp_path / "ml" / "train.json").write_text(changed)
+    with pytest.raises(InputError, match="expected"):
         catalog.fetch("ml-100k", tmp_path / "ml")
-    assert np.array_equal(np.load(tmp_path / "ml" / "text_feat.npy"), rows + 1)
+    assert (tmp_path / "ml" / "train.json").read_text() == changed
 
 
 def test_an_unknown_name_lists_the_known_ones(tmp_path):

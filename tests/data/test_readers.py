@@ -289,28 +289,60 @@ def test_refuses_tables(folder, content, words):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[]", "dataset.json: expected a JSON object"),
-        ('{"num_users": "4"}', "dataset.json: expected num_users to be an int above 0, got '4'"),
-        ('{"num_items": true}', "dataset.json: expected num_items to be an int above 0"),
-        ('{"num_users": 3}', "dataset.json: expected num_users above the highest id 3, got 3"),
-        ('{"num_items": 6}', "dataset.json: expected num_items 5, the rows of image_feat.npy"),
-        ('{"name": ""}', "dataset.json: expected name"),
+        ("{}", "dataset.toml: not valid TOML"),
+        ("a = " + "[" * 3000, "dataset.toml: not valid TOML"),
+        ("num_users = '4'", "dataset.toml: expected num_users to be an integer, got '4'"),
+        ("num_items = true", "dataset.toml: expected num_items to be an integer, got True"),
+        ("num_items = 0", "dataset.toml: expected num_items to be an integer above 0, got 0"),
+        ("num_users = 3", "dataset.toml: expected num_users above the highest id 3, got 3"),
+        ("num_items = 6", "dataset.toml: expected num_items 5, the rows of image_feat.npy, got 6"),
+        ("name = ' '", "dataset.toml: expected name"),
+        ("format = 2", "dataset.toml: expected format 1, got 2: a newer mmssl wrote it"),
+        ("split = 1", "dataset.toml: expected split to be a table, got 1"),
+        ("[split]\nseed = 'x'", "dataset.toml: expected split.seed to be an integer, got 'x'"),
+        ("[split]\nhash = 'abc'", "dataset.toml: expected interactions with the hash abc, got "),
+        ("[source.dropped]\nx = 'y'", "expected source.dropped.x to be an integer, got 'y'"),
+        ("[log]\nhash = 'abc'", "got one that is not split yet: mmssl data split"),
     ],
 )
-def test_refuses_dataset_json(folder, content, words):
-    (folder / "dataset.json").write_text(content)
+def test_refuses_dataset_toml(folder, content, words):
+    (folder / "dataset.toml").write_text(content)
     refused(folder, words)
+
+
+def test_a_split_is_known_by_its_interactions(folder):
+    first = read_dataset(folder)
+    assert first.split.protocol == "given" and first.split.label() == "given"
+    np.save(folder / "audio_feat.npy", np.ones((5, 2), np.float32))
+    second = read_dataset(folder)
+    assert second.interactions_hash() == first.interactions_hash()
+    assert second.content_hash() != first.content_hash()
+    train = json.loads((folder / "train.json").read_text())
+    (folder / "train.json").write_text(json.dumps(train | {"0": [2]}))
+    assert read_dataset(folder).interactions_hash() != first.interactions_hash()
+
+
+def test_further_columns_of_items(folder):
+    (folder / "items.tsv").write_text(
+        "item\tmovieId\ttitle\tgenres\n" + "".join(f"{i}\tm{i}\tt\tg{i}\n" for i in range(5))
+    )
+    dataset = read_dataset(folder)
+    assert dataset.item_ids == ("m0", "m1", "m2", "m3", "m4")
+    assert dataset.item_columns == {"genres": ("g0", "g1", "g2", "g3", "g4")}
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_file_gives_a_data_set_or_one_line(folder, data):
     """No damage to any one file ends in anything but a data set or an InputError."""
-    name = data.draw(st.sampled_from(["train.json", "image_feat.npy", "users.tsv"]))
+    name = data.draw(st.sampled_from(["train.json", "image_feat.npy", "users.tsv", "dataset.toml"]))
     damaged = folder.parent / "damaged"
     shutil.rmtree(damaged, ignore_errors=True)
     shutil.copytree(folder, damaged)
     (damaged / "users.tsv").write_text("user\tid\n0\tann\n1\tbob\n2\tcid\n3\tdee\n")
+    (damaged / "dataset.toml").write_text(
+        "name = 'a'\nnum_users = 4\n[split]\nseed = 1\n[source.dropped]\n'b' = 2\n"
+    )
     content = bytearray((damaged / name).read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         place = data.draw(st.integers(0, len(content) - 1))

@@ -12,13 +12,23 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mmssl.data import InteractionDataset, Interactions, read_dataset, write_dataset, writers
+from mmssl.data.manifest import SplitInfo
 from mmssl.errors import InputError
 
 LINE = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r"), max_size=8)
 
 
 def assert_same(first: InteractionDataset, second: InteractionDataset) -> None:
-    for name in ("name", "num_users", "num_items", "user_ids", "item_ids", "item_titles"):
+    for name in (
+        "name",
+        "num_users",
+        "num_items",
+        "user_ids",
+        "item_ids",
+        "item_titles",
+        "item_columns",
+        "split",
+    ):
         assert getattr(first, name) == getattr(second, name)
     for (_, one), (_, other) in zip(first.splits(), second.splits(), strict=True):
         assert np.array_equal(one.user, other.user) and np.array_equal(one.item, other.item)
@@ -58,6 +68,18 @@ def datasets(draw: st.DrawFn) -> InteractionDataset:
         user_ids=draw(st.none() | names(num_users, unique=True)),
         item_ids=draw(st.none() | names(num_items, unique=True)),
         item_titles=draw(st.none() | names(num_items, unique=False)),
+        item_columns=draw(
+            st.dictionaries(st.sampled_from(["genres", "a b"]), names(num_items, unique=False))
+        ),
+        split=draw(
+            st.builds(
+                SplitInfo,
+                protocol=st.sampled_from(["random", "temporal"]),
+                seed=st.none() | st.integers(0, 2**40),
+                parameters=st.dictionaries(st.sampled_from(["ratio", "k_core"]), st.integers(0, 9)),
+                dropped=st.dictionaries(st.just("not in the k-core"), st.integers(0, 9)),
+            )
+        ),
     )
 
 

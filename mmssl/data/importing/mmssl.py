@@ -1,0 +1,34 @@
+"""The layout of MMSSL itself: checked, and written again with its ``dataset.toml``."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from mmssl.data.importing.options import Imported, ImportOptions
+from mmssl.data.importing.table import read_bytes
+from mmssl.data.manifest import Source
+from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX, SPLITS, read_dataset
+
+
+def import_mmssl(path: Path, options: ImportOptions) -> Imported:
+    """A directory with ``train.json``, ``val.json`` and ``test.json``; features are copied as is.
+
+    Raises:
+        InputError: As :func:`~mmssl.data.readers.read_dataset`, or an option that does nothing.
+    """
+    options.refuse("mmssl", "columns", "header", "dialect", "items", "min_rating", "keep")
+    options.refuse("mmssl", "bad_rows")
+    dataset = read_dataset(path)
+    names = [f"{modality}{FEATURE_SUFFIX}" for modality in dataset.features]
+    names += [f"{modality}{MASK_SUFFIX}" for modality in dataset.masks]
+    names += [name for m in dataset.features if (path / (name := f"{m}_feat.toml")).exists()]
+    edges = sum(edges.num_edges for _, edges in dataset.splits())
+    source = Source(
+        format="mmssl",
+        files={f"{split}.json": read_bytes(path / f"{split}.json")[1] for split in SPLITS},
+        rows_read=edges,
+        rows_kept=edges,
+    )
+    plain = dataclasses.replace(dataset, name=options.name or dataset.name, features={}, masks={})
+    return Imported(plain, source, {name: path / name for name in names})
