@@ -6,9 +6,9 @@
 #include <span>
 #include <string>
 
-#include "common/check_index.h"
 #include "common/stable_args.h"
 #include "common/torch_threads.h"
+#include "cpu/check_index.h"
 #include "cpu/simd.h"
 #include "cpu/spmm.h"
 
@@ -25,12 +25,13 @@ using mmssl::View;
 // Everything the kernel follows: rowptr into col, col into x, edge into value. Each call looks again,
 // since the arrays are the caller's and may have changed.
 void check_indices(const View& view, int64_t columns) {
-  STD_TORCH_CHECK(mmssl::rises_from_zero(view.rowptr(), view.rows(), view.nnz()),
+  STD_TORCH_CHECK(mmssl::cpu::rises_from_zero(view.rowptr(), view.rows(), view.nnz()),
                   "mmssl::spmm: rowptr must rise from 0 to the number of edges, ", view.nnz());
-  STD_TORCH_CHECK(mmssl::ids_in_range(view.col(), view.nnz(), columns, torch_threads()),
+  const mmssl::Parallel pool = torch_threads();
+  STD_TORCH_CHECK(mmssl::cpu::ids_in_range(view.col(), view.nnz(), columns, pool),
                   "mmssl::spmm: col must lie in [0, ", columns, ")");
-  STD_TORCH_CHECK(view.edge() == nullptr || mmssl::ids_in_range(view.edge(), view.nnz(), view.nnz(),
-                                                                torch_threads()),
+  STD_TORCH_CHECK(view.edge() == nullptr ||
+                      mmssl::cpu::ids_in_range(view.edge(), view.nnz(), view.nnz(), pool),
                   "mmssl::spmm: edge must lie in [0, ", view.nnz(), ")");
 }
 

@@ -1,9 +1,9 @@
 // Schema of masked_topk and its binding to the CPU kernel. Shapes: csrc/common/topk_args.h.
 #include <tuple>
 
-#include "common/check_index.h"
 #include "common/topk_operands.h"
 #include "common/torch_threads.h"
+#include "cpu/check_index.h"
 #include "cpu/topk.h"
 
 namespace {
@@ -24,8 +24,8 @@ void check_indices(const TopkOperands& o) {
     }
   }
   if (o.rowptr.has_value()) {
-    STD_TORCH_CHECK(mmssl::rises_from_zero(mmssl::data<int64_t>(*o.rowptr), num_users,
-                                           o.col->size(0)),
+    STD_TORCH_CHECK(mmssl::cpu::rises_from_zero(mmssl::data<int64_t>(*o.rowptr), num_users,
+                                                o.col->size(0)),
                     "mmssl::masked_topk: rowptr must rise from 0 to the number of edges, ",
                     o.col->size(0));
   }

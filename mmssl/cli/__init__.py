@@ -7,13 +7,14 @@ SIGTERM with the checkpoint saved.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
 
 from mmssl import __version__
 from mmssl.cli import data, doctor, evaluate, recommend, report, train
-from mmssl.cli.common import Parser
+from mmssl.cli.common import Parser, printable
 from mmssl.errors import InputError
 
 _COMMANDS = (data, train, evaluate, recommend, report, doctor)
@@ -22,6 +23,9 @@ _COMMANDS = (data, train, evaluate, recommend, report, doctor)
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a title that the terminal can't show
+                stream.reconfigure(errors="backslashreplace")
         arguments = build_parser().parse_args(argv)
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -36,8 +40,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"error: {message}", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["no more was to be had"])[0]
+        print(f"error: out of memory: {printable(reason)}", file=sys.stderr)
+        return 1
+    print(f"error: {printable(message)}", file=sys.stderr)
     return 2
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """torch says so in a RuntimeError, on the CPU one without a type of its own."""
+    words = ("can't allocate memory", "not enough memory", "out of memory", "size calculation over")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -62,6 +62,11 @@ def load_run(arguments: argparse.Namespace, device: str) -> tuple[Any, Any, Any,
     return run, dataset, graph.to(device), user.to(device), item.to(device)
 
 
+def printable(text: str) -> str:
+    """Text of strangers on one line of a terminal: what would control it is shown escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def print_metrics(metrics: dict[str, float]) -> None:
     """One line per metric."""
     for name, value in metrics.items():

@@ -10,6 +10,7 @@ from mmssl.cli.common import (
     add_device_options,
     add_run_options,
     load_run,
+    printable,
     resolve_device,
 )
 from mmssl.errors import InputError
@@ -38,8 +39,8 @@ def _recommend(arguments: argparse.Namespace) -> int:
         if arguments.json:
             print(json.dumps(entry._asdict()))
             continue
-        print(f"user {entry.user}")
-        print("  has: " + "; ".join(entry.history))
+        print(f"user {printable(entry.user)}")
+        print(printable("  has: " + "; ".join(entry.history)))
         for rank, (label, score) in enumerate(entry.items, 1):
-            print(f"  {rank:3d}. {score:8.4f}  {label}")
+            print(f"  {rank:3d}. {score:8.4f}  {printable(label)}")
     return 0

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from mmssl.data.dataset import FloatArray, first_non_finite
 from mmssl.errors import InputError
+from mmssl.files import open_regular
 
 _MAGIC = b"\x93NUMPY"
 _HEADER_READERS = {
@@ -36,7 +37,7 @@ def read_header(path: Path) -> NpyHeader:
             header says.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(len(_MAGIC))
             if start != _MAGIC:
                 raise InputError(f"{path}: expected a .npy array, got {_guess(start)}")
@@ -72,16 +73,14 @@ def read_features(path: Path) -> FloatArray:
         InputError: As :func:`read_header`, and for a NaN, an infinity or a number beyond float32.
     """
     header = read_header(path)
-    raw: npt.NDArray[np.generic] = np.memmap(
-        path,
-        dtype=header.dtype,
-        mode="r",
-        offset=header.offset,
-        shape=header.shape,
-        order="F" if header.fortran_order else "C",
-    )
-    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is reported below
-        rows = np.array(raw, dtype=np.float32, order="C")
+    try:
+        raw = _read_data(path, header)
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is told below
+            rows = np.ascontiguousarray(raw, dtype=np.float32)
+    except MemoryError:
+        raise InputError(
+            f"{path}: expected an array that fits memory, got shape {header.shape}"
+        ) from None
     where = first_non_finite(rows)
     if where is not None:
         raise InputError(
@@ -89,6 +88,17 @@ def read_features(path: Path) -> FloatArray:
             f"column {where[1]}"
         )
     return rows
+
+
+def _read_data(path: Path, header: NpyHeader) -> npt.NDArray[np.generic]:
+    """The array behind a header, in memory: a mapped file that shrinks would end the process."""
+    count = header.shape[0] * header.shape[1]
+    with open_regular(path) as file:
+        file.seek(header.offset)
+        flat = np.fromfile(file, dtype=header.dtype, count=count)
+    if flat.size != count:
+        raise InputError(f"{path}: expected {count} numbers, got {flat.size}: the file has changed")
+    return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
 
 
 def _parse_header(path: Path, file: BinaryIO) -> tuple[Any, bool, np.dtype[np.generic]]:

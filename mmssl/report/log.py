@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.errors import InputError
+from mmssl.files import read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,12 +74,7 @@ def checked_baselines(baselines: object, where: str) -> dict[str, dict[str, floa
 
 
 def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: can't read the file: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, got byte {error.start}") from error
+    return read_text(path)
 
 
 def _parse_object(text: str, where: str) -> dict[str, Any]:

@@ -218,7 +218,7 @@ def test_the_same_run_gives_the_same_bytes(run_dir):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("metrics.json", None, r"metrics\.json: can't read the file: No such file"),
+        ("metrics.json", None, r"metrics\.json: can't be read: No such file"),
         ("metrics.json", "{", r"metrics\.json: not valid JSON"),
         ("metrics.json", "[1]", r"metrics\.json: expected a JSON object, got list"),
         ("metrics.json", '{"test": 3}', r"metrics\.json: test: expected names with numbers, got 3"),
