@@ -320,8 +320,7 @@ def _replace(current: Any, layer: Mapping[str, Any], source: str, prefix: str) -
         where = f"{prefix}{name}"
         if name not in hints:
             raise InputError(
-                f"{source}: unknown field {where!r:.60}, expected one of "
-                f"{', '.join(sorted(hints))}"
+                f"{source}: unknown field {where!r:.60}, expected one of {', '.join(sorted(hints))}"
             )
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):

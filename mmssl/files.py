@@ -1,4 +1,4 @@
-"""How files of strangers are opened: regular ones only, of bounded size, without waiting for anyone.
+"""How files of strangers are opened: regular ones only, of bounded size, waiting for nobody.
 
 A pipe would wait for a writer and a device may never end; both can lie behind an innocent name or
 a symlink. A file is opened once and everything is asked of what was opened, so that nobody can put
@@ -29,15 +29,15 @@ def open_regular(path: Path) -> BinaryIO:
     try:
         # O_NONBLOCK: a pipe opens at once, with or without a writer, and is refused below.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
-        kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
-        if kind != stat.S_IFREG:
-            os.close(descriptor)
-            raise InputError(f"{path}: expected a regular file, got {_name(kind)}")
-        return os.fdopen(descriptor, "rb")
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
     except ValueError:  # a NUL in the name
-        raise InputError(f"{str(path)!r:.60}: expected the name of a file") from None
+        raise InputError(f"{path}: expected the name of a file") from None
+    kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
+    if kind != stat.S_IFREG:
+        os.close(descriptor)
+        raise InputError(f"{path}: expected a regular file, got {_name(kind)}")
+    return os.fdopen(descriptor, "rb")
 
 
 def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
@@ -48,11 +48,9 @@ def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
     """
     with open_regular(path) as file:
         try:
-            content = b""
-            if os.fstat(file.fileno()).st_size <= limit:
-                content = file.read(limit + 1)  # what comes, whatever size was told
-                if len(content) <= limit:
-                    return content
+            size = os.fstat(file.fileno()).st_size
+            if size <= limit:
+                return file.read(size)  # what was there when it was opened
         except OSError as error:
             raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
         except MemoryError:

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """torch says so in a RuntimeError, on the CPU one without a type of its own."""
+    """Torch says so in a RuntimeError, on the CPU one without a type of its own."""
     words = ("can't allocate memory", "not enough memory", "out of memory", "size calculation over")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from pathlib import Path
 
 from mmssl.cli.common import Commands, add_run_options, load_run
@@ -44,7 +45,7 @@ def _report(arguments: argparse.Namespace) -> int:
     width = max(map(len, tests))
     print(f"{'test':{width}s}  " + "  ".join(f"{c:>12s}" for c in columns))
     for name, test in tests.items():
-        print(f"{name:{width}s}  " + "  ".join(f"{test[c]:12.4f}" for c in columns))
+        print(f"{name:{width}s}  " + "  ".join(f"{test.get(c, math.nan):12.4f}" for c in columns))
     first, *others = tests
     page = write_run_report(
         runs[0].path, baselines={name: tests[name] for name in others}, recommendations=lists

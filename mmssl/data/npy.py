@@ -52,7 +52,7 @@ def read_header(path: Path) -> NpyHeader:
     if dtype.kind not in "fiub":
         raise InputError(f"{path}: expected a matrix of real numbers, got dtype {dtype}")
     if len(shape) != 2:
-        raise InputError(f"{path}: expected shape (items, d), got {tuple(shape)}")
+        raise InputError(f"{path}: expected shape (items, d), got {tuple(shape)!s:.60}")
     rows, columns = (int(n) for n in shape)
     if rows < 1 or columns < 1:
         raise InputError(f"{path}: expected at least one row and one column, got {(rows, columns)}")
@@ -60,7 +60,8 @@ def read_header(path: Path) -> NpyHeader:
     if size - offset != expected:
         fault = "truncated: " if size - offset < expected else ""
         raise InputError(
-            f"{path}: {fault}expected {expected} bytes of data for shape {(rows, columns)}, "
+            f"{path}: {fault}expected {_shown(expected)} bytes of data for shape "
+            f"({_shown(rows)}, {_shown(columns)}), "
             f"got {size - offset}"
         )
     return NpyHeader((rows, columns), bool(fortran_order), dtype, offset)
@@ -119,6 +120,10 @@ def _parse_header(path: Path, file: BinaryIO) -> tuple[Any, bool, np.dtype[np.ge
     # Version 3 exists for records with non-Latin field names only.
     shown = ".".join(map(str, version))
     raise InputError(f"{path}: expected .npy format 1.0 or 2.0, got {shown}")
+
+
+def _shown(number: int) -> str:
+    return str(number) if number < 10**30 else "far too many"
 
 
 def _guess(start: bytes) -> str:

@@ -128,7 +128,9 @@ def _read_json(path: Path) -> dict[str, object]:
     except InputError:
         raise
     except MemoryError:
-        raise InputError(f"{path}: expected JSON that fits memory, got {len(content)} bytes") from None
+        raise InputError(
+            f"{path}: expected JSON that fits memory, got {len(content)} bytes"
+        ) from None
     except (ValueError, RecursionError) as error:  # bad UTF-8 and huge ints are ValueErrors
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: expected JSON, got something else: {reason}") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,7 +101,7 @@ def _numbers(value: object, where: str) -> dict[str, float]:
 
 
 def _read_epochs(path: Path) -> list[Epoch]:
-    if not path.exists():  # popularity has no epochs to log
+    if not os.path.lexists(path):  # popularity has no epochs to log
         return []
     lines = _read_text(path).split("\n")
     epochs: dict[int, Epoch] = {}
@@ -118,8 +119,8 @@ def _read_epochs(path: Path) -> list[Epoch]:
         if event.get("event") != "epoch":
             continue
         number = event.get("epoch")
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise InputError(f"{where}: epoch: expected an integer, got {number!r:.60}")
+        if type(number) is not int or not 0 <= number < 2**53:
+            raise InputError(f"{where}: epoch: expected an integer >= 0, got {number!r:.60}")
         seconds = _numbers({"seconds": event.get("seconds", 0.0)}, where)["seconds"]
         epochs[number] = Epoch(
             number=number,

@@ -59,6 +59,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except OSError as error:
         raise InputError(f"{path}: can't read the checkpoint: {error}") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: expected a file that fits memory, got a larger one") from error
     except (safetensors.SafetensorError, ValueError, RuntimeError, AttributeError) as error:
         # The last three: numbers of a type that this torch does not have, or odd shapes of them.
         raise InputError(f"{path}: not a safetensors file: {_first_line(error)}") from error

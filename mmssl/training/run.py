@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -191,7 +192,8 @@ class RunDirectory:
         for split in ("val", "test"):
             values = metrics.get(split) if isinstance(metrics, dict) else None
             if not isinstance(values, dict) or not all(
-                isinstance(value, (int, float)) for value in values.values()
+                isinstance(value, (int, float)) and not abs(value) > sys.float_info.max
+                for value in values.values()
             ):
                 raise InputError(f"{file}: expected an object with numbers under {split!r}")
         found: dict[str, Any] = metrics

@@ -1,4 +1,4 @@
-"""What a malformed file is tried on: a small data set and a trained run, both new for every case."""
+"""What a malformed file is tried on: a small data set and a trained run, new for every case."""
 
 from __future__ import annotations
 
