@@ -273,7 +273,8 @@ def load_config(
     if file is not None:
         config = config.replace(read_toml(file), source=str(file))
     for setting in settings:
-        config = config.replace(_parse_setting(setting), source=f"--set {setting}")
+        shown = setting if setting.isprintable() else repr(setting)
+        config = config.replace(_parse_setting(setting), source=f"--set {shown:.80}")
     return config
 
 
@@ -303,7 +304,7 @@ def _parse_setting(setting: str) -> dict[str, Any]:
     path, separator, text = setting.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
-        raise InputError(f"--set: expected section.field=value, got {setting!r}")
+        raise InputError(f"--set: expected section.field=value, got {setting!r:.80}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except (ValueError, RecursionError):

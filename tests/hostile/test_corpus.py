@@ -1,4 +1,4 @@
-"""Every malformed file ends in its one line or in the right result; nothing runs, hangs or stays."""
+"""Each malformed file ends in its one line or in the right result; nothing runs, hangs or stays."""
 
 from __future__ import annotations
 
