@@ -81,7 +81,7 @@ sanitize: $(STAMP)
 
 # All of it takes about a quarter of an hour; PARTS="corpus fuzz" runs some of it.
 hardening: $(STAMP)
-	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check -e ".[fuzz]" --no-build-isolation
+	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check 'atheris>=2.3'
 	@$(PY) -m tests.hardening $(PARTS)
 
 # The ops and the training on the oldest versions that pyproject.toml allows, in an environment of its
