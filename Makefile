@@ -61,7 +61,7 @@ demo: $(STAMP)
 	$(PY) -m mmssl train --data data/ml-100k --model lightgcn --preset ml-100k --out $(DEMO)/lightgcn
 	$(PY) -m mmssl train --data data/ml-100k --preset ml-100k --out $(DEMO)/mmssl
 	$(PY) -m mmssl recommend $(DEMO)/mmssl --user 1 --top-k 10
-	$(PY) -m mmssl report $(DEMO)/mmssl --against $(DEMO)/lightgcn $(DEMO)/popularity --user 1
+	$(PY) -m mmssl report $(DEMO)/mmssl $(DEMO)/lightgcn $(DEMO)/popularity --user 1
 
 test: $(STAMP)
 	$(PY) -m pytest

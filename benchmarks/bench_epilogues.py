@@ -1,6 +1,6 @@
 """What fusing steps into the sparse products of a forward could save at most.
 
-``MMSSL_DATA=folder python benchmarks/bench_epilogues.py`` times a forward of the model on TikTok
+``MMSSL_DATA=folder python -m benchmarks.bench_epilogues`` times a forward of the model on TikTok
 and Sports, and by themselves the two steps that a product could do on its way out: adding a layer
 to the running sum of the layers, and the L2 normalisation of the modality embeddings. A fused step
 still reads and writes the same rows once, so what is printed is more than could be saved.
@@ -9,31 +9,29 @@ still reads and writes the same rows once, so what is printed is more than could
 from __future__ import annotations
 
 import os
-import statistics
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from mmssl.config import load_config  # noqa: E402
-from mmssl.data import read_dataset  # noqa: E402
-from mmssl.graph import InteractionGraph  # noqa: E402
-from mmssl.models.mmssl import MMSSL  # noqa: E402
-from mmssl.training.memory import keep_freed_memory  # noqa: E402
+from benchmarks.harness.clock import Work, clock_of, take_turns
+from benchmarks.harness.record import Timing
+from mmssl.config import load_config
+from mmssl.data import read_dataset
+from mmssl.graph import InteractionGraph
+from mmssl.models.mmssl import MMSSL
+from mmssl.training.memory import keep_freed_memory
 
 
-def milliseconds(job: Callable[[], object], calls: int = 30) -> float:
-    """Median after three calls that do not count."""
-    times = []
-    for _ in range(calls + 3):
-        start = time.perf_counter()
-        job()
-        times.append(1e3 * (time.perf_counter() - start))
-    return statistics.median(times[3:])
+def milliseconds(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Medians of ten turns."""
+    works = {name: Work(job) for name, job in jobs.items()}
+    turns = take_turns(works, clock_of("cpu"), seconds=0, turns=10, most_calls=3)
+    return {
+        name: Timing.of([call.full for turn in found for call in turn]).median_ms
+        for name, found in turns.items()
+    }
 
 
 @torch.no_grad()
@@ -50,12 +48,18 @@ def measure(name: str) -> None:
     model.modality_graphs = [
         InteractionGraph.from_edges(*data.train, data.num_users, data.num_items) for _ in features
     ]
-    forward = milliseconds(model)
     sides = [model.user_embedding.detach(), model.item_embedding.detach()]
     modal = [side.expand(len(features), -1, -1).contiguous() for side in sides]
-    sums = milliseconds(lambda: [side + side for side in sides]) * config.num_layers
-    norms = milliseconds(lambda: [F.normalize(side, dim=-1) for side in modal])
-    propagation = milliseconds(model._propagate_ids)
+    found = milliseconds(
+        {
+            "forward": model,
+            "sums": lambda: [side + side for side in sides],
+            "norms": lambda: [F.normalize(side, dim=-1) for side in modal],
+            "propagation": model._propagate_ids,
+        }
+    )
+    forward, sums = found["forward"], found["sums"] * config.num_layers
+    norms, propagation = found["norms"], found["propagation"]
     print(
         f"{name}: forward {forward:.2f} ms, of which ID propagation {propagation:.2f}; layer sums"
         f" {sums:.2f} ({100 * sums / forward:.1f} %), normalisation {norms:.2f}"

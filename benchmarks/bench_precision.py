@@ -1,6 +1,6 @@
 """What bfloat16 products in the critic do to the training curve.
 
-``MMSSL_DATA=folder python benchmarks/bench_precision.py --data tiktok [--seeds 5] [--epochs 3]
+``MMSSL_DATA=folder python -m benchmarks.bench_precision --data tiktok [--seeds 5] [--epochs 3]
 [--set a.b=c ...] [--json F]`` trains every seed with either precision, in turn, and prints
 validation Recall@20 and NDCG@20 of every epoch: mean, standard deviation over the seeds, and the
 paired difference. With ``--json`` finished runs are kept and not run again.
@@ -9,18 +9,14 @@ paired difference. With ``--json`` finished runs are kept and not run again.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-if __package__ in (None, ""):
-    import sys
-
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import measure
+from benchmarks.harness import environment
+from benchmarks.harness.record import Case, Results, Row, Timing, read, write
 from mmssl.config import load_config, preset_names
 from mmssl.data import read_dataset
 from mmssl.training.memory import keep_freed_memory
@@ -29,6 +25,7 @@ from mmssl.training.trainer import Trainer
 
 PRECISIONS = ("float32", "bfloat16")
 METRICS = ("recall@20", "ndcg@20")
+Runs = dict[str, dict[str, Any]]  # "float32-0" -> curve and seconds of a step
 
 
 def train(folder: Path, variant: str, settings: list[str]) -> dict[str, Any]:
@@ -45,7 +42,31 @@ def train(folder: Path, variant: str, settings: list[str]) -> dict[str, Any]:
     return {"curve": curve, "seconds_per_step": metrics["timing"]["seconds_per_step"]}
 
 
-def show(runs: dict[str, dict[str, Any]], seeds: int, epochs: int) -> None:
+def as_case(data: str, what: dict[str, Any], runs: Runs) -> Case:
+    """The runs in the schema of results: the times of steps, the curves beside them."""
+    rows = {}
+    for precision in PRECISIONS:
+        own = {k: run for k, run in runs.items() if k.startswith(f"{precision}-")}
+        if own:
+            seconds = [run["seconds_per_step"] for run in own.values()]
+            rows[precision] = Row(Timing.of(seconds), extra={"runs": own, "what": what})
+    return Case(
+        f"training curve, {what['epochs']} epochs", data, "float32", {}, "float32", rows,
+        commit=environment.commit(),
+    )  # fmt: skip
+
+
+def finished(path: Path | None, what: dict[str, Any]) -> Runs:
+    """The runs of the same settings that a file holds."""
+    runs: Runs = {}
+    for case in read(path).cases if path is not None and path.exists() else ():
+        for row in case.rows.values():
+            if row.extra.get("what") == what:
+                runs |= row.extra["runs"]
+    return runs
+
+
+def show(runs: Runs, seeds: int, epochs: int) -> None:
     """A row per epoch and metric."""
     print(f"{'epoch':>5s} {'metric':10s} {'float32':>16s} {'bfloat16':>16s} {'difference':>18s}")
 
@@ -78,11 +99,9 @@ def main() -> None:
     if "MMSSL_DATA" not in os.environ:
         raise SystemExit("error: set MMSSL_DATA to the folder of the data sets")
     keep_freed_memory()
-    what = {k: getattr(options, k) for k in ("data", "variant", "epochs", "settings")}
-    runs: dict[str, dict[str, Any]] = {}
-    if options.json and options.json.exists():
-        kept = json.loads(options.json.read_text())
-        runs = kept["runs"] if kept["what"] == what else {}
+    what = {k: getattr(options, k) for k in ("variant", "epochs", "settings")}
+    runs = finished(options.json, what)
+    record = environment.environment()
     for seed in range(options.seeds):
         for precision in PRECISIONS:
             key = f"{precision}-{seed}"
@@ -98,7 +117,8 @@ def main() -> None:
             runs[key] = train(folder, options.variant, settings)
             print(key, [f"{e['recall@20']:.4f}" for e in runs[key]["curve"]], flush=True)
             if options.json:
-                measure.write_json(options.json, what=what, runs=runs)
+                case = as_case(options.data, what, runs)
+                write(options.json, Results("precision", record, [case]))
     show(runs, options.seeds, options.epochs)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from benchmarks.measure import Named
+from benchmarks.harness.phases import Named
 from mmssl import losses
 from mmssl.config import Config
 from mmssl.graph import InteractionGraph
@@ -20,12 +20,13 @@ from mmssl.training.step import TrainingStep
 def make_step(
     graph: InteractionGraph, features: dict[str, Tensor], config: Config, seed: int = 0
 ) -> TrainingStep:
-    """A fresh model, critic and structure with their optimisers, seeded."""
+    """A fresh model, critic and structure with their optimisers, seeded, on the graph's device."""
+    device = graph.device
     torch.manual_seed(seed)
-    model = MMSSL(graph, features, config.model)
-    critic = Critic(graph.num_items, config.critic)
+    model = MMSSL(graph, features, config.model).to(device)
+    critic = Critic(graph.num_items, config.critic).to(device)
     structure = structure_learner(graph, len(features), config.structure)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     return TrainingStep(model, critic, structure, config, generator)
 
 

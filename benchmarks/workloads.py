@@ -34,6 +34,7 @@ SHAPES = {
     "ml1m": (6_036, 2_928, 438_275),
     "gowalla": (29_858, 40_981, 810_128),
     "power-law-10m": (1_000_000, 500_000, 10_000_000),
+    "power-law-100m": (10_000_000, 5_000_000, 100_000_000),
     "smoke": (300, 150, 2_000),
 }
 
@@ -56,6 +57,17 @@ class HeldOut(NamedTuple):
     num_users: int
     num_items: int
     test: Interactions
+
+
+def element_type(dtype: str, device: str) -> torch.dtype:
+    """The torch dtype of "float32", "TF32" or "bfloat16".
+
+    On a GPU it also sets how float32 products are formed from here on, for the package and its
+    peers alike: "TF32" is torch's "high", "float32" its "highest".
+    """
+    if device == "cuda":
+        torch.set_float32_matmul_precision("high" if dtype == "TF32" else "highest")
+    return torch.float32 if dtype == "TF32" else getattr(torch, dtype)
 
 
 def _folder(name: str, file: str) -> Path | None:

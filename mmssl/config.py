@@ -104,6 +104,9 @@ class CriticConfig:
     parameters stay float32."""
     lr: float = 3e-4
     """Adam, betas (0.5, 0.9)."""
+    clip_norm: float = 0.0
+    """A step's gradient is scaled down to this norm, over all of the critic's parameters; 0 leaves
+    it as it is."""
 
     def __post_init__(self) -> None:
         if isinstance(self.hidden, int):
@@ -114,6 +117,7 @@ class CriticConfig:
         _check(self.gumbel_tau > 0, "critic.gumbel_tau", "> 0", self.gumbel_tau)
         _check(self.lr > 0, "critic.lr", "> 0", self.lr)
         _check(self.penalty_interval >= 1, "critic.penalty_interval", ">= 1", self.penalty_interval)
+        _check(self.clip_norm >= 0, "critic.clip_norm", ">= 0", self.clip_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,10 +192,24 @@ class TrainingConfig:
     shared_forward: bool = True
     """One model forward per step, whose detached outputs train the critic; the released code runs
     a second one."""
+    clip_norm: float = 0.0
+    """A step's gradient is scaled down to this norm, over all parameters but the critic's; 0 leaves
+    it as it is."""
+    deterministic: bool = True
+    """Same seed, same bits, on the same machine. False lets torch take faster operations whose sums
+    depend on the order in which threads arrive; a resumed run is then no longer exactly the run
+    that was not stopped."""
+    checkpoint_interval: int = 0
+    """Steps between two checkpoints inside an epoch; 0: only one every ten minutes. After an epoch
+    there is one anyway."""
+    keep_checkpoints: int = 2
+    """The newest one and older ones, for when it is damaged on disk."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "patience"):
+        for name in ("epochs", "batch_size", "patience", "keep_checkpoints"):
             _check(getattr(self, name) >= 1, f"training.{name}", ">= 1", getattr(self, name))
+        for name in ("clip_norm", "checkpoint_interval"):
+            _check(getattr(self, name) >= 0, f"training.{name}", ">= 0", getattr(self, name))
         _check(self.lr > 0, "training.lr", "> 0", self.lr)
         _check(0 <= self.seed < 2**63, "training.seed", "in [0, 2^63)", self.seed)
 
@@ -272,6 +290,15 @@ def load_config(
         config = config.replace(_read_preset(preset), source=f"preset {preset}")
     if file is not None:
         config = config.replace(read_toml(file), source=str(file))
+    return apply_settings(config, settings)
+
+
+def apply_settings(config: Config, settings: Iterable[str]) -> Config:
+    """A copy with "section.field=value" settings applied, one after the other.
+
+    Raises:
+        InputError: no such field, or not a value for it.
+    """
     for setting in settings:
         shown = setting if setting.isprintable() else repr(setting)
         config = config.replace(_parse_setting(setting), source=f"--set {shown:.80}")

@@ -15,7 +15,9 @@ from mmssl.ops import _extension
 # Optional packages and what is missing without them.
 _OPTIONAL = {
     "sklearn": "text features, `mmssl data fetch` (pip install 'mmssl[text]')",
-    "matplotlib": "learning curves and reports (pip install 'mmssl[report]')",
+    "PIL": "pictures in reports (pip install 'mmssl[report]')",
+    "faiss": "export of a FAISS index (pip install 'mmssl[ann]')",
+    "onnx": "export to ONNX (pip install 'mmssl[onnx]')",
 }
 
 

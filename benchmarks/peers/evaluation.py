@@ -63,7 +63,7 @@ class ReleasedEvaluation:
         try:
             for start in range(0, len(users), self.block_users):
                 block = users[start : start + self.block_users]
-                score = torch.mm(user_emb[block], item_emb.T).numpy()  # (block, I)
+                score = torch.mm(user_emb[block], item_emb.T).cpu().numpy()  # (block, I)
                 jobs = zip(block, score, strict=True)
                 results = pool.map(_rank_user, jobs) if pool else map(_rank_user, jobs)
                 for result in results:

@@ -36,7 +36,7 @@ class Pair(NamedTuple):
 
 def coo(view: GraphView) -> Tensor:
     """A graph view as a coalesced torch COO matrix."""
-    value = torch.ones(view.nnz) if view.value is None else view.value
+    value = torch.ones(view.nnz, device=view.device) if view.value is None else view.value
     value = value if view.edge is None else value[view.edge]
     row, col = view.row_of_edge(), view.col.long()
     if view.row_scale is not None:
@@ -67,6 +67,7 @@ class PeerModel(nn.Module):
         self.raw = [source.get_buffer(f"raw_{m}") for m in range(len(self.modalities))]
         self.projection = nn.ModuleList(nn.Linear(raw.shape[1], dim) for raw in self.raw)
         self.projection.load_state_dict(source.projection.state_dict())
+        self.to(source.graph.device)
         self.dropout = nn.Dropout(self.config.dropout)
         # Queries are computed and cancel, so this weight gets a gradient of zero.
         self.query = nn.Parameter(nn.init.xavier_uniform_(torch.empty(dim, dim)))

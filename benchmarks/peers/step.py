@@ -49,8 +49,9 @@ class ReleasedStep:
         graph = model.graph
         self.config = config
         self.model = PeerModel(model).train()
-        self.critic = PeerCritic(critic).train()
-        rowptr, col = graph.index.rowptr.numpy(), graph.index.col.numpy()
+        self.critic = PeerCritic(critic).to(graph.device).train()
+        self.device = graph.device
+        rowptr, col = graph.index.rowptr.cpu().numpy(), graph.index.col.cpu().numpy()
         ones = np.ones(graph.nnz, np.float32)
         self.matrix = scipy.sparse.csr_matrix(
             (ones, col, rowptr), (graph.num_users, graph.num_items)
@@ -155,7 +156,7 @@ class ReleasedStep:
         return F.normalize(torch.cat(blocks, 1), dim=1)
 
     def _dense(self, users: list[int]) -> Tensor:
-        return torch.from_numpy(self.matrix[users].toarray())
+        return torch.from_numpy(self.matrix[users].toarray()).to(self.device)
 
     def _generated(self, out: PeerOutput, users: list[int]) -> Tensor:
         """(M B, I): the similarity rows of every modality, stacked."""
@@ -165,14 +166,14 @@ class ReleasedStep:
     def _real(self, own: Tensor, batch: Batch) -> Tensor:
         """(M B, I): softened observed rows plus the model's own, once per modality."""
         config = self.config.critic
-        uniform = torch.rand(own.shape) if batch.uniform is None else batch.uniform
+        uniform = torch.rand_like(own) if batch.uniform is None else batch.uniform
         noise = -config.gumbel_scale * torch.log(-torch.log(uniform + _EPS) + _EPS)
         soft = torch.softmax(self._dense(batch.users) + noise / config.gumbel_tau, 1)
         real = F.normalize(soft + config.similarity_scale * own, dim=1)
         return torch.cat([real] * len(self.model.raw))
 
     def _penalty(self, real: Tensor, fake: Tensor, alpha: Tensor | None) -> Tensor:
-        alpha = torch.rand(len(real), 1) if alpha is None else alpha
+        alpha = torch.rand(len(real), 1, device=self.device) if alpha is None else alpha
         mixed = (alpha * real + (1 - alpha) * fake).requires_grad_()
         score = self.critic(mixed)
         ones = torch.ones_like(score)
@@ -213,7 +214,8 @@ class ReleasedStep:
             ones = np.ones(len(collected_users), np.float32)
             places = (np.array(collected_users, int), np.array(collected_items, int))
             matrix = scipy.sparse.csr_matrix((ones, places), shape=shape)
-            self.model.modality_graphs.append(Pair(_scaled(matrix), _scaled(matrix.T.tocsr())))
+            both = (_scaled(matrix), _scaled(matrix.T.tocsr()))
+            self.model.modality_graphs.append(Pair(*(m.to(self.device) for m in both)))
         self.collected = [([], []) for _ in self.collected]
 
 

@@ -18,10 +18,6 @@ constexpr int64_t kPrefetchTriples = 4;
 constexpr int64_t kTaskTriples = 256;
 constexpr int64_t kTaskRows = 1024;
 
-MMSSL_INLINE void narrow(float v, float& out) { out = v; }
-MMSSL_INLINE void narrow(double v, double& out) { out = v; }
-MMSSL_INLINE void narrow(float v, bf16& out) { out = to_bf16(v); }
-
 // 2 * kLanes neighbouring columns: halves for float and double, even and odd ones for bf16.
 template <class A, int kLanes>
 struct Columns {
@@ -253,9 +249,7 @@ template <class T, class A>
 void bpr_forward(const BprArgs<T>& a, A* loss, A* squares, A* slope, const Parallel& pool) {
   std::vector<A> terms(2 * a.batch);
   const Forward<T, A> s{a, terms.data(), terms.data() + a.batch, slope};
-  using Task = void (*)(const Forward<T, A>&, int64_t, int64_t);
-  static const Task table[3] = {forward_default<T, A>, forward_avx2<T, A>, forward_avx512<T, A>};
-  const Task task = table[static_cast<int>(simd_level())];
+  const auto& task = at_level(forward_default<T, A>, forward_avx2<T, A>, forward_avx512<T, A>);
   for_each_task(pool, num_tasks(a.batch, kTaskTriples), [&](int64_t t) {
     task(s, t * kTaskTriples, std::min(a.batch, (t + 1) * kTaskTriples));
   });
@@ -278,10 +272,7 @@ void bpr_backward(const BprArgs<T>& a, A grad_loss, A grad_squares, const A* slo
   for (int64_t b = 0; b < a.batch; ++b) weight[b] = scale * slope[b];
   const Backward<T, A> by_user{a, weight.data(), 2 * grad_squares, &users, grad_user, false};
   const Backward<T, A> by_item{a, weight.data(), 2 * grad_squares, &items, grad_item, true};
-  using Task = void (*)(const Backward<T, A>&, int64_t, int64_t);
-  static const Task table[3] = {backward_default<T, A>, backward_avx2<T, A>,
-                                backward_avx512<T, A>};
-  const Task task = table[static_cast<int>(simd_level())];
+  const auto& task = at_level(backward_default<T, A>, backward_avx2<T, A>, backward_avx512<T, A>);
   const int64_t user_tasks = num_tasks(a.users, kTaskRows);
   for_each_task(pool, user_tasks + num_tasks(a.items, kTaskRows), [&](int64_t t) {
     const bool is_user = t < user_tasks;

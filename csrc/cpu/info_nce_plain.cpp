@@ -64,14 +64,7 @@ MMSSL_TILES(avx512, MMSSL_TARGET_AVX512, Avx512)
 
 template <class A>
 const TileFunctions<A>& tile_functions() {
-  switch (simd_level()) {
-    case SimdLevel::kAvx512:
-      return table_avx512<A>;
-    case SimdLevel::kAvx2:
-      return table_avx2<A>;
-    default:
-      return table_default<A>;
-  }
+  return at_level(table_default<A>, table_avx2<A>, table_avx512<A>);
 }
 
 template const TileFunctions<float>& tile_functions<float>();

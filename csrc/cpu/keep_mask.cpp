@@ -49,9 +49,7 @@ MMSSL_ENTRY(avx512, MMSSL_TARGET_AVX512, 8)
 
 void keep_mask(uint64_t seed, int16_t limit, uint8_t* keep, int64_t n, const Parallel& pool) {
   if (n == 0) return;  // keep may be null
-  using Words = void (*)(uint64_t, int16_t, uint8_t*, int64_t, int64_t);
-  static const Words table[3] = {words_default, words_avx2, words_avx512};
-  const Words fill = table[static_cast<int>(simd_level())];
+  const auto& fill = at_level(words_default, words_avx2, words_avx512);
   constexpr int64_t kMaxLanes = 8;
   const int64_t whole = n / (4 * kMaxLanes) * kMaxLanes;  // words written in place
   for_each_task(pool, (whole + kTaskWords - 1) / kTaskWords, [&](int64_t task) {

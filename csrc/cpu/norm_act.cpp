@@ -319,9 +319,7 @@ MMSSL_ENTRY(avx512, MMSSL_TARGET_AVX512, 64)
 
 template <class Job, class A>
 void launch(const Job& job, const NormActArgs<A>& a, const Parallel& pool) {
-  using Strip = void (*)(const Job&, int64_t, int64_t);
-  static const Strip table[3] = {strip_default<Job, A>, strip_avx2<Job, A>, strip_avx512<Job, A>};
-  const Strip strip = table[static_cast<int>(simd_level())];
+  const auto& strip = at_level(strip_default<Job, A>, strip_avx2<Job, A>, strip_avx512<Job, A>);
   const int64_t strips = (a.columns + kStrip - 1) / kStrip;
   const int64_t per_task = std::max<int64_t>(1, kMinTaskElements / (a.rows * kStrip + 1));
   for_each_task(pool, (strips + per_task - 1) / per_task, [&](int64_t task) {

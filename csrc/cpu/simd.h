@@ -29,6 +29,19 @@ enum class SimdLevel { kDefault = 0, kAvx2 = 1, kAvx512 = 2 };
 SimdLevel simd_level();
 const char* simd_level_name();
 
+// Of three forms of one thing, functions or tables of functions, the one for that level.
+template <class T>
+const T& at_level(const T& plain, const T& avx2, const T& avx512) {
+  switch (simd_level()) {
+    case SimdLevel::kAvx512:
+      return avx512;
+    case SimdLevel::kAvx2:
+      return avx2;
+    default:
+      return plain;
+  }
+}
+
 // A vector of kLanes numbers of type A. One lane is a plain number, which the same code accepts.
 template <class A, int kLanes>
 struct VecOf {
@@ -45,6 +58,11 @@ using Vec = typename VecOf<A, kLanes>::type;
 MMSSL_INLINE float widen(float v) { return v; }
 MMSSL_INLINE double widen(double v) { return v; }
 MMSSL_INLINE float widen(bf16 v) { return to_float(v); }
+
+// And back.
+MMSSL_INLINE void narrow(float v, float& out) { out = v; }
+MMSSL_INLINE void narrow(double v, double& out) { out = v; }
+MMSSL_INLINE void narrow(float v, bf16& out) { out = to_bf16(v); }
 
 // Unaligned load and store.
 template <class A, int kLanes>

@@ -257,11 +257,10 @@ struct Job {
 
 template <class T, class A>
 void launch_spmm(std::span<const SparseProduct<T, A>> products, const Parallel& pool) {
-  using Run = void (*)(const Spmm<T, A>&, const Cut&, const Cut&);
-  static const Run table[3][2] = {{spmm_default<T, A, false>, spmm_default<T, A, true>},
-                                  {spmm_avx2<T, A, false>, spmm_avx2<T, A, true>},
-                                  {spmm_avx512<T, A, false>, spmm_avx512<T, A, true>}};
-  const Run* level = table[static_cast<int>(simd_level())];
+  const auto& plain =
+      at_level(spmm_default<T, A, false>, spmm_avx2<T, A, false>, spmm_avx512<T, A, false>);
+  const auto& weighted =
+      at_level(spmm_default<T, A, true>, spmm_avx2<T, A, true>, spmm_avx512<T, A, true>);
   double work = 0;
   for (const auto& p : products) work += double(work_of(p.a, p.d));
   std::vector<Job<T, A>> jobs;
@@ -271,9 +270,9 @@ void launch_spmm(std::span<const SparseProduct<T, A>> products, const Parallel& 
     Partition partition = make_partition(p.a, p.d, double(work_of(p.a, p.d)) / work, pool);
     const int64_t first_task = tasks;
     tasks += partition.tasks(), partials += partition.slots * p.d;
-    const bool weighted = p.a.value != nullptr || p.a.col_scale != nullptr;
+    const bool has_weights = p.a.value != nullptr || p.a.col_scale != nullptr;
     const Spmm<T, A> s{p.a, p.x, p.y, p.d, nullptr};
-    jobs.push_back({s, std::move(partition), level[weighted], first_task});
+    jobs.push_back({s, std::move(partition), has_weights ? weighted : plain, first_task});
   }
   const std::unique_ptr<A[]> partial(new A[partials]);
   partials = 0;
@@ -298,10 +297,8 @@ void launch_value_grad(const SparseArgs<A>& a, const T* g, const T* x, A* out, i
   if (a.nnz == 0) return;
   const Partition partition = make_partition(a, d, 1, pool);
   const ValueGrad<T, A> s{a, g, x, out, d};
-  using Task = void (*)(const ValueGrad<T, A>&, const Cut&, const Cut&);
-  static const Task table[3] = {value_grad_default<T, A>, value_grad_avx2<T, A>,
-                                value_grad_avx512<T, A>};
-  const Task task = table[static_cast<int>(simd_level())];
+  const auto& task =
+      at_level(value_grad_default<T, A>, value_grad_avx2<T, A>, value_grad_avx512<T, A>);
   for_each_task(pool, partition.tasks(),
                 [&](int64_t t) { task(s, partition.cuts[t], partition.cuts[t + 1]); });
 }

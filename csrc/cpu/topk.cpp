@@ -133,14 +133,7 @@ MMSSL_TOPK(avx512, MMSSL_TARGET_AVX512, 64, 8, true)
 
 template <class A>
 const Functions<A>& functions() {
-  switch (simd_level()) {
-    case SimdLevel::kAvx512:
-      return table_avx512<A>;
-    case SimdLevel::kAvx2:
-      return table_avx2<A>;
-    default:
-      return table_default<A>;
-  }
+  return at_level(table_default<A>, table_avx2<A>, table_avx512<A>);
 }
 
 // Up to `width` rows of d, transposed and zero-padded: out[k * width + n] = row(n)[k].

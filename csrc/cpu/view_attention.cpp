@@ -172,9 +172,7 @@ MMSSL_ENTRY(avx512, MMSSL_TARGET_AVX512, 64)
 
 template <class T, class A>
 void launch(const Job<T, A>& job, const Parallel& pool) {
-  using Task = void (*)(const Job<T, A>&, int64_t, int64_t);
-  static const Task table[3] = {task_default<T, A>, task_avx2<T, A>, task_avx512<T, A>};
-  const Task task = table[static_cast<int>(simd_level())];
+  const auto& task = at_level(task_default<T, A>, task_avx2<T, A>, task_avx512<T, A>);
   for_each_task(pool, (job.size.nodes + kTaskNodes - 1) / kTaskNodes, [&](int64_t t) {
     task(job, t * kTaskNodes, std::min((t + 1) * kTaskNodes, job.size.nodes));
   });

@@ -13,11 +13,11 @@ import sys
 from collections.abc import Sequence
 
 from mmssl import __version__
-from mmssl.cli import data, doctor, evaluate, recommend, report, train
+from mmssl.cli import bench, data, doctor, evaluate, export, features, recommend, report, train
 from mmssl.cli.common import Parser, printable
 from mmssl.errors import InputError
 
-_COMMANDS = (data, train, evaluate, recommend, report, doctor)
+_COMMANDS = (data, features, train, evaluate, recommend, report, export, bench, doctor)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

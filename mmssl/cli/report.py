@@ -1,54 +1,66 @@
-"""`mmssl report`: runs side by side, and the HTML page of one."""
+"""`mmssl report`: runs side by side in one HTML page."""
 
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
-from mmssl.cli.common import Commands, add_run_options, load_run
+from mmssl.cli.common import Commands
 from mmssl.errors import InputError
+
+_COLUMNS = ("recall@10", "recall@20", "precision@20", "ndcg@20", "hit@20")
 
 
 def add(commands: Commands) -> None:
     """Registers the command."""
     report = commands.add_parser("report", help="compare runs and write report.html")
-    add_run_options(report)
     report.add_argument(
-        "--against", nargs="+", type=Path, default=[], metavar="RUN", help="runs to compare with"
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="run directories, or directories of seeds; the others are compared with the first",
+    )
+    report.add_argument(
+        "--against", nargs="+", type=Path, default=[], metavar="RUN", help="the same as more RUNs"
+    )
+    report.add_argument("--data", type=Path, metavar="DIR", help="the data set, if it has moved")
+    report.add_argument(
+        "--out", type=Path, metavar="FILE", help="default: report.html in the first RUN"
     )
     report.add_argument("--user", nargs="+", default=[], metavar="ID", help="show their lists")
+    report.add_argument(
+        "--examples", type=int, default=3, metavar="N", help="users shown without --user"
+    )
+    report.add_argument(
+        "--images", type=Path, metavar="FOLDER", help="pictures of items, named by their ids"
+    )
+    report.add_argument("--map", choices=["tsne", "pca", "none"], default="tsne", dest="map_method")
     report.set_defaults(run=_report)
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from mmssl.report import write_run_report
-    from mmssl.serving.recommend import recommend_with_titles, resolve_user
-    from mmssl.training.run import RunDirectory
+    from mmssl.report import write_report
 
-    runs = [RunDirectory.open(p) for p in (arguments.run_directory, *arguments.against)]
-    tests = {}
-    for run in runs:
-        metrics = run.read_metrics()
-        if metrics is None:
-            raise InputError(f"{run.path}: the run is not finished (it has no metrics.json)")
-        if run.info.data_hash != runs[0].info.data_hash:
-            raise InputError(f"{run.path}: was trained on other data than {runs[0].path}")
-        tests[run.path.name] = metrics["test"]
-    lists = []
-    if arguments.user:
-        arguments.device, arguments.ops = "cpu", None
-        _, dataset, graph, user, item = load_run(arguments, "cpu")
-        users = [resolve_user(dataset, name) for name in arguments.user]
-        lists = recommend_with_titles(dataset, graph, user, item, users, 10)
-    columns = ("recall@10", "recall@20", "precision@20", "ndcg@20", "hit@20")
-    width = max(map(len, tests))
-    print(f"{'test':{width}s}  " + "  ".join(f"{c:>12s}" for c in columns))
-    for name, test in tests.items():
-        print(f"{name:{width}s}  " + "  ".join(f"{test.get(c, math.nan):12.4f}" for c in columns))
-    first, *others = tests
-    page = write_run_report(
-        runs[0].path, baselines={name: tests[name] for name in others}, recommendations=lists
+    if arguments.examples < 0:
+        raise InputError(f"--examples: expected at least 0, got {arguments.examples}")
+    page, entries = write_report(
+        [*arguments.runs, *arguments.against],
+        arguments.out,
+        data=arguments.data,
+        users=arguments.user,
+        examples=arguments.examples,
+        images=arguments.images,
+        map_method=arguments.map_method,
     )
+    width = max(len(entry.name) for entry in entries)
+    print(f"{'test':{width}s}  " + "  ".join(f"{c:>16s}" for c in _COLUMNS))
+    for entry in entries:
+        cells = []
+        for column in _COLUMNS:
+            mean, deviation = entry.mean("test", column), entry.deviation("test", column)
+            text = "-" if mean is None else f"{mean:.4f}"
+            cells.append(text if deviation is None else f"{text} +- {deviation:.4f}")
+        print(f"{entry.name:{width}s}  " + "  ".join(f"{c:>16s}" for c in cells))
     print(f"report: {page}")
     return 0

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import signal
 from pathlib import Path
 from typing import Any
 
 from mmssl.cli.common import Commands, add_device_options, print_metrics, resolve_device
+from mmssl.cli.stop import StopOnSignal
 from mmssl.errors import InputError
 
 
@@ -37,6 +37,11 @@ def add(commands: Commands) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
+    with StopOnSignal() as stop:
+        return _train_until(stop, arguments)
+
+
+def _train_until(stop: StopOnSignal, arguments: argparse.Namespace) -> int:
     from mmssl.training.baseline_run import fit_baseline
     from mmssl.training.memory import keep_freed_memory
     from mmssl.training.trainer import Interrupted, Trainer
@@ -47,30 +52,35 @@ def _train(arguments: argparse.Namespace) -> int:
     show_progress = not arguments.quiet
     if arguments.profile and (arguments.resume or run.info.model != "mmssl"):
         raise InputError("train: --profile needs a new run of the model mmssl")
-    if run.info.model != "mmssl":
-        run.initialize()
-        metrics = fit_baseline(dataset, run, device=device, show_progress=show_progress)
-    else:
-        stop = _StopOnSignal()
-        trainer = Trainer(
-            dataset,
-            run.config,
-            run,
-            device=device,
-            show_progress=show_progress,
-            should_stop=stop.requested,
-        )
-        if arguments.resume:
-            trainer.resume()
-        run.initialize()
-        if arguments.profile:
-            return _profile(trainer)
-        with stop:
-            try:
-                metrics = trainer.fit()
-            except Interrupted:
-                print(f"stopped; continue with: mmssl train --resume --out {run.path}")
-                return stop.exit_code
+    try:
+        if run.info.model != "mmssl":
+            run.initialize()
+            metrics = fit_baseline(
+                dataset,
+                run,
+                device=device,
+                show_progress=show_progress,
+                resume=arguments.resume,
+                should_stop=stop.requested,
+            )
+        else:
+            trainer = Trainer(
+                dataset,
+                run.config,
+                run,
+                device=device,
+                show_progress=show_progress,
+                should_stop=stop.requested,
+            )
+            if arguments.resume:
+                trainer.resume()
+            run.initialize()
+            if arguments.profile:
+                return _profile(trainer)
+            metrics = trainer.fit()
+    except Interrupted:
+        print(f"stopped; continue with: mmssl train --resume --out {run.path}")
+        return stop.exit_code
     print(f"test of epoch {metrics['best_epoch']}:" if metrics.get("best_epoch") else "test:")
     print_metrics(metrics["test"])
     print(f"run directory: {run.path}")
@@ -113,40 +123,15 @@ def _resumed_run(arguments: argparse.Namespace) -> tuple[Any, Any]:
 
     if arguments.out is None:
         raise InputError("train: --resume needs --out RUN, the run to continue")
-    for option in ("model", "variant", "preset", "config", "settings", "seed"):
+    for option in ("model", "variant", "preset", "config", "seed"):
         if getattr(arguments, option) is not None:
-            flag = "set" if option == "settings" else option
-            raise InputError(f"train: --{flag} can't be changed by --resume, only --epochs can")
+            raise InputError(
+                f"train: --{option} can't be changed by --resume, only --epochs and some --set can"
+            )
     run = RunDirectory.open(arguments.out)
-    if run.info.model != "mmssl":
-        raise InputError(f"{arguments.out}: a {run.info.model} run can't be resumed; start it anew")
+    settings = list(arguments.settings or ())
     if arguments.epochs is not None:
-        layer = {"training": {"epochs": arguments.epochs}}
-        run.config = run.config.replace(layer, source="--epochs")
+        section = "lightgcn" if run.info.model == "lightgcn" else "training"
+        settings.append(f"{section}.epochs={arguments.epochs}")
+    run.change(settings)
     return run, run.read_data(arguments.data)
-
-
-class _StopOnSignal:
-    """SIGINT and SIGTERM ask training to save and stop; a second one stops at once."""
-
-    def __init__(self) -> None:
-        self._signal = 0
-
-    def requested(self) -> bool:
-        return self._signal != 0
-
-    @property
-    def exit_code(self) -> int:
-        return 128 + self._signal
-
-    def __enter__(self) -> None:
-        self._before = {s: signal.signal(s, self._handle) for s in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, _frame: object) -> None:
-        if self._signal:
-            raise KeyboardInterrupt
-        self._signal = number

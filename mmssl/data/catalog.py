@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmssl.data.dataset import InteractionDataset
-from mmssl.data.features import require_sklearn
 from mmssl.data.movielens import build_movielens
 from mmssl.data.readers import read_dataset, read_info
 from mmssl.data.writers import check_writable, write_dataset
 from mmssl.errors import InputError
+from mmssl.features.tfidf import require_sklearn
 
 WHEEL = "recbole==1.2.1"
 WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"

@@ -19,6 +19,7 @@ from mmssl.errors import InputError
 
 IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
+BoolArray = npt.NDArray[np.bool_]
 
 MAX_ID = 2**31 - 1
 """Ids stay below 2^31, so that ``user * num_items + item`` always fits an int64."""
@@ -88,6 +89,9 @@ class InteractionDataset:
     """The edges read once, at the end."""
     features: dict[str, FloatArray] = field(default_factory=dict)
     """Modality name -> (I, d_m) float32, C-contiguous, sorted by name when read; may be empty."""
+    masks: dict[str, BoolArray] = field(default_factory=dict)
+    """Modality name -> (I,) True where the item has content; the other rows are zero. A modality
+    without a mask has content for every item. For tools: no model reads it, zero rows are zero."""
     user_ids: tuple[str, ...] | None = None
     """The users' ids where they came from, one per user."""
     item_ids: tuple[str, ...] | None = None
@@ -114,6 +118,8 @@ class InteractionDataset:
                 )
         for modality, rows in self.features.items():
             _check_features(modality, rows, self.num_items)
+        for modality, mask in self.masks.items():
+            _check_mask(modality, mask, self.features.get(modality))
         _check_names("user_ids", self.user_ids, self.num_users, unique=True)
         _check_names("item_ids", self.item_ids, self.num_items, unique=True)
         _check_names("item_titles", self.item_titles, self.num_items, unique=False)
@@ -127,7 +133,7 @@ class InteractionDataset:
     def content_hash(self) -> str:
         """SHA-256 (hex) over sizes, splits and features: the same on every machine.
 
-        Names, id maps, titles and the order of the modalities don't count.
+        Names, id maps, titles, masks and the order of the modalities don't count.
         """
         digest = hashlib.sha256(f"mmssl-dataset-1 {self.num_users} {self.num_items}\n".encode())
         for split, edges in self.splits():
@@ -193,6 +199,20 @@ def _check_features(modality: str, rows: FloatArray, num_items: int) -> None:
         raise InputError(
             f"features of {modality!r} must be finite, got {rows[where]} at row {where[0]}, "
             f"column {where[1]}"
+        )
+
+
+def _check_mask(modality: str, mask: BoolArray, rows: FloatArray | None) -> None:
+    if rows is None:
+        raise InputError(f"a mask must belong to a modality, got {modality!r} without features")
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != rows.shape[:1]:
+        got = f"{mask.dtype}, {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
+        raise InputError(f"mask of {modality!r} must be {len(rows)} booleans, got {got}")
+    filled = np.flatnonzero(~mask & rows.any(axis=1))
+    if filled.size:
+        raise InputError(
+            f"features of {modality!r} must be zero where its mask is False, got row {filled[0]} "
+            f"({filled.size} such rows)"
         )
 
 

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.data.dataset import InteractionDataset, Interactions
-from mmssl.data.features import relation_features, text_features
 from mmssl.data.splits import random_holdout
 from mmssl.errors import InputError
+from mmssl.features.tfidf import relation_features, text_features
 
 MIN_RATING = 4.0
 SPLIT_SEED = 2022

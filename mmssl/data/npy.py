@@ -9,7 +9,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.data.dataset import FloatArray, first_non_finite
+from mmssl.data.dataset import BoolArray, FloatArray, first_non_finite
 from mmssl.errors import InputError
 from mmssl.files import open_regular
 
@@ -36,19 +36,7 @@ def read_header(path: Path) -> NpyHeader:
         InputError: Not a ``.npy`` file, not a 2-D matrix of real numbers, or not as long as its
             header says.
     """
-    try:
-        with open_regular(path) as file:
-            start = file.read(len(_MAGIC))
-            if start != _MAGIC:
-                raise InputError(f"{path}: expected a .npy array, got {_guess(start)}")
-            file.seek(0)
-            shape, fortran_order, dtype = _parse_header(path, file)
-            offset = file.tell()
-            size = file.seek(0, 2)
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
-    if dtype.hasobject:
-        raise InputError(f"{path}: holds Python objects; refused (never unpickled)")
+    shape, fortran_order, dtype, offset, size = _read_start(path)
     if dtype.kind not in "fiub":
         raise InputError(f"{path}: expected a matrix of real numbers, got dtype {dtype}")
     if len(shape) != 2:
@@ -100,6 +88,43 @@ def _read_data(path: Path, header: NpyHeader) -> npt.NDArray[np.generic]:
     if flat.size != count:
         raise InputError(f"{path}: expected {count} numbers, got {flat.size}: the file has changed")
     return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
+
+
+def read_mask(path: Path, num_items: int) -> BoolArray:
+    """Vector of a ``.npy`` file as (num_items,) booleans.
+
+    Raises:
+        InputError: Not a ``.npy`` file of ``num_items`` booleans.
+    """
+    shape, _, dtype, offset, size = _read_start(path)
+    if dtype != np.bool_ or tuple(shape) != (num_items,):
+        raise InputError(
+            f"{path}: expected {num_items} booleans, got dtype {dtype}, shape {tuple(shape)}"
+        )
+    if size - offset != num_items:
+        raise InputError(
+            f"{path}: expected {num_items} bytes of data, got {size - offset} (truncated?)"
+        )
+    # Any byte but 0 is True: comparing leaves no other in memory.
+    return np.fromfile(path, dtype=np.uint8, offset=offset) != 0
+
+
+def _read_start(path: Path) -> tuple[Any, bool, np.dtype[np.generic], int, int]:
+    """(shape, fortran_order, dtype, offset of the data, size of the file), nothing unpickled."""
+    try:
+        with open_regular(path) as file:
+            start = file.read(len(_MAGIC))
+            if start != _MAGIC:
+                raise InputError(f"{path}: expected a .npy array, got {_guess(start)}")
+            file.seek(0)
+            shape, fortran_order, dtype = _parse_header(path, file)
+            offset = file.tell()
+            size = file.seek(0, 2)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
+    if dtype.hasobject:
+        raise InputError(f"{path}: holds Python objects; refused (never unpickled)")
+    return shape, fortran_order, dtype, offset, size
 
 
 def _parse_header(path: Path, file: BinaryIO) -> tuple[Any, bool, np.dtype[np.generic]]:

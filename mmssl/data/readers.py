@@ -4,6 +4,7 @@ A directory holds::
 
     train.json  val.json  test.json    {"user": [item, ...], ...}
     <modality>_feat.npy                any number of them, also none; row = item id
+    <modality>_mask.npy                optional: which items have content, the others' rows are zero
     users.tsv   items.tsv              optional, with a header: ``user  id`` and ``item  id  title``
     dataset.json                       optional: {"name", "num_users", "num_items", ...}
 
@@ -21,14 +22,21 @@ from pathlib import Path
 
 import numpy as np
 
-from mmssl.data.dataset import MAX_ID, MODALITY_NAME, InteractionDataset, Interactions
-from mmssl.data.npy import read_features, read_header
+from mmssl.data.dataset import (
+    MAX_ID,
+    MODALITY_NAME,
+    BoolArray,
+    InteractionDataset,
+    Interactions,
+)
+from mmssl.data.npy import read_features, read_header, read_mask
 from mmssl.data.tables import Table, read_table
 from mmssl.errors import InputError
 from mmssl.files import read_bytes
 
 SPLITS = ("train", "val", "test")
 FEATURE_SUFFIX = "_feat.npy"
+MASK_SUFFIX = "_mask.npy"
 
 
 def read_dataset(
@@ -84,6 +92,7 @@ def read_dataset(
         val=edges["val"],
         test=edges["test"],
         features={modality: read_features(paths[modality]) for modality in wanted},
+        masks=_read_masks(folder, wanted, num_items),
         user_ids=_ids(folder / "users.tsv", users),
         item_ids=_ids(folder / "items.tsv", items),
         item_titles=None if items is None else items.column("title"),
@@ -264,6 +273,12 @@ def _common_rows(paths: dict[str, Path]) -> int | None:
                 f"{path}: expected {expected} rows, as many as {first.name}, got {got}"
             )
     return expected
+
+
+def _read_masks(folder: Path, modalities: list[str], num_items: int) -> dict[str, BoolArray]:
+    """Masks of those modalities that have one."""
+    paths = {modality: folder / f"{modality}{MASK_SUFFIX}" for modality in modalities}
+    return {m: read_mask(path, num_items) for m, path in paths.items() if os.path.lexists(path)}
 
 
 def _ids(path: Path, table: Table | None) -> tuple[str, ...] | None:

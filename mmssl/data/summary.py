@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mmssl.data.dataset import FloatArray, IntArray
+from mmssl.data.dataset import BoolArray, FloatArray, IntArray
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
@@ -18,7 +18,8 @@ def summarise(dataset: InteractionDataset) -> dict[str, object]:
     """Counts and shares as plain JSON values; shares lie in 0 .. 1.
 
     ``density`` counts the edges of all splits; a cold test edge or item has no train edge;
-    ``repeated_rows`` of a modality are those that equal an earlier row.
+    ``repeated_rows`` of a modality are those that equal an earlier row, ``without_content`` those
+    that its mask leaves out.
     """
     user_degree = np.bincount(dataset.train.user, minlength=dataset.num_users)  # (U,)
     item_degree = np.bincount(dataset.train.item, minlength=dataset.num_items)  # (I,)
@@ -37,7 +38,10 @@ def summarise(dataset: InteractionDataset) -> dict[str, object]:
         "cold_test_items": float((item_degree[test_items] == 0).mean()),
         "user_degree": _quantiles(user_degree),
         "item_degree": _quantiles(item_degree),
-        "modalities": {name: _describe(rows) for name, rows in dataset.features.items()},
+        "modalities": {
+            name: _describe(rows, dataset.masks.get(name))
+            for name, rows in dataset.features.items()
+        },
         "titles": dataset.item_titles is not None,
         "content_hash": dataset.content_hash(),
     }
@@ -64,10 +68,11 @@ def summary_lines(dataset: InteractionDataset) -> list[str]:
     if not dataset.features:
         lines.append("modalities: none")
     for name, rows in dataset.features.items():
-        described = _describe(rows)
+        described = _describe(rows, dataset.masks.get(name))
         lines.append(
             f"modality {name}: {rows.shape[1]} dimensions, {described['zero_rows']:,} zero rows, "
-            f"{described['repeated_rows']:,} rows that repeat another"
+            f"{described['repeated_rows']:,} rows that repeat another, "
+            f"{described['without_content']:,} items without content"
         )
     lines.append(f"content hash: {facts['content_hash']}")
     return lines
@@ -78,11 +83,12 @@ def _quantiles(degree: IntArray) -> dict[str, float]:
     return {name: float(value) for name, value in zip(QUANTILES, values, strict=True)}
 
 
-def _describe(rows: FloatArray) -> dict[str, int]:
+def _describe(rows: FloatArray, mask: BoolArray | None) -> dict[str, int]:
     """Width and oddities of (I, d_m) features; rows are compared byte by byte."""
     as_bytes = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize)))
     return {
         "dim": rows.shape[1],
         "zero_rows": int((~rows.any(axis=1)).sum()),
         "repeated_rows": rows.shape[0] - np.unique(as_bytes).size,
+        "without_content": 0 if mask is None else int((~mask).sum()),
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mmssl.data.dataset import InteractionDataset, Interactions
-from mmssl.data.readers import FEATURE_SUFFIX
+from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX
 from mmssl.data.tables import table_text
 from mmssl.errors import InputError
 
@@ -69,6 +69,8 @@ def _write_files(dataset: InteractionDataset, folder: Path, source: str | None) 
         (folder / f"{split}.json").write_text(_split_text(edges), encoding="utf-8")
     for modality, rows in dataset.features.items():
         np.save(folder / f"{modality}{FEATURE_SUFFIX}", rows, allow_pickle=False)
+    for modality, mask in dataset.masks.items():
+        np.save(folder / f"{modality}{MASK_SUFFIX}", mask, allow_pickle=False)
     if dataset.user_ids is not None:
         text = table_text(("user", "id"), ((name,) for name in dataset.user_ids))
         (folder / "users.tsv").write_text(text, encoding="utf-8", newline="\n")

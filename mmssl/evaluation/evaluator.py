@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmssl import ops
-from mmssl.errors import InputError
+from mmssl.errors import Diverged, InputError
 from mmssl.evaluation import metrics as M
 from mmssl.graph import InteractionGraph
 
@@ -187,7 +187,7 @@ class Evaluator:
             bad = ~torch.isfinite(table).all(dim=1)
             if bool(bad.any()):
                 row = int(bad.nonzero()[0])
-                raise InputError(
+                raise Diverged(
                     f"{name}: expected finite values, got NaN or infinity in row {row} "
                     "(training diverged? try a smaller learning rate)"
                 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl import ops
+from mmssl.ops.product import product
 
 
 class CrossModalAttention(nn.Module):
@@ -30,8 +31,10 @@ class CrossModalAttention(nn.Module):
 
     def forward(self, views: Tensor) -> Tensor:
         """Maps (M, N, D) views to (N, D)."""
-        mixed = ops.view_attention(views @ self.query, views @ self.key, views, self.num_heads)
-        return mixed @ self.output  # (N, H D) @ (H D, D)
+        rows = views.flatten(0, 1)  # (M N, D)
+        query, key = (product(rows, w).view_as(views) for w in (self.query, self.key))
+        mixed = ops.view_attention(query, key, views, self.num_heads)
+        return product(mixed, self.output)  # (N, H D) @ (H D, D)
 
 
 class IdentityAttention(nn.Module):
@@ -51,4 +54,4 @@ class IdentityAttention(nn.Module):
     def forward(self, views: Tensor) -> Tensor:
         """Maps (M, N, D) views to (N, D)."""
         dim = views.shape[-1]
-        return views.mean(0) @ self.output.view(self.num_heads, dim, dim).sum(0)
+        return product(views.mean(0), self.output.view(self.num_heads, dim, dim).sum(0))

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from mmssl import ops
 from mmssl.config import CriticConfig
+from mmssl.models.linear import Linear
 from mmssl.models.rows import Rows, linear_rows
-from mmssl.ops.product import product, squared_norms_through
+from mmssl.ops.product import squared_norms_through
 
 # Of the released code: the sigmoid is scaled by 100 and the penalty by 0.3.
 _SCORE_SCALE = 100.0
@@ -52,14 +53,6 @@ class HiddenLayer(nn.BatchNorm1d):
             running_var=self.running_var,
             eps=self.eps,
         )
-
-
-class Linear(nn.Linear):
-    """``torch.nn.Linear`` whose products are :func:`mmssl.ops.product.product`."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, in) to (n, out), in the dtype of ``x``."""
-        return product(x, self.weight.to(x.dtype).T) + self.bias.to(x.dtype)
 
 
 class Critic(nn.Module):

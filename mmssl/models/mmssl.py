@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl import ops
@@ -17,6 +16,7 @@ from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.attention import CrossModalAttention, IdentityAttention
 from mmssl.models.embeddings import Embeddings
+from mmssl.models.linear import Linear
 from mmssl.ops.dropout import dropout
 
 
@@ -53,7 +53,7 @@ class MMSSL(nn.Module):
                     f"got {tuple(raw.shape)}"
                 )
             self.register_buffer(f"raw_{position}", raw, persistent=False)
-            self.projection.append(nn.Linear(raw.shape[1], dim))
+            self.projection.append(Linear(raw.shape[1], dim))
         attention = CrossModalAttention if config.attention == "cross_modal" else IdentityAttention
         self.attention = attention(dim, config.num_heads)
         # One graph per modality: the interactions until structure learning replaces them.
@@ -69,12 +69,17 @@ class MMSSL(nn.Module):
         user_feature, item_feature = self._propagate_features()
         user_modality, item_modality = self._propagate_ids()
         config = self.config
-        user = self.user_embedding + config.id_weight * F.normalize(self.attention(user_modality))
-        item = self.item_embedding + config.id_weight * F.normalize(self.attention(item_modality))
+        user, item = (
+            ops.add_normalized(table, self.attention(modality)[None], config.id_weight)
+            for table, modality in (
+                (self.user_embedding, user_modality),
+                (self.item_embedding, item_modality),
+            )
+        )
         user, item = self._propagate_layers(user, item)
         return Embeddings(
-            user + config.feat_weight * F.normalize(user_feature, dim=-1).sum(0),
-            item + config.feat_weight * F.normalize(item_feature, dim=-1).sum(0),
+            ops.add_normalized(user, user_feature, config.feat_weight),
+            ops.add_normalized(item, item_feature, config.feat_weight),
             user_feature,
             item_feature,
             user_modality,

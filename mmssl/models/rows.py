@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mmssl.config import CriticConfig
 from mmssl.ops.product import product
-from mmssl.ops.similarity import BatchEdges, FactoredRows, SimilarityRows, linear
+from mmssl.ops.similarity import BatchEdges, FactoredRows, linear
 
 # Keeps both logarithms of the released Gumbel draw finite, and so the draw within +-18.5.
 _LOG_EPS = 1e-8
@@ -85,7 +85,7 @@ def uniform_shape(form: GumbelForm, edges: BatchEdges) -> tuple[int, ...]:
 
 
 def real_rows(
-    similarity: SimilarityRows, uniform: Tensor, config: CriticConfig, form: GumbelForm
+    similarity: FactoredRows, uniform: Tensor, config: CriticConfig, form: GumbelForm
 ) -> Rows:
     """Observed rows softened by a Gumbel softmax and bridged to the generated ones.
 
@@ -99,11 +99,10 @@ def real_rows(
     """
     if form == "dense":
         return DenseRows(dense_real_rows(similarity, uniform, config))
-    edges, zeta = similarity.edges, config.similarity_scale
-    own = similarity.factored()
+    own, edges, zeta = similarity, similarity.edges, config.similarity_scale
     # A similarity row has norm 1 unless it is zero, and no entry on the train items.
-    square = zeta**2 * (similarity.scale > 0)
-    degree = edges.view.rowptr.diff().to(similarity.scale.dtype)
+    square = zeta**2 * own.left.any(1)
+    degree = edges.view.rowptr.diff().to(own.left.dtype)
     floor = None
     if form == "sparse":
         logit = _gumbel(uniform, config) / config.gumbel_tau  # the common 1 / tau cancels
@@ -126,7 +125,7 @@ def real_rows(
     )
 
 
-def dense_real_rows(similarity: SimilarityRows, uniform: Tensor, config: CriticConfig) -> Tensor:
+def dense_real_rows(similarity: FactoredRows, uniform: Tensor, config: CriticConfig) -> Tensor:
     """The same rows (B, I), formed, for (B, I) draws: the reference, and the ``dense`` form."""
     edges = similarity.edges
     noise = _gumbel(uniform, config)
@@ -140,9 +139,9 @@ def dense_real_rows(similarity: SimilarityRows, uniform: Tensor, config: CriticC
     return F.normalize(logit.softmax(1) + config.similarity_scale * own, dim=1)
 
 
-def dense_similarity(rows: SimilarityRows) -> Tensor:
+def dense_similarity(rows: FactoredRows) -> Tensor:
     """(B, I): similarity rows, formed."""
-    score = rows.user @ rows.item_emb.T
+    score = rows.left @ rows.item_emb.T
     score = score.index_put((rows.edges.position, rows.edges.item), score.new_zeros(()))
     return F.normalize(score, dim=1)
 

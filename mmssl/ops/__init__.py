@@ -16,6 +16,7 @@ from mmssl.ops.dispatch import (
 from mmssl.ops.dropout import keep_mask
 from mmssl.ops.info_nce import info_nce
 from mmssl.ops.norm_act import norm_act
+from mmssl.ops.normalized import add_normalized
 from mmssl.ops.propagate import propagate, spmm
 from mmssl.ops.reference import Triples
 from mmssl.ops.sampling import sample_bpr
@@ -27,6 +28,7 @@ __all__ = [
     "BACKENDS",
     "OpStatus",
     "Triples",
+    "add_normalized",
     "backend",
     "bpr_loss",
     "info_nce",

@@ -29,7 +29,7 @@ def check_tensor(name: str, x: Any, *, dims: str, like: Tensor | None = None) ->
     if not x.dtype.is_floating_point:
         raise InputError(f"{name}: expected a floating point dtype, got {x.dtype}")
     if like is not None and x.dtype != like.dtype:
-        raise InputError(f"{name}: expected dtype {like.dtype}, got {x.dtype}")
+        raise InputError(f"{name}: expected dtype {like.dtype}, as the others, got {x.dtype}")
     if like is not None and x.device != like.device:
         raise InputError(f"{name}: expected device {like.device}, got {x.device}")
 

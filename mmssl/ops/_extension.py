@@ -25,10 +25,14 @@ _OPS = (  # what this version calls
     "norm_act",
     "keep_mask",
     "view_attention",
+    "add_normalized",
     "masked_topk",
     "bpr_loss",
     "bpr_loss_backward",
     "sample_bpr",
+    "tall_product",
+    "gram",
+    "transposed",
 )
 
 _BUILD_INFO = Path(__file__).resolve().parents[1] / "_build_info.json"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import InputError
-from mmssl.ops import _extension
+from mmssl.ops._autograd import once_differentiable
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.reference import accumulation_dtype, bpr_loss_reference
 
@@ -86,7 +86,7 @@ def bpr_loss(
     _check(user_emb, item_emb, users, pos_items, neg_items)
     if not use_native("bpr_loss", user_emb.device.type, user_emb.dtype):
         return bpr_loss_reference(user_emb, item_emb, users, pos_items, neg_items, with_l2=with_l2)
-    loss, squares, _ = torch.ops.mmssl.bpr_loss(user_emb, item_emb, users, pos_items, neg_items)
+    loss, squares, _ = _call(user_emb, item_emb, users, pos_items, neg_items)
     return (loss, squares) if with_l2 else loss
 
 
@@ -185,15 +185,6 @@ def _backward(ctx: Any, grad_loss: Tensor, grad_squares: Tensor, _: Tensor) -> t
     return (*grads, None, None, None)
 
 
-def _twice(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    raise RuntimeError(
-        "mmssl.ops.bpr_loss: gradients of gradients are not there; use "
-        'mmssl.ops.backend("reference")'
-    )
-
-
-if _extension.ops is not None:
-    torch.library.register_fake("mmssl::bpr_loss")(_fake)
-    torch.library.register_autograd("mmssl::bpr_loss", _backward, setup_context=_save)
-    torch.library.register_fake("mmssl::bpr_loss_backward")(_backward_fake)
-    torch.library.register_autograd("mmssl::bpr_loss_backward", _twice)
+_call = once_differentiable(
+    "bpr_loss", fake=_fake, save=_save, backward=_backward, backward_fake=_backward_fake
+)

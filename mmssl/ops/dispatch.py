@@ -28,6 +28,7 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "info_nce": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
     "norm_act": {"cpu": _KERNEL_DTYPES},
     "view_attention": {"cpu": _KERNEL_DTYPES},
+    "add_normalized": {"cpu": _KERNEL_DTYPES},
     "keep_mask": {"cpu": (torch.uint8,)},
     "masked_topk": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
     "masked_similarity": {},

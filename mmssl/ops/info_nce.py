@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import InputError
-from mmssl.ops import _extension
+from mmssl.ops._autograd import once_differentiable
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.reference import accumulation_dtype, info_nce_reference
 
@@ -90,7 +90,7 @@ def info_nce(
         scale = torch.full((1,), temperature, dtype=acc, device=anchor.device)
     batch, (n, d) = anchor.shape[:-2], anchor.shape[-2:]
     pairs = math.prod(batch)
-    loss, _ = torch.ops.mmssl.info_nce(
+    loss, _ = _call(
         anchor.reshape(pairs, n, d),
         positive.reshape(pairs, n, d),
         scale,
@@ -212,15 +212,6 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return grad_anchor, grad_positive, grad_temperature, grad_negatives, None, None, None, None
 
 
-def _twice(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-    raise RuntimeError(
-        "mmssl.ops.info_nce: gradients of gradients are not there; use "
-        'mmssl.ops.backend("reference")'
-    )
-
-
-if _extension.ops is not None:
-    torch.library.register_fake("mmssl::info_nce")(_fake)
-    torch.library.register_autograd("mmssl::info_nce", _backward, setup_context=_save)
-    torch.library.register_fake("mmssl::info_nce_backward")(_backward_fake)
-    torch.library.register_autograd("mmssl::info_nce_backward", _twice)
+_call = once_differentiable(
+    "info_nce", fake=_fake, save=_save, backward=_backward, backward_fake=_backward_fake
+)

@@ -1,8 +1,9 @@
-"""Matrix products of the critic: the fastest kernel torch has for them on this machine.
+"""Dense matrix products: the fastest kernel there is for each on this machine.
 
 On CPUs torch multiplies float32 matrices with MKL, which runs at half rate on AMD processors; the
-oneDNN that torch carries too does not. Under ``ops.backend("reference")``, for other types and on
-other devices these are plain ``@``.
+oneDNN that torch carries too does not. Neither is good at products over many rows with few columns
+on either side, as the gradient of a linear layer's weight is; those have a kernel here. Under
+``ops.backend("reference")``, for other types and on other devices these are plain ``@``.
 
 Legend: n rows, p and q columns.
 """
@@ -14,14 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmssl.ops import _extension
 from mmssl.ops.dispatch import requested_backend
 
 # A symmetric product is formed in so many block columns, each down from its diagonal: 7/12 of it.
 _SYMMETRIC_BLOCKS = 6
 # Below this much work the calls cost more than half a product saves.
 _MIN_SYMMETRIC_WORK = 1 << 30
-# Rows that are transposed at a time.
-_TRANSPOSED_ROWS = 512
+# Rows for each column from which on a product over the rows is one for the kernel here.
+_TALL = 8
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -53,6 +55,9 @@ def symmetric_product(a: Tensor, scale: Tensor | None = None) -> Tensor:
         (p, p).
     """
     n, p = a.shape
+    if scale is None and _takes_onednn(a) and _native(a) and a.is_contiguous() and n >= _TALL * p:
+        tall: Tensor = torch.ops.mmssl.tall_product(a, a)
+        return tall
     if requested_backend() == "reference" or n * p * p < _MIN_SYMMETRIC_WORK:
         return _multiply(a.T, a if scale is None else scale[:, None] * a)
     left = _transposed(a)
@@ -83,13 +88,43 @@ def squared_norms_through(delta: Tensor, weight: Tensor) -> Tensor:
     return out
 
 
+def gram(x: Tensor) -> Tensor:
+    """``x.double().T @ x.double()``, not differentiable.
+
+    Args:
+        x: (n, p).
+
+    Returns:
+        (p, p) float64.
+    """
+    if _native(x):
+        out: Tensor = torch.ops.mmssl.gram(x)
+        return out
+    wide = x.double()
+    return wide.T @ wide
+
+
+def _native(x: Tensor) -> bool:
+    """Whether the kernels of csrc/cpu/products.h are to be used."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.float64, torch.bfloat16)
+        and _extension.ops is not None
+        and requested_backend() != "reference"
+    )
+
+
 def _transposed(a: Tensor) -> Tensor:
-    """``a.T.contiguous()``, strip by strip, which keeps more of it in the caches."""
-    out = a.new_empty(a.shape[1], a.shape[0])
-    for begin in range(0, a.shape[0], _TRANSPOSED_ROWS):
-        end = begin + _TRANSPOSED_ROWS
-        out[:, begin:end] = a[begin:end].T
-    return out
+    """``a.T.contiguous()``."""
+    if _native(a) and a.is_contiguous():
+        out: Tensor = torch.ops.mmssl.transposed(a)
+        return out
+    return a.T.contiguous()
+
+
+def _rows_contiguous(a: Tensor) -> Tensor:
+    """``a.contiguous()``."""
+    return _transposed(a.T) if a.T.is_contiguous() else a.contiguous()
 
 
 def _takes_onednn(a: Tensor) -> bool:
@@ -99,6 +134,8 @@ def _takes_onednn(a: Tensor) -> bool:
         and a.numel() > 0
         and requested_backend() != "reference"
         and torch.backends.mkldnn.is_available()
+        # Inductor has no lowering for the call; it makes its own choice of `@`.
+        and not torch.compiler.is_compiling()
     )
 
 
@@ -106,9 +143,19 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b``; oneDNN wants one operand's rows contiguous, so the smaller one is copied."""
     if not _takes_onednn(a) or b.numel() == 0:
         return a @ b
+    if (
+        a.shape[1] >= _TALL * max(a.shape[0], b.shape[1])
+        and a.T.is_contiguous()
+        and b.is_contiguous()
+        and _native(a)
+    ):
+        out: Tensor = torch.ops.mmssl.tall_product(a.T, b)
+        return out
     copy_a = 0 if a.is_contiguous() else a.numel()
     copy_b = 0 if b.T.is_contiguous() else b.numel()
-    return _linear(a, b.T) if copy_a <= copy_b else _linear(b.T, a).T
+    if copy_a <= copy_b:
+        return _linear(_rows_contiguous(a), b.T)
+    return _linear(_rows_contiguous(b.T), a).T
 
 
 def _linear(rows: Tensor, weight: Tensor) -> Tensor:
@@ -169,3 +216,21 @@ def _row_dot(a: Tensor, b: Tensor) -> Tensor:
     """(n,) row by row dot products, summed in float32 at least."""
     wide = torch.promote_types(a.dtype, torch.float32)
     return (a.to(wide) * b).sum(1)
+
+
+def _pair_fake(a: Tensor, b: Tensor) -> Tensor:
+    return a.new_empty(a.shape[1], b.shape[1])
+
+
+def _gram_fake(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[1], x.shape[1], dtype=torch.float64)
+
+
+def _transposed_fake(x: Tensor) -> Tensor:
+    return x.new_empty(x.shape[1], x.shape[0])
+
+
+if _extension.ops is not None:
+    torch.library.register_fake("mmssl::tall_product")(_pair_fake)
+    torch.library.register_fake("mmssl::gram")(_gram_fake)
+    torch.library.register_fake("mmssl::transposed")(_transposed_fake)

@@ -6,7 +6,7 @@ Legend: U users, I items, B batch, D embedding dim, H outputs, n train edges of 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from mmssl.graph import GraphView
 from mmssl.indexing import edges_of_rows
 from mmssl.ops._checks import check_ids, check_shape, check_tensor, check_view
 from mmssl.ops.dispatch import use_native
-from mmssl.ops.product import product
+from mmssl.ops.product import gram, product
 from mmssl.ops.propagate import spmm
 from mmssl.ops.reference import masked_similarity_reference
 
@@ -57,6 +57,25 @@ class BatchEdges(NamedTuple):
             t_edge=(view.t_edge[:, None] + block * view.nnz).flatten(),
         )
 
+    def dots(self, row: Tensor, column: Tensor) -> Tensor:
+        """(n,) products ``<row[b], column[i]>`` of (B, D) and (I, D) over the edges."""
+        if not use_native("spmm", row.device.type, row.dtype):
+            return (row[self.position] * column[self.item]).sum(1)
+        view = self.view
+        out: Tensor = torch.ops.mmssl.spmm_value_grad(
+            row,
+            column,
+            view.rowptr,
+            view.col,
+            view.t_rowptr,
+            view.t_col,
+            None,
+            None,
+            None,
+            view.t_edge,
+        )
+        return out.to(row.dtype)
+
     def row_sum(self, value: Tensor) -> Tensor:
         """(B,) sums of (n,) edge values."""
         ones = value.new_ones(self.view.num_cols, 1)
@@ -93,25 +112,6 @@ class FactoredRows(NamedTuple):
         return total
 
 
-class SimilarityRows(NamedTuple):
-    """Rows ``scale * (user @ item_emb.T - masked)``, unit length, zero on the batch's train items.
-
-    Never formed: a product with an (I, H) matrix costs ``D (I + B) H`` for the low-rank part and
-    n H for the masked entries, instead of B I H.
-    """
-
-    user: Tensor  # (B, D)
-    item_emb: Tensor  # (I, D)
-    edges: BatchEdges
-    masked: Tensor  # (n,) scores of the masked entries
-    scale: Tensor  # (B,) 1 / norm, 0 for a zero row
-
-    def factored(self) -> FactoredRows:
-        """The same rows with the scale in the factors."""
-        value = -self.scale[self.edges.position] * self.masked
-        return FactoredRows(self.scale[:, None] * self.user, self.item_emb, self.edges, value, None)
-
-
 def linear(blocks: Sequence[FactoredRows], weight: Tensor) -> Tensor:
     """The rows of M blocks over the same edges, times a weight; one pass over it for all blocks.
 
@@ -125,12 +125,12 @@ def linear(blocks: Sequence[FactoredRows], weight: Tensor) -> Tensor:
     count, (num_rows, dim) = len(blocks), blocks[0].left.shape
     dtype = weight.dtype
     items = torch.cat([block.item_emb for block in blocks], 1).to(dtype)  # (I, M D)
-    left = torch.stack([block.left for block in blocks]).to(dtype)  # (M, B, D)
-    low_rank = left @ product(items.T, weight).view(count, dim, -1)
-    out = low_rank.view(count * num_rows, -1)
+    through = product(items.T, weight).view(count, dim, -1)  # (M, D, H)
+    pairs = zip(blocks, through, strict=True)
+    out = torch.cat([product(block.left.to(dtype), right) for block, right in pairs])
     out = out + spmm(blocks[0].edges.stacked([block.value for block in blocks]), weight)
     if any(block.floor is not None for block in blocks):
-        zero = left.new_zeros(num_rows)
+        zero = out.new_zeros(num_rows)
         floor = torch.cat([zero if b.floor is None else b.floor.to(dtype) for b in blocks])
         out = out + floor[:, None] * weight.sum(0)
     return out
@@ -138,8 +138,12 @@ def linear(blocks: Sequence[FactoredRows], weight: Tensor) -> Tensor:
 
 def similarity_rows(
     user_emb: Tensor, item_emb: Tensor, users: Tensor, edges: BatchEdges
-) -> SimilarityRows:
-    """The factors of :func:`mmssl.ops.masked_similarity`'s rows.
+) -> FactoredRows:
+    """:func:`mmssl.ops.masked_similarity`'s rows, in factors; differentiable once.
+
+    They are of unit length and zero on the edges: ``scale * (user @ item_emb.T - masked)``. A
+    product with an (I, H) matrix costs ``D (I + B) H`` for the low-rank part and n H for the masked
+    entries, instead of B I H.
 
     Args:
         user_emb: (U, D).
@@ -147,16 +151,56 @@ def similarity_rows(
         users: (B,) int64.
         edges: of the same users, which become 0 in the rows.
     """
-    user = user_emb[users]
-    masked = (user[edges.position] * item_emb[edges.item]).sum(1)
-    # ||row||^2 = u^T (E^T E) u - sum of the masked squares, in float64: it is a difference.
-    wide_user, wide_item = user.double(), item_emb.double()
-    unmasked = ((wide_user @ (wide_item.T @ wide_item)) * wide_user).sum(1)
-    square = unmasked - edges.row_sum(masked.double().square())
-    kept = square > _ROUNDING_SHARE * unmasked
-    norm = torch.where(kept, square, 1.0).sqrt().clamp_min(_EPS)
-    scale = torch.where(kept, norm.reciprocal(), 0.0).to(user.dtype)
-    return SimilarityRows(user, item_emb, edges, masked, scale)
+    left, value = _Factors.apply(user_emb, item_emb, users, edges)
+    return FactoredRows(left, item_emb, edges, value, None)
+
+
+class _Factors(torch.autograd.Function):
+    """The two factors that are not the item table: scaled user rows, scaled masked entries.
+
+    With u_b a user's row, m_e the scores of its edges and ``G = E^T E``, the squared length of a
+    row is ``q_b = u_b^T G u_b - sum_e m_e^2``, in float64 since it is a difference, and the scale
+    ``q_b^-1/2``. Written out, backward shares what it can: one product with the item table and one
+    pass over the edges in either direction.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, user_emb: Tensor, item_emb: Tensor, users: Tensor, edges: BatchEdges
+    ) -> tuple[Tensor, Tensor]:
+        user = user_emb[users]
+        masked = edges.dots(user, item_emb)
+        wide_user = user.double()
+        through = wide_user @ gram(item_emb)  # (B, D)
+        unmasked = (through * wide_user).sum(1)
+        square = unmasked - edges.row_sum(masked.double().square())
+        kept = square > _ROUNDING_SHARE * unmasked
+        norm = torch.where(kept, square, 1.0).sqrt().clamp_min(_EPS)
+        scale = torch.where(kept, norm.reciprocal(), 0.0).to(user.dtype)
+        ctx.edges, ctx.num_users = edges, user_emb.shape[0]
+        ctx.save_for_backward(users, user, item_emb, masked, through.to(user.dtype), scale)
+        return scale[:, None] * user, -scale[edges.position] * masked
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        users, user, item_emb, masked, through, scale = ctx.saved_tensors
+        (to_left, to_value), edges = grads, ctx.edges
+        to_scale = (to_left * user).sum(1) - edges.row_sum(to_value * masked)
+        # A scale at its bound is a constant.
+        to_square = torch.where(scale < 1 / _EPS, -scale.pow(3) * to_scale, 0.0)  # twice it
+        per_edge = torch.stack([scale, to_square], 1)[edges.position]  # (n, 2)
+        to_masked = -torch.addcmul(per_edge[:, 0] * to_value, per_edge[:, 1], masked)
+        view = edges.with_value(to_masked)
+        to_user = to_item = None
+        if ctx.needs_input_grad[0]:
+            rows = scale[:, None] * to_left + to_square[:, None] * through + spmm(view, item_emb)
+            to_user = user.new_zeros(ctx.num_users, user.shape[1])
+            to_user.index_put_((users,), rows, accumulate=True)
+        if ctx.needs_input_grad[1]:
+            inner = product(user.T, to_square[:, None] * user)  # (D, D)
+            to_item = product(item_emb, inner) + spmm(view.transpose(), user)
+        return to_user, to_item, None, None
 
 
 def masked_similarity(
@@ -203,14 +247,14 @@ def masked_similarity_linear(
 
     Exact up to rounding. Rows are low rank but for the masked entries, so the cost is about
     ``D/B + D/I`` of the dense product; gradients flow to the embeddings and to ``weight`` at the
-    same saving.
+    same saving. Those of the embeddings can't be differentiated again.
 
     Args:
         user_emb: (U, D).
         item_emb: (I, D).
         users: (B,) int64.
         exclude: (U, I) view; its edges are 0 in the rows.
-        weight: (I, H).
+        weight: (I, H), in the dtype of the embeddings.
 
     Returns:
         (B, H).
@@ -224,4 +268,4 @@ def masked_similarity_linear(
     if not use_native("masked_similarity_linear", user_emb.device.type, user_emb.dtype):
         return masked_similarity_reference(user_emb, item_emb, users, exclude) @ weight
     rows = similarity_rows(user_emb, item_emb, users, batch_edges(exclude, users))
-    return linear([rows.factored()], weight)
+    return linear([rows], weight)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import InputError
-from mmssl.ops import _extension
+from mmssl.ops._autograd import once_differentiable
 from mmssl.ops._checks import check_tensor
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.reference import view_attention_reference
@@ -62,7 +62,7 @@ def view_attention(query: Tensor, key: Tensor, view: Tensor, num_heads: int) -> 
         raise InputError(f"num_heads: expected a divisor of {view.shape[2]}, got {num_heads!r:.60}")
     if not use_native("view_attention", view.device.type, view.dtype):
         return view_attention_reference(query, key, view, num_heads)
-    out: Tensor = torch.ops.mmssl.view_attention(query, key, view, num_heads)
+    out: Tensor = _call(query, key, view, num_heads)
     return out
 
 
@@ -87,15 +87,6 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     return (*grads, None)
 
 
-def _second_order(ctx: Any, *_: Any) -> Any:
-    raise RuntimeError(
-        "mmssl.ops.view_attention: gradients of its gradients are not supported by the kernel; "
-        'take ops.backend("reference")'
-    )
-
-
-if _extension.ops is not None:
-    torch.library.register_fake("mmssl::view_attention")(_fake)
-    torch.library.register_fake("mmssl::view_attention_backward")(_backward_fake)
-    torch.library.register_autograd("mmssl::view_attention", _backward, setup_context=_save)
-    torch.library.register_autograd("mmssl::view_attention_backward", _second_order)
+_call = once_differentiable(
+    "view_attention", fake=_fake, save=_save, backward=_backward, backward_fake=_backward_fake
+)

@@ -1,5 +1,5 @@
-"""The HTML report of a run directory."""
+"""The HTML report of runs."""
 
-from mmssl.report.run import write_run_report
+from mmssl.report.run import write_report
 
-__all__ = ["write_run_report"]
+__all__ = ["write_report"]

@@ -33,8 +33,6 @@ class RunRecord:
     """metrics.json as it is."""
     val: dict[str, float]
     test: dict[str, float]
-    baselines: dict[str, dict[str, float]]
-    """Test metrics by the name of the baseline, in the order given."""
     epochs: list[Epoch]
     """By epoch number; of an epoch that was run again after a resume, the last line counts."""
     config: str | None
@@ -58,20 +56,9 @@ def read_run(directory: Path) -> RunRecord:
         metrics=metrics,
         val=val,
         test=test,
-        baselines=checked_baselines(metrics.get("baselines", {}), str(path)),
         epochs=_read_epochs(directory / "log.jsonl"),
         config=_read_text(config) if config.is_file() else None,
     )
-
-
-def checked_baselines(baselines: object, where: str) -> dict[str, dict[str, float]]:
-    """``{name: {"recall@20": number, ...}}``, or an error that starts with ``where``."""
-    if not isinstance(baselines, Mapping):
-        raise InputError(f"{where}: baselines: expected names with metrics, got {baselines!r:.60}")
-    return {
-        str(name): _numbers(values, f"{where}: baselines: {name}")
-        for name, values in baselines.items()
-    }
 
 
 def _read_text(path: Path) -> str:

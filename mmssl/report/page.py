@@ -2,213 +2,318 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from typing import Any
+from importlib import resources
+from typing import NamedTuple
 
-from mmssl.report.curve import COLORS
-from mmssl.report.log import RunRecord
-from mmssl.serving import UserRecommendations
+from mmssl import __version__
+from mmssl.report.analysis import Analysis
+from mmssl.report.curves import best_epoch, curve_charts
+from mmssl.report.embedding_map import EmbeddingMap
+from mmssl.report.entries import Entry
+from mmssl.report.examples import Example, Shown
+from mmssl.report.run_details import run_details
+from mmssl.report.svg import bar_chart, color, percent, scatter
 
-_DARK = {"ink": "#e7e9ec", "muted": "#99a0aa", "line": "#32363d", "accent": "#77adf5"}
 _SHOWN_AT = "20"  # the cut-off of the comparison table; the paper's
 _PROTOCOL = (
     "Full ranking over all items with the user's train items left out; mean over the users who "
     "have held-out items. The epoch was picked on validation; test was read once, at the end."
 )
+# A page that can neither fetch nor run anything, whatever is in it.
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
-def _variables(colors: Mapping[str, str]) -> str:
-    return "".join(f"--{name}:{color};" for name, color in colors.items())
+class Report(NamedTuple):
+    """Everything that the page shows."""
+
+    entries: Sequence[Entry]
+    data: str
+    """Name and size of the data set, or why it is not here."""
+    analysis: Analysis | None = None
+    items: EmbeddingMap | None = None
+    """Of the first entry."""
+    examples: Sequence[Example] = ()
 
 
-_STYLE = (
-    f":root{{color-scheme:light dark;{_variables(COLORS)}--page:#fff;--panel:#f6f7f9}}"
-    f"@media(prefers-color-scheme:dark){{:root{{{_variables(_DARK)}--page:#16181c;--panel:#1f2227}}}}"
-    """
-*{box-sizing:border-box}
-body{margin:0;background:var(--page);color:var(--ink);font:15px/1.5 system-ui,sans-serif}
-main{max-width:66rem;margin:0 auto;padding:2.5rem 1.25rem 4rem}
-h1{font-size:1.6rem;line-height:1.2;margin:0 0 .25rem;overflow-wrap:anywhere}
-h2{font-size:1.1rem;margin:2.75rem 0 .5rem}
-h3{font-size:.95rem;margin:0 0 .25rem;overflow-wrap:anywhere}
-p{margin:.25rem 0;max-width:48rem}
-.muted,caption,th,dt{color:var(--muted)}
-.tiles{display:flex;flex-wrap:wrap;gap:.75rem;margin:1.5rem 0 0}
-.tile{background:var(--panel);border-radius:.5rem;padding:.75rem 1rem;flex:1 1 10rem}
-.tile b{display:block;font-size:1.7rem;line-height:1.25;font-variant-numeric:tabular-nums}
-.scroll{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}
-th,td{padding:.4rem .75rem .4rem 0;text-align:right;border-bottom:1px solid var(--line)}
-th{font-weight:500;white-space:nowrap}
-th:first-child,td:first-child{text-align:left;overflow-wrap:anywhere}
-tr.own td{background:var(--panel)}
-tr.own td:first-child{font-weight:600;padding-left:.5rem}
-.best{font-weight:700;color:var(--accent)}
-.lists{display:grid;grid-template-columns:repeat(auto-fill,minmax(18rem,1fr));gap:.75rem}
-.list{background:var(--panel);border-radius:.5rem;padding:.9rem 1rem}
-ol{margin:.5rem 0 0;padding-left:1.6rem}
-li span{float:right;margin-left:.75rem}
-li{overflow-wrap:anywhere}
-svg{width:100%;height:auto}
-svg text{font-family:system-ui,sans-serif!important}
-dl{display:grid;grid-template-columns:minmax(8rem,max-content) 1fr;gap:.15rem 1rem;margin:.5rem 0}
-dd{margin:0;overflow-wrap:anywhere}
-pre{background:var(--panel);border-radius:.5rem;padding:1rem;overflow-x:auto;font-size:.85rem}
-summary{cursor:pointer}
-@media print{details{display:block}}
-"""
-)
-
-
-def render(run: RunRecord, svg: str | None, recommendations: Sequence[UserRecommendations]) -> str:
-    """The whole page.
-
-    Args:
-        run: What the run directory holds.
-        svg: The learning curves, trusted markup; None if no epoch was logged.
-        recommendations: Sample lists, may be empty.
-    """
-    curves = "<p class=muted>No epoch was logged.</p>" if svg is None else svg
+def render(report: Report) -> str:
+    """The whole page."""
+    entries = report.entries
+    charts = curve_charts(entries)
+    several = len(entries) > 1
+    curves = _charts(charts) if charts else "<p class=muted>No epoch was logged.</p>"
+    note = "Mean over the seeds, with their range. " if _any_seeds(entries) else ""
+    ring = "A ring marks the epoch that was kept. " if charts else ""
     sections = [
-        _header(run),
-        _section("Compared on test", _comparison(run)),
-        _section("Learning curves", curves),
-        _section("Sample recommendations", _lists(recommendations)) if recommendations else "",
-        _section("All metrics", _all_metrics(run)),
-        _section("Run", _details(run)),
-        "" if run.config is None else _config(run.config),
+        _header(report),
+        _section("Compared on test", _PROTOCOL, _comparison(entries)),
+        _section("Learning curves", note + ring, (_legend(entries) if several else "") + curves),
     ]
+    if report.analysis is not None:
+        sections.append(_exposure(report.analysis, entries))
+    if report.items is not None:
+        sections.append(_map(report.items, entries[0]))
+    if report.examples:
+        sections.append(_section("Examples", _EXAMPLES, _examples(report.examples, entries)))
+    sections.append(_section("All metrics", "", _all_metrics(entries)))
+    sections.append(_section("Runs", "", "".join(map(run_details, entries))))
+    title = " · ".join(entry.name for entry in entries)
+    style = (resources.files("mmssl.report") / "style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{escape(run.name)}: MMSSL run</title><style>{_STYLE}</style></head>\n"
-        f"<body><main>\n{''.join(sections)}</main></body></html>\n"
+        f"<title>{escape(title)}: MMSSL report</title>"
+        # Without one, browsers ask the server for it.
+        '<link rel="icon" href="data:,">'
+        f"<style>{style}</style></head>\n"
+        f"<body><main>\n{''.join(sections)}"
+        f"<footer>mmssl {escape(__version__)}. Self-contained: no script, nothing is fetched."
+        "</footer></main></body></html>\n"
     )
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{title}</h2>{body}</section>\n"
+_EXAMPLES = (
+    "What some users have, from hardly active to very active ones, and the first ten items that "
+    "each run would show them. Held-out test items are marked."
+)
 
 
-def _number(value: float | None) -> str:
+def _section(title: str, note: str, body: str) -> str:
+    text = f"<p class=note>{note.strip()}</p>" if note else ""
+    return f"<section><h2>{title}</h2>{text}{body}</section>\n"
+
+
+def number(value: float | None) -> str:
+    """Four decimals, a dash where there is nothing."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
-def _header(run: RunRecord) -> str:
-    facts = [
-        f"{name} {escape(str(run.metrics[name]))}"
-        for name in ("model", "variant", "seed")
-        if name in run.metrics
+def _any_seeds(entries: Iterable[Entry]) -> bool:
+    return any(len(entry.records) > 1 for entry in entries)
+
+
+def _key(position: int | None) -> str:
+    return f'<span class=key style="background:{color(position)}"></span>'
+
+
+def _legend(entries: Sequence[Entry]) -> str:
+    """Names of the runs that have curves."""
+    items = [
+        f"<li>{_key(position)}{escape(entry.name)}</li>"
+        for position, entry in enumerate(entries)
+        if any(record.epochs for record in entry.records)
     ]
-    if run.epochs:
-        facts.append(f"{run.epochs[-1].number} epochs, best {escape(str(best_epoch(run)))}")
+    return f"<ul class=legend>{''.join(items)}</ul>"
+
+
+def _described(entry: Entry) -> str:
+    """The name, and what it stands for where the name does not say that."""
+    words = [entry.kind] if entry.kind and entry.kind != entry.name else []
+    words += [f"{len(entry.records)} seeds"] if len(entry.records) > 1 else []
+    return escape(entry.name) + (f" <small>{escape(', '.join(words))}</small>" if words else "")
+
+
+def _header(report: Report) -> str:
+    first, *others = report.entries
+    facts = [f"model {first.kind}"] if first.kind else []
+    facts.append(f"{'seeds' if len(first.seeds) > 1 else 'seed'} {', '.join(first.seeds)}")
+    epochs = first.records[0].epochs
+    if epochs and len(first.records) == 1:
+        facts.append(f"{epochs[-1].number} epochs, best {best_epoch(first.records[0])}")
+    facts.append(report.data)
     tiles = [
-        f"<div class=tile><span class=muted>test {name}@{_SHOWN_AT}</span>"
-        f"<b>{_number(run.test[key])}</b>{_margin(run, key)}</div>"
+        _tile(f"test {key}", number(value), _margin(report.entries, key))
         for name in ("recall", "ndcg", "precision")
-        if (key := f"{name}@{_SHOWN_AT}") in run.test
+        if (value := first.mean("test", key := f"{name}@{_SHOWN_AT}")) is not None
     ]
+    if report.analysis is not None:
+        own = report.analysis.entries[0]
+        tiles.append(_tile("catalogue shown", f"{own.coverage:.0%}", "in some list of 20"))
+    title = escape(first.name)
+    if others:
+        title += " <span class=muted>against " + ", ".join(escape(e.name) for e in others)
+        title += "</span>"
     return (
-        f"<header><h1>{escape(run.name)}</h1><p class=muted>{' · '.join(facts)}</p>"
+        f"<header><h1>{title}</h1><p class=muted>{' · '.join(map(escape, facts))}</p>"
         f"<div class=tiles>{''.join(tiles)}</div></header>\n"
     )
 
 
-def best_epoch(run: RunRecord) -> int | None:
-    """The epoch that was kept, where metrics.json names one."""
-    best = run.metrics.get("best_epoch")
-    return best if isinstance(best, int) else None
+def _tile(name: str, value: str, below: str) -> str:
+    return f"<div class=tile><span class=muted>{name}</span><b>{value}</b>{_below(below)}</div>"
 
 
-def _margin(run: RunRecord, key: str) -> str:
-    rivals = [(values[key], name) for name, values in run.baselines.items() if values.get(key, 0)]
-    if not rivals or not math.isfinite(run.test[key]):
+def _below(text: str) -> str:
+    return f"<span class={'up' if text.startswith('+') else 'muted'}>{escape(text)}</span>"
+
+
+def _margin(entries: Sequence[Entry], key: str) -> str:
+    own = entries[0].mean("test", key)
+    rivals = [(value, e.name) for e in entries[1:] if (value := e.mean("test", key))]
+    if not rivals or own is None:
         return ""
     value, name = max(rivals)
-    return f"<span class=muted>{run.test[key] / value - 1:+.1%} vs {escape(name)}</span>"
+    return f"{own / value - 1:+.1%} vs {name}"
 
 
-def _comparison(run: RunRecord) -> str:
-    columns = [key for key in run.test if key.endswith(f"@{_SHOWN_AT}")] or list(run.test)[:6]
-    words = [str(run.metrics[name]) for name in ("model", "variant") if name in run.metrics]
-    own = f"this run ({', '.join(words)})" if words else "this run"
-    rows = [(own, run.test, True), *((n, v, False) for n, v in run.baselines.items())]
-    rows.sort(key=lambda row: -row[1].get(columns[0], 0.0) if columns else 0.0)
-    best = {key: max(_comparable(values.get(key)) for _, values, _ in rows) for key in columns}
-    body = "".join(
-        f"<tr{' class=own' if is_own else ''}><td>{escape(name)}</td>"
-        + "".join(_cell(values.get(key), best[key]) for key in columns)
+def _comparison(entries: Sequence[Entry]) -> str:
+    keys = list(dict.fromkeys(key for entry in entries for key in entry.keys("test")))
+    columns = [key for key in keys if key.endswith(f"@{_SHOWN_AT}")] or keys[:6]
+    order = sorted(
+        range(len(entries)),
+        key=lambda n: -(entries[n].mean("test", columns[0]) or 0.0) if columns else 0.0,
+    )
+    best = {key: max(_known(e.mean("test", key) for e in entries), default=None) for key in columns}
+    rows = [
+        f"<tr><td>{_key(position)}{_described(entry)}</td>"
+        + "".join(_cell(entry, "test", key, best[key]) for key in columns)
         + "</tr>"
-        for name, values, is_own in rows
-    )
-    return f"<p class=muted>{_PROTOCOL}</p>" + _table(["model", *columns], body)
+        for position in order
+        for entry in [entries[position]]
+    ]
+    return _table(["run", *columns], rows)
 
 
-def _comparable(value: float | None) -> float:
-    return -math.inf if value is None or math.isnan(value) else value
+def _known(values: Iterable[float | None]) -> Iterable[float]:
+    return (value for value in values if value is not None)
 
 
-def _cell(value: float | None, best: float) -> str:
-    mark = " class=best" if value is not None and value == best else ""
-    return f"<td{mark}>{_number(value)}</td>"
+def _cell(entry: Entry, split: str, key: str, best: float | None = None) -> str:
+    mean, deviation = entry.mean(split, key), entry.deviation(split, key)
+    mark = " class=best" if mean is not None and mean == best else ""
+    spread = "" if deviation is None else f" <small>± {deviation:.4f}</small>"
+    return f"<td{mark}>{number(mean)}{spread}</td>"
 
 
-def _all_metrics(run: RunRecord) -> str:
-    keys = dict.fromkeys([*run.test, *run.val])
-    body = "".join(
-        f"<tr><td>{escape(key)}</td><td>{_number(run.val.get(key))}</td>"
-        f"<td>{_number(run.test.get(key))}</td></tr>"
+def _all_metrics(entries: Sequence[Entry]) -> str:
+    keys = dict.fromkeys(k for e in entries for split in ("test", "val") for k in e.keys(split))
+    header = ["metric"]
+    for entry in entries:
+        prefix = f"{entry.name}, " if len(entries) > 1 else ""
+        header += [f"{prefix}validation", f"{prefix}test"]
+    rows = [
+        f"<tr><td>{escape(key)}</td>"
+        + "".join(_cell(entry, split, key) for entry in entries for split in ("val", "test"))
+        + "</tr>"
         for key in keys
-    )
-    return _table(["metric", "validation", "test"], body)
+    ]
+    return f"<details><summary>{len(rows)} metrics</summary>{_table(header, rows)}</details>"
 
 
-def _table(header: Iterable[str], body: str) -> str:
+def _table(header: Iterable[str], rows: Iterable[str]) -> str:
     cells = "".join(f"<th scope=col>{escape(cell)}</th>" for cell in header)
     head = f"<thead><tr>{cells}</tr></thead>"
-    return f"<div class=scroll><table>{head}<tbody>{body}</tbody></table></div>"
+    return f"<div class=scroll><table>{head}<tbody>{''.join(rows)}</tbody></table></div>"
 
 
-def _lists(recommendations: Sequence[UserRecommendations]) -> str:
-    cards = []
-    for row in recommendations:
-        items = "".join(
-            f"<li><span class=muted>{score:.2f}</span>{escape(label)}</li>"
-            for label, score in row.items
-        )
-        history = ", ".join(map(escape, row.history)) or "nothing"
-        cards.append(
-            f"<div class=list><h3>User {escape(row.user)}</h3>"
-            f"<p class=muted>In train: {history}</p><ol>{items}</ol></div>"
-        )
-    return f"<div class=lists>{''.join(cards)}</div>"
-
-
-def _details(run: RunRecord) -> str:
-    rows: list[tuple[str, str]] = []
-    timed = [epoch.seconds for epoch in run.epochs if epoch.seconds is not None]
-    if timed:
-        rows.append(("epoch, median", f"{sorted(timed)[len(timed) // 2]:.2f} s"))
-        rows.append(("all epochs", f"{sum(timed):.1f} s"))
-    for section in ("timing", "environment"):
-        content = run.metrics.get(section)
-        if isinstance(content, Mapping):
-            rows += [(f"{section}: {name}", _plain(value)) for name, value in content.items()]
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in rows)
-    return f"<dl>{items}</dl>"
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _config(text: str) -> str:
-    return (
-        "<section><details><summary>Complete configuration (config.toml)</summary>"
-        f"<pre>{escape(text)}</pre></details></section>\n"
+def _charts(charts: Iterable[tuple[str, str]], kind: str = "charts") -> str:
+    figures = "".join(
+        f"<figure><figcaption>{escape(title)}</figcaption>{svg}</figure>" for title, svg in charts
     )
+    return f'<div class="{kind}">{figures}</div>'
+
+
+def _exposure(analysis: Analysis, entries: Sequence[Entry]) -> str:
+    columns: list[tuple[str, Callable[[float], str]]] = [
+        ("coverage", lambda v: f"{v:.1%}"),
+        ("Gini", lambda v: f"{v:.3f}"),
+        ("mean popularity", lambda v: f"{v:.1f}"),
+        ("tail share", lambda v: f"{v:.1%}"),
+    ]
+    named = [
+        (_key(n) + escape(e.name), x)
+        for n, (e, x) in enumerate(zip(entries, analysis.entries, strict=True))
+    ]
+    named.append(
+        (f"{_key(None)}<span class=muted>what users chose (test)</span>", analysis.held_out)
+    )
+    rows = [
+        f"<tr><td>{name}</td>"
+        + "".join(f"<td>{form(v)}</td>" for (_, form), v in zip(columns, one[:4], strict=True))
+        + "</tr>"
+        for name, one in named
+    ]
+    chosen = "what users chose (test)"
+    own = [
+        (entry.name, one, n)
+        for n, (entry, one) in enumerate(zip(entries, analysis.entries, strict=True))
+    ]
+    shares = bar_chart(
+        [f"{count:,}" for count in analysis.item_groups],
+        [
+            *((name, one.by_popularity, n) for name, one, n in own),
+            (chosen, analysis.held_out.by_popularity, None),
+        ],
+        label="Share of the lists by item popularity",
+        x_label="items of a group, the most popular first",
+        y_format=percent,
+    )
+    recall = bar_chart(
+        analysis.user_groups,
+        [(name, one.by_activity, n) for name, one, n in own],
+        label="Recall@20 by the user's train interactions",
+        x_label="train interactions of the user",
+    )
+    charts = [
+        ("Share of the lists, by fifths of the train interactions", shares),
+        ("Recall@20, by the user's activity", recall),
+    ]
+    return _section(
+        "Coverage and popularity bias",
+        "Lists of 20 for every user. Coverage: items that are in some list. Gini: 0 when all items "
+        "are listed alike, 1 when one takes all. Mean popularity: train interactions of a listed "
+        "item. Tail share: listed items outside the most popular fifth of the items.",
+        _table(["run", *(name for name, _ in columns)], rows) + _charts(charts, "charts two"),
+    )
+
+
+def _map(items: EmbeddingMap, entry: Entry) -> str:
+    method = "t-SNE" if items.method == "tsne" else "PCA"
+    legend = "<li>train interactions</li>" + "".join(
+        f'<li><span class=key style="background:var(--p{n})"></span>{escape(text)}</li>'
+        for n, text in enumerate(items.legend)
+        if text != "0"
+    )
+    label = f"{method} of the item vectors of {entry.name}"
+    return _section(
+        "Map of the items",
+        f"{method} of the item vectors of {escape(entry.name)}, {len(items.points)} items, at unit "
+        "length. Items near each other are alike to the model.",
+        f"<figure class=map><ul class=legend>{legend}</ul>"
+        f"{scatter(items.points, items.classes, items.tips, label)}</figure>",
+    )
+
+
+def _examples(examples: Sequence[Example], entries: Sequence[Entry]) -> str:
+    cards = []
+    for one in examples:
+        lists = "".join(
+            f"<div><h4>{_key(n)}{escape(entry.name)}</h4><ol>{''.join(map(_item, row))}</ol></div>"
+            for n, (entry, row) in enumerate(zip(entries, one.lists, strict=True))
+        )
+        pictures = "".join(
+            f'<img src="{escape(item.picture)}" alt="{escape(item.label)}" '
+            f'title="{escape(item.label)}">'
+            for item in one.history
+            if item.picture is not None
+        )
+        strip = f"<div class=strip>{pictures}</div>" if pictures else ""
+        history = ", ".join(escape(item.label) for item in one.history) or "nothing"
+        more = one.num_train - len(one.history)
+        cards.append(
+            f"<div class=user><h3>User {escape(one.user)} <span class=muted>{one.num_train} in "
+            f"train, {one.num_test} held out</span></h3>{strip}<p class=muted>Has {history}"
+            f"{f' and {more} more' if more > 0 else ''}.</p><div class=lists>{lists}</div></div>"
+        )
+    return "".join(cards)
+
+
+def _item(item: Shown) -> str:
+    picture = (
+        "" if item.picture is None else f'<img src="{escape(item.picture)}" alt="" loading=lazy>'
+    )
+    mark = " class=hit" if item.is_hit else ""
+    return f"<li{mark}>{picture}<span>{escape(item.label)}</span></li>"

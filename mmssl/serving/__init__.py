@@ -1,5 +1,6 @@
 """What a trained model is for: ranked items for a user."""
 
+from mmssl.serving.export import export
 from mmssl.serving.recommend import (
     Recommendation,
     UserRecommendations,
@@ -9,10 +10,14 @@ from mmssl.serving.recommend import (
     resolve_user,
     user_label,
 )
+from mmssl.serving.recommender import RecommendedItem, Recommender
 
 __all__ = [
     "Recommendation",
+    "RecommendedItem",
+    "Recommender",
     "UserRecommendations",
+    "export",
     "item_label",
     "recommend",
     "recommend_with_titles",

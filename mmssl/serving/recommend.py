@@ -5,10 +5,8 @@ Legend: U users, I items, D embedding dim, B users asked for.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
-from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -16,12 +14,27 @@ from torch import Tensor
 from mmssl import ops
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
+from mmssl.serving.ids import Ids
 
-if TYPE_CHECKING:
-    from mmssl.data.dataset import InteractionDataset
 
-# Looking for ids that resemble a mistyped one compares strings one by one; this many take a moment.
-_MAX_COMPARED_IDS = 20_000
+class Named(Protocol):
+    """What knows the ids and titles: a data set, or the tables of an export."""
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+
+    @property
+    def user_ids(self) -> Sequence[str] | None:
+        """(U,) or None."""
+
+    @property
+    def item_ids(self) -> Sequence[str] | None:
+        """(I,) or None."""
+
+    @property
+    def item_titles(self) -> Sequence[str] | None:
+        """(I,) or None."""
 
 
 class Recommendation(NamedTuple):
@@ -37,6 +50,7 @@ class UserRecommendations(NamedTuple):
     user: str  # the id as the data set's owner knows it
     history: tuple[str, ...]  # labels of train items, at most as many as were asked for
     items: tuple[tuple[str, float], ...]  # (label, score), best first
+    item_ids: tuple[str, ...] = ()  # the owner's ids of `items`
 
 
 def recommend(
@@ -45,8 +59,10 @@ def recommend(
     graph: InteractionGraph,
     users: Sequence[int],
     k: int,
+    *,
+    filter_seen: bool = True,
 ) -> list[list[Recommendation]]:
-    """The k best items of each user, without those of the train graph.
+    """The k best items of each user, by default without those of the train graph.
 
     Args:
         user_emb: (U, D), on the graph's device.
@@ -54,6 +70,7 @@ def recommend(
         graph: The train graph, whose edges are left out.
         users: B user indices.
         k: Length of the lists; a user with fewer items left gets a shorter one.
+        filter_seen: False to rank the train items as well.
 
     Returns:
         One list per user of `users`, best first, equal scores by smaller item index.
@@ -78,8 +95,13 @@ def recommend(
             item_emb,
             min(k, graph.num_items),
             users=torch.tensor(users, dtype=torch.int64, device=graph.device),
-            exclude=graph.ui,
+            exclude=graph.ui if filter_seen else None,
         )
+    return listed(scores, items)
+
+
+def listed(scores: Tensor, items: Tensor) -> list[list[Recommendation]]:
+    """(B, k) scores and items as lists, without the -1 behind the end of a short one."""
     return [
         [Recommendation(i, s) for i, s in zip(row_items, row_scores, strict=True) if i >= 0]
         for row_items, row_scores in zip(items.tolist(), scores.float().tolist(), strict=True)
@@ -87,7 +109,7 @@ def recommend(
 
 
 def recommend_with_titles(
-    dataset: InteractionDataset,
+    dataset: Named,
     graph: InteractionGraph,
     user_emb: Tensor,
     item_emb: Tensor,
@@ -95,6 +117,7 @@ def recommend_with_titles(
     k: int,
     *,
     history: int = 10,
+    filter_seen: bool = True,
 ) -> list[UserRecommendations]:
     """`recommend`, with ids and titles in place of indices.
 
@@ -106,11 +129,24 @@ def recommend_with_titles(
         users: B user indices.
         k: Length of the lists.
         history: At most so many train items are named per user.
+        filter_seen: False to rank the train items as well.
 
     Raises:
         InputError: As `recommend`.
     """
-    ranked = recommend(user_emb, item_emb, graph, users, k)
+    ranked = recommend(user_emb, item_emb, graph, users, k, filter_seen=filter_seen)
+    return in_words(dataset, graph, users, ranked, history=history)
+
+
+def in_words(
+    dataset: Named,
+    graph: InteractionGraph,
+    users: Sequence[int],
+    ranked: Sequence[Sequence[Recommendation]],
+    *,
+    history: int = 10,
+) -> list[UserRecommendations]:
+    """Ranked lists with ids and titles; arguments as `recommend_with_titles`."""
     rowptr, col = graph.index.rowptr, graph.index.col
     result = []
     for user, row in zip(users, ranked, strict=True):
@@ -121,12 +157,13 @@ def recommend_with_titles(
                 user_label(dataset, user),
                 tuple(item_label(dataset, item) for item in seen),
                 tuple((item_label(dataset, item), score) for item, score in row),
+                tuple(_item_id(dataset, item) for item, _ in row),
             )
         )
     return result
 
 
-def resolve_user(dataset: InteractionDataset, user_id: str) -> int:
+def resolve_user(dataset: Named, user_id: str) -> int:
     """The index of a user known by the data set's own id.
 
     A data set without user ids numbers its users 0 .. U-1, and that number is the id.
@@ -134,42 +171,20 @@ def resolve_user(dataset: InteractionDataset, user_id: str) -> int:
     Raises:
         InputError: An unknown id; the message says what ids there are.
     """
-    ids = dataset.user_ids
-    if ids is None:
-        if _is_number(user_id) and int(user_id) < dataset.num_users:
-            return int(user_id)
-        raise InputError(
-            f"user: expected a number in 0 .. {dataset.num_users - 1}, got {user_id!r}"
-        )
-    try:
-        return ids.index(user_id)
-    except ValueError:
-        pass
-    raise InputError(
-        f"user: expected one of the data set's {len(ids)} user ids, such as "
-        f"{', '.join(map(repr, _similar_ids(ids, user_id)))}, got {user_id!r}"
-    )
+    return Ids("user", dataset.num_users, dataset.user_ids).index(user_id)
 
 
-def user_label(dataset: InteractionDataset, user: int) -> str:
+def user_label(dataset: Named, user: int) -> str:
     """The user's own id, or the index where the data set has none."""
     return str(user) if dataset.user_ids is None else dataset.user_ids[user]
 
 
-def item_label(dataset: InteractionDataset, item: int) -> str:
+def item_label(dataset: Named, item: int) -> str:
     """What to show of an item: its title, else its own id, else "item 17"."""
     if dataset.item_titles is not None and dataset.item_titles[item]:
         return dataset.item_titles[item]
-    return f"item {item if dataset.item_ids is None else dataset.item_ids[item]}"
+    return f"item {_item_id(dataset, item)}"
 
 
-def _similar_ids(ids: Sequence[str], wanted: str, count: int = 3) -> list[str]:
-    """The ids most like an unknown one: by value if all are numbers, else by spelling."""
-    if _is_number(wanted) and all(map(_is_number, ids)):
-        return sorted(ids, key=lambda known: abs(int(known) - int(wanted)))[:count]
-    close = difflib.get_close_matches(wanted, islice(ids, _MAX_COMPARED_IDS), count)
-    return close or list(ids[:count])
-
-
-def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdecimal() and len(text) < 19  # 18 digits fit an int64
+def _item_id(dataset: Named, item: int) -> str:
+    return str(item) if dataset.item_ids is None else dataset.item_ids[item]

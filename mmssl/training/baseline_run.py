@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
 from mmssl.models.popularity import popularity
 from mmssl.training.baselines import BaselineEpoch, train_lightgcn
+from mmssl.training.checkpoint import Checkpoint, recover_newest, save_checkpoint
 from mmssl.training.run import RunDirectory
 
 
@@ -22,8 +24,31 @@ def fit_baseline(
     *,
     device: torch.device | str = "cpu",
     show_progress: bool = True,
+    on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
+    test: bool = True,
+    resume: bool = False,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Trains the baseline that ``run.info.model`` names, writes and returns the metrics."""
+    """Trains the baseline that ``run.info.model`` names, writes and returns the metrics.
+
+    A LightGCN run has a checkpoint after every epoch. Popularity is computed anew.
+
+    Args:
+        dataset: the data of the run.
+        run: an initialised run directory.
+        device: "cpu" or a CUDA device.
+        show_progress: one line per epoch.
+        on_epoch: called with the epoch's record once its checkpoint is on disk; whatever it raises
+            ends the training.
+        test: False leaves the test split unread and the metrics without it.
+        resume: continue from the newest whole checkpoint, or from the beginning if there is none.
+        should_stop: polled between steps; True ends the training at once.
+
+    Raises:
+        Interrupted: ``should_stop`` said so; the newest checkpoint is that of the epoch before.
+        InputError: a file can't be written, or no checkpoint is whole.
+        Diverged: a number is no longer finite.
+    """
     graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
     graph = graph.to(device)
     config = run.config
@@ -31,24 +56,33 @@ def fit_baseline(
     metrics["data"] = {"name": dataset.name, "hash": run.info.data_hash}
     if run.info.model == "popularity":
         embeddings = popularity(graph)
-        for split in ("val", "test"):
+        for split in ("val", "test") if test else ("val",):
             metrics[split] = Evaluator(dataset, split, graph).evaluate(*embeddings)
         metrics["epochs"] = []
     else:
+        records: list[dict[str, Any]] = []
 
-        def on_epoch(epoch: BaselineEpoch) -> None:
-            run.log(
-                "epoch",
-                epoch=epoch.epoch,
-                loss={"bpr": epoch.loss},
-                val=epoch.val,
-                seconds=epoch.seconds,
-            )
+        def finish_epoch(epoch: BaselineEpoch) -> None:
+            record = {
+                "epoch": epoch.epoch,
+                "loss": {"bpr": epoch.loss},
+                "val": epoch.val,
+                "lr": config.lightgcn.lr,
+                "seconds": epoch.seconds,
+            }
+            run.log("epoch", **record)
             if show_progress:
                 tqdm.write(
                     f"epoch {epoch.epoch:3d}  loss {epoch.loss:.4f}  "
                     f"val recall@20 {epoch.val['recall@20']:.4f}  {epoch.seconds:6.1f} s"
                 )
+            records.append(record)
+
+        def save(state: Checkpoint) -> None:
+            log = {"log_size": run.log_size()}
+            keep = config.training.keep_checkpoints
+            save_checkpoint(run.checkpoint_path, state.tensors, state.state | log, keep=keep)
+            on_epoch(records[-1])
 
         result = train_lightgcn(
             dataset,
@@ -61,10 +95,16 @@ def fit_baseline(
             patience=config.lightgcn.patience,
             embedding_dim=config.model.embedding_dim,
             num_layers=config.lightgcn.num_layers,
-            progress=on_epoch,
+            progress=finish_epoch,
+            test=test,
+            resume=_newest(run) if resume else None,
+            save=save,
+            should_stop=should_stop,
         )
         embeddings = result.embeddings
-        metrics.update(best_epoch=result.best_epoch, val=result.val, test=result.test)
+        metrics.update(best_epoch=result.best_epoch, val=result.val)
+        if result.test is not None:
+            metrics["test"] = result.test
         metrics["epochs"] = [epoch._asdict() for epoch in result.epochs]
         metrics["timing"] = {
             "seconds_per_epoch": statistics.median(e.seconds for e in result.epochs),
@@ -73,3 +113,13 @@ def fit_baseline(
     run.save_model(embeddings.user, embeddings.item, {})
     run.write_metrics(metrics)
     return metrics
+
+
+def _newest(run: RunDirectory) -> Checkpoint | None:
+    newest = recover_newest(run.checkpoint_path)
+    if newest is None:
+        run.truncate_log(0)
+        return None
+    _, (tensors, state) = newest
+    run.truncate_log(state.pop("log_size"))
+    return Checkpoint(tensors, state)

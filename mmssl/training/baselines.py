@@ -5,6 +5,7 @@ Legend: U users, I items, E train edges, B edges of a batch, D embedding dim.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -14,10 +15,13 @@ import torch
 from torch import Tensor
 
 from mmssl import ops
-from mmssl.errors import InputError
+from mmssl.errors import Diverged, InputError
 from mmssl.evaluation import Evaluator
 from mmssl.graph import InteractionGraph
 from mmssl.models.lightgcn import IdEmbeddings, LightGCN
+from mmssl.training.checkpoint import Checkpoint
+from mmssl.training.guards import Interrupted, check_finite, deterministic
+from mmssl.training.state import optimizer_state, prefixed, restore_optimizer, section
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
@@ -43,8 +47,8 @@ class BaselineResult:
     best_epoch: int
     val: dict[str, float]
     """Metrics on validation at the best epoch."""
-    test: dict[str, float]
-    """Metrics on test, read once, after training."""
+    test: dict[str, float] | None
+    """Metrics on test, read once, after training; None when it was not to be read."""
     epochs: list[BaselineEpoch]
     seconds: float
     """Wall clock of the whole training."""
@@ -63,6 +67,10 @@ def train_lightgcn(
     embedding_dim: int = 64,
     num_layers: int = 3,
     progress: Callable[[BaselineEpoch], None] | None = None,
+    test: bool = True,
+    resume: Checkpoint | None = None,
+    save: Callable[[Checkpoint], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> BaselineResult:
     """Trains LightGCN and keeps the epoch with the best validation Recall@20.
 
@@ -86,11 +94,17 @@ def train_lightgcn(
             patience stops on that plateau and leaves a baseline too weak to compare with.
         embedding_dim: D.
         num_layers: Propagation layers.
-        progress: Called after each epoch.
+        progress: Called after each epoch; whatever it raises ends the training.
+        test: False leaves the test split unread.
+        resume: What ``save`` was given, to go on from there, bit for bit.
+        save: Takes the state after each epoch.
+        should_stop: Polled between steps.
 
     Raises:
         InputError: an argument out of range, a graph that doesn't fit the data set, no edge to
-            learn from, or a loss that diverged.
+            learn from, or a state of another model.
+        Diverged: the loss or a parameter is no longer finite; ``save`` has not seen it.
+        Interrupted: on request; the state is that of the last ``save``.
     """
     for name, value in (("epochs", epochs), ("batch_size", batch_size), ("patience", patience)):
         if value < 1:
@@ -101,20 +115,22 @@ def train_lightgcn(
         raise InputError(f"reg: expected a number of at least 0, got {reg}")
     graph = replace(graph, normalization="sym")
     val_evaluator = Evaluator(dataset, "val", graph)
-    test_evaluator = Evaluator(dataset, "test", graph)
     model = _seeded_model(graph, embedding_dim, num_layers, seed)
     optimizer = torch.optim.Adam(model.parameters(), lr=lr)
     generator = torch.Generator(device=graph.device).manual_seed(seed)
     edge_user, edge_item = _trainable_edges(graph)
 
-    started = time.perf_counter()
     history: list[BaselineEpoch] = []
     best: tuple[BaselineEpoch, IdEmbeddings] | None = None
-    for epoch in range(1, epochs + 1):
+    if resume is not None:
+        history, best = _restore(resume, model, optimizer, generator)
+    while len(history) < epochs and (best is None or len(history) - best[0].epoch < patience):
         epoch_started = time.perf_counter()
         total = torch.zeros((), dtype=torch.float64, device=graph.device)
         num_batches = 0
         for index in _batches(edge_user.numel(), batch_size, generator):
+            if should_stop():
+                raise Interrupted
             user, pos_item = edge_user[index], edge_item[index]
             draw = torch.rand(
                 user.numel(), generator=generator, device=user.device, dtype=torch.float64
@@ -122,34 +138,70 @@ def train_lightgcn(
             neg_item = graph.missing_item(user, draw)
             loss = _loss(model, user, pos_item, neg_item, reg)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            with deterministic(graph.device, True):
+                loss.backward()
             optimizer.step()
             total += loss.detach()
             num_batches += 1
+        epoch, mean = len(history) + 1, float(total / num_batches)
+        if not math.isfinite(mean):
+            raise Diverged(f"training diverged: loss term bpr is {mean} in epoch {epoch}")
+        check_finite(model.state_dict(), f"after epoch {epoch}: training diverged")
         with torch.no_grad():
             embeddings = model()
-        record = BaselineEpoch(
-            epoch,
-            float(total / num_batches),
-            val_evaluator.evaluate(*embeddings),
-            time.perf_counter() - epoch_started,
-        )
+        val = val_evaluator.evaluate(*embeddings)
+        record = BaselineEpoch(epoch, mean, val, time.perf_counter() - epoch_started)
         history.append(record)
         if best is None or record.val[SELECTION_METRIC] > best[0].val[SELECTION_METRIC]:
             best = record, embeddings
         if progress is not None:
             progress(record)
-        if epoch - best[0].epoch >= patience:
-            break
+        if save is not None:
+            save(_state(model, optimizer, generator, history, best))
     assert best is not None  # epochs >= 1
     return BaselineResult(
         embeddings=best[1],
         best_epoch=best[0].epoch,
         val=best[0].val,
-        test=test_evaluator.evaluate(*best[1]),
+        test=Evaluator(dataset, "test", graph).evaluate(*best[1]) if test else None,
         epochs=history,
-        seconds=time.perf_counter() - started,
+        seconds=sum(epoch.seconds for epoch in history),
     )
+
+
+def _state(
+    model: LightGCN,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    history: list[BaselineEpoch],
+    best: tuple[BaselineEpoch, IdEmbeddings],
+) -> Checkpoint:
+    tensors = prefixed("model", model.state_dict())
+    tensors.update(optimizer_state("optimizer", optimizer))
+    tensors.update(prefixed("best", best[1]._asdict()))
+    tensors["rng.generator"] = generator.get_state()
+    state = {"best_epoch": best[0].epoch, "history": [epoch._asdict() for epoch in history]}
+    return Checkpoint(tensors, state)
+
+
+def _restore(
+    checkpoint: Checkpoint,
+    model: LightGCN,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+) -> tuple[list[BaselineEpoch], tuple[BaselineEpoch, IdEmbeddings]]:
+    tensors, state = checkpoint
+    try:
+        model.load_state_dict(section(tensors, "model"))
+        restore_optimizer("optimizer", optimizer, tensors)
+        generator.set_state(tensors["rng.generator"])
+        device = model.user_embedding.device
+        embeddings = {name: t.to(device) for name, t in section(tensors, "best").items()}
+        history = [BaselineEpoch(**epoch) for epoch in state["history"]]
+        return history, (history[state["best_epoch"] - 1], IdEmbeddings(**embeddings))
+    except (KeyError, IndexError, TypeError, RuntimeError) as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"not a checkpoint of this configuration: {line}") from error
 
 
 def _seeded_model(

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from torch import Tensor
 
 import mmssl
 from mmssl import ops
-from mmssl.config import Config, read_toml
+from mmssl.config import Config, apply_settings, read_toml
 from mmssl.data.dataset import InteractionDataset
 from mmssl.data.readers import read_dataset
 from mmssl.errors import InputError
@@ -28,6 +28,13 @@ from mmssl.files import read_text
 from mmssl.training.checkpoint import Checkpoint, atomic_write, load_checkpoint, save_checkpoint
 
 MODELS = ("mmssl", "lightgcn", "popularity")
+
+# What a run may change when it goes on: nothing that its weights' shapes or its data depend on.
+CHANGEABLE = (
+    *("training.epochs", "training.patience", "training.lr", "training.lr_decay"),
+    *("training.clip_norm", "training.checkpoint_interval", "training.keep_checkpoints"),
+    *("critic.lr", "critic.clip_norm", "lightgcn.epochs", "lightgcn.patience", "lightgcn.lr"),
+)
 
 
 class RunInfo(NamedTuple):
@@ -103,6 +110,25 @@ class RunDirectory:
             raise InputError(f"{file}: run.model: expected {MODELS}, got {info.model!r}")
         return cls(path, info, Config().replace(content, source=str(file)))
 
+    def change(self, settings: Iterable[str]) -> None:
+        """Applies "section.field=value" settings to a run that goes on.
+
+        Raises:
+            InputError: not a setting, or of a field that is not in `CHANGEABLE`.
+        """
+        changed = apply_settings(self.config, settings)
+        before = self.config.to_dict()
+        for name, section in changed.to_dict().items():
+            for field in section if isinstance(section, dict) else ():
+                if section[field] != before[name][field] and f"{name}.{field}" not in CHANGEABLE:
+                    raise InputError(
+                        f"--set {name}.{field}: can't be changed by --resume, only "
+                        f"{', '.join(CHANGEABLE)} can"
+                    )
+        if changed.variant != self.config.variant:
+            raise InputError("--set variant: can't be changed by --resume")
+        self.config = changed
+
     def read_data(self, path: Path | None = None) -> InteractionDataset:
         """The data set of the run; ``path`` if it has moved.
 
@@ -156,18 +182,31 @@ class RunDirectory:
         return user, item
 
     def log(self, event: str, **values: Any) -> None:
-        """Appends one line to ``log.jsonl``."""
-        with open(self.log_path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, **values}) + "\n")
+        """Appends one line to ``log.jsonl``, durable when this returns.
+
+        Raises:
+            InputError: it can't be written.
+        """
+        try:
+            with open(self.log_path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"event": event, **values}) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise InputError(f"{self.log_path}: can't write the file: {error.strerror}") from error
 
     def log_size(self) -> int:
         """Bytes of the log so far; a resumed run cuts it back to what its checkpoint knew."""
         return self.log_path.stat().st_size if self.log_path.exists() else 0
 
-    def truncate_log(self, size: int) -> None:
-        """Cuts the log."""
-        if self.log_path.exists():
-            os.truncate(self.log_path, size)
+    def truncate_log(self, size: int, history: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Cuts the log; if it is too short (lost or edited), its epochs are written anew."""
+        if self.log_size() >= size:
+            if self.log_path.exists():
+                os.truncate(self.log_path, size)
+            return
+        lines = [json.dumps({"event": "epoch", **record}) + "\n" for record in history]
+        atomic_write(self.log_path, "".join(lines).encode())
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Writes ``metrics.json``, the last thing a run does."""

@@ -39,10 +39,11 @@ class StepLosses(NamedTuple):
 
     recommender: LossTerms
     critic: CriticLoss | None
+    grad_norms: tuple[Tensor, ...] = ()  # before clipping, of each optimiser that clips
 
     def to_vector(self) -> Tensor:
         """All terms, in the order of :meth:`TrainingStep.loss_names`."""
-        return torch.stack([*self.recommender, *(self.critic or ())])
+        return torch.stack([*self.recommender, *(self.critic or ()), *self.grad_norms])
 
 
 class TrainingStep:
@@ -81,9 +82,12 @@ class TrainingStep:
         )
 
     def loss_names(self) -> list[str]:
-        """Names of the terms of a step's losses."""
-        critic = () if self.critic is None else CriticLoss._fields
-        return [*LossTerms._fields, *(f"critic_{name}" for name in critic)]
+        """Names of the terms of a step's losses; those of gradient norms end in "grad_norm"."""
+        names = list(LossTerms._fields)
+        if self.critic is not None:
+            names += [f"critic_{name}" for name in CriticLoss._fields]
+            names += ["critic_grad_norm"] if self.config.critic.clip_norm else []
+        return names + (["grad_norm"] if self.config.training.clip_norm else [])
 
     def draw(self) -> StepInput:
         """The random input of one step."""
@@ -107,15 +111,16 @@ class TrainingStep:
         """Updates critic, modality graphs and recommender once."""
         self.model.train()
         users, edges = inputs.batch.user, inputs.edges
-        critic_terms = None
+        critic_terms: CriticLoss | None = None
+        norms: list[Tensor] = []
         if self.critic is not None and not self.config.training.shared_forward:
             with torch.no_grad(), record_function("mmssl::forward"):
                 embeddings = self.model()
-            critic_terms = self._critic_step(embeddings, inputs, step_of_epoch)
+            critic_terms = self._critic_step(embeddings, inputs, step_of_epoch, norms)
         with record_function("mmssl::forward"):
             embeddings = self.model()
         if self.critic is not None and self.config.training.shared_forward:
-            critic_terms = self._critic_step(embeddings.detach(), inputs, step_of_epoch)
+            critic_terms = self._critic_step(embeddings.detach(), inputs, step_of_epoch, norms)
         with record_function("mmssl::structure"):
             self.structure.step(users, embeddings.detach(), step_of_epoch)
             self.model.modality_graphs = self.structure.graphs  # from the next forward on
@@ -131,14 +136,15 @@ class TrainingStep:
         with record_function("mmssl::backward"):
             terms.total().backward()
         with record_function("mmssl::optimizer"):
+            norms += _clip(self.model, self.config.training.clip_norm)
             self.optimizer.step()
         detached = LossTerms(*(term.detach() for term in terms))
-        return StepLosses(detached, critic_terms)
+        return StepLosses(detached, critic_terms, tuple(norms))
 
     def _critic_step(
-        self, embeddings: Embeddings, inputs: StepInput, step_of_epoch: int
+        self, embeddings: Embeddings, inputs: StepInput, step_of_epoch: int, norms: list[Tensor]
     ) -> CriticLoss:
-        """Trains the critic on detached embeddings."""
+        """Trains the critic on detached embeddings; its gradient's norm goes to ``norms``."""
         assert self.critic is not None and self.critic_optimizer is not None
         assert inputs.uniform is not None and inputs.alpha is not None
         self.critic.train()
@@ -160,6 +166,7 @@ class TrainingStep:
         with record_function("mmssl::critic_backward"):
             terms.total().backward()
         with record_function("mmssl::critic_optimizer"):
+            norms += _clip(self.critic, config.clip_norm)
             self.critic_optimizer.step()
         return CriticLoss(*(term.detach() for term in terms))
 
@@ -167,7 +174,14 @@ class TrainingStep:
 def _generated_rows(embeddings: Embeddings, users: Tensor, edges: BatchEdges) -> list[FactoredRows]:
     """The generator's row of every user of the batch, one block per modality."""
     pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
-    return [similarity_rows(user, item, users, edges).factored() for user, item in pairs]
+    return [similarity_rows(user, item, users, edges) for user, item in pairs]
+
+
+def _clip(module: nn.Module, limit: float) -> list[Tensor]:
+    """Scales the gradient down to the limit; its norm before that, or nothing without a limit."""
+    if not limit:
+        return []
+    return [nn.utils.clip_grad_norm_(module.parameters(), limit)]
 
 
 @contextmanager

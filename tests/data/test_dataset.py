@@ -130,7 +130,8 @@ def test_summary_counts(toy):
     assert facts["users_without_train_edge"] == 1
     assert facts["items_without_train_edge"] == 1
     assert facts["cold_test_edges"] == facts["cold_test_items"] == pytest.approx(1 / 3)
-    assert facts["modalities"] == {"text": {"dim": 2, "zero_rows": 2, "repeated_rows": 2}}
+    described = {"dim": 2, "zero_rows": 2, "repeated_rows": 2, "without_content": 0}
+    assert facts["modalities"] == {"text": described}
     assert facts["user_degree"]["max"] == 2 and facts["user_degree"]["median"] == 1
     text = "\n".join(summary_lines(dataset))
     assert "train 4, val 2, test 3" in text and "modality text: 2 dimensions, 2 zero rows" in text

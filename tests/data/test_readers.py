@@ -324,3 +324,42 @@ def test_a_damaged_file_gives_a_data_set_or_one_line(folder, data):
         assert "\n" not in str(error)
     else:
         assert dataset.num_items >= 1
+
+
+def test_masks_are_read_beside_their_features(folder):
+    mask = np.array([True, False, True, True, True])
+    rows = np.load(folder / "image_feat.npy")
+    rows[1] = 0
+    np.save(folder / "image_feat.npy", rows)
+    plain = read_dataset(folder)
+    np.save(folder / "image_mask.npy", mask)
+    dataset = read_dataset(folder)
+    assert list(dataset.masks) == ["image"] and np.array_equal(dataset.masks["image"], mask)
+    assert dataset.content_hash() == plain.content_hash()
+    assert plain.masks == {} == read_dataset(folder, modalities=["text"]).masks
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        (np.ones(4, bool), "image_mask.npy: expected 5 booleans, got dtype bool, shape (4,)"),
+        (np.ones((5, 1), bool), "shape (5, 1)"),
+        (np.ones(5, np.uint8), "got dtype uint8"),
+        (np.array([None] * 5), "holds Python objects; refused (never unpickled)"),
+        (np.arange(5) != 1, "must be zero where its mask is False, got row 1"),
+    ],
+)
+def test_refuses_masks(folder, mask, words):
+    np.save(folder / "image_mask.npy", mask, allow_pickle=True)
+    refused(folder, words)
+
+
+def test_refuses_damaged_masks(folder):
+    np.save(folder / "image_mask.npy", np.ones(5, bool))
+    whole = (folder / "image_mask.npy").read_bytes()
+    (folder / "image_mask.npy").write_bytes(whole[:-2])
+    refused(folder, "image_mask.npy: expected 5 bytes of data, got 3 (truncated?)")
+    (folder / "image_mask.npy").write_bytes(
+        whole[:-1] + b"\x07"
+    )  # no 0 or 1, and True all the same
+    assert read_dataset(folder).masks["image"].all()

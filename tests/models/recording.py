@@ -14,7 +14,7 @@ from mmssl.models.critic import Critic
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.mmssl import MMSSL
 from mmssl.ops.reference import Triples
-from mmssl.ops.similarity import SimilarityRows, batch_edges, similarity_rows
+from mmssl.ops.similarity import FactoredRows, batch_edges, similarity_rows
 
 # Biases that a following BatchNorm cancels: the released activations in between are identities.
 INERT = ("bias", "head.0.bias", "head.1.bias")
@@ -194,11 +194,11 @@ def similarity(setting: Setting, user: torch.Tensor, item: torch.Tensor) -> torc
     return ops.masked_similarity(user, item, setting.batch.user, setting.graph.ui)
 
 
-def factors(setting: Setting, user: torch.Tensor, item: torch.Tensor) -> SimilarityRows:
+def factors(setting: Setting, user: torch.Tensor, item: torch.Tensor) -> FactoredRows:
     edges = batch_edges(setting.graph.ui, setting.batch.user)
     return similarity_rows(user, item, setting.batch.user, edges)
 
 
-def fake_factors(setting: Setting, out: Embeddings) -> list[SimilarityRows]:
+def fake_factors(setting: Setting, out: Embeddings) -> list[FactoredRows]:
     pairs = zip(out.user_feature, out.item_feature, strict=True)
     return [factors(setting, user, item) for user, item in pairs]

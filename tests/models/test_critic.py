@@ -93,9 +93,17 @@ def test_users_with_every_item_and_with_none():
 
 def test_wrong_weight_is_refused():
     graph = random_graph(3, 4, 0.3, 0)
-    with pytest.raises(ValueError, match=r"weight: expected shape \(4, H\), got \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"weight: expected shape \(4, 2\), got \(5, 2\)"):
         masked_similarity_linear(
             torch.ones(3, 2), torch.ones(4, 2), torch.tensor([0]), graph.ui, torch.ones(5, 2)
+        )
+    with pytest.raises(ValueError, match=r"weight: expected dtype torch.float32, .* got .*64"):
+        masked_similarity_linear(
+            torch.ones(3, 2),
+            torch.ones(4, 2),
+            torch.tensor([0]),
+            graph.ui,
+            torch.ones(4, 2).double(),
         )
 
 
@@ -122,8 +130,9 @@ def test_whole_critic_step_matches_dense():
     whole = torch.rand(users.numel(), graph.num_items, dtype=torch.float64)
     on_edges = whole[edges.position, edges.item]
     assert on_edges.shape == uniform_shape("sparse", edges)
-    own = factors[2]._replace(user=factors[2].user.detach(), item_emb=factors[2].item_emb.detach())
-    own = own._replace(masked=own.masked.detach(), scale=own.scale.detach())
+    own = factors[2]._replace(
+        **{name: getattr(factors[2], name).detach() for name in ("left", "item_emb", "value")}
+    )
     dense_fake = [
         DenseRows(ops.masked_similarity(u, i, users, graph.ui)) for u, i in embeddings[:2]
     ]
@@ -132,7 +141,7 @@ def test_whole_critic_step_matches_dense():
     named = dict(critic.named_parameters())
     results = []
     for fake, real in (
-        ([f.factored() for f in factors[:2]], real_rows(own, on_edges, SPARSE, "sparse")),
+        (factors[:2], real_rows(own, on_edges, SPARSE, "sparse")),
         (dense_fake, DenseRows(dense_real_rows(own, whole, SPARSE))),
     ):
         terms = critic_loss(critic, fake, real, alpha, 1.0)

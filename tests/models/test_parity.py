@@ -127,7 +127,7 @@ def test_critic_rows(oracle, setting):
     own = factors(setting, out.user, out.item)
     real = dense_real_rows(own, uniform, config)
     close(real.repeat(len(setting.features), 1), oracle["gan/inputr"], 1e-6)
-    zero = own._replace(user=torch.zeros_like(own.user))
+    zero = own._replace(left=torch.zeros_like(own.left))
     expected = nn.functional.normalize(tensor(oracle["gan/real_softmax"]), dim=1)
     close(dense_real_rows(zero, uniform, config), expected, 1e-6)
 
@@ -137,7 +137,7 @@ def test_critic_step(oracle, setting, mode):
     critic = make_critic(oracle, setting).train(mode != "eval")
     out = recorded_embeddings(oracle, setting, "top3")
     config = setting.config.critic
-    fake = [rows.factored() for rows in fake_factors(setting, out)]
+    fake = fake_factors(setting, out)
     own = factors(setting, out.user, out.item)
     real = real_rows(own, tensor(oracle["gan/uniform"]), config, "dense")
     alpha = tensor(oracle["gan/alpha"])
@@ -162,7 +162,7 @@ def test_generator_loss(oracle, setting, mode):
     model.modality_graphs = modality_graphs(oracle, setting, "top3")
     critic = make_critic(oracle, setting).train(mode != "eval")
     out = model()
-    score = critic([rows.factored() for rows in fake_factors(setting, out)])
+    score = critic(fake_factors(setting, out))
     config = setting.config
     terms = recommender_loss(
         out, setting.batch, score, config.loss, batch_size=config.training.batch_size

@@ -6,10 +6,12 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from mmssl.ops import _extension
 
@@ -70,3 +72,22 @@ def assert_same_bits_at_every_simd_level(script: str) -> None:
         found[name] = digest
     assert "default" in found
     assert len(set(found.values())) == 1, found
+
+
+def assert_captured_in_a_cuda_graph(
+    step: Callable[[], Sequence[Tensor]], change: Callable[[], object]
+) -> None:
+    """A replay of a captured step sees inputs that changed in place since."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        step()  # what happens the first time only must not be captured
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    with torch.no_grad():
+        change()
+    graph.replay()
+    for got, want in zip(captured, step(), strict=True):
+        assert torch.equal(got, want)

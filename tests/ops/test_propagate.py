@@ -26,7 +26,12 @@ from tests.ops.graphs import (
     truth,
     worst,
 )
-from tests.ops.kernels import KERNELS, needs_cpu_kernel, needs_gpu
+from tests.ops.kernels import (
+    KERNELS,
+    assert_captured_in_a_cuda_graph,
+    needs_cpu_kernel,
+    needs_gpu,
+)
 
 Batch = tuple[list[GraphView], list[torch.Tensor]]
 
@@ -240,20 +245,7 @@ def test_capture_in_a_cuda_graph():
         return (*results, *gradients(results, xs))
 
     with ops.backend("native"):
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            step()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = step()
-        with torch.no_grad():
-            for x in xs:
-                x.mul_(2)
-        graph.replay()
-        for result, e in zip(captured, step(), strict=True):
-            assert torch.equal(result, e)
+        assert_captured_in_a_cuda_graph(step, lambda: [x.mul_(2) for x in xs])
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

@@ -75,7 +75,7 @@ def test_gradients_by_differences_and_no_second_ones():
         assert torch.autograd.gradcheck(lambda q, k, v: ops.view_attention(q, k, v, 2), leaves)
         out = ops.view_attention(*leaves, 2).square().sum()
         (grad,) = torch.autograd.grad(out, leaves[0], create_graph=True)
-        with pytest.raises(RuntimeError, match="gradients of its gradients are not supported"):
+        with pytest.raises(RuntimeError, match="gradients of gradients are not there"):
             grad.sum().backward()
 
 
@@ -128,7 +128,10 @@ def test_bad_arguments():
     for arguments, message in (
         ((query, key, view[0], 2), r"view: expected an \(M, N, D\) floating point tensor, got"),
         ((query[:1], key, view, 2), r"query: expected \(2, 3, 6\) torch.float32, the view's, got"),
-        ((query, key.double(), view, 2), r"key: expected .* got \(2, 3, 6\) torch.float64"),
+        (
+            (query, key.double(), view, 2),
+            r"key: expected dtype torch.float32, .* got torch.float64",
+        ),
         ((query, key, view, 4), "num_heads: expected a divisor of 6, got 4"),
     ):
         with pytest.raises(InputError, match=message):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
+import statistics
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from mmssl.cli import main
+from mmssl.data.dataset import InteractionDataset
+from mmssl.data.writers import write_dataset
 from mmssl.errors import InputError
-from mmssl.report import write_run_report
-from mmssl.serving import UserRecommendations
+from mmssl.report import write_report
+from tests.report.conftest import epoch_line, write_run
 
 PAYLOAD = "<script>alert('x')</script>\"&amp;"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -48,131 +51,117 @@ class Page(HTMLParser):
         self.text += data
 
 
-def epoch_line(number: int, *, recall: float | None = 0.1, loss_name: str = "bpr") -> str:
-    event = {
-        "event": "epoch",
-        "epoch": number,
-        "loss": {"total": 1.0 / number, loss_name: 0.5 / number},
-        "val": None if recall is None else {"recall@20": recall, "ndcg@20": recall / 2},
-        "seconds": 1.5,
-    }
-    return json.dumps(event) + "\n"
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    directory = tmp_path / "a-run"
-    directory.mkdir()
-    metrics = {
-        "variant": "paper",
-        "seed": 2022,
-        "best_epoch": 2,
-        "val": {"recall@20": 0.1203, "ndcg@20": 0.0511},
-        "test": {"recall@10": 0.0717, "recall@20": 0.1117, "ndcg@20": 0.0498},
-        "epochs": [],
-        "timing": {"total_seconds": 12.25},
-        "environment": {"torch": "9.9.9", "threads": 2},
-    }
-    (directory / "metrics.json").write_text(json.dumps(metrics))
-    lines = [epoch_line(n, recall=r) for n, r in ((1, 0.08), (2, 0.1203), (3, 0.11))]
-    (directory / "log.jsonl").write_text('{"event": "start"}\n' + "".join(lines))
-    (directory / "config.toml").write_text('variant = "paper"\n')
-    return directory
-
-
-def report_of(directory: Path, **arguments) -> Page:
-    path = write_run_report(directory, **arguments)
-    assert path == directory / "report.html"
+def report_of(*runs: Path, **arguments) -> Page:
+    path, _ = write_report(runs, **arguments)
+    assert path == runs[0] / "report.html"
     return Page(path.read_text(encoding="utf-8"))
 
 
-def test_everything_is_there(run_dir):
-    page = report_of(
-        run_dir,
-        baselines={"LightGCN": {"recall@20": 0.0931, "ndcg@20": 0.0402}},
-        recommendations=[
-            UserRecommendations("u-17", ("Alien", "Brazil"), (("Dune", 3.25), ("Heat", 1.5)))
-        ],
-    )
+def test_one_run_by_hand(run_dir):
+    page = report_of(run_dir)
     for wanted in (
-        *("a-run", "paper", "seed 2022", "3 epochs, best 2"),
-        *("0.1117", "0.0717", "0.0498", "0.1203", "LightGCN", "0.0931", "0.0402"),
-        "+20.0% vs LightGCN",
-        *("u-17", "Alien, Brazil", "Dune", "3.25", "Heat"),
-        *("9.9.9", "12.25", 'variant = "paper"'),
-        *("validation recall@20", "loss: total", "loss: bpr", "0.1203 at epoch 2"),
+        *("a-run", "mmssl paper", "seed 2022", "3 epochs, best 2", "data set not found"),
+        *("0.1117", "0.0717", "0.0498", "0.1203"),
+        *("9.9.9", "12.25", 'variant = "paper"', "embedding_dim = 64"),
+        *("Validation recall@20", "Loss: total", "Loss: bpr", "a-run: 0.1203 at 2"),
     ):
         assert wanted in page.text, wanted
-    assert page.tags.count("svg") == 1
-    assert page.tags.count("path") > 10
-    assert (run_dir / "learning_curve.png").read_bytes().startswith(b"\x89PNG\r\n")
-    assert (run_dir / "learning_curve.png").stat().st_size > 5000
+    assert page.tags.count("svg") == 4
+    assert "Coverage" not in page.text
 
 
-def test_nothing_is_fetched_and_no_script_runs(run_dir):
-    page = report_of(run_dir)
-    assert not {"script", "link", "iframe", "img", "object"} & set(page.tags)
+def test_everything_of_several_runs(finished):
+    names = ("mmssl", "seeds", "popularity")
+    page = report_of(*(finished / name for name in names), map_method="pca")
+    metrics = json.loads((finished / "mmssl" / "metrics.json").read_text())
+    of_seeds = [
+        json.loads((finished / "seeds" / f"seed-{n}" / "metrics.json").read_text()) for n in (1, 2)
+    ]
+    values = [m["test"]["recall@20"] for m in of_seeds]
+    assert f"{metrics['test']['recall@20']:.4f}" in page.text
+    assert f"{statistics.fmean(values):.4f} ± {statistics.stdev(values):.4f}" in page.text
+    for wanted in (
+        "mmssl against seeds, popularity",
+        "tiny: 80 users, 50 items",
+        *("lightgcn, 2 seeds", "Mean over the seeds, with their range"),
+        *("Coverage and popularity bias", "Gini", "what users chose (test)"),
+        *("PCA of the item vectors of mmssl, 50 items", "train interactions of the user"),
+        *("Examples", "held out", "Held-out test items are marked."),
+    ):
+        assert wanted in page.text, wanted
+    # curves: recall, ndcg, losses; two charts of exposure; the map
+    assert page.tags.count("svg") >= 8
+    assert page.tags.count("polygon") >= 2  # the range over the seeds
+    assert page.tags.count("ol") == 9
+
+
+def test_nothing_is_fetched_and_no_script_runs(finished):
+    page = report_of(finished / "mmssl", finished / "lightgcn", map_method="pca")
+    assert not {"script", "iframe", "object", "embed", "form"} & set(page.tags)
     for name, value in page.attributes:
         assert not name.startswith("on"), name
         if name in ("src", "href", "xlink:href"):
-            assert (value or "").startswith("#"), value
-    text = (run_dir / "report.html").read_text()
-    assert "http" not in text
-    assert "@import" not in text
+            assert (value or "").startswith("data:"), value
+    text = (finished / "mmssl" / "report.html").read_text()
+    assert "http:" not in text and "https:" not in text
+    assert "@import" not in text and "url(" not in text
+    assert "default-src 'none'" in text
+    assert "prefers-color-scheme: dark" in text
 
 
-def test_colours_follow_the_theme(run_dir):
-    write_run_report(run_dir)
-    text = (run_dir / "report.html").read_text()
-    assert "prefers-color-scheme:dark" in text
-    svg = text[text.index("<svg") : text.index("</svg>")]
-    assert {"ink", "muted", "line", "accent"} <= set(re.findall(r"var\(--(\w+)\)", svg))
-    assert re.findall(r"#[0-9a-f]{6}\b", svg) == []
-
-
-def test_text_of_strangers_is_escaped(tmp_path):
-    directory = tmp_path / "<b>run"
-    directory.mkdir()
-    metrics = {
-        "variant": PAYLOAD,
-        "seed": PAYLOAD,
-        "best_epoch": PAYLOAD,
-        "val": {PAYLOAD: 0.1},
-        "test": {f"{PAYLOAD}@20": 0.1, "recall@20": 0.2},
-        "baselines": {PAYLOAD: {"recall@20": 0.1}},
-        "timing": {PAYLOAD: PAYLOAD},
-        "environment": {PAYLOAD: [PAYLOAD]},
-    }
-    (directory / "metrics.json").write_text(json.dumps(metrics))
+def test_text_of_strangers_is_escaped(tmp_path, tiny_dataset):
+    run = write_run(
+        tmp_path / "<b>run",
+        tmp_path / "moved",
+        tiny_dataset,
+        variant=PAYLOAD,
+        model=PAYLOAD,
+        seed=PAYLOAD,
+        best_epoch=PAYLOAD,
+        val={PAYLOAD: 0.1},
+        test={f"{PAYLOAD}@20": 0.1, "recall@20": 0.2},
+        timing={PAYLOAD: PAYLOAD},
+        environment={PAYLOAD: [PAYLOAD]},
+    )
     lines = epoch_line(1, loss_name=PAYLOAD) + epoch_line(2, loss_name="$\\frac{")
-    (directory / "log.jsonl").write_text(lines)
-    (directory / "config.toml").write_text(f"# </pre>{PAYLOAD}")
-    row = UserRecommendations(PAYLOAD, (PAYLOAD,), ((PAYLOAD, 1.0),))
-    page = report_of(directory, recommendations=[row])
+    (run / "log.jsonl").write_text(lines)
+    (run / "config.toml").write_text((run / "config.toml").read_text() + f"# </pre>{PAYLOAD}")
+    page = report_of(run)
     assert "script" not in page.tags
     assert page.tags.count("b") == 1  # the one tile
-    # variant twice, seed, best epoch, baseline and margin, timing, ..., config: as text, every one.
-    assert page.text.count("<script>alert('x')</script>") >= 12
-    assert "loss: $\\frac{" in page.text
+    assert page.text.count("<script>alert('x')</script>") >= 10
+    assert "Loss: $\\frac{" in page.text
 
 
-def test_baselines_from_the_metrics_file(run_dir):
-    path = run_dir / "metrics.json"
-    metrics = json.loads(path.read_text())
-    metrics["baselines"] = {"popularity": {"recall@20": 0.0564}}
-    path.write_text(json.dumps(metrics))
-    assert "popularity" in report_of(run_dir).text
-    assert "popularity" not in report_of(run_dir, baselines={}).text
+def test_titles_of_strangers_are_escaped(tmp_path, tiny_dataset):
+    fields = {**vars(tiny_dataset), "item_titles": (PAYLOAD,) * tiny_dataset.num_items}
+    fields["user_ids"] = tuple(f"{PAYLOAD}{n}" for n in range(tiny_dataset.num_users))
+    write_dataset(InteractionDataset(**fields), tmp_path / "data")
+    command = ["train", "--data", str(tmp_path / "data"), "--model", "lightgcn", "--epochs", "1"]
+    assert main([*command, "--out", str(tmp_path / "run"), "--quiet"]) == 0
+    page = report_of(tmp_path / "run", users=[f"{PAYLOAD}3"], map_method="pca")
+    assert "script" not in page.tags
+    assert page.text.count("<script>alert('x')</script>") > 50
 
 
-def test_a_better_baseline_is_shown_as_better(run_dir):
-    write_run_report(run_dir, baselines={"EASE": {"recall@20": 0.25}})
+def test_a_better_run_is_shown_as_better(tmp_path, tiny_dataset, run_dir):
+    other = write_run(tmp_path / "EASE", tmp_path / "moved", tiny_dataset, test={"recall@20": 0.25})
+    report_of(run_dir, other)
     text = (run_dir / "report.html").read_text()
     assert "<td class=best>0.2500</td>" in text
     assert "<td>0.1117</td>" in text
     assert "-55.3% vs EASE" in text
     table = text[text.index("<tbody>") :]
-    assert table.index("EASE") < table.index("this run")
+    assert table.index("EASE") < table.index("a-run")
+
+
+def test_runs_of_one_name_are_told_apart(tmp_path, tiny_dataset):
+    runs = [
+        write_run(tmp_path / where / "same", tmp_path / "moved", tiny_dataset)
+        for where in ("one", "two")
+    ]
+    page = report_of(*runs)
+    assert "one/same" in page.text and "two/same" in page.text
 
 
 def test_a_line_cut_short_by_a_kill_is_left_out(run_dir):
@@ -186,44 +175,43 @@ def test_an_epoch_run_again_after_a_resume_counts_once(run_dir):
     log.write_text(log.read_text() + epoch_line(2, recall=0.2222))
     page = report_of(run_dir)
     assert "3 epochs" in page.text
-    assert "0.2222 at epoch 2" in page.text
+    assert "0.2222 at 2" in page.text
 
 
 def test_epochs_without_validation_and_values_that_are_not_finite(run_dir):
     lines = [epoch_line(1, recall=None), epoch_line(2), epoch_line(3, recall=float("nan"))]
     (run_dir / "log.jsonl").write_text("".join(lines))
     page = report_of(run_dir)
-    assert "0.1000 at epoch 2" in page.text
-    assert page.tags.count("svg") == 1
+    assert "a-run: 0.1 at 2" in page.text
+    assert page.tags.count("svg") == 4
 
 
 def test_a_run_without_epochs_has_no_picture(run_dir):
-    (run_dir / "config.toml").unlink()
     for change in (lambda path: path.write_text(""), Path.unlink):
         change(run_dir / "log.jsonl")
         page = report_of(run_dir)
         assert "No epoch was logged." in page.text
         assert "svg" not in page.tags
-    assert not (run_dir / "learning_curve.png").exists()
 
 
-def test_the_same_run_gives_the_same_bytes(run_dir):
-    write_run_report(run_dir)
-    first = [(run_dir / name).read_bytes() for name in ("report.html", "learning_curve.png")]
-    write_run_report(run_dir)
-    again = [(run_dir / name).read_bytes() for name in ("report.html", "learning_curve.png")]
-    assert first == again
+def test_the_same_runs_give_the_same_bytes(finished, tmp_path):
+    pages = []
+    for name in ("first.html", "again.html"):
+        write_report([finished / "mmssl", finished / "seeds"], tmp_path / name)
+        pages.append((tmp_path / name).read_bytes())
+    assert pages[0] == pages[1]
+    assert b"t-SNE of the item vectors" in pages[0]
 
 
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("metrics.json", None, r"metrics\.json: can't be read: No such file"),
+        ("config.toml", None, r"not a run directory"),
+        ("metrics.json", None, r"the run is not finished"),
         ("metrics.json", "{", r"metrics\.json: not valid JSON"),
         ("metrics.json", "[1]", r"metrics\.json: expected a JSON object, got list"),
         ("metrics.json", '{"test": 3}', r"metrics\.json: test: expected names with numbers, got 3"),
         ("metrics.json", '{"val": {"recall@20": "x"}}', r"val: recall@20: expected a number"),
-        ("metrics.json", '{"baselines": []}', r"baselines: expected names with metrics, got \[\]"),
         ("metrics.json", b"\xff\xfe", r"metrics\.json: expected UTF-8 text, got byte 0"),
         ("log.jsonl", "{\n{}\n", r"log\.jsonl:1: not valid JSON"),
         (
@@ -243,13 +231,34 @@ def test_bad_files_end_in_one_line(run_dir, name, content, message):
     else:
         path.write_text(content)
     with pytest.raises(InputError, match=message) as caught:
-        write_run_report(run_dir)
+        write_report([run_dir])
     assert "\n" not in str(caught.value)
     assert not (run_dir / "report.html").exists()
 
 
+def test_a_seed_that_is_not_finished_is_named(tmp_path, tiny_dataset):
+    for seed in (1, 2):
+        write_run(tmp_path / "runs" / f"seed-{seed}", tmp_path / "moved", tiny_dataset)
+    (tmp_path / "runs" / "seed-2" / "metrics.json").unlink()
+    with pytest.raises(InputError, match="seed-2: the run is not finished"):
+        write_report([tmp_path / "runs"])
+
+
+def test_other_data_is_refused(run_dir, finished):
+    import dataclasses
+
+    from mmssl.training.run import RunDirectory
+
+    run = RunDirectory.open(run_dir)
+    run.info = run.info._replace(data_hash="0" * 64)
+    run.initialize()
+    with pytest.raises(InputError, match="was trained on other data than"):
+        write_report([finished / "mmssl", run_dir])
+    assert dataclasses.is_dataclass(run.config)
+
+
 def test_a_failed_write_keeps_the_old_report(run_dir, monkeypatch):
-    write_run_report(run_dir)
+    write_report([run_dir])
     before = (run_dir / "report.html").read_bytes()
 
     def full(*_):
@@ -257,18 +266,53 @@ def test_a_failed_write_keeps_the_old_report(run_dir, monkeypatch):
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(InputError, match="can't write the file: No space left on device"):
-        write_run_report(run_dir)
+        write_report([run_dir])
     assert (run_dir / "report.html").read_bytes() == before
-    assert sorted(path.name for path in run_dir.iterdir()) == [
-        "config.toml",
-        "learning_curve.png",
-        "log.jsonl",
-        "metrics.json",
-        "report.html",
-    ]
+    names = ["config.toml", "log.jsonl", "metrics.json", "report.html"]
+    assert sorted(path.name for path in run_dir.iterdir()) == names
 
 
-def test_without_matplotlib_the_extra_is_named(run_dir, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(InputError, match=r"needs matplotlib: .*mmssl\[report\]"):
-        write_run_report(run_dir)
+def test_without_scikit_learn_the_extra_is_named(finished, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
+    with pytest.raises(InputError, match=r"mmssl\[report\]\"\) or --map pca"):
+        write_report([finished / "mmssl"], tmp_path / "page.html")
+    assert list(tmp_path.iterdir()) == []
+    write_report([finished / "mmssl"], tmp_path / "page.html", map_method="pca")
+
+
+def test_pictures_of_items(finished, tmp_path):
+    image = pytest.importorskip("PIL.Image", reason="Pillow is not installed (extra report)")
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for item in range(50):
+        image.new("RGB", (300, 200 + item), (5 * item, 90, 200)).save(folder / f"{item}.png")
+    (folder / "3.png").write_bytes(b"not a picture")
+    (folder / "notes.txt").write_text("no picture either")
+    page_path = tmp_path / "page.html"
+    write_report([finished / "mmssl"], page_path, images=folder, users=["5"], map_method="none")
+    page = Page(page_path.read_text())
+    sources = [value for name, value in page.attributes if name == "src"]
+    assert len(sources) > 12
+    assert all(value.startswith("data:image/webp;base64,") for value in sources)
+    assert page_path.stat().st_size < 200_000
+    with pytest.raises(InputError, match="expected files ID.jpg"):
+        write_report([finished / "mmssl"], page_path, images=tmp_path / "images" / "..")
+
+
+def test_the_command(finished, tmp_path, capsys):
+    out = tmp_path / "page.html"
+    command = ["report", str(finished / "mmssl"), "--out", str(out), "--map", "pca"]
+    assert main([*command, "--against", str(finished / "seeds"), "--user", "3"]) == 0
+    printed = capsys.readouterr().out
+    assert "recall@20" in printed and "+-" in printed and f"report: {out}" in printed
+    assert "User 3" in out.read_text()
+    for options, message in (
+        (["--user", "nobody"], "got 'nobody'"),
+        (["--examples", "-1"], "--examples: expected at least 0"),
+        (["--images", str(tmp_path / "none")], "No such file"),
+        (["--data", str(tmp_path)], "train.json"),
+    ):
+        before = out.read_bytes()
+        assert main([*command, *options]) == 2
+        assert message in capsys.readouterr().err
+        assert out.read_bytes() == before

@@ -1,0 +1,157 @@
+"""A short pass over every op on one device: small odd sizes, all dtypes, forward and backward.
+
+``python -m benchmarks.gpu_pass [--device cuda] [--dtypes float32 ...]`` holds each result to the
+plain PyTorch of the op in float64 on the CPU and exits 1 where one is off. It is what gpu.sh runs
+under compute-sanitizer, and instead of the tests where pytest is missing. The reductions of a GPU
+are in another order, so the tolerances are those of the dtypes and not of the kernels.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.harness.clock import outputs
+from benchmarks.harness.problem import largest_deviation
+from mmssl import ops
+from mmssl.graph import InteractionGraph
+from mmssl.ops.dispatch import why_not_native
+
+# float32 products are TF32 on a GPU unless torch is told otherwise, which main() does.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float64": 1e-10}
+USERS, ITEMS, D, N = 203, 131, 33, 129
+Check = tuple[str, str, Callable[[], Sequence[Tensor]], Callable[[], Sequence[Tensor]]]
+
+
+def graph() -> InteractionGraph:
+    """Empty rows, one long row, odd sizes."""
+    generator = torch.Generator().manual_seed(0)
+    user = torch.randint(USERS - 5, (900,), generator=generator)
+    item = torch.randint(ITEMS - 3, (900,), generator=generator)
+    user = torch.cat([user, torch.full((ITEMS,), 7)])
+    item = torch.cat([item, torch.arange(ITEMS)])
+    return InteractionGraph.from_edges(user.numpy(), item.numpy(), USERS, ITEMS)
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    """Float64 on the CPU: the truth starts from the same numbers, rounded to the dtype."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def both(function: Callable[..., Any], *inputs: Tensor) -> Sequence[Tensor]:
+    """Outputs and the gradients of a fixed weighting of their sum."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    values = outputs(function(*leaves))
+    total = sum((v * torch.linspace(-1, 1, v.numel(), device=v.device).view_as(v)).sum()
+                for v in values)  # fmt: skip
+    assert isinstance(total, Tensor)
+    return [*(v.detach() for v in values), *torch.autograd.grad(total, leaves)]
+
+
+def differentiable(device: str, dtype: str) -> Iterator[Check]:
+    """The ops with gradients, each with its truth."""
+    kind = getattr(torch, dtype)
+    here, there = graph().to(device), graph()
+    x, y = draw(ITEMS, D).to(kind), draw(USERS, D, seed=1).to(kind)
+    a, p, extra = (draw(N, D, seed=s).to(kind) for s in (2, 3, 4))
+
+    def check(name: str, op: str, function: Callable[..., Any], *inputs: Tensor) -> Check:
+        def truth() -> Sequence[Tensor]:
+            with ops.backend("reference"):
+                return both(lambda *t: function(there, *t), *(i.double() for i in inputs))
+
+        def mine() -> Sequence[Tensor]:
+            return both(lambda *t: function(here, *t), *(i.to(device) for i in inputs))
+
+        return f"{name}, {dtype}", op, mine, truth
+
+    yield check("spmm", "spmm", lambda g, t: ops.spmm(g.ui, t), x)
+    yield check(
+        "propagate", "propagate",
+        lambda g, t, u: ops.propagate([g.ui, g.iu, g.ui], [t, u, 2 * t]), x, y,
+    )  # fmt: skip
+    for options in ({}, {"intra_view": False}, {"symmetric": True}, {"eps": 1e-8}):
+        shown = "".join(f", {k}={v}" for k, v in options.items())
+        yield check(
+            f"info_nce{shown}", "info_nce",
+            lambda _, t, u, options=options: ops.info_nce(t, u, 0.3, **options), a, p,
+        )  # fmt: skip
+    yield check(
+        "info_nce, negatives", "info_nce",
+        lambda _, t, u, v: ops.info_nce(t, u, 0.3, negatives=v), a, p, extra,
+    )  # fmt: skip
+
+    def bpr(g: InteractionGraph, user: Tensor, item: Tensor) -> Any:
+        at = [torch.arange(start, start + 90, device=user.device) for start in (0, 20, 40)]
+        return ops.bpr_loss(user, item, *at, with_l2=True)
+
+    yield check("bpr_loss with L2", "bpr_loss", bpr, y, x)
+
+    def linear(g: InteractionGraph, user: Tensor, item: Tensor, weight: Tensor) -> Tensor:
+        users = torch.arange(0, USERS, 3, device=user.device)
+        return ops.masked_similarity_linear(user, item, users, g.ui, weight)
+
+    weight = draw(ITEMS, 17, seed=5).to(kind)
+    yield check("masked_similarity_linear", "masked_similarity_linear", linear, y, x, weight)
+
+
+def ranking(device: str, dtype: str) -> Check:
+    """Scores of the k best; items may swap where scores are equal after rounding."""
+    kind = getattr(torch, dtype)
+    user, item, here = draw(USERS, D).to(kind), draw(ITEMS, D, seed=1).to(kind), graph()
+
+    def rank(user: Tensor, item: Tensor, g: InteractionGraph) -> Sequence[Tensor]:
+        scores, items = ops.masked_topk(user, item, 20, exclude=g.ui)
+        return [torch.where(items < 0, 0.0, scores)]
+
+    def truth() -> Sequence[Tensor]:
+        with ops.backend("reference"):
+            return rank(user.double(), item.double(), here)
+
+    return (
+        f"masked_topk, {dtype}", "masked_topk",
+        lambda: rank(user.to(device), item.to(device), here.to(device)), truth,
+    )  # fmt: skip
+
+
+def sampled(device: str) -> float:
+    """1 if a drawn positive is none or a drawn negative is one."""
+    here = graph().to(device)
+    known = here.ui.to_dense() > 0
+    users, positives, negatives = ops.sample_bpr(here, 64, torch.Generator(device).manual_seed(0))
+    wrong = ~known[users, positives] | known[users, negatives]
+    return float(wrong.any())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
+    parser.add_argument("--dtypes", nargs="+", default=list(TOLERANCE), choices=TOLERANCE)
+    options = parser.parse_args()
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit(f"error: torch {torch.__version__} has no usable CUDA device")
+    torch.set_float32_matmul_precision("highest")
+    torch.set_num_threads(1)  # the truth is tiny
+    failures = 0
+    for dtype in options.dtypes:
+        for name, op, mine, truth in (
+            *differentiable(options.device, dtype), ranking(options.device, dtype)
+        ):  # fmt: skip
+            reason = why_not_native(op, options.device, getattr(torch, dtype))
+            expected = [t.double() for t in truth()]
+            error = largest_deviation([t.cpu() for t in mine()], expected)
+            wrong = not error <= TOLERANCE[dtype]
+            failures += wrong
+            backend = f"plain PyTorch: {reason}" if reason else "native"
+            print(f"{'WRONG' if wrong else 'ok':5s} {name:40s} {error:.1e}  {backend}", flush=True)
+    failures += bool(sampled(options.device))
+    print(f"{failures} wrong" if failures else "every op agrees with its reference in float64")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

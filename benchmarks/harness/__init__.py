@@ -1,0 +1,1 @@
+"""What all benchmarks share: turns, agreement, memory, limits, one schema of results."""

@@ -1,0 +1,210 @@
+"""The one schema of results: what a file in ``benchmarks/results`` holds, read and written whole.
+
+``{"schema": 1, "suite": ..., "environment": {...}, "cases": [...]}``. A case is one job on one
+workload (an op on a graph, a training step on a data set) with a row per implementation. Times are
+milliseconds, memory is MiB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mmssl.errors import InputError
+
+SCHEMA = 1
+
+
+class Timing(NamedTuple):
+    """Median and quartiles of single calls."""
+
+    median_ms: float
+    q1_ms: float
+    q3_ms: float
+    calls: int
+
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Timing:
+        """Quartiles of one call are that call."""
+        return cls(*(1e3 * s for s in _quartiles(seconds)), len(seconds))
+
+    def divided(self, count: int) -> Timing:
+        """Of one of ``count`` equal parts of a call."""
+        return Timing(self.median_ms / count, self.q1_ms / count, self.q3_ms / count, self.calls)
+
+
+class Spread(NamedTuple):
+    """Median and quartiles over turns of a ratio taken within each turn."""
+
+    median: float
+    q1: float
+    q3: float
+    turns: int
+
+    @classmethod
+    def of(cls, ratios: Sequence[float]) -> Spread:
+        """Quartiles of one turn are that turn."""
+        return cls(*_quartiles(ratios), len(ratios))
+
+
+def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return middle, low, high
+
+
+class Limit(NamedTuple):
+    """The least time that the work itself allows on this machine, measured in the same turns."""
+
+    ms: float
+    kind: str  # what of: "multiply-adds", "gathers + writes", ...
+    parts_ms: dict[str, float]
+    flop: float | None = None  # of the work, for the roofline
+    bytes: float | None = None
+
+
+@dataclasses.dataclass
+class Row:
+    """One implementation on one case."""
+
+    full: Timing  # forward and backward; forward alone where nothing has a gradient
+    forward: Timing | None = None  # with what backward needs
+    backward: Timing | None = None
+    relative: Spread | None = None  # full over the baseline's full, turn by turn
+    of_limit: float | None = None
+    peak_mb: float | None = None
+    error: float | None = None  # worst deviation from what was expected, relative to the largest
+    note: str | None = None  # e.g. what it does not do
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Case:
+    """One job on one workload."""
+
+    op: str
+    workload: str
+    dtype: str
+    sizes: dict[str, int]
+    baseline: str
+    rows: dict[str, Row]
+    missing: dict[str, str] = dataclasses.field(default_factory=dict)
+    limit: Limit | None = None
+    commit: str = "unknown"  # a file may hold cases of several commits, not of several machines
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What makes a case the same one in another file."""
+        return (self.op, self.workload, self.dtype, tuple(sorted(self.sizes.items())))
+
+
+@dataclasses.dataclass
+class Results:
+    """A file."""
+
+    suite: str
+    environment: dict[str, Any]
+    cases: list[Case]
+
+
+# Where these differ, two files are of different machines or set-ups and are never merged.
+IDENTITY = ("device", "name", "threads", "simd", "torch", "smoke")
+
+
+def write(path: Path, results: Results) -> None:
+    """Writes a file, keeping the cases of the same machine that were not measured again."""
+    if path.exists():
+        old = read(path)
+        if all(old.environment.get(k) == results.environment.get(k) for k in IDENTITY):
+            new = {case.key for case in results.cases}
+            results.cases = [c for c in old.cases if c.key not in new] + results.cases
+    content = {
+        "schema": SCHEMA,
+        "suite": results.suite,
+        "environment": results.environment,
+        "cases": [_without_none(dataclasses.asdict(case)) for case in results.cases],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(_rounded(content), indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def read(path: Path) -> Results:
+    """Reads a file.
+
+    Raises:
+        InputError: it is not one of this schema.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: expected JSON, got {error}") from None
+    found = content.get("schema") if isinstance(content, dict) else None
+    if found != SCHEMA:
+        raise InputError(f"{path}: expected benchmark results of schema {SCHEMA}, got {found}")
+    try:
+        cases = [_case(dict(case)) for case in content["cases"]]
+        return Results(str(content["suite"]), dict(content["environment"]), cases)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path}: expected benchmark results, got {error!r}") from None
+
+
+def read_all(paths: Iterable[Path]) -> list[Results]:
+    """Several files, those of a folder by name; by suite."""
+    files: list[Path] = []
+    for path in paths:
+        files += sorted(path.glob("*.json")) if path.is_dir() else [path]
+    return sorted((read(path) for path in files), key=lambda found: _order(found.suite))
+
+
+def _order(suite: str) -> int:
+    order = ("ops", "step", "evaluate", "scale")
+    return order.index(suite) if suite in order else len(order)
+
+
+def _case(content: dict[str, Any]) -> Case:
+    content["rows"] = {name: _row(dict(row)) for name, row in content["rows"].items()}
+    if content.get("limit"):
+        content["limit"] = Limit(**content["limit"])
+    return Case(**content)
+
+
+def _row(content: dict[str, Any]) -> Row:
+    for name in ("full", "forward", "backward"):
+        if name in content:
+            content[name] = Timing(**content[name])
+    if "relative" in content:
+        content["relative"] = Spread(**content["relative"])
+    return Row(**content)
+
+
+def _without_none(value: Any) -> Any:
+    """Named tuples as objects, and without what is None or empty (``missing`` stays)."""
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        dropped = (None, {})
+        return {
+            k: _without_none(v)
+            for k, v in value.items()
+            if k in ("rows", "sizes") or v not in dropped
+        }
+    return value
+
+
+def _rounded(value: Any) -> Any:
+    """Six significant digits: more are noise and make diffs unreadable."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(v) for v in value]
+    return value

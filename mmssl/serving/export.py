@@ -1,0 +1,195 @@
+"""Writes a directory from which a trained model is served without its data set."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.torch import save_file
+
+import mmssl
+from mmssl.data.tables import table_text
+from mmssl.data.writers import check_writable
+from mmssl.errors import InputError
+from mmssl.serving import tables as T
+from mmssl.serving.scorer import Scorer, onnx_bytes, torch_export_bytes
+from mmssl.serving.tables import ServingTables
+
+DEFAULT_FORMATS = ("npz", "safetensors")
+SCORER_K = 100
+"""Length of the lists that the exported scorers make, at most."""
+
+
+def export(
+    tables: ServingTables,
+    target: str | Path,
+    formats: Sequence[str] = DEFAULT_FORMATS,
+    *,
+    top_k: int = SCORER_K,
+) -> dict[str, Any]:
+    """Writes ``target``, all of it or nothing.
+
+    Whatever the formats, there are ``users.tsv``, ``items.tsv`` (index, id, title), ``seen.npz``
+    (what to leave out of a user's list, as CSR) and ``manifest.json`` with the hash of each file.
+
+    Args:
+        tables: What to export, see `mmssl.serving.tables.tables_of_run`.
+        target: A directory that doesn't exist or is empty.
+        formats: Among `FORMATS`.
+        top_k: Length of the lists of the scorers ``torch-export`` and ``onnx``.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        InputError: An unknown format or one whose library is missing, a bad ``top_k``, or a target
+            that holds something or can't be written.
+    """
+    wanted = tuple(dict.fromkeys(formats))
+    for name in wanted:
+        if name not in FORMATS:
+            raise InputError(f"formats: expected names among {', '.join(FORMATS)}, got {name!r}")
+    if not isinstance(top_k, int) or top_k < 1:
+        raise InputError(f"top_k: expected an integer of at least 1, got {top_k!r}")
+    with new_directory(Path(target)) as folder:
+        _write_ids(tables, folder)
+        _write_seen(tables, folder)
+        if tables.feature_map is not None:
+            _write_feature_map(tables, folder)
+        for name in wanted:
+            FORMATS[name](tables, folder, min(top_k, tables.num_items))
+        manifest = _manifest(tables, wanted, folder)
+        (folder / T.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+    return manifest
+
+
+@contextmanager
+def new_directory(target: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes ``target`` at the end, or vanishes after an error.
+
+    Raises:
+        InputError: there is something at ``target``, or it can't be written.
+    """
+    check_writable(target)
+    try:
+        final = target.resolve()
+        final.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
+        try:
+            yield staging
+            umask = os.umask(0)
+            os.umask(umask)
+            staging.chmod(0o777 & ~umask)  # mkdtemp's are private
+            staging.rename(final)
+        except BaseException:
+            shutil.rmtree(staging, ignore_errors=True)
+            raise
+    except OSError as error:
+        raise InputError(f"{target}: can't be written: {error.strerror or error}") from None
+
+
+def _write_ids(tables: ServingTables, folder: Path) -> None:
+    users = tables.user_ids or tuple(map(str, range(tables.num_users)))
+    items = tables.item_ids or tuple(map(str, range(tables.num_items)))
+    titles = tables.item_titles or ("",) * tables.num_items
+    for name, text in (
+        (T.USERS, table_text(("user", "id"), ((one,) for one in users))),
+        (T.ITEMS, table_text(("item", "id", "title"), zip(items, titles, strict=True))),
+    ):
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _write_seen(tables: ServingTables, folder: Path) -> None:
+    np.savez(
+        folder / T.SEEN,
+        rowptr=tables.graph.index.rowptr.cpu().numpy(),
+        col=tables.graph.index.col.cpu().numpy(),
+        train_degree=tables.train_degree.numpy(),
+    )
+
+
+def _write_feature_map(tables: ServingTables, folder: Path) -> None:
+    fitted = tables.feature_map
+    assert fitted is not None and tables.cold_vectors is not None
+    tensors = {
+        "weight": fitted.weight,
+        "bias": fitted.bias,
+        "cold_vectors": tables.cold_vectors,
+    }
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / T.FEATURE_MAP)
+
+
+def _write_npz(tables: ServingTables, folder: Path, _: int) -> None:
+    np.savez(folder / T.NPZ, user=tables.user.numpy(), item=tables.item.numpy())
+
+
+def _write_safetensors(tables: ServingTables, folder: Path, _: int) -> None:
+    save_file({"user": tables.user, "item": tables.item}, folder / T.SAFETENSORS)
+
+
+def _write_faiss(tables: ServingTables, folder: Path, _: int) -> None:
+    try:
+        import faiss
+    except ImportError as error:
+        raise InputError(
+            f'format faiss: expected faiss installed (pip install "mmssl[ann]"), got {error}'
+        ) from error
+    index = faiss.IndexFlatIP(tables.item.shape[1])
+    index.add(tables.item.numpy())
+    faiss.write_index(index, str(folder / T.FAISS))
+
+
+def _write_torch_export(tables: ServingTables, folder: Path, k: int) -> None:
+    (folder / T.TORCH_EXPORT).write_bytes(torch_export_bytes(Scorer(tables.user, tables.item, k)))
+
+
+def _write_onnx(tables: ServingTables, folder: Path, k: int) -> None:
+    (folder / T.ONNX).write_bytes(onnx_bytes(Scorer(tables.user, tables.item, k)))
+
+
+FORMATS: dict[str, Callable[[ServingTables, Path, int], None]] = {
+    "npz": _write_npz,
+    "safetensors": _write_safetensors,
+    "faiss": _write_faiss,
+    "torch-export": _write_torch_export,
+    "onnx": _write_onnx,
+}
+"""Name -> what writes it."""
+
+
+def _manifest(tables: ServingTables, formats: Sequence[str], folder: Path) -> dict[str, Any]:
+    fitted = tables.feature_map
+    return {
+        "format": T.FORMAT_VERSION,
+        "mmssl": mmssl.__version__,
+        "model": tables.model,
+        "data": {"name": tables.name, "hash": tables.data_hash},
+        "num_users": tables.num_users,
+        "num_items": tables.num_items,
+        "embedding_dim": tables.user.shape[1],
+        "dtype": "float32",
+        "score": "dot product",
+        "seen": tables.seen,
+        "num_seen": tables.graph.nnz,
+        "num_cold_items": tables.cold_items.numel(),
+        "feature_map": None
+        if fitted is None
+        else {
+            "modalities": list(fitted.modalities),
+            "widths": list(fitted.widths),
+            "penalty": fitted.penalty,
+            "explained": fitted.explained,
+        },
+        "formats": list(formats),
+        "files": {
+            file.name: {"bytes": file.stat().st_size, "sha256": T.file_hash(file)}
+            for file in sorted(folder.iterdir())
+        },
+    }

@@ -1,0 +1,81 @@
+"""Outside ids and indices of users or items, both ways."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from itertools import islice
+
+from mmssl.errors import InputError
+
+# Looking for ids that resemble a mistyped one compares strings one by one; this many take a moment.
+_MAX_COMPARED_IDS = 20_000
+
+
+class Ids:
+    """The ids of one side of a data set.
+
+    A side without ids numbers its members 0 .. count - 1, and that number is the id.
+
+    Args:
+        what: "user" or "item", for the errors.
+        count: How many there are.
+        ids: (count,) the owner's own ids, or None.
+    """
+
+    def __init__(self, what: str, count: int, ids: Sequence[str] | None) -> None:
+        self.what = what
+        self.count = count
+        self.ids = ids
+
+    @cached_property
+    def _index(self) -> Mapping[str, int]:
+        return {known: index for index, known in enumerate(self.ids or ())}
+
+    def index(self, wanted: str | int) -> int:
+        """The index of an id; an int stands for its decimal digits.
+
+        Raises:
+            InputError: An unknown id; the message says what ids there are.
+        """
+        text = str(wanted)
+        if self.ids is None:
+            if _is_number(text) and int(text) < self.count:
+                return int(text)
+            raise InputError(
+                f"{self.what}: expected a number in 0 .. {self.count - 1}, got {text!r}"
+            )
+        found = self._index.get(text)
+        if found is None:
+            raise InputError(
+                f"{self.what}: expected one of the data set's {self.count} {self.what} ids, "
+                f"such as {', '.join(map(repr, similar_ids(self.ids, text)))}, got {text!r}"
+            )
+        return found
+
+    def indices(self, wanted: Iterable[str | int]) -> list[int]:
+        """The index of each id.
+
+        Raises:
+            InputError: An unknown id, or one id where several are expected.
+        """
+        if isinstance(wanted, (str, int)):
+            raise InputError(f"{self.what}s: expected a list of ids, got {wanted!r}")
+        return [self.index(one) for one in wanted]
+
+    def id(self, index: int) -> str:
+        """The owner's id of an index."""
+        return str(index) if self.ids is None else self.ids[index]
+
+
+def similar_ids(ids: Sequence[str], wanted: str, count: int = 3) -> list[str]:
+    """The ids most like an unknown one: by value if all are numbers, else by spelling."""
+    if _is_number(wanted) and all(map(_is_number, ids)):
+        return sorted(ids, key=lambda known: abs(int(known) - int(wanted)))[:count]
+    close = difflib.get_close_matches(wanted, islice(ids, _MAX_COMPARED_IDS), count)
+    return close or list(ids[:count])
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) < 19  # 18 digits fit an int64

@@ -1,0 +1,132 @@
+"""The scorer as a graph of its own, for runtimes without this package: torch.export and ONNX.
+
+Both take user indices and, for each, item indices to leave out, and give the k best items. Ties go
+to the smaller index where the runtime's top-k does so; ONNX Runtime's does, torch's may not.
+
+Legend: U users, I items, D embedding dim, B users asked for, S items to leave out.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.errors import InputError
+
+_OPSET = 18
+
+
+class Scorer(nn.Module):
+    """Top-k of dot products.
+
+    Args:
+        user: (U, D).
+        item: (I, D).
+        k: Length of the lists, at most I.
+    """
+
+    def __init__(self, user: Tensor, item: Tensor, k: int) -> None:
+        super().__init__()
+        self.register_buffer("user", user.contiguous())
+        self.register_buffer("item", item.contiguous())
+        self.k = k
+
+    def forward(self, users: Tensor, exclude: Tensor) -> tuple[Tensor, Tensor]:
+        """Ranks.
+
+        Args:
+            users: (B,) int64 indices.
+            exclude: (B, S) int64 item indices never returned, filled up with -1.
+
+        Returns:
+            scores (B, k) float32, highest first, -inf behind the end of a short list, and items
+            (B, k) int64.
+        """
+        user, item = self.get_buffer("user"), self.get_buffer("item")
+        score = user[users] @ item.T
+        # One column more takes the -1s.
+        score = torch.cat([score, score.new_zeros(score.shape[0], 1)], 1)
+        column = torch.where(exclude < 0, item.shape[0], exclude)
+        score = score.scatter(1, column, -torch.inf)[:, : item.shape[0]]
+        best = score.topk(self.k, dim=1)
+        return best.values, best.indices
+
+
+def torch_export_bytes(scorer: Scorer) -> bytes:
+    """A ``.pt2`` of the scorer with dynamic B and S, for ``torch.export.load``."""
+    batch, width = torch.export.Dim("batch"), torch.export.Dim("seen")
+    example = torch.arange(2), torch.full((2, 3), -1)
+    program = torch.export.export(
+        scorer, example, dynamic_shapes=({0: batch}, {0: batch, 1: width}), strict=False
+    )
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    return buffer.getvalue()
+
+
+def onnx_bytes(scorer: Scorer) -> bytes:
+    """An ONNX model of the scorer: inputs ``users`` and ``exclude``, outputs ``scores``, ``items``.
+
+    Written node by node: seven nodes need neither torch's exporter nor what that one needs.
+
+    Raises:
+        InputError: onnx is not installed.
+    """
+    try:
+        import onnx
+        from onnx import TensorProto, helper, numpy_helper
+    except ImportError as error:
+        raise InputError(
+            f'format onnx: expected onnx installed (pip install "mmssl[onnx]"), got {error}'
+        ) from error
+    user, item = scorer.get_buffer("user"), scorer.get_buffer("item")
+    num_items = item.shape[0]
+
+    def constant(name: str, value: Any) -> Any:
+        return numpy_helper.from_array(torch.as_tensor(value).numpy(), name)
+
+    nodes = [
+        helper.make_node("Gather", ["user", "users"], ["query"], axis=0),
+        helper.make_node("MatMul", ["query", "item"], ["score"]),
+        helper.make_node("Pad", ["score", "pads"], ["padded"]),
+        helper.make_node("Less", ["exclude", "zero"], ["is_padding"]),
+        helper.make_node("Where", ["is_padding", "num_items", "exclude"], ["column"]),
+        helper.make_node("Shape", ["exclude"], ["shape"]),
+        helper.make_node("Expand", ["minus_infinity", "shape"], ["update"]),
+        helper.make_node("ScatterElements", ["padded", "column", "update"], ["masked"], axis=1),
+        helper.make_node("Slice", ["masked", "start", "end", "axis"], ["kept"]),
+        helper.make_node("TopK", ["kept", "k"], ["scores", "items"], axis=1),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "mmssl_scorer",
+        [
+            helper.make_tensor_value_info("users", TensorProto.INT64, ["batch"]),
+            helper.make_tensor_value_info("exclude", TensorProto.INT64, ["batch", "seen"]),
+        ],
+        [
+            helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", scorer.k]),
+            helper.make_tensor_value_info("items", TensorProto.INT64, ["batch", scorer.k]),
+        ],
+        [
+            constant("user", user),
+            constant("item", item.T.contiguous()),
+            constant("pads", [0, 0, 0, 1]),
+            constant("zero", 0),
+            constant("num_items", num_items),
+            constant("minus_infinity", -torch.inf),
+            constant("start", [0]),
+            constant("end", [num_items]),
+            constant("axis", [1]),
+            constant("k", [scorer.k]),
+        ],
+    )
+    model = helper.make_model(
+        graph, producer_name="mmssl", opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=9
+    )
+    onnx.checker.check_model(model, full_check=True)
+    data: bytes = model.SerializeToString()
+    return data

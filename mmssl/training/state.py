@@ -1,0 +1,40 @@
+"""Optimisers to named tensors and back, for checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as ``name.key``."""
+    return {f"{name}.{key}": tensor for key, tensor in tensors.items()}
+
+
+def section(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Inverse of :func:`prefixed`; leaves out the others."""
+    prefix = f"{name}."
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+def optimizer_state(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """``name.PARAMETER.key``; the hyper-parameters are the configuration's."""
+    return {
+        f"{name}.{index}.{key}": value
+        for index, values in optimizer.state_dict()["state"].items()
+        for key, value in values.items()
+    }
+
+
+def restore_optimizer(
+    name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> None:
+    """Inverse of :func:`optimizer_state`."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in section(tensors, name).items():
+        index, field_name = key.split(".")
+        state.setdefault(int(index), {})[field_name] = value
+    groups = optimizer.state_dict()["param_groups"]
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

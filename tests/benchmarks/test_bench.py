@@ -1,0 +1,177 @@
+"""`mmssl bench` as a user runs it: the smoke run of all suites, reports, README, bad input."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench_train_step
+from benchmarks.harness.record import read, read_all
+from benchmarks.report import readme
+from benchmarks.report.page import markdown
+from mmssl.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, without the machine's data."""
+    variables = {k: v for k, v in os.environ.items() if k != "MMSSL_DATA"}
+    return subprocess.run(
+        [sys.executable, "-m", "mmssl", "bench", *arguments],
+        cwd=ROOT, env=variables | environment, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """All suites, once."""
+    folder = tmp_path_factory.mktemp("bench")
+    done = bench("--smoke", "--out", str(folder))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return folder, done.stdout
+
+
+def test_every_suite_writes_its_file(smoke):
+    folder, text = smoke
+    for suite in ("ops", "step", "evaluate", "scale"):
+        found = read(folder / f"{suite}-cpu-smoke.json")
+        assert found.suite == suite and found.environment["smoke"]
+        for key in ("name", "threads", "simd", "torch", "commit", "versions", "rates"):
+            assert found.environment[key], key
+        assert found.environment["data"] == "stand-ins"
+        for case in found.cases:
+            assert case.baseline in case.rows
+            for name, row in case.rows.items():
+                assert 0 < row.full.q1_ms <= row.full.median_ms <= row.full.q3_ms, (case.op, name)
+    assert "limit" in text and "times the baseline" in text
+
+
+def test_every_op_is_measured_against_its_reference(smoke):
+    cases = {case.op: case for case in read(smoke[0] / "ops-cpu-smoke.json").cases}
+    assert set(cases) == {
+        "propagate", "info_nce", "masked_topk, k = 20", "sample_bpr", "batch_edges",
+        "bpr_loss with L2", "modality graphs", "norm_act", "keep_mask", "view_attention",
+        "add_normalized", "tall_product",
+        "masked_similarity_linear",
+    }  # fmt: skip
+    for op, case in cases.items():
+        assert {"native"} < set(case.rows), op
+        assert case.rows["native"].error <= 1e-3, op
+        assert all(reason for reason in case.missing.values())
+    both = cases["info_nce"].rows["native"]
+    assert both.forward.median_ms > 0 and both.backward.median_ms > 0
+    assert cases["propagate"].limit.parts_ms.keys() == {"gathers", "writes"}
+
+
+def test_the_step_says_where_its_time_goes(smoke):
+    (case,) = read(smoke[0] / "step-cpu-smoke.json").cases
+    expected = {"sample", "forward", "similarity_rows", "real_rows", "critic_forward"}
+    expected |= {"gradient_penalty", "critic_backward", "critic_optimizer", "structure"}
+    expected |= {"recommender_loss", "info_nce", "backward", "optimizer"}
+    for name, row in case.rows.items():
+        spent = row.extra["phases_ms"]
+        assert set(spent) - {"other"} == expected, name
+        assert all(ms >= 0 for ms in spent.values()), name
+    assert case.rows[bench_train_step.PEER].relative.median == 1
+    assert max(case.rows[bench_train_step.PEER].extra["agreement"].values()) < 1e-2
+
+
+def test_evaluation_and_scale(smoke):
+    (case,) = read(smoke[0] / "evaluate-cpu-smoke.json").cases
+    assert set(case.rows) == {"mmssl", "torch: matmul, mask, topk", "released, 1 process"}
+    assert "extended to" in case.rows["released, 1 process"].note
+    sizes = read(smoke[0] / "scale-cpu-smoke.json").cases
+    for case in sizes:
+        (row,) = case.rows.values()
+        assert row.peak_mb > 0 and row.extra["phases_ms"]["backward"] > 0
+
+
+def test_the_reports_need_nothing_else(smoke):
+    text = (smoke[0] / "report.md").read_text()
+    for title in ("### info_nce", "### training step", "### evaluation", "### step against size"):
+        assert title in text
+    page = (smoke[0] / "report.html").read_text()
+    assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
+    assert "<script" not in page and "src=" not in page
+    if "No pictures" not in page:  # matplotlib is there
+        assert page.count("<svg") >= 4
+        for title in ("Roofline", "Native, reference, peers", "Training step"):
+            assert f"<h3>{title}</h3>" in page
+
+
+def test_report_of_chosen_files(smoke, tmp_path, capsys):
+    file = smoke[0] / "evaluate-cpu-smoke.json"
+    assert main(["bench", "report", str(file), "--out", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.count("report: ") == 2
+    assert "### evaluation" in (tmp_path / "report.md").read_text()
+    assert main(["bench", "report", str(tmp_path)]) == 2
+    assert "expected result files, got none" in capsys.readouterr().err
+
+
+def test_documents_are_what_the_command_makes(tmp_path):
+    """Else: mmssl bench report --readme."""
+    text, notes = readme.README.read_text(), readme.NOTES.read_text()
+    assert readme.with_block(text, readme.block()) == text
+    assert readme.with_block(notes, readme.limits_block()) == notes
+    report = readme.RESULTS / "report.md"
+    assert report.read_text() == markdown(read_all([readme.RESULTS]))
+    pytest.importorskip("matplotlib")
+    copies = tmp_path / "README.md", tmp_path / "picture.svg", tmp_path / "NOTES.md"
+    copies[0].write_text(text)
+    copies[2].write_text(notes)
+    readme.write_readme(*copies)
+    assert (copies[0].read_text(), copies[2].read_text()) == (text, notes)
+    assert readme.PICTURE.read_text().startswith("<svg")
+    assert (tmp_path / "picture.svg").read_text().startswith("<svg")
+
+
+@pytest.mark.parametrize("text", ["", f"{readme.END}{readme.BEGIN}", f"{readme.BEGIN} twice" * 2])
+def test_a_readme_without_its_marks_is_refused(tmp_path, text):
+    from mmssl.errors import InputError
+
+    with pytest.raises(InputError, match="expected <!-- bench:begin"):
+        readme.with_block(text, "new")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ops", "--smoke", "--peers", "fastest"], "--peers: expected names among native"),
+        (["ops", "--data", "nowhere"], "--data: expected a folder of data sets, got nowhere"),
+        (["everything"], "invalid choice"),
+        (["compare", "a.json", "b.json"], "a.json: No such file"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["bench", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_cuda_without_a_device(capsys):
+    import torch
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a CUDA device")
+    assert main(["bench", "ops", "--device", "cuda"]) == 2
+    assert "--device cuda: no CUDA device is usable" in capsys.readouterr().err
+
+
+def test_outside_a_checkout(tmp_path):
+    shutil.copytree(ROOT / "mmssl", tmp_path / "mmssl", ignore=shutil.ignore_patterns("*.so"))
+    done = subprocess.run(
+        [sys.executable, "-m", "mmssl", "bench", "--smoke"], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert "expected mmssl to be installed from a checkout" in done.stderr
+    assert done.stderr.count("\n") == 1

@@ -1,0 +1,34 @@
+"""The benchmarks of serving and of cold items run, and what they write adds up."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks import bench_cold, bench_serving
+from benchmarks.harness.record import read
+
+
+@pytest.fixture(autouse=True)
+def stand_ins(monkeypatch):
+    """Whatever data the machine has, the smoke modes draw their own."""
+    monkeypatch.delenv("MMSSL_DATA", raising=False)
+
+
+def test_serving(tmp_path, capsys):
+    file = tmp_path / "serving.json"
+    bench_serving.main(["--smoke", "--json", str(file)])
+    (case,) = read(file).cases
+    assert all(0 < row.full.median_ms <= row.extra["p99_ms"] for row in case.rows.values())
+    assert case.rows["NumPy by hand"].extra["same_items"] == 1
+    assert "users a second" in capsys.readouterr().out
+
+
+def test_cold(tmp_path, capsys):
+    file = tmp_path / "cold.json"
+    bench_cold.main(["--smoke", "--model", "lightgcn", "--json", str(file)])
+    (case,) = read(file).cases
+    found = {name: row.extra["recall@20"] for name, row in case.rows.items()}
+    assert all(0 <= value <= 1 for row in found.values() for value in row)
+    # Features tell the tastes of this small world.
+    assert found["ridge map, weighted by degree"][0] > found["random vectors"][0] + 0.1
+    assert "40 of 400 items cold" in capsys.readouterr().out
