@@ -17,6 +17,7 @@ endif
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test lint docs env clean cuda-check cuda-build sanitize
+.PHONY: hardening test-minimums lock audit
 .DEFAULT_GOAL := help
 
 .PHONY: help
@@ -26,6 +27,7 @@ help:
 	@echo "make lint        ruff and mypy"
 	@echo "make docs        the documentation site, into build/site"
 	@echo "make sanitize    the op tests under address and undefined-behaviour sanitizers"
+	@echo "make hardening   kills, soak, malformed files, fuzzing, sanitizers, threads: one table (PARTS=...)"
 	@echo "make cuda-check  compile the CUDA kernels (needs nvcc, no GPU)"
 	@echo "make cuda-build  build and load the whole CUDA extension against a CUDA torch (downloads one)"
 	@echo "make clean       remove what was built"
@@ -76,6 +78,32 @@ docs: $(STAMP)
 
 sanitize: $(STAMP)
 	PYTHON=$(PY) bash csrc/sanitize.sh
+
+# All of it takes about a quarter of an hour; PARTS="corpus fuzz" runs some of it.
+hardening: $(STAMP)
+	@$(PY) -c 'import atheris' 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check 'atheris>=2.3'
+	@$(PY) -m tests.hardening $(PARTS)
+
+# The ops and the training on the oldest versions that pyproject.toml allows, in an environment of its
+# own (gigabytes: PyPI's torch is a CUDA build).
+test-minimums:
+	python3 -m venv build/minimums
+	build/minimums/bin/python -m pip install -q --disable-pip-version-check -r requirements-minimums.txt
+	rm -rf build/minimums-tree
+	mkdir -p build/minimums-tree
+	cp -r mmssl tests csrc benchmarks setup.py pyproject.toml README.md build/minimums-tree/
+	cd build/minimums-tree && rm -f mmssl/*.so && MMSSL_CUDA=0 ../minimums/bin/python setup.py -q build_ext --inplace
+	cd build/minimums-tree && ../minimums/bin/python -m pytest tests/ops tests/training tests/data tests/models
+
+# requirements-lock.txt: every package of the development environment, to the version and hash.
+lock: $(STAMP)
+	@$(PY) -c 'import uv' 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check uv
+	$(PY) -m tests.hardening.lock
+
+# Asks the package index for known vulnerabilities of what is locked.
+audit: $(STAMP)
+	@$(PY) -c 'import pip_audit' 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check pip-audit
+	$(PY) -m pip_audit --strict --disable-pip --no-deps -r requirements-lock.txt
 
 cuda-check: $(STAMP)
 	PYTHON=$(PY) bash csrc/check_cuda.sh

@@ -8,6 +8,7 @@
 
 #include "common/stable_args.h"
 #include "common/torch_threads.h"
+#include "cpu/check_index.h"
 #include "cpu/simd.h"
 #include "cpu/spmm.h"
 
@@ -21,10 +22,17 @@ using mmssl::Tensors;
 using mmssl::torch_threads;
 using mmssl::View;
 
-// Only where the pointers can be read without waiting: on the CPU.
-void check_pointers(const View& view) {
-  STD_TORCH_CHECK(view.rowptr()[0] == 0 && view.rowptr()[view.rows()] == view.nnz(),
-                  "mmssl::spmm: rowptr must run from 0 to the number of edges, ", view.nnz());
+// Everything the kernel follows: rowptr into col, col into x, edge into value. Each call looks again,
+// since the arrays are the caller's and may have changed.
+void check_indices(const View& view, int64_t columns) {
+  STD_TORCH_CHECK(mmssl::cpu::rises_from_zero(view.rowptr(), view.rows(), view.nnz()),
+                  "mmssl::spmm: rowptr must rise from 0 to the number of edges, ", view.nnz());
+  const mmssl::Parallel pool = torch_threads();
+  STD_TORCH_CHECK(mmssl::cpu::ids_in_range(view.col(), view.nnz(), columns, pool),
+                  "mmssl::spmm: col must lie in [0, ", columns, ")");
+  STD_TORCH_CHECK(view.edge() == nullptr ||
+                      mmssl::cpu::ids_in_range(view.edge(), view.nnz(), view.nnz(), pool),
+                  "mmssl::spmm: edge must lie in [0, ", view.nnz(), ")");
 }
 
 Tensors propagate(const Tensors& x, const Tensors& rowptr, const Tensors& col,
@@ -32,7 +40,8 @@ Tensors propagate(const Tensors& x, const Tensors& rowptr, const Tensors& col,
                   const OptTensors& col_scale, const OptTensors& value, const OptTensors& edge,
                   const OptTensors& t_edge) {
   const Batch batch(x, rowptr, col, t_rowptr, row_scale, col_scale, value, edge);
-  for (const View& view : batch.view) check_pointers(view);
+  if (batch.x.empty()) return {};
+  for (size_t n = 0; n < batch.x.size(); ++n) check_indices(batch.view[n], batch.x[n].size(0));
   mmssl::for_dtype(batch.x[0].scalar_type(), [&](auto storage, auto sum) {
     const auto products = batch.products<decltype(storage), decltype(sum)>();
     mmssl::cpu::spmm(std::span(products), torch_threads());
@@ -51,13 +60,14 @@ Tensor spmm_value_grad(const Tensor& grad_, const Tensor& x_, const Tensor& rowp
                        const Tensor& col, const Tensor& t_rowptr, const Tensor& t_col,
                        const OptTensor& row_scale, const OptTensor& col_scale,
                        const OptTensor& edge, const OptTensor& t_edge) {
-  STD_TORCH_CHECK(x_.dim() == 2 && x_.size(0) == t_rowptr.size(0) - 1 && grad_.dim() == 2 &&
-                      grad_.size(0) == rowptr.size(0) - 1 && grad_.size(1) == x_.size(1) &&
-                      grad_.scalar_type() == x_.scalar_type(),
+  STD_TORCH_CHECK(t_rowptr.dim() == 1 && rowptr.dim() == 1 && x_.dim() == 2 && grad_.dim() == 2 &&
+                      x_.size(0) == t_rowptr.size(0) - 1 && grad_.size(0) == rowptr.size(0) - 1 &&
+                      grad_.size(1) == x_.size(1) && grad_.scalar_type() == x_.scalar_type() &&
+                      mmssl::on_device_of(x_, grad_),
                   "mmssl::spmm_value_grad: grad must be (R, D) and x (C, D) of one dtype");
   const Tensor x = torch::stable::contiguous(x_), grad = torch::stable::contiguous(grad_);
   const View view(x, rowptr, col, row_scale, col_scale, std::nullopt, edge, x.size(0));
-  check_pointers(view);
+  check_indices(view, x.size(0));
   Tensor out = torch::stable::new_empty(x, {view.nnz()},
                                         mmssl::accumulation_type(x.scalar_type()));
   mmssl::for_dtype(x.scalar_type(), [&](auto storage, auto sum) {

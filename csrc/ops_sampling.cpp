@@ -27,13 +27,17 @@ std::tuple<Tensor, Tensor, Tensor> sample_bpr(const Tensor& draw_, const Tensor&
                   "mmssl::sample_bpr: rowptr must be (U + 1,) int64 and col (E,) int32");
   const mmssl::cpu::SampleArgs args{
       mmssl::data<double>(draw), mmssl::data<int64_t>(candidates), mmssl::data<int64_t>(rowptr),
-      mmssl::data<int32_t>(col), candidates.size(0),               num_items,
-      draw.size(1)};
+      mmssl::data<int32_t>(col), candidates.size(0),               rowptr.size(0) - 1,
+      num_items,                 col.size(0),                      draw.size(1)};
   Tensor user = torch::stable::new_empty(candidates, {args.batch});
   Tensor pos = torch::stable::new_empty(candidates, {args.batch});
   Tensor neg = torch::stable::new_empty(candidates, {args.batch});
-  mmssl::cpu::sample_bpr(args, mmssl::mutable_data<int64_t>(user),
-                         mmssl::mutable_data<int64_t>(pos), mmssl::mutable_data<int64_t>(neg));
+  const int64_t bad = mmssl::cpu::sample_bpr(args, mmssl::mutable_data<int64_t>(user),
+                                             mmssl::mutable_data<int64_t>(pos),
+                                             mmssl::mutable_data<int64_t>(neg));
+  STD_TORCH_CHECK(bad < 0, "mmssl::sample_bpr: triple ", bad,
+                  " needs draws in [0, 1) and a user in [0, ", rowptr.size(0) - 1,
+                  ") with an item of col and without one");
   return {user, pos, neg};
 }
 

@@ -3,6 +3,7 @@
 
 #include "common/topk_operands.h"
 #include "common/torch_threads.h"
+#include "cpu/check_index.h"
 #include "cpu/topk.h"
 
 namespace {
@@ -11,7 +12,8 @@ using mmssl::OptTensor;
 using mmssl::Tensor;
 using mmssl::TopkOperands;
 
-// Everything the kernel follows: users into rowptr, rowptr into col.
+// Everything the kernel follows: users into rowptr, rowptr into col. It compares the columns and never
+// follows them.
 void check_indices(const TopkOperands& o) {
   const int64_t num_users = o.user_emb.size(0);
   if (o.users.has_value()) {
@@ -22,10 +24,9 @@ void check_indices(const TopkOperands& o) {
     }
   }
   if (o.rowptr.has_value()) {
-    const int64_t* p = mmssl::data<int64_t>(*o.rowptr);
-    bool rising = p[0] == 0 && p[num_users] == o.col->size(0);
-    for (int64_t u = 0; u < num_users; ++u) rising &= p[u] <= p[u + 1];
-    STD_TORCH_CHECK(rising, "mmssl::masked_topk: rowptr must rise from 0 to the number of edges, ",
+    STD_TORCH_CHECK(mmssl::cpu::rises_from_zero(mmssl::data<int64_t>(*o.rowptr), num_users,
+                                                o.col->size(0)),
+                    "mmssl::masked_topk: rowptr must rise from 0 to the number of edges, ",
                     o.col->size(0));
   }
 }

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import tomli_w
 
 from mmssl.errors import InputError
+from mmssl.files import MAX_CONFIG_BYTES, read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -28,10 +29,13 @@ else:
 
 VARIANTS = ("paper", "released")
 
+MAX_INT = 2**63 - 1
+"""Of every integer field: what torch takes."""
+
 
 def _check(condition: bool, name: str, expected: str, got: object) -> None:
     if not condition:
-        raise InputError(f"config {name}: expected {expected}, got {got!r}")
+        raise InputError(f"config {name}: expected {expected}, got {_shown(got)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -303,7 +307,8 @@ def apply_settings(config: Config, settings: Iterable[str]) -> Config:
         InputError: no such field, or not a value for it.
     """
     for setting in settings:
-        config = config.replace(_parse_setting(setting), source=f"--set {setting}")
+        shown = setting if setting.isprintable() else repr(setting)
+        config = config.replace(_parse_setting(setting), source=f"--set {shown:.80}")
     return config
 
 
@@ -316,12 +321,12 @@ def preset_names() -> list[str]:
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Reads a TOML file; one clear line if it can't be."""
+    text = read_text(path, MAX_CONFIG_BYTES)
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: can't read the file: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from error
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # the parser's own, and numbers beyond int()
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path}: not valid TOML: {reason:.200}") from error
 
 
 def _read_preset(name: str) -> dict[str, Any]:
@@ -333,10 +338,10 @@ def _parse_setting(setting: str) -> dict[str, Any]:
     path, separator, text = setting.partition("=")
     keys = path.strip().split(".")
     if not separator or not all(keys):
-        raise InputError(f"--set: expected section.field=value, got {setting!r}")
+        raise InputError(f"--set: expected section.field=value, got {setting!r:.80}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text.strip()
     for key in reversed(keys):
         value = {key: value}
@@ -350,11 +355,11 @@ def _replace(current: Any, layer: Mapping[str, Any], source: str, prefix: str) -
         where = f"{prefix}{name}"
         if name not in hints:
             raise InputError(
-                f"{source}: unknown field {where!r}, expected one of {', '.join(sorted(hints))}"
+                f"{source}: unknown field {where!r:.60}, expected one of {', '.join(sorted(hints))}"
             )
         if dataclasses.is_dataclass(hints[name]):
             if not isinstance(value, Mapping):
-                raise InputError(f"{source}: {where} is a section, got {value!r}")
+                raise InputError(f"{source}: {where} is a section, got {_shown(value)}")
             changes[name] = _replace(getattr(current, name), value, source, f"{where}.")
         else:
             changes[name] = _convert(hints[name], value, f"{source}: {where}")
@@ -380,11 +385,20 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, (list, tuple)) and len(value) == len(args):
             return tuple(_convert(a, v, where) for a, v in zip(args, value, strict=True))
     elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if value == value and abs(value) != float("inf"):
+        if abs(value) <= sys.float_info.max:  # not of NaN
             return float(value)
     elif isinstance(value, hint) and (hint is bool or not isinstance(value, bool)):
-        return value
-    raise InputError(f"{where}: expected {_describe(hint)}, got {value!r}")
+        if hint is not int or abs(value) <= MAX_INT:
+            return value
+    raise InputError(f"{where}: expected {_describe(hint)}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    """A value of a file in a few characters, without a line end."""
+    try:
+        return f"{value!r:.60}"
+    except ValueError:  # str() of an int may be refused
+        return "a number far too large"
 
 
 def _describe(hint: Any) -> str:

@@ -21,12 +21,15 @@ struct BprOperands {
     STD_TORCH_CHECK(user_emb.dim() == 2 && item_emb.dim() == 2 && item_emb.scalar_type() == type &&
                         user_emb.size(1) == item_emb.size(1),
                     "mmssl::bpr_loss: user_emb must be (U, D), item_emb (I, D), of one dtype");
+    STD_TORCH_CHECK(on_device_of(user_emb, item_emb),
+                    "mmssl::bpr_loss: item_emb must be on the device of user_emb");
     accumulation = accumulation_type(type);
     batch = users.numel();
     for (const Tensor* ids : {&users, &pos, &neg}) {
       STD_TORCH_CHECK(ids->dim() == 1 && ids->size(0) == batch &&
-                          ids->scalar_type() == ScalarType::Long,
-                      "mmssl::bpr_loss: users, pos_items and neg_items must be (B,) int64");
+                          ids->scalar_type() == ScalarType::Long && on_device_of(user_emb, *ids),
+                      "mmssl::bpr_loss: users, pos_items and neg_items must be (B,) int64 on the "
+                      "device of user_emb");
     }
     STD_TORCH_CHECK(batch < int64_t(1) << 30, "mmssl::bpr_loss: at most 2^30 - 1 triples, got ",
                     batch);
@@ -45,10 +48,11 @@ struct BprOperands {
   void check_backward(const Tensor& grad_loss, const Tensor& grad_squares,
                       const Tensor& slope) const {
     STD_TORCH_CHECK(grad_loss.numel() == 1 && grad_loss.scalar_type() == accumulation &&
-                        grad_squares.numel() == 1 && grad_squares.scalar_type() == accumulation,
+                        grad_squares.numel() == 1 && grad_squares.scalar_type() == accumulation &&
+                        on_device_of(user_emb, grad_loss) && on_device_of(user_emb, grad_squares),
                     "mmssl::bpr_loss_backward: the gradients must be one number like the outputs");
     STD_TORCH_CHECK(slope.dim() == 1 && slope.size(0) == batch &&
-                        slope.scalar_type() == accumulation,
+                        slope.scalar_type() == accumulation && on_device_of(user_emb, slope),
                     "mmssl::bpr_loss_backward: slope must be what the forward returned");
   }
 

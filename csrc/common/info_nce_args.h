@@ -18,16 +18,17 @@ struct InfoNceOperands {
                     "mmssl::info_nce: anchor must be float32, float64 or bfloat16");
     STD_TORCH_CHECK(anchor.dim() == 3 && positive.dim() == 3 && positive.scalar_type() == type &&
                         anchor.size(0) == positive.size(0) && anchor.size(1) == positive.size(1) &&
-                        anchor.size(2) == positive.size(2),
+                        anchor.size(2) == positive.size(2) && on_device_of(anchor, positive),
                     "mmssl::info_nce: anchor and positive must be (B, N, D) of one dtype");
     accumulation = accumulation_type(type);
-    STD_TORCH_CHECK(temperature.numel() == 1 && temperature.scalar_type() == accumulation,
+    STD_TORCH_CHECK(temperature.numel() == 1 && temperature.scalar_type() == accumulation &&
+                        on_device_of(anchor, temperature),
                     "mmssl::info_nce: temperature must be one element of the type sums are kept in");
     pairs = anchor.size(0), n = anchor.size(1), d = anchor.size(2);
     if (!negatives_.has_value()) return;
     negatives = torch::stable::contiguous(*negatives_);
     STD_TORCH_CHECK(negatives->dim() == 2 && negatives->size(1) == d &&
-                        negatives->scalar_type() == type,
+                        negatives->scalar_type() == type && on_device_of(anchor, *negatives),
                     "mmssl::info_nce: negatives must be (K, D) of the dtype of anchor");
     k = negatives->size(0);
   }
@@ -45,10 +46,11 @@ struct InfoNceOperands {
 
   void check_backward(const Tensor& grad, const Tensor& saved) const {
     STD_TORCH_CHECK(grad.dim() == 2 && grad.size(0) == pairs && grad.size(1) == n &&
-                        grad.scalar_type() == accumulation,
+                        grad.scalar_type() == accumulation && on_device_of(anchor, grad),
                     "mmssl::info_nce_backward: grad must be (B, N) like the loss");
     STD_TORCH_CHECK(saved.dim() == 3 && saved.size(0) == directions + 1 && saved.size(1) == pairs &&
-                        saved.size(2) == n && saved.scalar_type() == ScalarType::Double,
+                        saved.size(2) == n && saved.scalar_type() == ScalarType::Double &&
+                        on_device_of(anchor, saved),
                     "mmssl::info_nce_backward: saved must be what the forward returned");
   }
 

@@ -32,6 +32,11 @@ T* mutable_data(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
+// A kernel would follow the pointer of another device's memory.
+inline bool on_device_of(const Tensor& x, const Tensor& t) {
+  return x.is_cuda() == t.is_cuda() && x.get_device_index() == t.get_device_index();
+}
+
 inline ScalarType accumulation_type(ScalarType storage) {
   return storage == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
@@ -51,18 +56,22 @@ class View {
                     "mmssl::spmm: rowptr must be (R + 1,) int64");
     STD_TORCH_CHECK(col.dim() == 1 && col.scalar_type() == ScalarType::Int,
                     "mmssl::spmm: col must be (E,) int32");
+    STD_TORCH_CHECK(on_device_of(x, rowptr) && on_device_of(x, col),
+                    "mmssl::spmm: rowptr and col must be on the device of x");
     rowptr_ = torch::stable::contiguous(rowptr);
     col_ = torch::stable::contiguous(col);
     const ScalarType acc = accumulation_type(type);
-    row_scale_ = vector(row_scale, acc, rows(), "row_scale must be (R,)");
-    col_scale_ = vector(col_scale, acc, columns, "col_scale must be (C,)");
-    value_ = vector(value, acc, nnz(), "value must be (E,)");
-    edge_ = vector(edge, ScalarType::Long, nnz(), "edge must be (E,)");
+    row_scale_ = vector(x, row_scale, acc, rows(), "row_scale must be (R,)");
+    col_scale_ = vector(x, col_scale, acc, columns, "col_scale must be (C,)");
+    value_ = vector(x, value, acc, nnz(), "value must be (E,)");
+    edge_ = vector(x, edge, ScalarType::Long, nnz(), "edge must be (E,)");
   }
 
   int64_t rows() const { return rowptr_.size(0) - 1; }
   int64_t nnz() const { return col_.size(0); }
   const int64_t* rowptr() const { return data<int64_t>(rowptr_); }
+  const int32_t* col() const { return data<int32_t>(col_); }
+  const int64_t* edge() const { return ptr<int64_t>(edge_); }
 
   template <class A>
   SparseArgs<A> args() const {
@@ -71,10 +80,13 @@ class View {
   }
 
  private:
-  static OptTensor vector(const OptTensor& t, ScalarType type, int64_t size, const char* what) {
+  static OptTensor vector(const Tensor& x, const OptTensor& t, ScalarType type, int64_t size,
+                          const char* what) {
     if (!t.has_value()) return std::nullopt;
-    STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == size && t->scalar_type() == type, "mmssl::spmm: ",
-                    what, " of the type sums are kept in (edge: int64)");
+    STD_TORCH_CHECK(t->dim() == 1 && t->size(0) == size && t->scalar_type() == type &&
+                        on_device_of(x, *t),
+                    "mmssl::spmm: ", what,
+                    " of the type sums are kept in (edge: int64), on the device of x");
     return torch::stable::contiguous(*t);
   }
   template <class T>
@@ -98,10 +110,12 @@ struct Batch {
                         col_scale.size() == count && value.size() == count && edge.size() == count,
                     "mmssl::propagate: lists must be as long as x, ", count);
     for (size_t n = 0; n < count; ++n) {
+      STD_TORCH_CHECK(t_rowptr[n].dim() == 1 && t_rowptr[n].size(0) >= 1,
+                      "mmssl::spmm: t_rowptr must be (C + 1,)");
       STD_TORCH_CHECK(x_[n].dim() == 2 && x_[n].size(0) == t_rowptr[n].size(0) - 1 &&
-                          x_[n].scalar_type() == x_[0].scalar_type(),
+                          x_[n].scalar_type() == x_[0].scalar_type() && on_device_of(x_[0], x_[n]),
                       "mmssl::spmm: x must be (C, D) with C = ", t_rowptr[n].size(0) - 1,
-                      " and of one dtype");
+                      ", of one dtype and on one device");
       x.push_back(torch::stable::contiguous(x_[n]));
       view.emplace_back(x[n], rowptr[n], col[n], row_scale[n], col_scale[n], value[n], edge[n],
                         x[n].size(0));

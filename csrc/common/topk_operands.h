@@ -22,6 +22,11 @@ struct TopkOperands {
     STD_TORCH_CHECK(item_emb.size(0) < (int64_t(1) << 31) && k >= 0,
                     "mmssl::masked_topk: fewer than 2^31 items and k >= 0 are expected");
     accumulation = accumulation_type(type);
+    STD_TORCH_CHECK(on_device_of(user_emb, item_emb) &&
+                        (!users_.has_value() || on_device_of(user_emb, *users_)) &&
+                        (!rowptr_.has_value() || on_device_of(user_emb, *rowptr_)) &&
+                        (!col_.has_value() || on_device_of(user_emb, *col_)),
+                    "mmssl::masked_topk: all tensors must be on the device of user_emb");
     batch = user_emb.size(0);
     if (users_.has_value()) {
       users = torch::stable::contiguous(*users_);

@@ -6,10 +6,13 @@
 namespace mmssl::cpu {
 namespace {
 
-// floor(draw * count), which rounding may put at count.
+// floor(draw * count), which rounding may put at count; draw lies in [0, 1).
 int64_t scaled(double draw, int64_t count) {
   return std::min(static_cast<int64_t>(draw * static_cast<double>(count)), count - 1);
 }
+
+// A NaN is not.
+bool is_draw(double draw) { return draw >= 0 && draw < 1; }
 
 // The places of a shuffled array that differ from their own number: an open hash table of at most
 // `entries` of them.
@@ -41,17 +44,22 @@ class Moved {
 
 }  // namespace
 
-void sample_bpr(const SampleArgs& a, int64_t* user, int64_t* pos, int64_t* neg) {
+int64_t sample_bpr(const SampleArgs& a, int64_t* user, int64_t* pos, int64_t* neg) {
   // The first B steps of a Fisher-Yates shuffle. Place b is never looked at again after step b, so
   // only what moves up has to be remembered.
   Moved moved(a.batch);
   for (int64_t b = 0; b < a.batch; ++b) {
+    if (!is_draw(a.draw[b])) return b;
     const int64_t place = b + scaled(a.draw[b], a.num_candidates - b);
     user[b] = a.candidates[moved.get(place)];
     moved.set(place, moved.get(b));
   }
   for (int64_t b = 0; b < a.batch; ++b) {
-    const int64_t first = a.rowptr[user[b]], degree = a.rowptr[user[b] + 1] - first;
+    if (user[b] < 0 || user[b] >= a.num_users) return b;
+    const int64_t first = a.rowptr[user[b]], end = a.rowptr[user[b] + 1];
+    if (first < 0 || end > a.nnz || first >= end || end - first >= a.num_items) return b;
+    if (!is_draw(a.draw[a.batch + b]) || !is_draw(a.draw[2 * a.batch + b])) return b;
+    const int64_t degree = end - first;
     const int32_t* items = a.col + first;
     pos[b] = items[scaled(a.draw[a.batch + b], degree)];
     // items[p] - p of the missing items lie below items[p]. So below the rank-th missing item lie
@@ -68,6 +76,7 @@ void sample_bpr(const SampleArgs& a, int64_t* user, int64_t* pos, int64_t* neg) 
     }
     neg[b] = rank + low;
   }
+  return -1;
 }
 
 }  // namespace mmssl::cpu

@@ -10,11 +10,14 @@ struct SampleArgs {
   const int64_t* rowptr;      // (U + 1)
   const int32_t* col;         // (E), ascending within a user
   int64_t num_candidates;     // n
+  int64_t num_users;          // U
   int64_t num_items;          // I
+  int64_t nnz;                // E
   int64_t batch;              // B
 };
 
-// user, pos and neg: (B) each.
-void sample_bpr(const SampleArgs& a, int64_t* user, int64_t* pos, int64_t* neg);
+// user, pos and neg: (B) each. Returns the first triple whose draws or user are not as above, -1 if all
+// are; what is drawn is looked at as it is read, which costs less than a pass over the arrays.
+int64_t sample_bpr(const SampleArgs& a, int64_t* user, int64_t* pos, int64_t* neg);
 
 }  // namespace mmssl::cpu

@@ -15,6 +15,9 @@ namespace {
 using Ids = py::array_t<int64_t, py::array::c_style>;
 using Columns = py::array_t<int32_t, py::array::c_style>;
 
+constexpr const char* kBadMatrix =
+    "rowptr must rise from 0 to the number of edges, col hold columns of the matrix";
+
 template <class T>
 py::array_t<T> to_numpy(mmssl::host::Array<T>&& values) {
   auto* owner = new mmssl::host::Array<T>(std::move(values));
@@ -48,13 +51,13 @@ py::tuple build_index(const Ids& user, const Ids& item, int64_t num_users, int64
                         to_numpy(std::move(index.perm)));
 }
 
-// What a matrix is checked for is what would make a loop read out of bounds; that its columns lie in
-// [0, I) is what a graph is built with.
+// What a matrix is checked for here is the shape of its arrays; their entries are looked at where they
+// are followed, since most calls follow few of them.
 mmssl::host::Csr csr_of(const Ids& rowptr, const Columns& col, int64_t columns) {
   if (rowptr.ndim() != 1 || rowptr.size() < 1 || col.ndim() != 1 || columns < 0) {
     throw py::value_error("rowptr must be (U + 1,), col (E,), the number of columns at least 0");
   }
-  const mmssl::host::Csr csr{rowptr.data(), col.data(), rowptr.size() - 1, columns};
+  const mmssl::host::Csr csr{rowptr.data(), col.data(), rowptr.size() - 1, columns, col.size()};
   if (csr.rowptr[0] != 0 || csr.rowptr[csr.rows] != col.size()) {
     throw py::value_error("rowptr must run from 0 to the number of edges, " +
                           std::to_string(col.size()));
@@ -80,6 +83,7 @@ py::tuple index_of_lists(const Columns& lists, const Ids& rowptr, const Columns&
                           std::to_string(data[place]) + " is outside [-1, " +
                           std::to_string(num_items) + ")");
   }
+  if (index.bad_other) throw py::value_error(kBadMatrix);
   return py::make_tuple(to_numpy(std::move(index.rowptr)), to_numpy(std::move(index.col)),
                         to_numpy(std::move(index.colptr)), to_numpy(std::move(index.row)));
 }
@@ -92,6 +96,7 @@ py::tuple edges_of_rows(const Ids& rowptr, const Columns& col, int64_t num_cols,
     throw py::value_error("row " + std::to_string(rows.data()[edges.bad_row]) +
                           " is outside [0, " + std::to_string(matrix.rows) + ")");
   }
+  if (edges.bad_matrix) throw py::value_error(kBadMatrix);
   return py::make_tuple(to_numpy(std::move(edges.position)), to_numpy(std::move(edges.item)),
                         to_numpy(std::move(edges.rowptr)), to_numpy(std::move(edges.col)),
                         to_numpy(std::move(edges.t_rowptr)), to_numpy(std::move(edges.t_col)),

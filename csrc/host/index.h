@@ -32,6 +32,7 @@ struct Index {
   Array<int32_t> row;     // (E), ascending within an item
   Array<int64_t> perm;    // (E), position by item -> position by user
   int64_t bad_edge = -1;  // the first edge whose ids are out of range; the rest is empty then
+  bool bad_other = false;  // of index_of_lists
 };
 
 Index build_index(const int64_t* user, const int64_t* item, int64_t edges, int64_t num_users,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "common/check_index.h"
 #include "host/threads.h"
 
 namespace mmssl::host {
@@ -29,8 +30,13 @@ Index index_of_lists(const int32_t* lists, int64_t k, const Csr& other) {
   const int64_t users = other.rows, items = other.columns;
   const int64_t threads = num_threads(users * k + other.rowptr[users]);
   Index out;
+  if (!rises_from_zero(other.rowptr, users, other.nnz)) {
+    out.bad_other = true;
+    return out;
+  }
   out.rowptr.resize(users + 1);
   std::vector<int64_t> next(threads * items, 0), bad(threads, -1);
+  std::vector<char> bad_other(threads, 0);
   run(threads, [&](int64_t t) {
     int64_t* count = next.data() + t * items;
     for (int64_t u = part(users, t, threads); u < part(users, t + 1, threads); ++u) {
@@ -43,13 +49,19 @@ Index index_of_lists(const int32_t* lists, int64_t k, const Csr& other) {
         return;
       }
       int64_t degree = 0;
-      for_each_item(list, k, other, u, [&](int32_t item) { ++count[item], ++degree; });
+      for_each_item(list, k, other, u, [&](int32_t item) {
+        if (uint64_t(item) >= uint64_t(items)) {
+          bad_other[t] = 1;
+          return;
+        }
+        ++count[item], ++degree;
+      });
       out.rowptr[u] = degree;
     }
   });
   for (int64_t t = 0; t < threads; ++t) {
-    if (bad[t] < 0) continue;
-    out.bad_edge = bad[t];
+    if (bad[t] < 0 && !bad_other[t]) continue;
+    out.bad_edge = bad[t], out.bad_other = bad_other[t];
     return out;
   }
   out.colptr.resize(items + 1);
@@ -96,7 +108,13 @@ RowEdges edges_of_rows(const Csr& matrix, const int64_t* rows, int64_t num_rows)
       return out;
     }
     out.rowptr[b] = total;
-    total += matrix.rowptr[rows[b] + 1] - matrix.rowptr[rows[b]];
+    const int64_t first = matrix.rowptr[rows[b]], end = matrix.rowptr[rows[b] + 1];
+    if (first < 0 || end < first || end > matrix.nnz ||
+        !ids_in_range(matrix.col + first, end - first, matrix.columns)) {
+      out.bad_matrix = true;
+      return out;
+    }
+    total += end - first;
   }
   out.rowptr[num_rows] = total;
   out.position.resize(total), out.item.resize(total), out.col.resize(total);

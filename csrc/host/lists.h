@@ -12,11 +12,12 @@ struct Csr {
   const int32_t* col;     // (E)
   int64_t rows;           // U
   int64_t columns;        // I
+  int64_t nnz;            // E
 };
 
 // The graph of every user's list (U, k) of distinct items, where -1 is no item; of a user whose list
 // has none, the edges in `other`. Without perm. bad_edge: the first place in `lists` that holds an
-// item outside [-1, I), or -1.
+// item outside [-1, I), or -1; bad_other: `other` is no such matrix. The rest is empty then.
 Index index_of_lists(const int32_t* lists, int64_t k, const Csr& other);
 
 // The edges of some rows, as a (B, I) matrix sorted both ways.
@@ -29,6 +30,7 @@ struct RowEdges {
   Array<int32_t> t_col;     // (n), positions by item, ascending within an item
   Array<int64_t> t_edge;    // (n), place by item -> place by position
   int64_t bad_row = -1;     // the first place in `rows` that is out of range; the rest is empty then
+  bool bad_matrix = false;  // one of the rows has no place in the matrix, or a column outside; likewise
 };
 
 RowEdges edges_of_rows(const Csr& matrix, const int64_t* rows, int64_t num_rows);

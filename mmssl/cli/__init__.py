@@ -7,6 +7,7 @@ SIGTERM with the checkpoint saved.
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -24,7 +25,7 @@ from mmssl.cli import (
     train,
     tune,
 )
-from mmssl.cli.common import Parser
+from mmssl.cli.common import Parser, printable
 from mmssl.errors import InputError
 
 _COMMANDS = (data, features, train, tune, evaluate, recommend, report, export, bench, doctor)
@@ -33,6 +34,9 @@ _COMMANDS = (data, features, train, tune, evaluate, recommend, report, export, b
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code."""
     try:
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a title that the terminal can't show
+                stream.reconfigure(errors="backslashreplace")
         arguments = build_parser().parse_args(argv)
         code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -47,8 +51,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print(f"error: {message}", file=sys.stderr)
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or ["no more was to be had"])[0]
+        print(f"error: out of memory: {printable(reason)}", file=sys.stderr)
+        return 1
+    print(f"error: {printable(message)}", file=sys.stderr)
     return 2
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Torch says so in a RuntimeError, on the CPU one without a type of its own."""
+    words = ("can't allocate memory", "not enough memory", "out of memory", "size calculation over")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -89,8 +89,19 @@ def load_run(arguments: argparse.Namespace, device: str) -> tuple[Any, Any, Any,
     run = RunDirectory.open(arguments.run_directory)
     user, item = run.load_embeddings()
     dataset = run.read_data(arguments.data)
+    for name, table, rows in (("user", user, dataset.num_users), ("item", item, dataset.num_items)):
+        if table.shape[0] != rows:
+            raise InputError(
+                f"{run.path / 'model.safetensors'}: expected {rows} rows in embedding.{name}, as "
+                f"many as the data set has, got {table.shape[0]}"
+            )
     graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
     return run, dataset, graph.to(device), user.to(device), item.to(device)
+
+
+def printable(text: str) -> str:
+    """Text of strangers on one line of a terminal: what would control it is shown escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def print_metrics(metrics: dict[str, float]) -> None:

@@ -12,7 +12,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from mmssl.cli.common import Commands, add_device_options, add_run_options, resolve_device
+from mmssl.cli.common import (
+    Commands,
+    add_device_options,
+    add_run_options,
+    printable,
+    resolve_device,
+)
 from mmssl.errors import InputError
 
 if TYPE_CHECKING:
@@ -158,7 +164,7 @@ def _output(path: Path | None) -> Iterator[TextIO]:
 def _text(entry: UserRecommendations) -> str:
     lines = [f"user {entry.user}", "  has: " + "; ".join(entry.history)]
     lines += [f"  {n:3d}. {score:8.4f}  {label}" for n, (label, score) in enumerate(entry.items, 1)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(printable, lines)) + "\n"
 
 
 def _json(entry: UserRecommendations) -> str:

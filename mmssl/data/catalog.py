@@ -134,17 +134,28 @@ def _reason(stderr: str) -> str:
 def read_members(wheel: bytes) -> dict[str, str]:
     """The data files of the wheel, kind -> text, read in memory; nothing is extracted to disk."""
     texts: dict[str, str] = {}
-    with zipfile.ZipFile(io.BytesIO(wheel)) as archive:
-        for member, kind in MEMBERS.items():
-            with archive.open(member) as file:
+    for member, kind in MEMBERS.items():
+        try:
+            with zipfile.ZipFile(io.BytesIO(wheel)) as archive, archive.open(member) as file:
                 # Bounded by what comes out, not by what the archive says of itself.
                 content = file.read(MAX_MEMBER_BYTES + 1)
-            if len(content) > MAX_MEMBER_BYTES:
-                raise InputError(
-                    f"{WHEEL_FILE}: expected {member} to have at most {MAX_MEMBER_BYTES} bytes, "
-                    "got more"
-                )
+        except Exception as error:
+            # zipfile and the decompressors behind it have a dozen exceptions for bytes they weren't
+            # made for: BadZipFile, KeyError, NotImplementedError, zlib.error, struct.error, ...
+            raise InputError(
+                f"{WHEEL_FILE}: expected a zip archive with {member}, got {type(error).__name__}"
+            ) from error
+        if len(content) > MAX_MEMBER_BYTES:
+            raise InputError(
+                f"{WHEEL_FILE}: expected {member} to have at most {MAX_MEMBER_BYTES} bytes, "
+                "got more"
+            )
+        try:
             texts[kind] = content.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{WHEEL_FILE}: {member}: expected UTF-8 text, got byte {error.start}"
+            ) from None
     return texts
 
 

@@ -41,9 +41,12 @@ def build_movielens(name: str, texts: Mapping[str, str]) -> InteractionDataset:
         InputError: A column is missing or a line has another width.
     """
     ratings = parse_atomic("inter", texts["inter"], ("user_id", "item_id", "rating"))
-    liked = np.array(ratings["rating"], dtype=np.float64) >= MIN_RATING
-    user = np.array(ratings["user_id"], dtype=np.int64)[liked]
-    item = np.array(ratings["item_id"], dtype=np.int64)[liked]
+    try:
+        liked = np.array(ratings["rating"], dtype=np.float64) >= MIN_RATING
+        user = np.array(ratings["user_id"], dtype=np.int64)[liked]
+        item = np.array(ratings["item_id"], dtype=np.int64)[liked]
+    except (ValueError, OverflowError) as error:
+        raise InputError(f".inter file: expected numbers, got others: {error}") from None
     splits = random_holdout(user, item, seed=SPLIT_SEED)
     users, items = np.unique(splits[0].user), np.unique(splits[0].item)
     train, val, test = (_renumber(edges, users, items) for edges in splits)

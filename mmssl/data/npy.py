@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from mmssl.data.dataset import BoolArray, FloatArray, first_non_finite
 from mmssl.errors import InputError
+from mmssl.files import open_regular
 
 _MAGIC = b"\x93NUMPY"
 _HEADER_READERS = {
@@ -40,7 +41,7 @@ def read_header(path: Path) -> NpyHeader:
     if dtype.kind not in "fiub":
         raise InputError(f"{path}: expected a matrix of real numbers, got dtype {dtype}")
     if len(shape) != 2:
-        raise InputError(f"{path}: expected shape (items, d), got {tuple(shape)}")
+        raise InputError(f"{path}: expected shape (items, d), got {tuple(shape)!s:.60}")
     rows, columns = (int(n) for n in shape)
     if rows < 1 or columns < 1:
         raise InputError(f"{path}: expected at least one row and one column, got {(rows, columns)}")
@@ -48,7 +49,8 @@ def read_header(path: Path) -> NpyHeader:
     if size - offset != expected:
         fault = "truncated: " if size - offset < expected else ""
         raise InputError(
-            f"{path}: {fault}expected {expected} bytes of data for shape {(rows, columns)}, "
+            f"{path}: {fault}expected {_shown(expected)} bytes of data for shape "
+            f"({_shown(rows)}, {_shown(columns)}), "
             f"got {size - offset}"
         )
     return NpyHeader((rows, columns), bool(fortran_order), dtype, offset)
@@ -61,16 +63,14 @@ def read_features(path: Path) -> FloatArray:
         InputError: As :func:`read_header`, and for a NaN, an infinity or a number beyond float32.
     """
     header = read_header(path)
-    raw: npt.NDArray[np.generic] = np.memmap(
-        path,
-        dtype=header.dtype,
-        mode="r",
-        offset=header.offset,
-        shape=header.shape,
-        order="F" if header.fortran_order else "C",
-    )
-    with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is reported below
-        rows = np.array(raw, dtype=np.float32, order="C")
+    try:
+        raw = _read_data(path, header)
+        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is told below
+            rows = np.ascontiguousarray(raw, dtype=np.float32)
+    except MemoryError:
+        raise InputError(
+            f"{path}: expected an array that fits memory, got shape {header.shape}"
+        ) from None
     where = first_non_finite(rows)
     if where is not None:
         raise InputError(
@@ -78,6 +78,17 @@ def read_features(path: Path) -> FloatArray:
             f"column {where[1]}"
         )
     return rows
+
+
+def _read_data(path: Path, header: NpyHeader) -> npt.NDArray[np.generic]:
+    """The array behind a header, in memory: a mapped file that shrinks would end the process."""
+    count = header.shape[0] * header.shape[1]
+    with open_regular(path) as file:
+        file.seek(header.offset)
+        flat = np.fromfile(file, dtype=header.dtype, count=count)
+    if flat.size != count:
+        raise InputError(f"{path}: expected {count} numbers, got {flat.size}: the file has changed")
+    return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
 
 
 def read_mask(path: Path, num_items: int) -> BoolArray:
@@ -130,7 +141,7 @@ def read_records(
 def _read_start(path: Path) -> tuple[Any, bool, np.dtype[np.generic], int, int]:
     """(shape, fortran_order, dtype, offset of the data, size of the file), nothing unpickled."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             start = file.read(len(_MAGIC))
             if start != _MAGIC:
                 raise InputError(f"{path}: expected a .npy array, got {_guess(start)}")
@@ -163,6 +174,10 @@ def _parse_header(path: Path, file: BinaryIO) -> tuple[Any, bool, np.dtype[np.ge
     # Version 3 exists for records with non-Latin field names only.
     shown = ".".join(map(str, version))
     raise InputError(f"{path}: expected .npy format 1.0 or 2.0, got {shown}")
+
+
+def _shown(number: int) -> str:
+    return str(number) if number < 10**30 else "far too many"
 
 
 def _guess(start: bytes) -> str:

@@ -35,6 +35,7 @@ from mmssl.data.manifest import Manifest, read_manifest
 from mmssl.data.npy import read_features, read_header, read_mask
 from mmssl.data.tables import Table, read_table
 from mmssl.errors import InputError
+from mmssl.files import read_bytes
 
 SPLITS = ("train", "val", "test")
 FEATURE_SUFFIX = "_feat.npy"
@@ -149,12 +150,15 @@ def _read_json(path: Path) -> dict[str, object]:
     def no_constant(constant: str) -> object:
         raise InputError(f"{path}: expected JSON numbers, got {constant}")
 
+    content = read_bytes(path)
     try:
-        table = json.loads(path.read_bytes(), object_pairs_hook=unique, parse_constant=no_constant)
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
+        table = json.loads(content, object_pairs_hook=unique, parse_constant=no_constant)
     except InputError:
         raise
+    except MemoryError:
+        raise InputError(
+            f"{path}: expected JSON that fits memory, got {len(content)} bytes"
+        ) from None
     except (ValueError, RecursionError) as error:  # bad UTF-8 and huge ints are ValueErrors
         reason = str(error).splitlines()[0]
         raise InputError(f"{path}: expected JSON, got something else: {reason}") from None
@@ -165,7 +169,7 @@ def _read_json(path: Path) -> dict[str, object]:
 
 def _read_split(folder: Path, split: str) -> Interactions:
     path = folder / f"{split}.json"
-    if not os.path.isfile(path):
+    if not os.path.lexists(path):
         hint = ""
         if split == "train" and (folder / "train_mat").exists():
             hint = "; there is a train_mat, but it is a pickle and never opened: write train.json"

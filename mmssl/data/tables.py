@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mmssl.errors import InputError
+from mmssl.files import read_text
 
 
 class Table(NamedTuple):
@@ -36,12 +37,7 @@ def read_table(path: Path, key: str, count: int) -> Table | None:
     """
     if not os.path.lexists(path):
         return None
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, got byte {error.start}") from None
+    text = read_text(path)
     # Not splitlines(): titles may hold the other characters it takes for line ends.
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     names = tuple(lines[0].split("\t"))

@@ -9,7 +9,6 @@ from mmssl.ops.dispatch import (
     BACKENDS,
     OpStatus,
     backend,
-    reference_only,
     requested_backend,
     set_backend,
     status,
@@ -19,16 +18,11 @@ from mmssl.ops.info_nce import info_nce
 from mmssl.ops.norm_act import norm_act
 from mmssl.ops.normalized import add_normalized
 from mmssl.ops.propagate import propagate, spmm
-from mmssl.ops.reference import (
-    Triples,
-    masked_similarity_reference,
-)
+from mmssl.ops.reference import Triples
 from mmssl.ops.sampling import sample_bpr
-from mmssl.ops.similarity import masked_similarity_linear
+from mmssl.ops.similarity import masked_similarity, masked_similarity_linear
 from mmssl.ops.topk import masked_topk
 from mmssl.ops.view_attention import view_attention
-
-masked_similarity = reference_only(masked_similarity_reference)
 
 __all__ = [
     "BACKENDS",

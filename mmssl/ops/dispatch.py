@@ -7,12 +7,11 @@ otherwise; ``native`` raises instead; ``reference`` never asks. The environment 
 
 from __future__ import annotations
 
-import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple, ParamSpec, TypeVar
+from typing import NamedTuple
 
 import torch
 
@@ -38,9 +37,6 @@ _KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
     "sample_bpr": {"cpu": ()},  # ids only; on a GPU plain PyTorch is meant to do
     "bpr_loss": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
 }
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class OpStatus(NamedTuple):
@@ -128,19 +124,6 @@ def use_native(op: str, device: str, dtype: torch.dtype | None = None) -> bool:
             f"mmssl.ops.{op}: slower plain PyTorch is used: {reason}", RuntimeWarning, stacklevel=3
         )
     return False
-
-
-def reference_only(function: Callable[P, R]) -> Callable[P, R]:
-    """The public form of an ``x_reference`` whose op has no kernel yet."""
-    op = function.__name__.removesuffix("_reference")
-
-    @functools.wraps(function)
-    def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        use_native(op, "cpu")
-        return function(*args, **kwargs)
-
-    call.__name__ = call.__qualname__ = op
-    return call
 
 
 def status() -> list[OpStatus]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops import _extension
+from mmssl.ops._checks import check_number
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.reference import keep_mask_reference
 
@@ -39,8 +40,9 @@ def keep_mask(
     Raises:
         InputError: a rate outside [0, 1).
     """
-    if not 0 <= rate < 1:
-        raise InputError(f"rate: expected a number in [0, 1), got {rate}")
+    check_number("rate", rate, 0, 1, "a number in [0, 1)")
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise InputError(f"shape: expected integers >= 0, got {tuple(shape)}")
     dropped = min(round(rate * _STEPS), _STEPS - 1)
     if dropped == 0:
         return None, 1.0

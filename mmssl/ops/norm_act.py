@@ -8,6 +8,7 @@ Legend: N rows, H columns.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops import _extension
+from mmssl.ops._checks import check_not_negative, check_number, check_shape, check_tensor
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.reference import accumulation_dtype, norm_act_reference
 
@@ -65,7 +67,15 @@ def norm_act(
 
     Source: Ioffe and Szegedy, "Batch Normalization", 2015.
     """
-    _check(x, weight, bias, keep, negative_slope)
+    _check(x, weight, bias, keep)
+    check_not_negative("negative_slope", negative_slope)
+    check_not_negative("keep_scale", keep_scale)
+    check_not_negative("eps", eps)
+    check_number("momentum", momentum, 0, math.nextafter(1, 2), "a number in [0, 1]")
+    for name, running in (("running_mean", running_mean), ("running_var", running_var)):
+        if running is not None:
+            check_tensor(name, running, dims="(H,)")
+            check_shape(name, running, x.shape[1:])
     if not use_native("norm_act", x.device.type, x.dtype):
         return norm_act_reference(
             x,
@@ -93,22 +103,28 @@ def norm_act(
     return out
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None, slope: float) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None) -> None:
     if not isinstance(x, Tensor) or x.dim() != 2 or not x.dtype.is_floating_point:
         got = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
         raise InputError(f"x: expected an (N, H) floating point tensor, got {got}")
     if x.shape[0] < 2:
         raise InputError(f"x: expected at least 2 rows for batch statistics, got {x.shape[0]}")
     for name, vector in (("weight", weight), ("bias", bias)):
-        if tuple(vector.shape) != (x.shape[1],):
-            raise InputError(f"{name}: expected shape ({x.shape[1]},), got {tuple(vector.shape)}")
-    if keep is not None and (keep.shape != x.shape or keep.dtype != torch.uint8):
+        check_tensor(name, vector, dims="(H,)")
+        check_shape(name, vector, x.shape[1:])
+        if vector.device != x.device:
+            raise InputError(f"{name}: expected device {x.device}, got {vector.device}")
+    if keep is None:
+        return
+    if not isinstance(keep, Tensor):
+        raise InputError(f"keep: expected a torch.Tensor or None, got {type(keep).__name__}")
+    if keep.shape != x.shape or keep.dtype != torch.uint8:
         raise InputError(
             f"keep: expected shape {tuple(x.shape)} of uint8, got {tuple(keep.shape)} of "
             f"{keep.dtype}"
         )
-    if not slope >= 0:
-        raise InputError(f"negative_slope: expected a number >= 0, got {slope}")
+    if keep.device != x.device:
+        raise InputError(f"keep: expected device {x.device}, got {keep.device}")
 
 
 def _fake(

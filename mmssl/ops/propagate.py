@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import InputError
+from mmssl.ops._checks import check_view
 from mmssl.ops._propagate_autograd import Operands, Propagate, Spmm
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.reference import accumulation_dtype, spmm_reference
@@ -116,6 +117,7 @@ def _as(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 
 def _check(view: GraphView, x: Tensor) -> None:
+    check_view("view", view)
     if not isinstance(x, Tensor):
         raise InputError(f"x: expected a torch.Tensor, got {type(x).__name__}")
     if x.dim() != 2 or x.shape[0] != view.num_cols or x.shape[1] == 0:

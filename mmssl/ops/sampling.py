@@ -41,7 +41,11 @@ def sample_bpr(
     Source: the sampler of Rendle et al., "BPR: Bayesian Personalized Ranking from Implicit
     Feedback", UAI 2009, without its rejections; users without replacement as in the released MMSSL.
     """
+    if not isinstance(graph, InteractionGraph):
+        raise InputError(f"graph: expected an InteractionGraph, got {type(graph).__name__}")
     candidates = graph.trainable_users
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+        raise InputError(f"batch_size: expected an integer, got {batch_size!r:.60}")
     if not 0 <= batch_size <= candidates.numel():
         raise InputError(
             f"batch_size must lie in [0, {candidates.numel()}], the users with at least one train "

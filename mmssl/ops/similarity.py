@@ -14,6 +14,7 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.graph import GraphView
 from mmssl.indexing import edges_of_rows
+from mmssl.ops._checks import check_ids, check_shape, check_tensor, check_view
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.product import gram, product
 from mmssl.ops.propagate import spmm
@@ -202,6 +203,43 @@ class _Factors(torch.autograd.Function):
         return to_user, to_item, None, None
 
 
+def masked_similarity(
+    user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: GraphView
+) -> Tensor:
+    """``normalize((user_emb[users] @ item_emb.T) * (1 - A[users]))``, with the rows written out.
+
+    Args:
+        user_emb: (U, D) floating point.
+        item_emb: (I, D), in its dtype.
+        users: (B,) int64.
+        exclude: (U, I) view A; its edges become 0.
+
+    Returns:
+        (B, I) rows of unit length (zero rows stay zero).
+
+    Raises:
+        InputError: an argument is not as above.
+    """
+    check_rows(user_emb, item_emb, users, exclude)
+    use_native("masked_similarity", user_emb.device.type)
+    return masked_similarity_reference(user_emb, item_emb, users, exclude)
+
+
+def check_rows(user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: GraphView) -> None:
+    """Raises InputError unless these are the arguments of :func:`masked_similarity`."""
+    check_tensor("user_emb", user_emb, dims="(U, D)")
+    check_tensor("item_emb", item_emb, dims="(I, D)", like=user_emb)
+    check_shape("item_emb", item_emb, (item_emb.shape[0], user_emb.shape[1]))
+    check_ids("users", users, user_emb.shape[0], user_emb.device)
+    check_view("exclude", exclude)
+    expected, got = (
+        (user_emb.shape[0], item_emb.shape[0]),
+        (exclude.num_rows, exclude.num_cols),
+    )
+    if got != expected:
+        raise InputError(f"exclude: expected a view of shape {expected}, got {got}")
+
+
 def masked_similarity_linear(
     user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: GraphView, weight: Tensor
 ) -> Tensor:
@@ -222,16 +260,11 @@ def masked_similarity_linear(
         (B, H).
 
     Raises:
-        InputError: ``weight`` has not one row per item, or another dtype.
+        InputError: an argument is not as above.
     """
-    if weight.dim() != 2 or weight.shape[0] != item_emb.shape[0]:
-        raise InputError(
-            f"weight: expected shape ({item_emb.shape[0]}, H), got {tuple(weight.shape)}"
-        )
-    if weight.dtype != item_emb.dtype:
-        raise InputError(
-            f"weight: expected dtype {item_emb.dtype}, that of the embeddings, got {weight.dtype}"
-        )
+    check_rows(user_emb, item_emb, users, exclude)
+    check_tensor("weight", weight, dims="(I, H)", like=item_emb)
+    check_shape("weight", weight, (item_emb.shape[0], weight.shape[1]))
     if not use_native("masked_similarity_linear", user_emb.device.type, user_emb.dtype):
         return masked_similarity_reference(user_emb, item_emb, users, exclude) @ weight
     rows = similarity_rows(user_emb, item_emb, users, batch_edges(exclude, users))

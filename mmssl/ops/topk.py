@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops import _extension
+from mmssl.ops._checks import check_view
 from mmssl.ops.dispatch import requested_backend, use_native
 from mmssl.ops.reference import accumulation_dtype, masked_topk_reference
 
@@ -96,6 +97,7 @@ def _check(
     if users is not None:
         _check_users(users, user_emb)
     if exclude is not None:
+        check_view("exclude", exclude)
         expected = (user_emb.shape[0], item_emb.shape[0])
         if (exclude.num_rows, exclude.num_cols) != expected:
             got = (exclude.num_rows, exclude.num_cols)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops._autograd import once_differentiable
+from mmssl.ops._checks import check_tensor
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.reference import view_attention_reference
 
@@ -51,13 +52,14 @@ def view_attention(query: Tensor, key: Tensor, view: Tensor, num_heads: int) -> 
         )
         raise InputError(f"view: expected an (M, N, D) floating point tensor, got {got}")
     for name, tensor in (("query", query), ("key", key)):
+        check_tensor(name, tensor, dims="(M, N, D)", like=view)
         if tensor.shape != view.shape or tensor.dtype != view.dtype:
             raise InputError(
                 f"{name}: expected {tuple(view.shape)} {view.dtype}, the view's, got "
                 f"{tuple(tensor.shape)} {tensor.dtype}"
             )
-    if num_heads < 1 or view.shape[2] % num_heads:
-        raise InputError(f"num_heads: expected a divisor of {view.shape[2]}, got {num_heads}")
+    if type(num_heads) is not int or num_heads < 1 or view.shape[2] % num_heads:
+        raise InputError(f"num_heads: expected a divisor of {view.shape[2]}, got {num_heads!r:.60}")
     if not use_native("view_attention", view.device.type, view.dtype):
         return view_attention_reference(query, key, view, num_heads)
     out: Tensor = _call(query, key, view, num_heads)

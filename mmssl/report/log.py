@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmssl.errors import InputError
+from mmssl.files import read_text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +62,7 @@ def read_run(directory: Path) -> RunRecord:
 
 
 def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: can't read the file: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, got byte {error.start}") from error
+    return read_text(path)
 
 
 def _parse_object(text: str, where: str) -> dict[str, Any]:
@@ -91,7 +88,7 @@ def _numbers(value: object, where: str) -> dict[str, float]:
 
 
 def _read_epochs(path: Path) -> list[Epoch]:
-    if not path.exists():  # popularity has no epochs to log
+    if not os.path.lexists(path):  # popularity has no epochs to log
         return []
     lines = _read_text(path).split("\n")
     epochs: dict[int, Epoch] = {}
@@ -109,8 +106,8 @@ def _read_epochs(path: Path) -> list[Epoch]:
         if event.get("event") != "epoch":
             continue
         number = event.get("epoch")
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise InputError(f"{where}: epoch: expected an integer, got {number!r:.60}")
+        if type(number) is not int or not 0 <= number < 2**53:
+            raise InputError(f"{where}: epoch: expected an integer >= 0, got {number!r:.60}")
         seconds = _numbers({"seconds": event.get("seconds", 0.0)}, where)["seconds"]
         epochs[number] = Epoch(
             number=number,

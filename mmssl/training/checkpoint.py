@@ -21,6 +21,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from mmssl.errors import InputError
+from mmssl.files import open_regular
 
 _METADATA = "mmssl"
 
@@ -125,24 +126,39 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         InputError: no such file, not a checkpoint, or its content does not match its hash.
     """
+    open_regular(path).close()  # the library would wait for a pipe
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             entry = (file.metadata() or {}).get(_METADATA)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except OSError as error:
         raise InputError(f"{path}: can't read the checkpoint: {error}") from error
-    except safetensors.SafetensorError as error:
-        raise InputError(f"{path}: not a safetensors file: {error}") from error
+    except MemoryError as error:
+        raise InputError(f"{path}: expected a file that fits memory, got a larger one") from error
+    except (safetensors.SafetensorError, ValueError, RuntimeError, AttributeError) as error:
+        # The last three: numbers of a type that this torch does not have, or odd shapes of them.
+        raise InputError(f"{path}: not a safetensors file: {_first_line(error)}") from error
     if entry is None:
         raise InputError(f"{path}: not a file of this package (no {_METADATA!r} in its metadata)")
     try:
         content = json.loads(entry)
         text, digest = content["state"], content["sha256"]
-    except (ValueError, KeyError, TypeError):
-        text = digest = ""
-    if digest != _digest(tensors, text):
+        matches = isinstance(text, str) and digest == _digest(tensors, text)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        matches = False
+    if not matches:
         raise InputError(f"{path}: the content does not match its hash; the file is damaged")
-    return Checkpoint(tensors, json.loads(text))
+    try:
+        state = json.loads(text)
+    except (ValueError, RecursionError):
+        state = None
+    if not isinstance(state, dict):  # anyone can hash what they wrote
+        raise InputError(f"{path}: expected a state of this package, got something else")
+    return Checkpoint(tensors, state)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:

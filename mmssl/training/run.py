@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from mmssl.config import Config, apply_settings, read_toml
 from mmssl.data.dataset import InteractionDataset
 from mmssl.data.readers import read_dataset
 from mmssl.errors import InputError
+from mmssl.files import read_text
 from mmssl.training.checkpoint import Checkpoint, atomic_write, load_checkpoint, save_checkpoint
 
 MODELS = ("mmssl", "lightgcn", "popularity")
@@ -103,12 +105,12 @@ class RunDirectory:
             InputError: not a run directory, or a configuration this version can't read.
         """
         file = path / "config.toml"
-        if not file.is_file():
+        if not os.path.lexists(file):
             raise InputError(f"{path}: not a run directory (it has no config.toml)")
         content = read_toml(file)
         section = content.pop("run", None)
         fields = set(RunInfo._fields)
-        if not isinstance(section, dict) or set(section) != fields:
+        if not isinstance(section, dict) or set(section) != fields or not _all_text(section):
             raise InputError(f"{file}: expected a [run] section with {', '.join(sorted(fields))}")
         info = RunInfo(**section)
         if info.model not in MODELS:
@@ -171,8 +173,20 @@ class RunDirectory:
 
     def load_embeddings(self) -> tuple[Tensor, Tensor]:
         """(U, D) and (I, D) of the best epoch."""
-        tensors = self.load_model().tensors
-        return tensors["embedding.user"], tensors["embedding.item"]
+        file, tensors = self.path / "model.safetensors", self.load_model().tensors
+        tables = []
+        for name in ("embedding.user", "embedding.item"):
+            table = tensors.get(name)
+            if table is None or table.dim() != 2 or not table.dtype.is_floating_point:
+                raise InputError(f"{file}: expected a matrix {name} of real numbers, got none")
+            tables.append(table)
+        user, item = tables
+        if user.shape[1] != item.shape[1] or user.dtype != item.dtype:
+            raise InputError(
+                f"{file}: expected two tables of one width and type, got {tuple(user.shape)} "
+                f"{user.dtype} and {tuple(item.shape)} {item.dtype}"
+            )
+        return user, item
 
     def log(self, event: str, **values: Any) -> None:
         """Appends one line to ``log.jsonl``, durable when this returns.
@@ -213,13 +227,27 @@ class RunDirectory:
             InputError: the file is not JSON.
         """
         file = self.path / "metrics.json"
-        if not file.exists():
+        if not os.path.lexists(file):
             return None
         try:
-            metrics: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+            metrics = json.loads(read_text(file))
+        except InputError:
+            raise
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{file}: can't read the metrics: {error}") from error
-        return metrics
+        for split in ("val", "test"):
+            values = metrics.get(split) if isinstance(metrics, dict) else None
+            if not isinstance(values, dict) or not all(
+                isinstance(value, (int, float)) and not abs(value) > sys.float_info.max
+                for value in values.values()
+            ):
+                raise InputError(f"{file}: expected an object with numbers under {split!r}")
+        found: dict[str, Any] = metrics
+        return found
+
+
+def _all_text(section: Mapping[str, Any]) -> bool:
+    return all(isinstance(value, str) for value in section.values())
 
 
 def _is_hidden(path: Path) -> bool:

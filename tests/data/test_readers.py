@@ -247,7 +247,7 @@ def test_truncated_and_overlong_npy(folder):
 
 def test_directories_in_place_of_files(folder):
     (folder / "audio_feat.npy").mkdir()
-    refused(folder, "audio_feat.npy: can't be read")
+    refused(folder, "audio_feat.npy: expected a regular file, got a directory")
     (folder / "audio_feat.npy").rmdir()
     (folder / "users.tsv").symlink_to(folder / "nowhere")
     refused(folder, "users.tsv: can't be read")

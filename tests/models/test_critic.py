@@ -93,7 +93,7 @@ def test_users_with_every_item_and_with_none():
 
 def test_wrong_weight_is_refused():
     graph = random_graph(3, 4, 0.3, 0)
-    with pytest.raises(ValueError, match=r"weight: expected shape \(4, H\), got \(5, 2\)"):
+    with pytest.raises(ValueError, match=r"weight: expected shape \(4, 2\), got \(5, 2\)"):
         masked_similarity_linear(
             torch.ones(3, 2), torch.ones(4, 2), torch.tensor([0]), graph.ui, torch.ones(5, 2)
         )

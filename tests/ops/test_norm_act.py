@@ -169,7 +169,7 @@ def test_bad_arguments():
         ({"x": x[:1]}, "x: expected at least 2 rows for batch statistics, got 1"),
         ({"weight": weight[:2]}, r"weight: expected shape \(3,\), got \(2,\)"),
         ({"keep": keep.bool()}, r"keep: expected shape \(4, 3\) of uint8, got .* of torch.bool"),
-        ({"negative_slope": -1.0}, "negative_slope: expected a number >= 0, got -1.0"),
+        ({"negative_slope": -1.0}, "negative_slope: expected a finite number >= 0, got -1.0"),
     ):
         arguments = {"x": x, "weight": weight, "bias": bias, "keep": keep, **change}
         with pytest.raises(InputError, match=message):

@@ -73,7 +73,7 @@ def test_foreign_file(tmp_path):
 
 
 def test_missing_file(tmp_path):
-    with pytest.raises(InputError, match="can't read"):
+    with pytest.raises(InputError, match="can't be read"):
         load_checkpoint(tmp_path / "none.safetensors")
 
 

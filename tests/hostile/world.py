@@ -1,0 +1,187 @@
+"""What a malformed file is tried on: a small data set and a trained run, new for every case."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tests.conftest import make_dataset
+
+NUM_USERS, NUM_ITEMS = 24, 16
+
+
+class Payload:
+    """Unpickling it creates a file."""
+
+    def __init__(self, trap: Path) -> None:
+        self.trap = trap
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.trap,)
+
+
+class World(NamedTuple):
+    """One case's own folder."""
+
+    root: Path
+
+    @property
+    def data(self) -> Path:
+        return self.root / "data"
+
+    @property
+    def run(self) -> Path:
+        return self.root / "run"
+
+    @property
+    def out(self) -> Path:
+        """Where a command would write; must not exist after an error."""
+        return self.root / "out"
+
+    @property
+    def config(self) -> Path:
+        return self.root / "mine.toml"
+
+    @property
+    def trap(self) -> Path:
+        """Exists once something was executed that should not have been."""
+        return self.root / "executed"
+
+    def pickle(self) -> bytes:
+        return pickle.dumps(Payload(self.trap))
+
+    def object_array(self, path: Path) -> None:
+        rows = np.array([[Payload(self.trap)]] * NUM_ITEMS, dtype=object)
+        np.save(path, rows, allow_pickle=True)
+
+
+class Case(NamedTuple):
+    """A malformed file, the commands that meet it and what they must say."""
+
+    name: str
+    spoil: Callable[[World], object]
+    commands: tuple[str, ...]
+    """Keys of ``COMMANDS``."""
+    words: tuple[str, ...] | None
+    """What the one line of the error holds, the file's name first; None: the right result."""
+    isolated: bool = False
+    """Only ever tried in a process of its own, with its memory and its time limited."""
+    code: int = 2
+    """Of an error."""
+
+
+TRAIN = ["train", "--device", "cpu", "--epochs", "1", "--quiet", "--set=training.batch_size=8"]
+COMMANDS: dict[str, Callable[[World], list[str]]] = {
+    "inspect": lambda w: ["data", "inspect", str(w.data)],
+    "train": lambda w: [*TRAIN, "--data", str(w.data), "--out", str(w.out)],
+    "config": lambda w: [
+        *[*TRAIN, "--data", str(w.data), "--out", str(w.out)],
+        *["--config", str(w.config)],
+    ],
+    "evaluate": lambda w: ["evaluate", str(w.run), "--device", "cpu"],
+    "recommend": lambda w: ["recommend", str(w.run), "--user", "1", "--device", "cpu"],
+    "report": lambda w: ["report", str(w.run)],
+    "resume": lambda w: ["train", "--resume", "--out", str(w.run), "--epochs", "2", "--quiet"],
+}
+
+
+def make_template(root: Path) -> None:
+    """``root/data`` and ``root/run``, which every case copies."""
+    from mmssl.cli import main
+    from mmssl.data.writers import write_dataset
+
+    dataset = make_dataset(NUM_USERS, NUM_ITEMS)
+    write_dataset(dataset, root / "data")
+    command = [*TRAIN, "--data", str(root / "data"), "--out", str(root / "run")]
+    if main(command) != 0:
+        raise RuntimeError("the template's run failed")
+
+
+def make_world(template: Path, root: Path) -> World:
+    """A copy of the template; the run's data is the copy as well."""
+    root.mkdir(parents=True)
+    root.chmod(0o755)
+    for name in ("data", "run"):
+        shutil.copytree(template / name, root / name)
+    config = root / "run" / "config.toml"
+    text = config.read_text(encoding="utf-8").replace(str(template / "data"), str(root / "data"))
+    config.write_text(text, encoding="utf-8")
+    return World(root)
+
+
+def snapshot(root: Path) -> dict[str, tuple[int, int]]:
+    """Name -> kind and size of everything below, without following or opening anything."""
+    found = {}
+    for folder, folders, files in os.walk(root):
+        for name in [*folders, *files]:
+            path = os.path.join(folder, name)
+            state = os.lstat(path)
+            size = 0 if name in folders else state.st_size
+            found[os.path.relpath(path, root)] = (state.st_mode, size)
+    return found
+
+
+# Ways to put something else where a file is expected.
+
+
+def symlink_loop(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.name)
+
+
+def dangling(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to("nowhere")
+
+
+def to_directory(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to(path.parent)
+
+
+def directory(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.mkdir()
+
+
+def pipe(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    path.symlink_to("/dev/zero")
+
+
+def unreadable(path: Path) -> None:
+    path.chmod(0)
+
+
+def sparse(size: int) -> Callable[[Path], None]:
+    """A file of so many zeros that take no room on the disk."""
+
+    def make(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        with path.open("wb") as file:
+            file.truncate(size)
+
+    return make
+
+
+# Name -> (how, words of the error, whether it may only be tried in isolation).
+NO_FILES: dict[str, tuple[Callable[[Path], None], str, bool]] = {
+    "symlink loop": (symlink_loop, "symbolic links", False),
+    "dangling symlink": (dangling, "No such file", False),
+    "symlink to a directory": (to_directory, "directory", False),
+    "directory": (directory, "directory", False),
+    "pipe": (pipe, "a pipe", True),
+    "endless device": (device, "a device", True),
+    "unreadable": (unreadable, "Permission denied", False),
+}
