@@ -15,7 +15,8 @@ from mmssl.ops import _extension
 # Optional packages and what is missing without them.
 _OPTIONAL = {
     "sklearn": "text features, `mmssl data fetch` (pip install 'mmssl[text]')",
-    "PIL": "pictures in reports (pip install 'mmssl[report]')",
+    "PIL": "features of pictures, pictures in reports (pip install 'mmssl[image]')",
+    "sentence_transformers": "text features by a language model (pip install 'mmssl[sentence]')",
     "faiss": "export of a FAISS index (pip install 'mmssl[ann]')",
     "onnx": "export to ONNX (pip install 'mmssl[onnx]')",
 }
@@ -35,7 +36,7 @@ def report_lines() -> list[str]:
     ]
     for name, purpose in _OPTIONAL.items():
         found = importlib.util.find_spec(name) is not None
-        lines.append(f"  {name:10s} {'installed' if found else 'missing: no ' + purpose}")
+        lines.append(f"  {name:21s} {'installed' if found else 'missing: no ' + purpose}")
     lines += ["", f"ops (backend requested: {ops.requested_backend()})"]
     rows = [("op", "device", "dtypes", "backend", "reason")]
     for s in ops.status():

@@ -5,15 +5,21 @@
 it was made.
 """
 
+from mmssl.features.image import Extracted, ImageEncoder, extract_images
 from mmssl.features.output import Output, Written
+from mmssl.features.pictures import Preprocess
 from mmssl.features.text import TextEncoder, extract_text
 from mmssl.features.tfidf import TfidfEncoder, relation_features, text_features
 
 __all__ = [
+    "Extracted",
+    "ImageEncoder",
     "Output",
+    "Preprocess",
     "TextEncoder",
     "TfidfEncoder",
     "Written",
+    "extract_images",
     "extract_text",
     "relation_features",
     "text_features",
