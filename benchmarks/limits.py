@@ -73,7 +73,8 @@ class Job:
 
 def copying(count: float, device: str) -> Job:
     """A copy that reads and writes ``count`` bytes in all, between the same buffers each time."""
-    source = torch.zeros(max(1, int(count / 8)), device=device)
+    # Not zeros, which are one shared page until they are written and would be read from cache.
+    source = torch.ones(max(1, int(count / 8)), device=device)
     target = torch.empty_like(source)
     return Job("a copy of as many bytes", lambda: torch.mul(source, 1, out=target), device, count)
 
