@@ -110,7 +110,7 @@ class RunDirectory:
         content = read_toml(file)
         section = content.pop("run", None)
         fields = set(RunInfo._fields)
-        if not isinstance(section, dict) or set(section) != fields or not _all_text(section):
+        if not isinstance(section, dict) or set(section) != fields or not _well_typed(section):
             raise InputError(f"{file}: expected a [run] section with {', '.join(sorted(fields))}")
         info = RunInfo(**section)
         if info.model not in MODELS:
@@ -235,8 +235,11 @@ class RunDirectory:
             raise
         except (ValueError, RecursionError) as error:
             raise InputError(f"{file}: can't read the metrics: {error}") from error
+        metrics = metrics if isinstance(metrics, dict) else {}
         for split in ("val", "test"):
-            values = metrics.get(split) if isinstance(metrics, dict) else None
+            if split == "test" and split not in metrics:
+                continue  # a trial of a study leaves it unread
+            values = metrics.get(split)
             if not isinstance(values, dict) or not all(
                 isinstance(value, (int, float)) and not abs(value) > sys.float_info.max
                 for value in values.values()
@@ -246,8 +249,11 @@ class RunDirectory:
         return found
 
 
-def _all_text(section: Mapping[str, Any]) -> bool:
-    return all(isinstance(value, str) for value in section.values())
+def _well_typed(section: Mapping[str, Any]) -> bool:
+    """Text in every field of a [run] section but ``split``, which is a table."""
+    return all(
+        isinstance(value, dict if name == "split" else str) for name, value in section.items()
+    )
 
 
 def _is_hidden(path: Path) -> bool:

@@ -208,6 +208,7 @@ class Trainer:
         }
         progress.history.append(record)
         self.run.log("epoch", **record)
+        progress.log_size = self.run.log_size()
         improved = metrics[SELECTION_METRIC] > progress.best
         if improved:
             progress.best, progress.best_epoch = metrics[SELECTION_METRIC], progress.epoch + 1
@@ -295,7 +296,6 @@ class Trainer:
         progress.loss_sums = self.losses.look() if progress.step else {}
         tensors = self._parameters()
         self._check(tensors)
-        progress.log_size = self.run.log_size()
         tensors.update(prefixed("best", self.best))
         tensors["rng.default"] = torch.get_rng_state()
         tensors["rng.generator"] = self.generator.get_state()

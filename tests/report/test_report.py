@@ -217,7 +217,7 @@ def test_the_same_runs_give_the_same_bytes(finished, tmp_path):
         (
             "log.jsonl",
             '{"event": "epoch"}\n',
-            r"log\.jsonl:1: epoch: expected an integer, got None",
+            r"log\.jsonl:1: epoch: expected an integer >= 0, got None",
         ),
         ("log.jsonl", '{"event": "epoch", "epoch": 1, "loss": 2}\n', r":1: loss: expected names"),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from tests.training.test_kill import OPTIONS, assert_same_result, finish, start
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPWISE = [*OPTIONS, "--set=training.checkpoint_interval=1"]
+EPOCHS = 6  # of OPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +36,22 @@ def one_line(process: subprocess.Popen, *words: str) -> None:
         assert word in err, (word, err)
 
 
-def wait_for_epochs(process: subprocess.Popen, log: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
-    while not log.exists() or log.read_text().count("\n") < count:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.002)
+def paused_after(count: int, data: Path, run: Path) -> subprocess.Popen:
+    """A training process that is stopped in its tracks after so many epochs, and goes on later."""
+    deadline = time.monotonic() + 240
+    log = run / "log.jsonl"
+    while True:
+        process = start("--data", data, "--out", run, *STEPWISE)
+        while not log.exists() or log.read_text().count("\n") < count:
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+        process.send_signal(signal.SIGSTOP)
+        if process.poll() is None and log.read_text().count("\n") < EPOCHS:
+            return process
+        # A busy machine let it run to its end before this test was awake again.
+        process.kill()
+        process.communicate()
+        shutil.rmtree(run)
 
 
 def limited(size: int, *arguments: str | Path) -> subprocess.Popen:
@@ -74,10 +87,10 @@ def test_checkpoint_too_large_for_the_disk(tiny_directory, tmp_path, undisturbed
 
 def test_log_on_a_full_device(tiny_directory, tmp_path, undisturbed):
     run = tmp_path / "run"
-    process = start("--data", tiny_directory, "--out", run, *STEPWISE)
-    wait_for_epochs(process, run / "log.jsonl", 2)
+    process = paused_after(2, tiny_directory, run)
     shutil.move(run / "log.jsonl", tmp_path / "log.jsonl")
     (run / "log.jsonl").symlink_to("/dev/full")
+    process.send_signal(signal.SIGCONT)
     one_line(process, "log.jsonl", "No space left on device")
     (run / "log.jsonl").unlink()
     finish(start("--resume", "--out", run))  # the log is written anew from the checkpoint
@@ -86,9 +99,9 @@ def test_log_on_a_full_device(tiny_directory, tmp_path, undisturbed):
 
 def test_vanished_directory(tiny_directory, tmp_path, undisturbed):
     run, elsewhere = tmp_path / "run", tmp_path / "elsewhere"
-    process = start("--data", tiny_directory, "--out", run, *STEPWISE)
-    wait_for_epochs(process, run / "log.jsonl", 1)
+    process = paused_after(1, tiny_directory, run)
     run.rename(elsewhere)
+    process.send_signal(signal.SIGCONT)
     one_line(process, str(run), "No such file or directory")
     assert not run.exists()
     finish(start("--resume", "--out", elsewhere))
@@ -151,8 +164,7 @@ def test_full_then_read_only_disk(tiny_directory, tmp_path, undisturbed):
 
 def test_damaged_checkpoint_on_resume(tiny_directory, tmp_path, undisturbed):
     run = tmp_path / "run"
-    process = start("--data", tiny_directory, "--out", run, *STEPWISE)
-    wait_for_epochs(process, run / "log.jsonl", 2)
+    process = paused_after(2, tiny_directory, run)
     process.terminate()
     finish(process, 143)
     last = run / "checkpoint" / "last.safetensors"
