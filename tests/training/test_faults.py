@@ -166,6 +166,7 @@ def test_damaged_checkpoint_on_resume(tiny_directory, tmp_path, undisturbed):
     run = tmp_path / "run"
     process = paused_after(2, tiny_directory, run)
     process.terminate()
+    process.send_signal(signal.SIGCONT)
     finish(process, 143)
     last = run / "checkpoint" / "last.safetensors"
     data = bytearray(last.read_bytes())
