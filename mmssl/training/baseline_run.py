@@ -15,7 +15,7 @@ from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
 from mmssl.models.popularity import popularity
 from mmssl.training.baselines import BaselineEpoch, train_lightgcn
-from mmssl.training.checkpoint import Checkpoint, recover_newest, save_checkpoint
+from mmssl.training.checkpoint import Checkpoint, recover_newest
 from mmssl.training.run import RunDirectory
 
 
@@ -69,9 +69,12 @@ def fit_baseline(
         records = [_record(BaselineEpoch(**epoch), config) for epoch in done]
         on_start(list(records))
 
+        log_size = 0
+
         def finish_epoch(epoch: BaselineEpoch) -> None:
+            nonlocal log_size
             record = _record(epoch, config)
-            run.log("epoch", **record)
+            log_size = run.log("epoch", **record)
             if show_progress:
                 tqdm.write(
                     f"epoch {epoch.epoch:3d}  loss {epoch.loss:.4f}  "
@@ -80,9 +83,7 @@ def fit_baseline(
             records.append(record)
 
         def save(state: Checkpoint) -> None:
-            log = {"log_size": run.log_size()}
-            keep = config.training.keep_checkpoints
-            save_checkpoint(run.checkpoint_path, state.tensors, state.state | log, keep=keep)
+            run.save_state(state.tensors, state.state | {"log_size": log_size})
             on_epoch(records[-1])
 
         result = train_lightgcn(

@@ -186,7 +186,6 @@ def atomic_write(
     # One fixed name: what a killed writer leaves behind is overwritten by the next one.
     temporary = path.with_name(f".{path.name}.tmp")
     try:
-        path.parent.mkdir(exist_ok=True)
         try:
             with open(temporary, "wb") as file:
                 file.write(data)

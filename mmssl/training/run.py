@@ -188,8 +188,22 @@ class RunDirectory:
             )
         return user, item
 
-    def log(self, event: str, **values: Any) -> None:
-        """Appends one line to ``log.jsonl``, durable when this returns.
+    def save_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Writes the newest checkpoint and keeps those before it.
+
+        Raises:
+            InputError: it can't be written; the run directory itself is never made anew.
+        """
+        folder = self.checkpoint_path.parent
+        try:
+            folder.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: can't make the directory: {error.strerror}") from error
+        keep = self.config.training.keep_checkpoints
+        save_checkpoint(self.checkpoint_path, tensors, state, keep=keep)
+
+    def log(self, event: str, **values: Any) -> int:
+        """Appends one line to ``log.jsonl``, durable when this returns; the log's bytes by then.
 
         Raises:
             InputError: it can't be written.
@@ -199,17 +213,15 @@ class RunDirectory:
                 file.write(json.dumps({"event": event, **values}) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+                return file.tell()
         except OSError as error:
             raise InputError(f"{self.log_path}: can't write the file: {error.strerror}") from error
 
-    def log_size(self) -> int:
-        """Bytes of the log so far; a resumed run cuts it back to what its checkpoint knew."""
-        return self.log_path.stat().st_size if self.log_path.exists() else 0
-
     def truncate_log(self, size: int, history: Sequence[Mapping[str, Any]] = ()) -> None:
         """Cuts the log; if it is too short (lost or edited), its epochs are written anew."""
-        if self.log_size() >= size:
-            if self.log_path.exists():
+        found = self.log_path.stat().st_size if self.log_path.exists() else 0
+        if found >= size:
+            if found:
                 os.truncate(self.log_path, size)
             return
         lines = [json.dumps({"event": "epoch", **record}) + "\n" for record in history]

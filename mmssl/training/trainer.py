@@ -22,7 +22,7 @@ from mmssl.losses import LossTerms
 from mmssl.models.critic import Critic
 from mmssl.models.mmssl import MMSSL
 from mmssl.models.structure import structure_learner
-from mmssl.training.checkpoint import recover_newest, save_checkpoint
+from mmssl.training.checkpoint import recover_newest
 from mmssl.training.guards import Interrupted, LossMeter, check_finite, deterministic
 from mmssl.training.run import RunDirectory
 from mmssl.training.state import optimizer_state, prefixed, restore_optimizer, section
@@ -207,8 +207,7 @@ class Trainer:
             "evaluate_seconds": time.perf_counter() - start,
         }
         progress.history.append(record)
-        self.run.log("epoch", **record)
-        progress.log_size = self.run.log_size()
+        progress.log_size = self.run.log("epoch", **record)
         improved = metrics[SELECTION_METRIC] > progress.best
         if improved:
             progress.best, progress.best_epoch = metrics[SELECTION_METRIC], progress.epoch + 1
@@ -301,8 +300,7 @@ class Trainer:
         tensors["rng.generator"] = self.generator.get_state()
         if self.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
-        keep = self.config.training.keep_checkpoints
-        save_checkpoint(self.run.checkpoint_path, tensors, asdict(progress), keep=keep)
+        self.run.save_state(tensors, asdict(progress))
         self._last_save = time.monotonic()
         self._saved = progress.epoch, progress.step
 
