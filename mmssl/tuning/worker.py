@@ -50,8 +50,10 @@ def work(
         threads: this process's share of the CPU.
         trackers: of every trial.
     """
-    # Ctrl-C reaches the whole process group; the study decides what becomes of it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C, `timeout` and schedulers signal the whole process group; the study decides what
+    # becomes of it, and ends its workers by SIGKILL where it must.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     # Two studies must never write into one trial, so a worker does not outlive its study.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:

@@ -56,6 +56,7 @@ def start(*arguments: str) -> subprocess.Popen:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        start_new_session=True,
     )
 
 
@@ -128,6 +129,7 @@ def test_killed_and_resumed_is_the_same_study(undisturbed, tiny_directory, tmp_p
     process = start("tune", "--resume", "--out", str(study))
     wait_for(process, (study / "trial-0003" / "log.jsonl").exists)
     process.send_signal(signal.SIGTERM)
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` does; the workers get it too
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
     assert f"mmssl tune --resume --out {study}" in out
