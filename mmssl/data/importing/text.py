@@ -1,9 +1,10 @@
 """CSV, TSV and their kin: one row a line, cells between separators.
 
 Two readers give the same table. The reference is Python's ``csv``, which is always there, knows
-every quote and the line of every row. pyarrow's is ten times as fast and takes over where a file is
-so plain that the two can't differ: no quote character, every row of one width. Whatever it stumbles
-on is read again by the reference, so every error message comes from there.
+every quote and the line of every row. pyarrow's is faster (``benchmarks/bench_import.py``) and
+takes over where a file is so plain that the two can't differ: no quote character, every row of one
+width. Whatever it stumbles on is read again by the reference, so every error message comes from
+there.
 """
 
 from __future__ import annotations
