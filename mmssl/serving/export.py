@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +11,7 @@ import numpy as np
 from safetensors.torch import save_file
 
 import mmssl
-from mmssl.data.staging import check_writable
+from mmssl.data.staging import staged
 from mmssl.data.tables import table_text
 from mmssl.errors import InputError
 from mmssl.serving import tables as T
@@ -58,7 +54,7 @@ def export(
             raise InputError(f"formats: expected names among {', '.join(FORMATS)}, got {name!r}")
     if not isinstance(top_k, int) or top_k < 1:
         raise InputError(f"top_k: expected an integer of at least 1, got {top_k!r}")
-    with new_directory(Path(target)) as folder:
+    with staged(target) as folder:
         _write_ids(tables, folder)
         _write_seen(tables, folder)
         if tables.feature_map is not None:
@@ -68,31 +64,6 @@ def export(
         manifest = _manifest(tables, wanted, folder)
         (folder / T.MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     return manifest
-
-
-@contextmanager
-def new_directory(target: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes ``target`` at the end, or vanishes after an error.
-
-    Raises:
-        InputError: there is something at ``target``, or it can't be written.
-    """
-    check_writable(target)
-    try:
-        final = target.resolve()
-        final.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{final.name}-", dir=final.parent))
-        try:
-            yield staging
-            umask = os.umask(0)
-            os.umask(umask)
-            staging.chmod(0o777 & ~umask)  # mkdtemp's are private
-            staging.rename(final)
-        except BaseException:
-            shutil.rmtree(staging, ignore_errors=True)
-            raise
-    except OSError as error:
-        raise InputError(f"{target}: can't be written: {error.strerror or error}") from None
 
 
 def _write_ids(tables: ServingTables, folder: Path) -> None:

@@ -64,9 +64,12 @@ def fit_baseline(
             metrics[split] = Evaluator(dataset, split, graph).evaluate(*embeddings)
         metrics["epochs"] = []
     else:
-        newest = _newest(run) if resume else None
+        found = recover_newest(run.checkpoint_path) if resume else None
+        newest = None if found is None else found[1]
         done = [] if newest is None else newest.state["history"]
         records = [_record(BaselineEpoch(**epoch), config) for epoch in done]
+        if resume:
+            run.truncate_log(0 if newest is None else newest.state["log_size"], records)
         on_start(list(records))
 
         log_size = 0
@@ -125,13 +128,3 @@ def _record(epoch: BaselineEpoch, config: Config) -> dict[str, Any]:
         "lr": config.lightgcn.lr,
         "seconds": epoch.seconds,
     }
-
-
-def _newest(run: RunDirectory) -> Checkpoint | None:
-    newest = recover_newest(run.checkpoint_path)
-    if newest is None:
-        run.truncate_log(0)
-        return None
-    _, (tensors, state) = newest
-    run.truncate_log(state.pop("log_size"))
-    return Checkpoint(tensors, state)
