@@ -22,11 +22,15 @@ using mmssl::Tensors;
 using mmssl::torch_threads;
 using mmssl::View;
 
-// Everything the kernel follows: rowptr into col, col into x, edge into value. Each call looks again,
-// since the arrays are the caller's and may have changed.
-void check_indices(const View& view, int64_t columns) {
-  STD_TORCH_CHECK(mmssl::cpu::rises_from_zero(view.rowptr(), view.rows(), view.nnz()),
+// The kernels look at col and edge themselves, at every call, since the arrays are the caller's.
+void check_rowptr(const View& view) {
+  STD_TORCH_CHECK(mmssl::cpu::rises_from_zero(view.rowptr(), view.rows(), view.nnz(),
+                                              torch_threads()),
                   "mmssl::spmm: rowptr must rise from 0 to the number of edges, ", view.nnz());
+}
+
+// Which of them it was.
+void refuse_index(const View& view, int64_t columns) {
   const mmssl::Parallel pool = torch_threads();
   STD_TORCH_CHECK(mmssl::cpu::ids_in_range(view.col(), view.nnz(), columns, pool),
                   "mmssl::spmm: col must lie in [0, ", columns, ")");
@@ -41,10 +45,11 @@ Tensors propagate(const Tensors& x, const Tensors& rowptr, const Tensors& col,
                   const OptTensors& t_edge) {
   const Batch batch(x, rowptr, col, t_rowptr, row_scale, col_scale, value, edge);
   if (batch.x.empty()) return {};
-  for (size_t n = 0; n < batch.x.size(); ++n) check_indices(batch.view[n], batch.x[n].size(0));
+  for (const View& view : batch.view) check_rowptr(view);
   mmssl::for_dtype(batch.x[0].scalar_type(), [&](auto storage, auto sum) {
     const auto products = batch.products<decltype(storage), decltype(sum)>();
-    mmssl::cpu::spmm(std::span(products), torch_threads());
+    if (mmssl::cpu::spmm(std::span(products), torch_threads())) return;
+    for (size_t n = 0; n < batch.x.size(); ++n) refuse_index(batch.view[n], batch.x[n].size(0));
   });
   return batch.y;
 }
@@ -65,16 +70,18 @@ Tensor spmm_value_grad(const Tensor& grad_, const Tensor& x_, const Tensor& rowp
                       grad_.size(1) == x_.size(1) && grad_.scalar_type() == x_.scalar_type() &&
                       mmssl::on_device_of(x_, grad_),
                   "mmssl::spmm_value_grad: grad must be (R, D) and x (C, D) of one dtype");
-  const Tensor x = torch::stable::contiguous(x_), grad = torch::stable::contiguous(grad_);
+  const Tensor x = mmssl::as_contiguous(x_), grad = mmssl::as_contiguous(grad_);
   const View view(x, rowptr, col, row_scale, col_scale, std::nullopt, edge, x.size(0));
-  check_indices(view, x.size(0));
+  check_rowptr(view);
   Tensor out = torch::stable::new_empty(x, {view.nnz()},
                                         mmssl::accumulation_type(x.scalar_type()));
   mmssl::for_dtype(x.scalar_type(), [&](auto storage, auto sum) {
     using T = decltype(storage);
     using A = decltype(sum);
-    mmssl::cpu::spmm_value_grad(view.args<A>(), mmssl::data<T>(grad), mmssl::data<T>(x),
-                                mmssl::mutable_data<A>(out), x.size(1), torch_threads());
+    const bool good =
+        mmssl::cpu::spmm_value_grad(view.args<A>(), mmssl::data<T>(grad), mmssl::data<T>(x),
+                                    mmssl::mutable_data<A>(out), x.size(1), torch_threads());
+    if (!good) refuse_index(view, x.size(0));
   });
   return out;
 }

@@ -19,7 +19,7 @@ Tensor with_contiguous_rows(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 3 && (type == ScalarType::Float || type == ScalarType::Double ||
                                    type == ScalarType::BFloat16),
                   "mmssl::add_normalized: x must be (M, N, D) float32, float64 or bfloat16");
-  return x.size(2) == 1 || x.stride(2) == 1 ? x : stable::contiguous(x);
+  return x.size(2) == 1 || x.stride(2) == 1 ? x : mmssl::as_contiguous(x);
 }
 
 mmssl::cpu::NormalizedSize size_of(const Tensor& x) {
@@ -30,7 +30,7 @@ Tensor like_a_view(const Tensor& t, const Tensor& x, const char* what) {
   STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == x.size(1) && t.size(1) == x.size(2) &&
                       t.scalar_type() == x.scalar_type(),
                   "mmssl::add_normalized: ", what, " must be (N, D) of the dtype of x");
-  return stable::contiguous(t);
+  return mmssl::as_contiguous(t);
 }
 
 std::tuple<Tensor, Tensor> add_normalized(const Tensor& base_, const Tensor& x_, double weight) {
@@ -55,12 +55,12 @@ Tensor add_normalized_backward(const Tensor& grad_, const Tensor& x_, const Tens
                       inverse_.size(1) == x.size(1) &&
                       inverse_.scalar_type() == mmssl::accumulation_type(x.scalar_type()),
                   "mmssl::add_normalized: inverse must be (M, N) of the type sums are kept in");
-  const Tensor inverse = stable::contiguous(inverse_);
+  const Tensor inverse = mmssl::as_contiguous(inverse_);
   // In the order of x where x is dense, so that what x is a view of gets its gradient for nothing.
   Tensor out = stable::empty_like(x);
   STD_TORCH_CHECK(out.size(2) == 1 || out.stride(2) == 1, "mmssl::add_normalized: layout of x");
   const bool same = out.stride(0) == x.stride(0) && out.stride(1) == x.stride(1);
-  const Tensor read = same ? x : stable::contiguous(x);
+  const Tensor read = same ? x : mmssl::as_contiguous(x);
   if (!same) out = stable::empty_like(read);
   mmssl::for_dtype(x.scalar_type(), [&](auto storage, auto sum) {
     using T = decltype(storage);

@@ -48,7 +48,7 @@ std::tuple<Tensor, Tensor> bpr_loss_backward(const Tensor& grad_loss, const Tens
                                              const Tensor& neg_items, const Tensor& slope_,
                                              const OptTensor&, const OptTensor&) {
   const BprOperands o(user_emb, item_emb, users, pos_items, neg_items);
-  const Tensor slope = torch::stable::contiguous(slope_);
+  const Tensor slope = mmssl::as_contiguous(slope_);
   o.check_backward(grad_loss, grad_squares, slope);
   check_ids(o);
   Tensor grad_user = torch::stable::empty_like(o.user_emb);

@@ -20,7 +20,7 @@ Tensor checked(const Tensor& t, ScalarType type, int64_t rows, int64_t columns, 
   STD_TORCH_CHECK(t.scalar_type() == type && t.dim() == (vector ? 1 : 2) &&
                       t.size(t.dim() - 1) == columns && (vector || t.size(0) == rows),
                   "mmssl::norm_act: ", what, " has a wrong shape or dtype");
-  return torch::stable::contiguous(t);
+  return mmssl::as_contiguous(t);
 }
 
 // The operands that all three passes share, contiguous and kept alive.
@@ -30,7 +30,7 @@ struct Operands {
     STD_TORCH_CHECK(x_.dim() == 2 && (type == ScalarType::Float || type == ScalarType::Double ||
                                       type == ScalarType::BFloat16),
                     "mmssl::norm_act: x must be (N, H) float32, float64 or bfloat16");
-    x = torch::stable::contiguous(x_);
+    x = mmssl::as_contiguous(x_);
     weight = vector(weight_, "weight");
     if (keep_.has_value()) {
       keep = checked(*keep_, ScalarType::Byte, x.size(0), x.size(1), "keep");
@@ -118,7 +118,7 @@ Tensor keep_mask(const Tensor& seed_, int64_t n, int64_t limit) {
                   "mmssl::keep_mask: seed must be one int64");
   STD_TORCH_CHECK(n >= 0 && limit >= INT16_MIN && limit <= INT16_MAX,
                   "mmssl::keep_mask: n must be at least 0 and limit an int16");
-  const Tensor seed = torch::stable::contiguous(seed_);
+  const Tensor seed = mmssl::as_contiguous(seed_);
   Tensor keep = torch::stable::new_empty(seed, {n}, ScalarType::Byte);
   mmssl::cpu::keep_mask(static_cast<uint64_t>(*data<int64_t>(seed)), static_cast<int16_t>(limit),
                         mutable_data<uint8_t>(keep), n, mmssl::torch_threads());

@@ -25,7 +25,7 @@ Tensor tall_product(const Tensor& a_, const Tensor& b_) {
                       b_.scalar_type() == a_.scalar_type() &&
                       a_.scalar_type() != ScalarType::BFloat16,
                   "mmssl::tall_product: a and b must have the same rows, float32 or float64");
-  const Tensor a = stable::contiguous(a_), b = stable::contiguous(b_);
+  const Tensor a = mmssl::as_contiguous(a_), b = mmssl::as_contiguous(b_);
   Tensor out = stable::new_empty(a, {a.size(1), b.size(1)});
   const auto run = [&](auto zero) {
     using A = decltype(zero);
@@ -38,7 +38,7 @@ Tensor tall_product(const Tensor& a_, const Tensor& b_) {
 
 Tensor gram(const Tensor& x_) {
   check_matrix(x_, "gram");
-  const Tensor x = stable::contiguous(x_);
+  const Tensor x = mmssl::as_contiguous(x_);
   Tensor out = stable::new_empty(x, {x.size(1), x.size(1)}, ScalarType::Double);
   mmssl::for_dtype(x.scalar_type(), [&](auto storage, auto) {
     using T = decltype(storage);
@@ -50,7 +50,7 @@ Tensor gram(const Tensor& x_) {
 
 Tensor transposed(const Tensor& x_) {
   check_matrix(x_, "transposed");
-  const Tensor x = stable::contiguous(x_);
+  const Tensor x = mmssl::as_contiguous(x_);
   Tensor out = stable::new_empty(x, {x.size(1), x.size(0)});
   mmssl::for_dtype(x.scalar_type(), [&](auto storage, auto) {
     mmssl::cpu::transpose(x.const_data_ptr(), x.size(0), x.size(1), sizeof(storage),

@@ -13,9 +13,9 @@ using mmssl::Tensor;
 std::tuple<Tensor, Tensor, Tensor> sample_bpr(const Tensor& draw_, const Tensor& candidates_,
                                               const Tensor& rowptr_, const Tensor& col_,
                                               int64_t num_items) {
-  const Tensor draw = torch::stable::contiguous(draw_), rowptr = torch::stable::contiguous(rowptr_);
-  const Tensor candidates = torch::stable::contiguous(candidates_);
-  const Tensor col = torch::stable::contiguous(col_);
+  const Tensor draw = mmssl::as_contiguous(draw_), rowptr = mmssl::as_contiguous(rowptr_);
+  const Tensor candidates = mmssl::as_contiguous(candidates_);
+  const Tensor col = mmssl::as_contiguous(col_);
   STD_TORCH_CHECK(draw.dim() == 2 && draw.size(0) == 3 && draw.scalar_type() == ScalarType::Double,
                   "mmssl::sample_bpr: draw must be (3, B) float64");
   STD_TORCH_CHECK(candidates.dim() == 1 && candidates.scalar_type() == ScalarType::Long &&

@@ -25,7 +25,7 @@ void check_indices(const TopkOperands& o) {
   }
   if (o.rowptr.has_value()) {
     STD_TORCH_CHECK(mmssl::cpu::rises_from_zero(mmssl::data<int64_t>(*o.rowptr), num_users,
-                                                o.col->size(0)),
+                                                o.col->size(0), mmssl::torch_threads()),
                     "mmssl::masked_topk: rowptr must rise from 0 to the number of edges, ",
                     o.col->size(0));
   }

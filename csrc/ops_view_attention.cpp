@@ -28,14 +28,14 @@ Tensor like_view(const Tensor& t, const Tensor& view, const char* what) {
   STD_TORCH_CHECK(t.dim() == 3 && t.size(0) == view.size(0) && t.size(1) == view.size(1) &&
                       t.size(2) == view.size(2) && t.scalar_type() == view.scalar_type(),
                   "mmssl::view_attention: ", what, " must be of the shape and dtype of view");
-  return stable::contiguous(t);
+  return mmssl::as_contiguous(t);
 }
 
 Tensor view_attention(const Tensor& query_, const Tensor& key_, const Tensor& view_,
                       int64_t heads) {
   const auto size = checked_size(view_, heads);
   const Tensor query = like_view(query_, view_, "query"), key = like_view(key_, view_, "key");
-  const Tensor view = stable::contiguous(view_);
+  const Tensor view = mmssl::as_contiguous(view_);
   Tensor out = stable::new_empty(view, {size.nodes, heads * size.dim});
   mmssl::for_dtype(view.scalar_type(), [&](auto storage, auto sum) {
     using T = decltype(storage);
@@ -54,7 +54,7 @@ std::tuple<Tensor, Tensor, Tensor> view_attention_backward(const Tensor& grad_,
                       grad_.size(1) == heads * size.dim &&
                       grad_.scalar_type() == view_.scalar_type(),
                   "mmssl::view_attention: grad must be (N, H D)");
-  const Tensor grad = stable::contiguous(grad_), view = stable::contiguous(view_);
+  const Tensor grad = mmssl::as_contiguous(grad_), view = mmssl::as_contiguous(view_);
   const Tensor query = like_view(query_, view_, "query"), key = like_view(key_, view_, "key");
   Tensor grad_query = stable::empty_like(query), grad_key = stable::empty_like(key);
   Tensor grad_view = stable::empty_like(view);

@@ -9,11 +9,11 @@ namespace mmssl {
 struct BprOperands {
   BprOperands(const Tensor& user_emb_, const Tensor& item_emb_, const Tensor& users_,
               const Tensor& pos_, const Tensor& neg_)
-      : user_emb(torch::stable::contiguous(user_emb_)),
-        item_emb(torch::stable::contiguous(item_emb_)),
-        users(torch::stable::contiguous(users_)),
-        pos(torch::stable::contiguous(pos_)),
-        neg(torch::stable::contiguous(neg_)) {
+      : user_emb(as_contiguous(user_emb_)),
+        item_emb(as_contiguous(item_emb_)),
+        users(as_contiguous(users_)),
+        pos(as_contiguous(pos_)),
+        neg(as_contiguous(neg_)) {
     const ScalarType type = user_emb.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
                         type == ScalarType::BFloat16,

@@ -20,14 +20,19 @@ __attribute__((always_inline)) inline bool ids_in_range(const Int* id, int64_t n
   return n == 0 || bad >> (8 * sizeof(Int) - 1) == 0;
 }
 
-// Whether count + 1 pointers start at 0, never fall and end at `total`. Two differences of numbers that
-// are not negative can't wrap, so the signs of both say it all.
-__attribute__((always_inline)) inline bool rises_from_zero(const int64_t* pointer, int64_t count, int64_t total) {
+// Whether count + 1 pointers, the first not negative, never fall. Two differences of numbers that are
+// not negative can't wrap, so the signs of both say it all.
+__attribute__((always_inline)) inline bool rises(const int64_t* pointer, int64_t count) {
   uint64_t bad = 0;
   for (int64_t i = 0; i < count; ++i) {
     bad |= uint64_t(pointer[i]) | (uint64_t(pointer[i + 1]) - uint64_t(pointer[i]));
   }
-  return pointer[0] == 0 && pointer[count] == total && bad >> 63 == 0;
+  return bad >> 63 == 0;
+}
+
+// Whether they start at 0 and end at `total` as well.
+inline bool rises_from_zero(const int64_t* pointer, int64_t count, int64_t total) {
+  return pointer[0] == 0 && pointer[count] == total && rises(pointer, count);
 }
 
 }  // namespace mmssl

@@ -8,8 +8,8 @@ namespace mmssl {
 struct InfoNceOperands {
   InfoNceOperands(const Tensor& anchor_, const Tensor& positive_, const Tensor& temperature_,
                   const OptTensor& negatives_, bool symmetric)
-      : anchor(torch::stable::contiguous(anchor_)),
-        positive(torch::stable::contiguous(positive_)),
+      : anchor(as_contiguous(anchor_)),
+        positive(as_contiguous(positive_)),
         temperature(temperature_),
         directions(symmetric ? 2 : 1) {
     const ScalarType type = anchor.scalar_type();
@@ -26,7 +26,7 @@ struct InfoNceOperands {
                     "mmssl::info_nce: temperature must be one element of the type sums are kept in");
     pairs = anchor.size(0), n = anchor.size(1), d = anchor.size(2);
     if (!negatives_.has_value()) return;
-    negatives = torch::stable::contiguous(*negatives_);
+    negatives = as_contiguous(*negatives_);
     STD_TORCH_CHECK(negatives->dim() == 2 && negatives->size(1) == d &&
                         negatives->scalar_type() == type && on_device_of(anchor, *negatives),
                     "mmssl::info_nce: negatives must be (K, D) of the dtype of anchor");

@@ -20,6 +20,7 @@ struct SparseArgs {
   const A* col_scale = nullptr;     // (C) or null
   const A* value = nullptr;         // (E) or null
   const int64_t* edge = nullptr;    // (E) or null
+  int64_t columns = 0;              // C
 };
 
 // One product of a batch: y (R, D) = a (R, C) @ x (C, D), row-major and contiguous. T is the type x

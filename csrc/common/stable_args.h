@@ -32,6 +32,12 @@ T* mutable_data(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 
+// Itself where it is contiguous already: asked here, since torch's own op costs a trip through the
+// dispatcher for every operand of every call.
+inline Tensor as_contiguous(const Tensor& t) {
+  return t.is_contiguous() ? t : torch::stable::contiguous(t);
+}
+
 // A kernel would follow the pointer of another device's memory.
 inline bool on_device_of(const Tensor& x, const Tensor& t) {
   return x.is_cuda() == t.is_cuda() && x.get_device_index() == t.get_device_index();
@@ -46,7 +52,7 @@ class View {
  public:
   View(const Tensor& x, const Tensor& rowptr, const Tensor& col, const OptTensor& row_scale,
        const OptTensor& col_scale, const OptTensor& value, const OptTensor& edge, int64_t columns)
-      : rowptr_(rowptr), col_(col) {
+      : rowptr_(rowptr), col_(col), columns_(columns) {
     const ScalarType type = x.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
                         type == ScalarType::BFloat16,
@@ -58,8 +64,8 @@ class View {
                     "mmssl::spmm: col must be (E,) int32");
     STD_TORCH_CHECK(on_device_of(x, rowptr) && on_device_of(x, col),
                     "mmssl::spmm: rowptr and col must be on the device of x");
-    rowptr_ = torch::stable::contiguous(rowptr);
-    col_ = torch::stable::contiguous(col);
+    rowptr_ = as_contiguous(rowptr);
+    col_ = as_contiguous(col);
     const ScalarType acc = accumulation_type(type);
     row_scale_ = vector(x, row_scale, acc, rows(), "row_scale must be (R,)");
     col_scale_ = vector(x, col_scale, acc, columns, "col_scale must be (C,)");
@@ -76,7 +82,7 @@ class View {
   template <class A>
   SparseArgs<A> args() const {
     return {rows(),           nnz(),         data<int64_t>(rowptr_), data<int32_t>(col_),
-            ptr<A>(row_scale_), ptr<A>(col_scale_), ptr<A>(value_), ptr<int64_t>(edge_)};
+            ptr<A>(row_scale_), ptr<A>(col_scale_), ptr<A>(value_), ptr<int64_t>(edge_), columns_};
   }
 
  private:
@@ -87,7 +93,7 @@ class View {
                         on_device_of(x, *t),
                     "mmssl::spmm: ", what,
                     " of the type sums are kept in (edge: int64), on the device of x");
-    return torch::stable::contiguous(*t);
+    return as_contiguous(*t);
   }
   template <class T>
   static const T* ptr(const OptTensor& t) {
@@ -95,6 +101,7 @@ class View {
   }
 
   Tensor rowptr_, col_;
+  int64_t columns_;
   OptTensor row_scale_, col_scale_, value_, edge_;
 };
 
@@ -116,7 +123,7 @@ struct Batch {
                           x_[n].scalar_type() == x_[0].scalar_type() && on_device_of(x_[0], x_[n]),
                       "mmssl::spmm: x must be (C, D) with C = ", t_rowptr[n].size(0) - 1,
                       ", of one dtype and on one device");
-      x.push_back(torch::stable::contiguous(x_[n]));
+      x.push_back(as_contiguous(x_[n]));
       view.emplace_back(x[n], rowptr[n], col[n], row_scale[n], col_scale[n], value[n], edge[n],
                         x[n].size(0));
       y.push_back(torch::stable::new_empty(x[n], {view[n].rows(), x[n].size(1)}));

@@ -9,8 +9,8 @@ namespace mmssl {
 struct TopkOperands {
   TopkOperands(const Tensor& user_emb_, const Tensor& item_emb_, int64_t k_, const OptTensor& users_,
                const OptTensor& rowptr_, const OptTensor& col_)
-      : user_emb(torch::stable::contiguous(user_emb_)),
-        item_emb(torch::stable::contiguous(item_emb_)),
+      : user_emb(as_contiguous(user_emb_)),
+        item_emb(as_contiguous(item_emb_)),
         k(k_) {
     const ScalarType type = user_emb.scalar_type();
     STD_TORCH_CHECK(type == ScalarType::Float || type == ScalarType::Double ||
@@ -29,7 +29,7 @@ struct TopkOperands {
                     "mmssl::masked_topk: all tensors must be on the device of user_emb");
     batch = user_emb.size(0);
     if (users_.has_value()) {
-      users = torch::stable::contiguous(*users_);
+      users = as_contiguous(*users_);
       STD_TORCH_CHECK(users->dim() == 1 && users->scalar_type() == ScalarType::Long,
                       "mmssl::masked_topk: users must be (B,) int64");
       batch = users->size(0);
@@ -37,8 +37,8 @@ struct TopkOperands {
     STD_TORCH_CHECK(rowptr_.has_value() == col_.has_value(),
                     "mmssl::masked_topk: rowptr and col belong together");
     if (!rowptr_.has_value()) return;
-    rowptr = torch::stable::contiguous(*rowptr_);
-    col = torch::stable::contiguous(*col_);
+    rowptr = as_contiguous(*rowptr_);
+    col = as_contiguous(*col_);
     STD_TORCH_CHECK(rowptr->dim() == 1 && rowptr->size(0) == user_emb.size(0) + 1 &&
                         rowptr->scalar_type() == ScalarType::Long && col->dim() == 1 &&
                         col->scalar_type() == ScalarType::Int,

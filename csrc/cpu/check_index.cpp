@@ -18,25 +18,33 @@ constexpr int64_t kTaskEntries = 1 << 18;
   target bool in_range_##level(const Int* id, int64_t n, int64_t limit) {    \
     return mmssl::ids_in_range(id, n, limit);                                \
   }                                                                          \
-  target bool rises_##level(const int64_t* p, int64_t count, int64_t total) { \
-    return mmssl::rises_from_zero(p, count, total);                          \
+  target bool rises_##level(const int64_t* p, int64_t count) {               \
+    return mmssl::rises(p, count);                                           \
   }
 MMSSL_ENTRY(default, )
 MMSSL_ENTRY(avx2, MMSSL_TARGET_AVX2)
 MMSSL_ENTRY(avx512, MMSSL_TARGET_AVX512)
 #undef MMSSL_ENTRY
 
+// Whether good(begin, end) of all parts of [0, n).
+template <class F>
+bool all_good(const Parallel& pool, int64_t n, const F& good) {
+  std::atomic<bool> all = true;
+  for_each_task(pool, (n + kTaskEntries - 1) / kTaskEntries, [&](int64_t task) {
+    const int64_t begin = task * kTaskEntries, end = std::min(n, begin + kTaskEntries);
+    if (!good(begin, end)) all.store(false, std::memory_order_relaxed);
+  });
+  return all.load(std::memory_order_relaxed);
+}
+
 template <class Int>
 bool in_range(const Int* id, int64_t n, int64_t limit, const Parallel& pool) {
   using Check = bool (*)(const Int*, int64_t, int64_t);
   static const Check table[3] = {in_range_default<Int>, in_range_avx2<Int>, in_range_avx512<Int>};
   const Check check = table[static_cast<int>(simd_level())];
-  std::atomic<bool> good = true;
-  for_each_task(pool, (n + kTaskEntries - 1) / kTaskEntries, [&](int64_t task) {
-    const int64_t begin = task * kTaskEntries, end = std::min(n, begin + kTaskEntries);
-    if (!check(id + begin, end - begin, limit)) good.store(false, std::memory_order_relaxed);
+  return all_good(pool, n, [&](int64_t begin, int64_t end) {
+    return check(id + begin, end - begin, limit);
   });
-  return good.load(std::memory_order_relaxed);
 }
 
 }  // namespace
@@ -49,10 +57,14 @@ bool ids_in_range(const int64_t* id, int64_t n, int64_t limit, const Parallel& p
   return in_range(id, n, limit, pool);
 }
 
-bool rises_from_zero(const int64_t* pointer, int64_t count, int64_t total) {
-  using Check = bool (*)(const int64_t*, int64_t, int64_t);
+bool rises_from_zero(const int64_t* pointer, int64_t count, int64_t total, const Parallel& pool) {
+  using Check = bool (*)(const int64_t*, int64_t);
   static const Check table[3] = {rises_default, rises_avx2, rises_avx512};
-  return table[static_cast<int>(simd_level())](pointer, count, total);
+  const Check check = table[static_cast<int>(simd_level())];
+  const bool rises = all_good(pool, count, [&](int64_t begin, int64_t end) {
+    return check(pointer + begin, end - begin);
+  });
+  return rises && pointer[0] == 0 && pointer[count] == total;
 }
 
 }  // namespace mmssl::cpu

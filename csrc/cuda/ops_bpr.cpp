@@ -43,7 +43,7 @@ Tensor checked_order(const OptTensor& order, int64_t size) {
   STD_TORCH_CHECK(order.has_value() && order->dim() == 1 && order->size(0) == size &&
                       order->scalar_type() == ScalarType::Long,
                   "mmssl::bpr_loss_backward: user_order (B,) and item_order (2 B,) must be int64");
-  return torch::stable::contiguous(*order);
+  return mmssl::as_contiguous(*order);
 }
 
 std::tuple<Tensor, Tensor> bpr_loss_backward(const Tensor& grad_loss, const Tensor& grad_squares,
@@ -55,7 +55,7 @@ std::tuple<Tensor, Tensor> bpr_loss_backward(const Tensor& grad_loss, const Tens
   const torch::stable::accelerator::DeviceGuard guard(user_emb.get_device_index());
   const cudaStream_t stream = current_stream(user_emb.get_device_index());
   const BprOperands o(user_emb, item_emb, users, pos_items, neg_items);
-  const Tensor slope = torch::stable::contiguous(slope_);
+  const Tensor slope = mmssl::as_contiguous(slope_);
   o.check_backward(grad_loss, grad_squares, slope);
   const Tensor user_order = checked_order(user_order_, o.batch);
   const Tensor item_order = checked_order(item_order_, 2 * o.batch);

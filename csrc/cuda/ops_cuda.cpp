@@ -63,7 +63,7 @@ Tensor spmm_value_grad(const Tensor& grad_, const Tensor& x_, const Tensor& rowp
                   "mmssl::spmm_value_grad: grad must be (R, D) and x (C, D) of one dtype");
   const torch::stable::accelerator::DeviceGuard guard(x_.get_device_index());
   const cudaStream_t stream = current_stream(x_.get_device_index());
-  const Tensor x = torch::stable::contiguous(x_), grad = torch::stable::contiguous(grad_);
+  const Tensor x = mmssl::as_contiguous(x_), grad = mmssl::as_contiguous(grad_);
   const View view(x, rowptr, col, row_scale, col_scale, std::nullopt, edge, x.size(0));
   Tensor out = torch::stable::new_empty(x, {view.nnz()},
                                         mmssl::accumulation_type(x.scalar_type()));

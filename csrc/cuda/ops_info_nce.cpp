@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
   const Place place(anchor);
   const InfoNceOperands o(anchor, positive, temperature, negatives, symmetric);
   const InfoNceShape shape = shape_of(o, place, intra_view, eps, tf32);
-  const Tensor grad = torch::stable::contiguous(grad_), saved = torch::stable::contiguous(saved_);
+  const Tensor grad = mmssl::as_contiguous(grad_), saved = mmssl::as_contiguous(saved_);
   o.check_backward(grad, saved);
   Tensor grad_anchor = torch::stable::empty_like(o.anchor);
   Tensor grad_positive = torch::stable::empty_like(o.positive);

@@ -96,14 +96,16 @@ Bytes run_spmm(const Parallel& pool) {
   const auto x = numbers<T>(m.columns * d), g = numbers<T>(rows * d, 2);
   const auto value = numbers<A>(nnz, 3);
   const mmssl::SparseArgs<A> a{rows,    nnz,     m.rowptr.data(), m.col.data(),
-                               nullptr, nullptr, value.data(),    nullptr};
+                               nullptr, nullptr, value.data(),    nullptr,
+                               m.columns};
   std::vector<T> y(rows * d), other(rows * d);
   std::vector<A> grad(nnz);
   const std::vector<mmssl::SparseProduct<T, A>> products{{a, x.data(), y.data(), d},
                                                          {a, x.data(), other.data(), d}};
-  mmssl::cpu::spmm(std::span(products), pool);
-  mmssl::cpu::spmm_value_grad(a, g.data(), x.data(), grad.data(), d, pool);
-  const bool good = mmssl::cpu::ids_in_range(m.col.data(), nnz, m.columns, pool);
+  bool good = mmssl::cpu::spmm(std::span(products), pool);
+  good &= mmssl::cpu::spmm_value_grad(a, g.data(), x.data(), grad.data(), d, pool);
+  good &= mmssl::cpu::rises_from_zero(m.rowptr.data(), rows, nnz, pool);
+  good &= mmssl::cpu::ids_in_range(m.col.data(), nnz, m.columns, pool);
   return bytes_of(y, other, grad, std::vector<char>{good});
 }
 
