@@ -2,61 +2,24 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 #include "cpu/dot.h"
+#include "cpu/exp2.h"
 
 namespace mmssl::cpu {
 namespace {
 
 constexpr int64_t kTaskNodes = 256;  // some hundred microseconds of work
+// Nodes that go through each stage together: enough that a stage doesn't wait for the stores of the
+// one before, few enough that their rows and those of the next block, which are fetched meanwhile, fit
+// into the first-level cache.
+constexpr int64_t kBlockNodes = 2;
 
-// y += a * x
-template <class A, int kLanes>
-MMSSL_INLINE void add_scaled(A* y, A a, const A* x, int64_t n) {
-  int64_t k = 0;
-  for (; k + kLanes <= n; k += kLanes) {
-    store<A, kLanes>(y + k, load<A, kLanes>(y + k) + a * load<A, kLanes>(x + k));
-  }
-  for (; k < n; ++k) y[k] += a * x[k];
-}
-
-template <class T, class A>
-MMSSL_INLINE void read(const T* from, A* to, int64_t n) {
-  for (int64_t k = 0; k < n; ++k) to[k] = widen(from[k]);
-}
 MMSSL_INLINE float narrow(float v, float) { return v; }
 MMSSL_INLINE double narrow(double v, double) { return v; }
 MMSSL_INLINE bf16 narrow(float v, bf16) { return to_bf16(v); }
-template <class T, class A>
-MMSSL_INLINE void write(const A* from, T* to, int64_t n) {
-  for (int64_t k = 0; k < n; ++k) to[k] = narrow(from[k], T{});
-}
-
-// One node's operands in A, its attention and room for gradients; one per task.
-template <class A>
-struct Node {
-  explicit Node(const ViewAttentionSize& s)
-      : rows(s.views * s.dim),
-        numbers(6 * rows + 2 * s.heads * s.dim + (s.views + 2) * s.views * s.heads) {
-    A* at = numbers.data();
-    for (A** part : {&query, &key, &view, &grad_query, &grad_key, &grad_view}) {
-      *part = at;
-      at += rows;
-    }
-    out = at;
-    grad = out + s.heads * s.dim;
-    share = grad + s.heads * s.dim;
-    weight = share + s.views * s.views * s.heads;
-    grad_weight = weight + s.views * s.heads;
-  }
-  int64_t rows;
-  std::vector<A> numbers;
-  A *query, *key, *view, *grad_query, *grad_key, *grad_view;  // (M, D)
-  A *out, *grad;                                              // (H, D)
-  A *share;                                                   // (H, M queries, M) p
-  A *weight, *grad_weight;                                    // (H, M)
-};
 
 template <class T, class A>
 struct Job {
@@ -65,114 +28,259 @@ struct Job {
   T *out, *grad_query, *grad_key, *grad_view;
 };
 
+// Rows of one node in A: those of the tensor itself, or a copy where it is stored in bf16.
 template <class T, class A>
-MMSSL_INLINE void read_views(const Job<T, A>& j, int64_t n, const T* from, A* to) {
-  for (int64_t m = 0; m < j.size.views; ++m) {
-    read(from + (m * j.size.nodes + n) * j.size.dim, to + m * j.size.dim, j.size.dim);
-  }
-}
-template <class T, class A>
-MMSSL_INLINE void write_views(const Job<T, A>& j, int64_t n, const A* from, T* to) {
-  for (int64_t m = 0; m < j.size.views; ++m) {
-    write(from + m * j.size.dim, to + (m * j.size.nodes + n) * j.size.dim, j.size.dim);
-  }
-}
+struct Rows {
+  const A* first = nullptr;
+  int64_t stride = 0;
+  std::vector<A> copy;
 
-template <class A, int kLanes>
-MMSSL_INLINE void weigh(const ViewAttentionSize& s, Node<A>& node) {
-  const int64_t m = s.views, d = s.dim, width = s.dim / s.heads;
-  const A scale = A(1) / std::sqrt(A(width));
-  std::fill(node.weight, node.weight + s.heads * m, A(0));
-  for (int64_t h = 0; h < s.heads; ++h) {
-    for (int64_t a = 0; a < m; ++a) {
-      A* p = node.share + (h * m + a) * m;
-      A largest = -INFINITY, sum = 0;
-      for (int64_t b = 0; b < m; ++b) {
-        const int64_t at = h * width;
-        p[b] = scale * dot<A, A, kLanes>(node.query + a * d + at, node.key + b * d + at, width);
-        largest = std::max(largest, p[b]);
+  MMSSL_INLINE void read(const T* from, int64_t count, int64_t step, int64_t d) {
+    if constexpr (std::is_same_v<T, A>) {
+      first = from, stride = step;
+    } else {
+      copy.resize(count * d);
+      for (int64_t r = 0; r < count; ++r) {
+        for (int64_t k = 0; k < d; ++k) copy[r * d + k] = widen(from[r * step + k]);
       }
-      for (int64_t b = 0; b < m; ++b) sum += p[b] = std::exp(p[b] - largest);
-      for (int64_t b = 0; b < m; ++b) {
-        p[b] /= sum;
-        node.weight[h * m + b] += p[b] / A(m);
-      }
+      first = copy.data(), stride = d;
     }
   }
-}
+  MMSSL_INLINE const A* operator[](int64_t row) const { return first + row * stride; }
+};
 
-template <class T, class A, int kLanes>
-MMSSL_INLINE void forward(const Job<T, A>& j, int64_t begin, int64_t end) {
-  const ViewAttentionSize& s = j.size;
-  Node<A> node(s);
-  for (int64_t n = begin; n < end; ++n) {
-    read_views(j, n, j.query, node.query);
-    read_views(j, n, j.key, node.key);
-    read_views(j, n, j.view, node.view);
-    weigh<A, kLanes>(s, node);
-    std::fill(node.out, node.out + s.heads * s.dim, A(0));
-    for (int64_t h = 0; h < s.heads; ++h) {
-      for (int64_t b = 0; b < s.views; ++b) {
-        add_scaled<A, kLanes>(node.out + h * s.dim, node.weight[h * s.views + b],
-                              node.view + b * s.dim, s.dim);
-      }
+// to[k] = f(k), one vector after the other and then one number: f is called with a vector's and a
+// number's type.
+template <class T, class A, int kLanes, class F>
+MMSSL_INLINE void fill_row(T* to, int64_t d, const F& f) {
+  int64_t k = 0;
+  for (; k + kLanes <= d; k += kLanes) {
+    const Vec<A, kLanes> v = f(k, std::integral_constant<int, kLanes>{});
+    if constexpr (std::is_same_v<T, A>) {
+      store<A, kLanes>(to + k, v);
+    } else {
+      A lane[kLanes];
+      __builtin_memcpy(lane, &v, sizeof(v));
+      for (int i = 0; i < kLanes; ++i) to[k + i] = narrow(lane[i], T{});
     }
-    write(node.out, j.out + n * s.heads * s.dim, s.heads * s.dim);
   }
+  for (; k < d; ++k) to[k] = narrow(f(k, std::integral_constant<int, 1>{}), T{});
 }
 
-template <class T, class A, int kLanes>
-MMSSL_INLINE void backward(const Job<T, A>& j, int64_t begin, int64_t end) {
-  const ViewAttentionSize& s = j.size;
-  const int64_t m = s.views, d = s.dim, width = s.dim / s.heads;
-  const A scale = A(1) / std::sqrt(A(width));
-  Node<A> node(s);
-  for (int64_t n = begin; n < end; ++n) {
-    read_views(j, n, j.query, node.query);
-    read_views(j, n, j.key, node.key);
-    read_views(j, n, j.view, node.view);
-    read(j.grad + n * s.heads * d, node.grad, s.heads * d);
-    weigh<A, kLanes>(s, node);
-    std::fill(node.grad_query, node.grad_view + node.rows, A(0));
-    for (int64_t h = 0; h < s.heads; ++h) {
-      const A* g = node.grad + h * d;
-      A* grad_weight = node.grad_weight + h * m;
-      for (int64_t b = 0; b < m; ++b) {
-        grad_weight[b] = dot<A, A, kLanes>(g, node.view + b * d, d);
-        add_scaled<A, kLanes>(node.grad_view + b * d, node.weight[h * m + b], g, d);
+// sum_i factor[i step] * row(i)[k .. k + kWidth)
+template <class A, int kWidth, class Row>
+MMSSL_INLINE Vec<A, kWidth> mix(int64_t count, const A* factor, int64_t step, int64_t k,
+                                const Row& row) {
+  Vec<A, kWidth> sum = factor[0] * load<A, kWidth>(row(0) + k);
+  for (int64_t i = 1; i < count; ++i) sum += factor[i * step] * load<A, kWidth>(row(i) + k);
+  return sum;
+}
+
+// The stages of attention for a block of nodes. kViews is M and kWidth D / H, or 0 where it is any.
+template <class T, class A, int kLanes, int kViews, int kWidth>
+struct Block {
+  const Job<T, A>& job;
+  const int64_t heads;
+  Rows<T, A> query[kBlockNodes], key[kBlockNodes], view[kBlockNodes], grad[kBlockNodes];
+  // By node: p (H, M queries, M), which the gradients of the scores follow; w and its gradient (H, M).
+  const int64_t shares, weights;
+  std::vector<A> share, weight, grad_weight;
+  std::vector<A> partial;  // of a node's dot products, a vector each
+
+  MMSSL_INLINE explicit Block(const Job<T, A>& j)
+      : job(j), heads(j.size.heads), shares(heads * m() * m()), weights(heads * m()),
+        share(padded(kBlockNodes * shares)), weight(kBlockNodes * weights),
+        grad_weight(padded(kBlockNodes * weights)), partial(kLanes * padded(shares)) {}
+
+  MMSSL_INLINE int64_t m() const { return kViews != 0 ? kViews : job.size.views; }
+  MMSSL_INLINE int64_t d() const { return kWidth != 0 ? kWidth * heads : job.size.dim; }
+  MMSSL_INLINE int64_t width() const { return kWidth != 0 ? kWidth : job.size.dim / heads; }
+
+  static int64_t padded(int64_t count) { return (count + kLanes - 1) / kLanes * kLanes + kLanes; }
+
+  // out[i] = the sum of partial[i]; up to kLanes - 1 numbers more are written.
+  MMSSL_INLINE void add_up(int64_t count, A* out) {
+    for (int64_t first = 0; first < count; first += kLanes) {
+      Vec<A, kLanes> v[kLanes];
+      for (int i = 0; i < kLanes; ++i) v[i] = load<A, kLanes>(&partial[(first + i) * kLanes]);
+      store<A, kLanes>(out + first, sums_of_lanes<A, kLanes>(v));
+    }
+  }
+
+  MMSSL_INLINE void read(int64_t first, int64_t count) {
+    const int64_t m = this->m(), d = this->d(), step = job.size.nodes * d;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = (first + i) * d;
+      query[i].read(job.query + at, m, step, d);
+      key[i].read(job.key + at, m, step, d);
+      view[i].read(job.view + at, m, step, d);
+      if (job.grad != nullptr) grad[i].read(job.grad + at * heads, heads, d, d);
+    }
+  }
+
+  // Fetches the rows of the next block, some at each stage: all at once are more than the processor
+  // keeps track of.
+  MMSSL_INLINE void fetch(const T* from, int64_t rows, int64_t first, int64_t row_size) {
+    const int64_t count = std::min(kBlockNodes, job.size.nodes - first);
+    for (int64_t r = 0; r < rows; ++r) {
+      const T* row = from + (r * job.size.nodes + first) * row_size;
+      for (int64_t k = 0; k < count * row_size; k += 64 / sizeof(T)) __builtin_prefetch(row + k);
+    }
+  }
+
+  // share and weight
+  MMSSL_INLINE void weigh(int64_t count) {
+    const int64_t m = this->m(), width = this->width();
+    for (int64_t i = 0; i < count; ++i) {
+      A* p = partial.data();
+      for (int64_t h = 0; h < heads; ++h) {
+        for (int64_t a = 0; a < m; ++a) {
+          for (int64_t b = 0; b < m; ++b) {
+            const A *q = query[i][a] + h * width, *k = key[i][b] + h * width;
+            store<A, kLanes>(p, dot_lanes<A, kLanes>(q, k, width));
+            p += kLanes;
+          }
+        }
       }
+      add_up(shares, share.data() + i * shares);
+    }
+    // exp(x) as 2^(x / log 2), the largest of a softmax subtracted
+    const A scale = A(1.4426950408889634) / std::sqrt(A(width));
+    const int64_t all = count * shares;
+    for (int64_t s = 0; s < all; s += m) {
+      A largest = share[s];
+      for (int64_t b = 1; b < m; ++b) largest = std::max(largest, share[s + b]);
+      for (int64_t b = 0; b < m; ++b) share[s + b] = scale * (share[s + b] - largest);
+    }
+    const Exp2<A, kLanes> exp2;
+    const Vec<A, kLanes> lowest = Vec<A, kLanes>{} + A(sizeof(A) == 4 ? -126 : -1022);
+    for (int64_t s = 0; s < all; s += kLanes) {
+      const Vec<A, kLanes> v = load<A, kLanes>(share.data() + s);
+      store<A, kLanes>(share.data() + s, exp2(v < lowest ? lowest : v));
+    }
+    const A each = A(1) / A(m);
+    for (int64_t g = 0; g < count * heads; ++g) {
+      A* w = weight.data() + g * m;
+      for (int64_t b = 0; b < m; ++b) w[b] = 0;
       for (int64_t a = 0; a < m; ++a) {
-        const A* p = node.share + (h * m + a) * m;
+        A* p = share.data() + (g * m + a) * m;
+        A sum = 0;
+        for (int64_t b = 0; b < m; ++b) sum += p[b];
+        const A inverse = A(1) / sum;
+        for (int64_t b = 0; b < m; ++b) w[b] += each * (p[b] *= inverse);
+      }
+    }
+  }
+
+  MMSSL_INLINE void forward(int64_t first, int64_t count) {
+    const int64_t m = this->m(), d = this->d();
+    read(first, count);
+    fetch(job.query, m, first + count, d);
+    fetch(job.key, m, first + count, d);
+    weigh(count);
+    fetch(job.view, m, first + count, d);
+    for (int64_t i = 0; i < count; ++i) {
+      for (int64_t h = 0; h < heads; ++h) {
+        const A* w = weight.data() + i * weights + h * m;
+        fill_row<T, A, kLanes>(job.out + ((first + i) * heads + h) * d, d, [&](int64_t k, auto n) {
+          return mix<A, n>(m, w, 1, k, [&](int64_t b) { return view[i][b]; });
+        });
+      }
+    }
+  }
+
+  // The gradients of the weights, and in place of share those of the scores.
+  MMSSL_INLINE void through_softmax(int64_t count) {
+    const int64_t m = this->m(), d = this->d();
+    for (int64_t i = 0; i < count; ++i) {
+      A* p = partial.data();
+      for (int64_t h = 0; h < heads; ++h) {
+        for (int64_t b = 0; b < m; ++b, p += kLanes) {
+          store<A, kLanes>(p, dot_lanes<A, kLanes>(grad[i][h], view[i][b], d));
+        }
+      }
+      add_up(weights, grad_weight.data() + i * weights);
+    }
+    const A scale = A(1) / (std::sqrt(A(width())) * A(m));
+    for (int64_t g = 0; g < count * heads; ++g) {
+      const A* to = grad_weight.data() + g * m;
+      for (int64_t a = 0; a < m; ++a) {
+        A* p = share.data() + (g * m + a) * m;
         A mean = 0;
-        for (int64_t b = 0; b < m; ++b) mean += p[b] * grad_weight[b];
-        for (int64_t b = 0; b < m; ++b) {
-          const A grad_score = scale * p[b] * (grad_weight[b] - mean) / A(m);
-          const int64_t q = a * d + h * width, k = b * d + h * width;
-          add_scaled<A, kLanes>(node.grad_query + q, grad_score, node.key + k, width);
-          add_scaled<A, kLanes>(node.grad_key + k, grad_score, node.query + q, width);
+        for (int64_t b = 0; b < m; ++b) mean += p[b] * to[b];
+        for (int64_t b = 0; b < m; ++b) p[b] = scale * p[b] * (to[b] - mean);
+      }
+    }
+  }
+
+  MMSSL_INLINE void backward(int64_t first, int64_t count) {
+    const int64_t m = this->m(), d = this->d(), width = this->width();
+    read(first, count);
+    fetch(job.query, m, first + count, d);
+    fetch(job.key, m, first + count, d);
+    weigh(count);
+    fetch(job.view, m, first + count, d);
+    through_softmax(count);
+    fetch(job.grad, 1, first + count, heads * d);
+    const int64_t step = job.size.nodes * d;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t at = (first + i) * d;
+      for (int64_t a = 0; a < m; ++a) {
+        const A* w = weight.data() + i * weights + a;
+        fill_row<T, A, kLanes>(job.grad_view + at + a * step, d, [&](int64_t k, auto n) {
+          return mix<A, n>(heads, w, m, k, [&](int64_t h) { return grad[i][h]; });
+        });
+        for (int64_t h = 0; h < heads; ++h) {
+          const int64_t part = h * width, to = at + a * step + part;
+          const A* p = share.data() + i * shares + h * m * m;
+          fill_row<T, A, kLanes>(job.grad_query + to, width, [&](int64_t k, auto n) {
+            return mix<A, n>(m, p + a * m, 1, k, [&](int64_t b) { return key[i][b] + part; });
+          });
+          fill_row<T, A, kLanes>(job.grad_key + to, width, [&](int64_t k, auto n) {
+            return mix<A, n>(m, p + a, m, k, [&](int64_t b) { return query[i][b] + part; });
+          });
         }
       }
     }
-    write_views(j, n, node.grad_query, j.grad_query);
-    write_views(j, n, node.grad_key, j.grad_key);
-    write_views(j, n, node.grad_view, j.grad_view);
+  }
+};
+
+template <class T, class A, int kLanes, int kViews, int kWidth>
+MMSSL_INLINE void run_blocks(const Job<T, A>& job, int64_t begin, int64_t end) {
+  Block<T, A, kLanes, kViews, kWidth> block(job);
+  for (int64_t n = begin; n < end; n += kBlockNodes) {
+    const int64_t count = std::min(kBlockNodes, end - n);
+    job.grad == nullptr ? block.forward(n, count) : block.backward(n, count);
   }
 }
 
-#define MMSSL_ENTRY(level, target, bytes)                                                       \
-  template <class T, class A>                                                                   \
-  target void task_##level(const Job<T, A>& job, int64_t begin, int64_t end) {                  \
-    if (job.grad == nullptr) return forward<T, A, bytes / sizeof(A)>(job, begin, end);          \
-    backward<T, A, bytes / sizeof(A)>(job, begin, end);                                         \
+#define MMSSL_ENTRY(level, target, bytes)                                       \
+  template <class T, class A, int kViews, int kWidth>                           \
+  target void blocks_##level(const Job<T, A>& job, int64_t begin, int64_t end) { \
+    run_blocks<T, A, bytes / sizeof(A), kViews, kWidth>(job, begin, end);       \
   }
 MMSSL_ENTRY(default, , 16)
 MMSSL_ENTRY(avx2, MMSSL_TARGET_AVX2, 32)
 MMSSL_ENTRY(avx512, MMSSL_TARGET_AVX512, 64)
 #undef MMSSL_ENTRY
 
+template <class T, class A, int kViews, int kWidth>
+auto task_for() {
+  return at_level(blocks_default<T, A, kViews, kWidth>, blocks_avx2<T, A, kViews, kWidth>,
+                  blocks_avx512<T, A, kViews, kWidth>);
+}
+
+// Two or three modalities and heads of 16 features are what the model has; their loops are unrolled.
+template <class T, class A>
+auto task_for(const ViewAttentionSize& s) {
+  if (s.dim / s.heads == 16 && s.views == 2) return task_for<T, A, 2, 16>();
+  if (s.dim / s.heads == 16 && s.views == 3) return task_for<T, A, 3, 16>();
+  return task_for<T, A, 0, 0>();
+}
+
 template <class T, class A>
 void launch(const Job<T, A>& job, const Parallel& pool) {
-  const auto& task = at_level(task_default<T, A>, task_avx2<T, A>, task_avx512<T, A>);
+  const auto task = task_for<T, A>(job.size);
   for_each_task(pool, (job.size.nodes + kTaskNodes - 1) / kTaskNodes, [&](int64_t t) {
     task(job, t * kTaskNodes, std::min((t + 1) * kTaskNodes, job.size.nodes));
   });
