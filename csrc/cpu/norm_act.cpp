@@ -1,22 +1,14 @@
 #include "cpu/norm_act.h"
 
-#include <algorithm>
 #include <cmath>
 #include <type_traits>
+#include <vector>
 
+#include "cpu/column_passes.h"
 #include "cpu/simd.h"
 
 namespace mmssl::cpu {
 namespace {
-
-// Columns are taken in strips that stay in the second-level cache between the passes over them (64
-// columns of 2,048 rows in float32: 512 KB), each by one task, so that every sum has one order.
-constexpr int kStrip = 64;
-// Sums of so many rows are formed in A and then added in double, as torch's are.
-constexpr int64_t kBlockRows = 32;
-constexpr int64_t kAheadRows = 8;
-// Below this many elements per task a thread costs more than it saves.
-constexpr int64_t kMinTaskElements = 1 << 14;
 
 template <class A, class T, int kLanes>
 MMSSL_INLINE Vec<A, kLanes> load_as(const T* p) {
@@ -78,138 +70,146 @@ MMSSL_INLINE Vec<A, kLanes> through_leaky(Vec<A, kLanes> x, Vec<A, kLanes> v, A 
   return x > 0 ? v : slope * v;
 }
 
-// Fetches a strip's part of a row that is kAheadRows away: rows lie on pages of their own, where the
-// processor's own prefetching ends.
-template <class T>
-MMSSL_INLINE void fetch(const T* p, int64_t width) {
-  const char* byte = reinterpret_cast<const char*>(p);
-  for (int64_t k = 0; k < width * int64_t(sizeof(T)); k += 64) __builtin_prefetch(byte + k);
-}
-
-// kCount sums over all rows of kVecs * kLanes columns: f(row, vector, terms) adds its terms.
-template <class A, int kLanes, int kVecs, int kCount, class G, class F>
-MMSSL_INLINE void column_sums(int64_t rows, double (&total)[kCount][kVecs * kLanes],
-                              const G& ahead, const F& f) {
-  for (auto& sums : total) std::fill(std::begin(sums), std::end(sums), 0.0);
-  for (int64_t first = 0; first < rows; first += kBlockRows) {
-    const int64_t last = std::min(rows, first + kBlockRows);
-    for (int i = 0; i < kVecs; ++i) {
-      Vec<A, kLanes> sum[kCount] = {};
-      for (int64_t row = first; row < last; ++row) {
-        if (i == 0 && row + kAheadRows < rows) ahead(row + kAheadRows);
-        f(row, i, sum);
-      }
-      for (int c = 0; c < kCount; ++c) {
-        A lane[kLanes];
-        __builtin_memcpy(lane, &sum[c], sizeof(lane));
-        for (int k = 0; k < kLanes; ++k) total[c][i * kLanes + k] += lane[k];
-      }
-    }
+// Rows of numbers, one per column.
+template <class A, int kCount>
+struct PerColumn {
+  explicit PerColumn(int64_t columns) : columns(columns), numbers(kCount * columns) {}
+  template <int kLanes>
+  MMSSL_INLINE Vec<A, kLanes> get(int which, int64_t column) const {
+    return load<A, kLanes>(numbers.data() + which * columns + column);
   }
-}
-
-// Per-column factors of a strip, as vectors.
-template <class A, int kLanes, int kVecs>
-struct Columns {
-  Vec<A, kLanes> v[kVecs];
-  template <class F>
-  MMSSL_INLINE explicit Columns(const F& f) {
-    A lane[kVecs * kLanes];
-    for (int k = 0; k < kVecs * kLanes; ++k) lane[k] = A(f(k));
-    __builtin_memcpy(v, lane, sizeof(v));
+  void set(int which, int64_t column, double number) {
+    numbers[which * columns + column] = A(number);
   }
+  int64_t columns;
+  std::vector<A> numbers;
 };
 
 template <class T, class A>
 struct Forward {
+  using Sum = A;
+  // Of the deviations from the chunk's first row, which cancel less than the elements themselves.
+  static constexpr int kSums = 2;
   NormActArgs<A> a;
   const T* x;
   const A* bias;
   A eps;
   T* y;
   A *mean, *rstd;
+  PerColumn<A, 1> scale;
 
-  template <int kLanes, int kVecs>
-  MMSSL_INLINE void strip(int64_t column) const {
-    using V = Vec<A, kLanes>;
-    const int64_t n = a.rows, h = a.columns;
-    constexpr int kWidth = kVecs * kLanes;
-    double sum[1][kWidth], square[1][kWidth];
-    const auto activation = [&](int64_t row, int i) {
-      return leaky<A, kLanes>(load_as<A, T, kLanes>(x + row * h + column + i * kLanes), a.slope);
-    };
-    column_sums<A, kLanes, kVecs, 1>(
-        n, sum, [&](int64_t row) { fetch(x + row * h + column, kWidth); },
-        [&](int64_t row, int i, V(&s)[1]) { s[0] += activation(row, i); });
-    const Columns<A, kLanes, kVecs> mu([&](int k) { return sum[0][k] / n; });
-    column_sums<A, kLanes, kVecs, 1>(n, square, [](int64_t) {}, [&](int64_t row, int i, V(&s)[1]) {
-      const V d = activation(row, i) - mu.v[i];
-      s[0] += d * d;
-    });
-    for (int k = 0; k < kWidth; ++k) {
-      mean[column + k] = A(sum[0][k] / n);
-      rstd[column + k] = A(1 / std::sqrt(square[0][k] / n + double(eps)));
+  int64_t rows() const { return a.rows; }
+  int64_t columns() const { return a.columns; }
+
+  template <int L>
+  MMSSL_INLINE Vec<A, L> activation(int64_t row, int64_t column) const {
+    return leaky<A, L>(load_as<A, T, L>(x + row * a.columns + column), a.slope);
+  }
+  template <int L>
+  MMSSL_INLINE Vec<A, L> terms(int64_t first, int64_t column) const {
+    return activation<L>(first, column);
+  }
+  template <int L>
+  MMSSL_INLINE void add(Vec<A, L> origin, int64_t row, int64_t column, Vec<A, L> (&sum)[2]) const {
+    const Vec<A, L> d = activation<L>(row, column) - origin;
+    sum[0] += d;
+    sum[1] += d * d;
+  }
+
+  // Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+  // Variances", 1979.
+  void finish(int64_t column, const ChunkSums& sums) {
+    double n = 0, mu = 0, squares = 0;
+    for (int64_t c = 0; c < sums.chunks(); ++c) {
+      const double more = double(std::min(kChunkRows, a.rows - c * kChunkRows));
+      const double d = sums(c, 0) / more;
+      const double own = activation<1>(c * kChunkRows, column) + d, delta = own - mu;
+      squares += sums(c, 1) - sums(c, 0) * d + delta * delta * n * more / (n + more);
+      mu += delta * more / (n + more);
+      n += more;
     }
-    const Columns<A, kLanes, kVecs> scale(
-        [&](int k) { return a.weight[column + k] * rstd[column + k]; });
-    const Columns<A, kLanes, kVecs> shift([&](int k) { return bias[column + k]; });
-    for (int64_t row = 0; row < n; ++row) {
-      for (int i = 0; i < kVecs; ++i) {
-        const int64_t at = row * h + column + i * kLanes;
-        const V out = (activation(row, i) - mu.v[i]) * scale.v[i] + shift.v[i];
-        store_as<A, T, kLanes>(y + at, out * kept<A, kLanes>(a, at));
-      }
-    }
+    mean[column] = A(mu);
+    // Not below zero, whatever was rounded, and still NaN where anything was.
+    rstd[column] = A(1 / std::sqrt((squares < 0 ? 0 : squares) / n + double(eps)));
+    scale.set(0, column, a.weight[column] * rstd[column]);
+  }
+
+  template <int L>
+  struct Factors {
+    Vec<A, L> mean, scale, shift;
+  };
+  template <int L>
+  MMSSL_INLINE Factors<L> factors(int64_t column) const {
+    return {load<A, L>(mean + column), scale.template get<L>(0, column),
+            load<A, L>(bias + column)};
+  }
+  template <int L>
+  MMSSL_INLINE void write(const Factors<L>& f, int64_t row, int64_t column) const {
+    const int64_t at = row * a.columns + column;
+    const Vec<A, L> out = (activation<L>(row, column) - f.mean) * f.scale + f.shift;
+    store_as<A, T, L>(y + at, out * kept<A, L>(a, at));
   }
 };
 
 template <class T, class A>
 struct Backward {
+  using Sum = A;
+  static constexpr int kSums = 2;
   NormActArgs<A> a;
   const T *grad_y, *x;
   const A *mean, *rstd;
   T* grad_x;
   A *grad_weight, *grad_bias;
+  PerColumn<A, 3> own;  // weight rstd, and the means of g and g xhat
 
-  template <int kLanes, int kVecs>
-  MMSSL_INLINE void strip(int64_t column) const {
-    using V = Vec<A, kLanes>;
-    const int64_t n = a.rows, h = a.columns;
-    const Columns<A, kLanes, kVecs> mu([&](int k) { return mean[column + k]; });
-    const Columns<A, kLanes, kVecs> r([&](int k) { return rstd[column + k]; });
-    double sum[2][kVecs * kLanes];
-    const auto ahead = [&](int64_t row) {
-      const int64_t at = row * h + column;
-      fetch(x + at, kVecs * kLanes);
-      fetch(grad_y + at, kVecs * kLanes);
-      if (a.keep != nullptr) fetch(a.keep + at, kVecs * kLanes);
-    };
-    column_sums<A, kLanes, kVecs, 2>(n, sum, ahead, [&](int64_t row, int i, V(&s)[2]) {
-      const int64_t at = row * h + column + i * kLanes;
-      const V g = load_as<A, T, kLanes>(grad_y + at) * kept<A, kLanes>(a, at);
-      const V z = leaky<A, kLanes>(load_as<A, T, kLanes>(x + at), a.slope);
-      s[0] += g;
-      s[1] += g * ((z - mu.v[i]) * r.v[i]);
-    });
-    for (int k = 0; k < kVecs * kLanes; ++k) {
-      grad_bias[column + k] = A(sum[0][k]);
-      grad_weight[column + k] = A(sum[1][k]);
-    }
-    // grad_x = leaky' * weight * rstd * (g - mean(g) - xhat * mean(g xhat))
-    const Columns<A, kLanes, kVecs> scale(
-        [&](int k) { return a.weight[column + k] * rstd[column + k]; });
-    const Columns<A, kLanes, kVecs> c1([&](int k) { return sum[0][k] / n; });
-    const Columns<A, kLanes, kVecs> c2([&](int k) { return sum[1][k] / n; });
-    for (int64_t row = 0; row < n; ++row) {
-      for (int i = 0; i < kVecs; ++i) {
-        const int64_t at = row * h + column + i * kLanes;
-        const V in = load_as<A, T, kLanes>(x + at);
-        const V g = load_as<A, T, kLanes>(grad_y + at) * kept<A, kLanes>(a, at);
-        const V xhat = (leaky<A, kLanes>(in, a.slope) - mu.v[i]) * r.v[i];
-        const V out = scale.v[i] * (g - c1.v[i] - xhat * c2.v[i]);
-        store_as<A, T, kLanes>(grad_x + at, through_leaky<A, kLanes>(in, out, a.slope));
-      }
-    }
+  int64_t rows() const { return a.rows; }
+  int64_t columns() const { return a.columns; }
+
+  template <int L>
+  struct Terms {
+    Vec<A, L> mean, rstd;
+  };
+  template <int L>
+  MMSSL_INLINE Terms<L> terms(int64_t, int64_t column) const {
+    return {load<A, L>(mean + column), load<A, L>(rstd + column)};
+  }
+  template <int L>
+  MMSSL_INLINE void add(const Terms<L>& t, int64_t row, int64_t column,
+                        Vec<A, L> (&sum)[2]) const {
+    const int64_t at = row * a.columns + column;
+    const Vec<A, L> g = load_as<A, T, L>(grad_y + at) * kept<A, L>(a, at);
+    const Vec<A, L> z = leaky<A, L>(load_as<A, T, L>(x + at), a.slope);
+    sum[0] += g;
+    sum[1] += g * ((z - t.mean) * t.rstd);
+  }
+
+  void finish(int64_t column, const ChunkSums& sums) {
+    const double g = sums.all(0), gx = sums.all(1);
+    grad_bias[column] = A(g);
+    grad_weight[column] = A(gx);
+    own.set(0, column, a.weight[column] * rstd[column]);
+    own.set(1, column, g / a.rows);
+    own.set(2, column, gx / a.rows);
+  }
+
+  template <int L>
+  struct Factors {
+    Vec<A, L> mean, rstd, scale, c1, c2;
+  };
+  template <int L>
+  MMSSL_INLINE Factors<L> factors(int64_t column) const {
+    return {load<A, L>(mean + column), load<A, L>(rstd + column), own.template get<L>(0, column),
+            own.template get<L>(1, column), own.template get<L>(2, column)};
+  }
+  // grad_x = leaky' * weight * rstd * (g - mean(g) - xhat * mean(g xhat))
+  template <int L>
+  MMSSL_INLINE void write(const Factors<L>& f, int64_t row, int64_t column) const {
+    const int64_t at = row * a.columns + column;
+    const Vec<A, L> in = load_as<A, T, L>(x + at);
+    const Vec<A, L> g = load_as<A, T, L>(grad_y + at) * kept<A, L>(a, at);
+    const Vec<A, L> xhat = (leaky<A, L>(in, a.slope) - f.mean) * f.rstd;
+    const Vec<A, L> out = f.scale * (g - f.c1 - xhat * f.c2);
+    store_as<A, T, L>(grad_x + at, through_leaky<A, L>(in, out, a.slope));
   }
 };
 
@@ -221,6 +221,8 @@ struct Backward {
 // and xhat = (a - mean) r depends on a as in the forward, r alone as r' = -r^2 xhat / N.
 template <class T, class A>
 struct DoubleBackward {
+  using Sum = A;
+  static constexpr int kSums = 5;
   NormActArgs<A> a;
   const T* up_x;
   const A *up_weight, *up_bias;
@@ -228,121 +230,103 @@ struct DoubleBackward {
   const A *mean, *rstd;
   T *out_grad_y, *out_x;
   A* out_weight;
+  PerColumn<A, 7> own;  // that for g is own[0] l + own[1] + own[2] xhat
+                        // that for a: own[3] l + own[4] g + own[5] + own[6] xhat
 
-  template <int kLanes, int kVecs>
-  MMSSL_INLINE void strip(int64_t column) const {
-    using V = Vec<A, kLanes>;
-    using C = Columns<A, kLanes, kVecs>;
-    const int64_t n = a.rows, h = a.columns;
-    constexpr int kWidth = kVecs * kLanes;
-    const C mu([&](int k) { return mean[column + k]; });
-    const C r([&](int k) { return rstd[column + k]; });
-    const auto each = [&](int64_t at, int i, const auto& use) {
-      const V in = load_as<A, T, kLanes>(x + at);
-      const V keep = kept<A, kLanes>(a, at);
-      const V g = load_as<A, T, kLanes>(grad_y + at) * keep;
-      const V xhat = (leaky<A, kLanes>(in, a.slope) - mu.v[i]) * r.v[i];
-      const V l = through_leaky<A, kLanes>(in, load_as<A, T, kLanes>(up_x + at), a.slope);
-      use(in, keep, g, xhat, l);
-    };
-    double sum[5][kWidth];
-    const auto ahead = [&](int64_t row) {
-      const int64_t at = row * h + column;
-      fetch(x + at, kWidth);
-      fetch(grad_y + at, kWidth);
-      fetch(up_x + at, kWidth);
-      if (a.keep != nullptr) fetch(a.keep + at, kWidth);
-    };
-    column_sums<A, kLanes, kVecs, 5>(n, sum, ahead, [&](int64_t row, int i, V(&s)[5]) {
-      each(row * h + column + i * kLanes, i, [&](V, V, V g, V xhat, V l) {
-        s[0] += g;
-        s[1] += g * xhat;
-        s[2] += l;
-        s[3] += l * xhat;
-        s[4] += l * g;
-      });
-    });
-    double g_l[kWidth], g_0[kWidth], g_x[kWidth];              // of g: g_l l + g_0 + g_x xhat
-    double x_l[kWidth], x_g[kWidth], x_0[kWidth], x_x[kWidth];  // of a: the same with g
-    for (int k = 0; k < kWidth; ++k) {
-      const double w = a.weight[column + k], rs = rstd[column + k];
-      const double c1 = sum[0][k] / n, c2 = sum[1][k] / n;
-      const double l1 = sum[2][k] / n, l2 = sum[3][k] / n, lg = sum[4][k] / n;
-      const double q = w * rs * l2 - up_weight[column + k];
-      const double product = lg - c1 * l1 - c2 * l2;  // m(l grad_a) / (w r)
-      out_weight[column + k] = A(n * rs * product);
-      g_l[k] = w * rs;
-      g_0[k] = up_bias[column + k] - w * rs * l1;
-      g_x[k] = up_weight[column + k] - w * rs * l2;
-      const double e1 = -w * rs * c2 * l1 - q * c1, e2 = -w * rs * c2 * l2 - q * c2;
-      x_l[k] = -w * rs * rs * c2;
-      x_g[k] = -rs * q;
-      x_0[k] = -rs * e1;
-      x_x[k] = -rs * (e2 + w * rs * product);
-    }
-    const C gl([&](int k) { return g_l[k]; }), g0([&](int k) { return g_0[k]; });
-    const C gx([&](int k) { return g_x[k]; }), xl([&](int k) { return x_l[k]; });
-    const C xg([&](int k) { return x_g[k]; }), x0([&](int k) { return x_0[k]; });
-    const C xx([&](int k) { return x_x[k]; });
-    for (int64_t row = 0; row < n; ++row) {
-      for (int i = 0; i < kVecs; ++i) {
-        const int64_t at = row * h + column + i * kLanes;
-        each(at, i, [&](V in, V keep, V g, V xhat, V l) {
-          const V to_g = gl.v[i] * l + g0.v[i] + gx.v[i] * xhat;
-          store_as<A, T, kLanes>(out_grad_y + at, keep * to_g);
-          const V to_a = xl.v[i] * l + xg.v[i] * g + x0.v[i] + xx.v[i] * xhat;
-          store_as<A, T, kLanes>(out_x + at, through_leaky<A, kLanes>(in, to_a, a.slope));
-        });
-      }
-    }
+  int64_t rows() const { return a.rows; }
+  int64_t columns() const { return a.columns; }
+
+  template <int L>
+  struct Terms {
+    Vec<A, L> mean, rstd;
+  };
+  template <int L>
+  struct Element {
+    Vec<A, L> in, keep, g, xhat, l;
+  };
+  template <int L>
+  MMSSL_INLINE Element<L> element(const Terms<L>& t, int64_t at) const {
+    Element<L> e;
+    e.in = load_as<A, T, L>(x + at);
+    e.keep = kept<A, L>(a, at);
+    e.g = load_as<A, T, L>(grad_y + at) * e.keep;
+    e.xhat = (leaky<A, L>(e.in, a.slope) - t.mean) * t.rstd;
+    e.l = through_leaky<A, L>(e.in, load_as<A, T, L>(up_x + at), a.slope);
+    return e;
+  }
+  template <int L>
+  MMSSL_INLINE Terms<L> terms(int64_t, int64_t column) const {
+    return {load<A, L>(mean + column), load<A, L>(rstd + column)};
+  }
+  template <int L>
+  MMSSL_INLINE void add(const Terms<L>& t, int64_t row, int64_t column,
+                        Vec<A, L> (&sum)[5]) const {
+    const Element<L> e = element<L>(t, row * a.columns + column);
+    sum[0] += e.g;
+    sum[1] += e.g * e.xhat;
+    sum[2] += e.l;
+    sum[3] += e.l * e.xhat;
+    sum[4] += e.l * e.g;
+  }
+
+  void finish(int64_t column, const ChunkSums& sums) {
+    const double n = double(a.rows), w = a.weight[column], r = rstd[column];
+    const double c1 = sums.all(0) / n, c2 = sums.all(1) / n;
+    const double l1 = sums.all(2) / n, l2 = sums.all(3) / n, lg = sums.all(4) / n;
+    const double q = w * r * l2 - up_weight[column];
+    const double product = lg - c1 * l1 - c2 * l2;  // m(l grad_a) / (w r)
+    out_weight[column] = A(n * r * product);
+    const double e1 = -w * r * c2 * l1 - q * c1, e2 = -w * r * c2 * l2 - q * c2;
+    own.set(0, column, w * r);
+    own.set(1, column, up_bias[column] - w * r * l1);
+    own.set(2, column, up_weight[column] - w * r * l2);
+    own.set(3, column, -w * r * r * c2);
+    own.set(4, column, -r * q);
+    own.set(5, column, -r * e1);
+    own.set(6, column, -r * (e2 + w * r * product));
+  }
+
+  template <int L>
+  struct Factors {
+    Terms<L> terms;
+    Vec<A, L> own[7];
+  };
+  template <int L>
+  MMSSL_INLINE Factors<L> factors(int64_t column) const {
+    Factors<L> f{terms<L>(0, column), {}};
+    for (int k = 0; k < 7; ++k) f.own[k] = own.template get<L>(k, column);
+    return f;
+  }
+  template <int L>
+  MMSSL_INLINE void write(const Factors<L>& f, int64_t row, int64_t column) const {
+    const int64_t at = row * a.columns + column;
+    const Element<L> e = element<L>(f.terms, at);
+    const Vec<A, L> to_g = f.own[0] * e.l + f.own[1] + f.own[2] * e.xhat;
+    store_as<A, T, L>(out_grad_y + at, e.keep * to_g);
+    const Vec<A, L> to_a = f.own[3] * e.l + f.own[4] * e.g + f.own[5] + f.own[6] * e.xhat;
+    store_as<A, T, L>(out_x + at, through_leaky<A, L>(e.in, to_a, a.slope));
   }
 };
-
-// Columns [begin, end) in blocks of four vectors, of one vector, and the rest one by one.
-template <class Job, class A, int kLanes>
-MMSSL_INLINE void run_strip(const Job& job, int64_t begin, int64_t end) {
-  int64_t column = begin;
-  for (; column + 4 * kLanes <= end; column += 4 * kLanes) job.template strip<kLanes, 4>(column);
-  for (; column + kLanes <= end; column += kLanes) job.template strip<kLanes, 1>(column);
-  for (; column < end; ++column) job.template strip<1, 1>(column);
-}
-
-#define MMSSL_ENTRY(level, target, bytes)                                         \
-  template <class Job, class A>                                                   \
-  target void strip_##level(const Job& job, int64_t begin, int64_t end) {         \
-    run_strip<Job, A, bytes / sizeof(A)>(job, begin, end);                        \
-  }
-MMSSL_ENTRY(default, , 16)
-MMSSL_ENTRY(avx2, MMSSL_TARGET_AVX2, 32)
-MMSSL_ENTRY(avx512, MMSSL_TARGET_AVX512, 64)
-#undef MMSSL_ENTRY
-
-template <class Job, class A>
-void launch(const Job& job, const NormActArgs<A>& a, const Parallel& pool) {
-  const auto& strip = at_level(strip_default<Job, A>, strip_avx2<Job, A>, strip_avx512<Job, A>);
-  const int64_t strips = (a.columns + kStrip - 1) / kStrip;
-  const int64_t per_task = std::max<int64_t>(1, kMinTaskElements / (a.rows * kStrip + 1));
-  for_each_task(pool, (strips + per_task - 1) / per_task, [&](int64_t task) {
-    const int64_t last = std::min((task + 1) * per_task, strips);
-    for (int64_t s = task * per_task; s < last; ++s) {
-      strip(job, s * kStrip, std::min((s + 1) * kStrip, a.columns));
-    }
-  });
-}
 
 }  // namespace
 
 template <class T, class A>
 void norm_act(const NormActArgs<A>& a, const T* x, const A* bias, A eps, T* y, A* mean, A* rstd,
               const Parallel& pool) {
-  launch<Forward<T, A>, A>({a, x, bias, eps, y, mean, rstd}, a, pool);
+  using Numbers = PerColumn<A, 1>;
+  Forward<T, A> job{a, x, bias, eps, y, mean, rstd, Numbers(a.columns)};
+  column_passes(job, pool);
 }
 
 template <class T, class A>
 void norm_act_backward(const NormActArgs<A>& a, const T* grad_y, const T* x, const A* mean,
                        const A* rstd, T* grad_x, A* grad_weight, A* grad_bias,
                        const Parallel& pool) {
-  launch<Backward<T, A>, A>({a, grad_y, x, mean, rstd, grad_x, grad_weight, grad_bias}, a, pool);
+  using Numbers = PerColumn<A, 3>;
+  Backward<T, A> job{a,      grad_y,      x,         mean,
+                     rstd,   grad_x,      grad_weight, grad_bias,
+                     Numbers(a.columns)};
+  column_passes(job, pool);
 }
 
 template <class T, class A>
@@ -350,9 +334,10 @@ void norm_act_double_backward(const NormActArgs<A>& a, const T* up_x, const A* u
                               const A* up_bias, const T* grad_y, const T* x, const A* mean,
                               const A* rstd, T* out_grad_y, T* out_x, A* out_weight,
                               const Parallel& pool) {
-  launch<DoubleBackward<T, A>, A>({a, up_x, up_weight, up_bias, grad_y, x, mean, rstd, out_grad_y,
-                                   out_x, out_weight},
-                                  a, pool);
+  using Numbers = PerColumn<A, 7>;
+  DoubleBackward<T, A> job{a,    up_x, up_weight,  up_bias, grad_y,     x,
+                           mean, rstd, out_grad_y, out_x,   out_weight, Numbers(a.columns)};
+  column_passes(job, pool);
 }
 
 #define MMSSL_INSTANTIATE(T, A)                                                                 \

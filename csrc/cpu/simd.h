@@ -9,6 +9,7 @@
 #include "common/bf16.h"
 
 #define MMSSL_INLINE __attribute__((always_inline)) inline
+#define MMSSL_INLINE_LAMBDA __attribute__((always_inline))
 
 #if defined(__x86_64__)
 #define MMSSL_TARGET_AVX2 __attribute__((target("avx2,fma,bmi,bmi2,f16c")))
