@@ -10,40 +10,6 @@
 namespace mmssl::cpu {
 namespace {
 
-template <class A, class T, int kLanes>
-MMSSL_INLINE Vec<A, kLanes> load_as(const T* p) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    if constexpr (kLanes == 1) {
-      return to_float(*p);
-    } else {
-      Vec<uint16_t, kLanes> half;
-      __builtin_memcpy(&half, p, sizeof(half));
-      const Vec<uint32_t, kLanes> word =
-          __builtin_convertvector(half, Vec<uint32_t, kLanes>) << 16;
-      Vec<A, kLanes> v;
-      __builtin_memcpy(&v, &word, sizeof(v));
-      return v;
-    }
-  } else {
-    return load<A, kLanes>(p);
-  }
-}
-
-template <class A, class T, int kLanes>
-MMSSL_INLINE void store_as(T* p, Vec<A, kLanes> v) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    if constexpr (kLanes == 1) {
-      *p = to_bf16(v);
-    } else {
-      const Vec<uint16_t, kLanes> half =
-          __builtin_convertvector(round_to_bf16<kLanes>(v) >> 16, Vec<uint16_t, kLanes>);
-      __builtin_memcpy(p, &half, sizeof(half));
-    }
-  } else {
-    store<A, kLanes>(p, v);
-  }
-}
-
 // keep_scale where the element is kept, 0 elsewhere.
 template <class A, int kLanes>
 MMSSL_INLINE Vec<A, kLanes> kept(const NormActArgs<A>& a, int64_t offset) {

@@ -5,6 +5,7 @@
 // levels. (gcc 12 left to vectorise by itself keeps the accumulators in memory: 5x slower.)
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "common/bf16.h"
 
@@ -114,6 +115,41 @@ MMSSL_INLINE void store_pair(float* p, const Vec<float, kLanes>& even,
   __builtin_memcpy(lanes[0], &even, sizeof(even));
   __builtin_memcpy(lanes[1], &odd, sizeof(odd));
   for (int i = 0; i < 2 * kLanes; ++i) p[i] = lanes[i % 2][i / 2];
+}
+
+// A vector of stored numbers in the type that sums are kept in, in their order, and back.
+template <class A, class T, int kLanes>
+MMSSL_INLINE Vec<A, kLanes> load_as(const T* p) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    if constexpr (kLanes == 1) {
+      return to_float(*p);
+    } else {
+      Vec<uint16_t, kLanes> half;
+      __builtin_memcpy(&half, p, sizeof(half));
+      const Vec<uint32_t, kLanes> word =
+          __builtin_convertvector(half, Vec<uint32_t, kLanes>) << 16;
+      Vec<A, kLanes> v;
+      __builtin_memcpy(&v, &word, sizeof(v));
+      return v;
+    }
+  } else {
+    return load<A, kLanes>(p);
+  }
+}
+
+template <class A, class T, int kLanes>
+MMSSL_INLINE void store_as(T* p, Vec<A, kLanes> v) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    if constexpr (kLanes == 1) {
+      *p = to_bf16(v);
+    } else {
+      const Vec<uint16_t, kLanes> half =
+          __builtin_convertvector(round_to_bf16<kLanes>(v) >> 16, Vec<uint16_t, kLanes>);
+      __builtin_memcpy(p, &half, sizeof(half));
+    }
+  } else {
+    store<A, kLanes>(p, v);
+  }
 }
 
 }  // namespace mmssl::cpu

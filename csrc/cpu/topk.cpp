@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "cpu/info_nce_engine.h"
+#include "cpu/info_nce_rows.h"
 #include "cpu/info_nce_tile.h"
 #include "cpu/topk_select.h"
 
@@ -16,6 +17,8 @@ namespace {
 constexpr int64_t kTaskRows = 32;
 // Items are packed this many panels at a time.
 constexpr int64_t kPackPanels = 16;
+// A few users share out the items instead, so many panels a thread at least.
+constexpr int64_t kMinRangePanels = 64;
 // Up to so many candidates are ranked by counting; the cost grows with the square.
 constexpr int64_t kFew = 160;
 
@@ -24,12 +27,13 @@ struct Excluded {
   const int32_t *next, *end;
 };
 
-// Some users against all items.
+// Some users against the items [begin, end).
 template <class A>
 struct Ranking {
   const A* users;  // tiles of kRows rows, transposed: [tile][d][kRows]
   const A* items;  // panels of kPanel rows, transposed: [panel][d][kPanel]
-  int64_t rows, num_items, d, k, capacity;
+  int64_t begin, end;  // begin at a panel, end at another or the last item
+  int64_t rows, d, k, capacity;
   Candidates<A>* candidates;  // (rows)
   Excluded* excluded;         // (rows)
 };
@@ -52,7 +56,7 @@ MMSSL_INLINE void append(const Ranking<typename S::A>& t, int64_t row, int64_t j
 #pragma GCC unroll 4
   for (int v = 0; v < S::kVecs; ++v) {
     bits[v] = greater_bits<A, S::kLanes>(load<A, S::kLanes>(score + v * S::kLanes), threshold);
-    const int64_t left = t.num_items - j - v * S::kLanes;
+    const int64_t left = t.end - j - v * S::kLanes;
     if (left < S::kLanes) bits[v] &= left <= 0 ? 0 : (1u << left) - 1;
     any |= bits[v];
   }
@@ -72,10 +76,10 @@ MMSSL_INLINE void rank(const Ranking<typename S::A>& t) {
   constexpr int R = S::kRows, P = S::kPanel;
   alignas(64) A score[R * P];
   alignas(64) int32_t item[P];
-  for (int64_t j = 0; j < t.num_items; j += P) {
+  for (int64_t j = t.begin; j < t.end; j += P) {
     for (int n = 0; n < P; ++n) item[n] = int32_t(j + n);
     for (int64_t i = 0; i < t.rows; i += R) {
-      const A *user = t.users + i * t.d, *panel = t.items + j * t.d;
+      const A *user = t.users + i * t.d, *panel = t.items + (j - t.begin) * t.d;
       const int64_t rows = std::min<int64_t>(R, t.rows - i);
       if (rows == 1) {
         multiply<S, 1, S::kVecs, false>(user, 1, R, panel, P, t.d, score, P);
@@ -101,9 +105,33 @@ MMSSL_INLINE void finish(Candidates<typename L::A>& c, int64_t k, char* scratch,
   }
 }
 
-template <class A>
+// Up to kPanel rows of x (count, d) transposed into a panel (d, kPanel), zeros behind the last.
+template <class T, class A, int L, int kPanel>
+MMSSL_INLINE void pack(const T* x, int64_t count, int64_t d, A* panel) {
+  for (int64_t n = 0; n < kPanel; n += L) {
+    int64_t k = 0;
+    for (; k + L <= d; k += L) {
+      Vec<A, L> block[L];
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) {
+        block[i] = n + i < count ? load_as<A, T, L>(x + (n + i) * d + k) : Vec<A, L>{};
+      }
+      transpose_step<A, L, 1>(block);
+#pragma GCC unroll 16
+      for (int i = 0; i < L; ++i) store<A, L>(panel + (k + i) * kPanel + n, block[i]);
+    }
+    for (; k < d; ++k) {
+      for (int i = 0; i < L; ++i) {
+        panel[k * kPanel + n + i] = n + i < count ? A(widen(x[(n + i) * d + k])) : A(0);
+      }
+    }
+  }
+}
+
+template <class T, class A>
 struct Functions {
   int64_t rows, panel;
+  void (*pack)(const T* x, int64_t count, int64_t d, A* panel);
   void (*rank)(const Ranking<A>&);
   void (*finish)(Candidates<A>&, int64_t k, char* scratch, A* score, int64_t* item);
 };
@@ -122,18 +150,22 @@ struct Functions {
                             int64_t* item) {                                                      \
     finish<Select_##name<A>>(c, k, scratch, score, item);                                  \
   }                                                                                               \
-  template <class A>                                                                              \
-  constexpr Functions<A> table_##name = {rows, Shape_##name<A>::kPanel, rank_##name<A>,           \
-                                         finish_##name<A>};
+  template <class T, class A>                                                                     \
+  target void pack_##name(const T* x, int64_t count, int64_t d, A* panel) {                       \
+    pack<T, A, lanes / sizeof(A), Shape_##name<A>::kPanel>(x, count, d, panel);                   \
+  }                                                                                               \
+  template <class T, class A>                                                                     \
+  constexpr Functions<T, A> table_##name = {rows, Shape_##name<A>::kPanel, pack_##name<T, A>,     \
+                                            rank_##name<A>, finish_##name<A>};
 MMSSL_TOPK(default, , 16, 4, false)
 MMSSL_TOPK(avx2, MMSSL_TARGET_AVX2, 32, 4, false)
 MMSSL_TOPK(avx512, MMSSL_TARGET_AVX512, 64, 8, true)
 #undef MMSSL_TOPK
 #pragma GCC pop_options
 
-template <class A>
-const Functions<A>& functions() {
-  return at_level(table_default<A>, table_avx2<A>, table_avx512<A>);
+template <class T, class A>
+const Functions<T, A>& functions() {
+  return at_level(table_default<T, A>, table_avx2<T, A>, table_avx512<T, A>);
 }
 
 // Up to `width` rows of d, transposed and zero-padded: out[k * width + n] = row(n)[k].
@@ -152,6 +184,7 @@ void transpose(const Row& row, int64_t count, int64_t width, int64_t d, A* out) 
 // The packed users, candidates and sorting space of one worker, in one allocation.
 template <class A>
 struct Workspace {
+  Workspace() = default;
   Workspace(int64_t rows, int64_t d, int64_t k, int64_t capacity) {
     const int64_t row = capacity + 64 / sizeof(A);  // a vector more, for compress
     for (bool placing : {false, true}) {
@@ -168,9 +201,9 @@ struct Workspace {
   }
 
   Arena arena;
-  A *users, *score;
-  int32_t* item;
-  char* sorting;
+  A *users = nullptr, *score = nullptr;
+  int32_t* item = nullptr;
+  char* sorting = nullptr;
   std::vector<Candidates<A>> candidates;
   std::vector<Excluded> excluded;
   std::vector<int32_t> sorted;  // train items of users who have them in another order
@@ -204,26 +237,91 @@ void find_excluded(const TopkArgs<T, A>& a, int64_t first, int64_t rows, Workspa
   }
 }
 
+// Packs `rows` users from `first` on and empties their lists of candidates.
+template <class T, class A>
+void begin_users(const TopkArgs<T, A>& a, int64_t tile, int64_t first, int64_t rows,
+                 Workspace<A>& w) {
+  find_excluded(a, first, rows, w);
+  for (int64_t i = 0; i < rows; i += tile) {
+    const auto row = [&](int64_t n) {
+      const int64_t b = first + i + n;
+      return a.user_emb + (a.users == nullptr ? b : a.users[b]) * a.d;
+    };
+    transpose(row, std::min(tile, rows - i), tile, a.d, w.users + i * a.d);
+  }
+  for (Candidates<A>& c : w.candidates) {
+    c.count = 0;
+    c.threshold = -std::numeric_limits<A>::infinity();
+  }
+}
+
+// Writes the lists of `rows` users from `first` on.
+template <class T, class A>
+void write_lists(const TopkArgs<T, A>& a, int64_t first, int64_t rows, Workspace<A>& w) {
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t out = (first + r) * a.k;
+    functions<T, A>().finish(w.candidates[r], std::min(a.k, a.num_items), w.sorting,
+                             a.scores + out, a.items + out);
+    const int64_t found = w.candidates[r].count;
+    std::fill_n(a.scores + out + found, a.k - found, -std::numeric_limits<A>::infinity());
+    std::fill_n(a.items + out + found, a.k - found, int64_t(-1));
+  }
+}
+
+// A tile of users: threads share the items, and each panel is packed where it is used, once, so that
+// no copy of all items exists.
+template <class T, class A>
+void rank_few(const TopkArgs<T, A>& a, int64_t capacity, const Parallel& pool) {
+  const Functions<T, A>& f = functions<T, A>();
+  const int64_t k = std::min(a.k, a.num_items), panels = (a.num_items + f.panel - 1) / f.panel;
+  const int64_t ranges =
+      std::clamp<int64_t>(panels / kMinRangePanels, 1, std::max(pool.threads, 1));
+  std::vector<Workspace<A>> parts(ranges);
+  for_each_task(pool, ranges, [&](int64_t range) {
+    Workspace<A>& w = parts[range] = Workspace<A>(f.rows, a.d, k, capacity);
+    begin_users(a, f.rows, 0, a.batch, w);
+    const Buffer<A> panel(f.panel * a.d);
+    for (int64_t p = panels * range / ranges; p < panels * (range + 1) / ranges; ++p) {
+      const int64_t begin = p * f.panel, end = std::min(begin + f.panel, a.num_items);
+      f.pack(a.item_emb + begin * a.d, end - begin, a.d, panel.get());
+      f.rank({w.users, panel.get(), begin, end, a.batch, a.d, k, capacity, w.candidates.data(),
+              w.excluded.data()});
+    }
+  });
+  if (ranges == 1) return write_lists(a, 0, a.batch, parts[0]);
+  Workspace<A> all(f.rows, 0, k, ranges * capacity);
+  for (int64_t r = 0; r < a.batch; ++r) {
+    Candidates<A>& to = all.candidates[r];
+    for (const Workspace<A>& w : parts) {  // in the order of the items
+      const Candidates<A>& from = w.candidates[r];
+      std::copy_n(from.score, from.count, to.score + to.count);
+      std::copy_n(from.item, from.count, to.item + to.count);
+      to.count += from.count;
+    }
+  }
+  write_lists(a, 0, a.batch, all);
+}
+
 }  // namespace
 
 template <class T, class A>
 void masked_topk(const TopkArgs<T, A>& a, const Parallel& pool) {
-  const Functions<A>& f = functions<A>();
+  const Functions<T, A>& f = functions<T, A>();
   const int64_t k = std::min(a.k, a.num_items), panel = f.panel;
   if (a.batch == 0 || a.k == 0) return;
-
   const int64_t panels = (a.num_items + panel - 1) / panel;
+  // Room for as many candidates again as are kept; never more than there are items.
+  const int64_t capacity = std::min(2 * k + 2 * panel, panels * panel + panel);
+  if (a.batch <= f.rows) return rank_few(a, capacity, pool);
+
   const Buffer<A> items(panels * panel * a.d);
   for_each_task(pool, (panels + kPackPanels - 1) / kPackPanels, [&](int64_t task) {
     for (int64_t p = task * kPackPanels; p < std::min((task + 1) * kPackPanels, panels); ++p) {
       const int64_t j = p * panel;
-      transpose([&](int64_t n) { return a.item_emb + (j + n) * a.d; },
-                std::min(panel, a.num_items - j), panel, a.d, items.get() + j * a.d);
+      f.pack(a.item_emb + j * a.d, std::min(panel, a.num_items - j), a.d, items.get() + j * a.d);
     }
   });
 
-  // Room for as many candidates again as are kept; never more than there are items.
-  const int64_t capacity = std::min(2 * k + 2 * panel, panels * panel + panel);
   // Fewer users a task where the threads would have too few tasks.
   const int64_t share = a.batch / (4 * std::max(pool.threads, 1)) / f.rows * f.rows;
   const int64_t task_rows = std::clamp(share, f.rows, kTaskRows);
@@ -235,27 +333,10 @@ void masked_topk(const TopkArgs<T, A>& a, const Parallel& pool) {
     Workspace<A> w(task_rows, a.d, k, capacity);
     for (; task < tasks; task = next.fetch_add(1)) {
       const int64_t first = task * task_rows, rows = std::min(task_rows, a.batch - first);
-      find_excluded(a, first, rows, w);
-      for (int64_t i = 0; i < rows; i += f.rows) {
-        const auto row = [&](int64_t n) {
-          const int64_t b = first + i + n;
-          return a.user_emb + (a.users == nullptr ? b : a.users[b]) * a.d;
-        };
-        transpose(row, std::min(f.rows, rows - i), f.rows, a.d, w.users + i * a.d);
-      }
-      for (Candidates<A>& c : w.candidates) {
-        c.count = 0;
-        c.threshold = -std::numeric_limits<A>::infinity();
-      }
-      f.rank({w.users, items.get(), rows, a.num_items, a.d, k, capacity, w.candidates.data(),
+      begin_users(a, f.rows, first, rows, w);
+      f.rank({w.users, items.get(), 0, a.num_items, rows, a.d, k, capacity, w.candidates.data(),
               w.excluded.data()});
-      for (int64_t r = 0; r < rows; ++r) {
-        const int64_t out = (first + r) * a.k;
-        f.finish(w.candidates[r], k, w.sorting, a.scores + out, a.items + out);
-        const int64_t found = w.candidates[r].count;
-        std::fill_n(a.scores + out + found, a.k - found, -std::numeric_limits<A>::infinity());
-        std::fill_n(a.items + out + found, a.k - found, int64_t(-1));
-      }
+      write_lists(a, first, rows, w);
     }
   });
 }

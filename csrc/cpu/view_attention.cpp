@@ -280,6 +280,10 @@ auto task_for(const ViewAttentionSize& s) {
 
 template <class T, class A>
 void launch(const Job<T, A>& job, const Parallel& pool) {
+  if (job.size.views == 0) {  // a sum of nothing
+    if (job.grad == nullptr) std::fill_n(job.out, job.size.nodes * job.size.heads * job.size.dim, T{});
+    return;
+  }
   const auto task = task_for<T, A>(job.size);
   for_each_task(pool, (job.size.nodes + kTaskNodes - 1) / kTaskNodes, [&](int64_t t) {
     task(job, t * kTaskNodes, std::min((t + 1) * kTaskNodes, job.size.nodes));

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmssl.ops import _extension
+from mmssl.ops._autograd import below_autograd
 from mmssl.ops.reference import accumulation_dtype
 
 
@@ -92,14 +93,18 @@ class Spmm(torch.autograd.Function):
     def forward(ctx: Any, a: Operands, x: Tensor, value: Tensor | None) -> Tensor:
         ctx.operands = a
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, value)
-        y: Tensor = torch.ops.mmssl.spmm(x, *a)
+        with below_autograd():
+            y: Tensor = torch.ops.mmssl.spmm(x, *a)
         return y
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, value = ctx.saved_tensors
         a = ctx.operands._replace(value=value)
-        return None, *_spmm_gradients(grad, x, a, *ctx.needs_input_grad[1:])
+        if torch.is_grad_enabled():
+            return None, *_spmm_gradients(grad, x, a, *ctx.needs_input_grad[1:])
+        with below_autograd():
+            return None, *_spmm_gradients(grad, x, a, *ctx.needs_input_grad[1:])
 
 
 def _propagate_fake(x: list[Tensor], rowptr: list[Tensor], *_: Any) -> list[Tensor]:
@@ -133,7 +138,8 @@ class Propagate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lists: Operands, *xs: Tensor) -> tuple[Tensor, ...]:
         _save_lists(ctx, lists)
-        return tuple(torch.ops.mmssl.propagate(list(xs), *lists))
+        with below_autograd():
+            return tuple(torch.ops.mmssl.propagate(list(xs), *lists))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:

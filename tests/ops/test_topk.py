@@ -250,6 +250,24 @@ print(torch.ops.mmssl.cpu_capability(), whole.hexdigest(), real.hexdigest())
 
 
 @needs_cpu_kernel
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("k", [1, 20, 700])
+def test_a_few_users_share_out_the_items(dtype, k):
+    """Up to a tile of users, threads take ranges of items; more users are ranked by tiles."""
+    user, item = whole_numbers(40, 6, dtype), whole_numbers(20_011, 6, dtype, 1)
+    view = random_view(40, 20_011, 4_000, seed=2)
+    everybody = native(user, item, k, exclude=view)
+    assert_equal(everybody, by_sorting(user, item, k, exclude=view))
+    for few in (1, 3, 8):
+        users = torch.arange(5, 5 + few)
+        assert_equal(native(user, item, k, users, view), tuple(t[5 : 5 + few] for t in everybody))
+    real, table = normal(40, 64, dtype), normal(20_011, 64, dtype, 1)
+    scores, items = native(real, table, k)
+    one = native(real, table, k, torch.tensor([17]))
+    assert torch.equal(one[0], scores[17:18]) and torch.equal(one[1], items[17:18])
+
+
+@needs_cpu_kernel
 def test_same_bits_at_every_simd_level():
     """Of real scores at the levels that have a fused multiply-add; of exact ones at all."""
     found = {}
