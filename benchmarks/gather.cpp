@@ -85,8 +85,9 @@ __attribute__((always_inline)) inline float sum_rows(const Direction& d, int64_t
   return out;
 }
 
-// Variant 0-3: prefetch 0, 8, 16, 32 edges ahead, one sum; 4-7: two sums; 8-9: by rows, 16 and 32.
-constexpr int kVariants = 10, kFirstByRow = 8;
+// Variant 0-4: prefetch 0, 8, 16, 32, 48 edges ahead, one sum; 5-9: two sums; 10-12: by rows, 16, 32
+// and 48.
+constexpr int kVariants = 13, kFirstByRow = 10;
 
 template <int kBytes>
 __attribute__((always_inline)) inline float chunk(int variant, const Direction& d, int64_t begin,
@@ -96,12 +97,15 @@ __attribute__((always_inline)) inline float chunk(int variant, const Direction& 
     case 1: return sum_edges<kBytes, 8, 1>(d, begin, end);
     case 2: return sum_edges<kBytes, 16, 1>(d, begin, end);
     case 3: return sum_edges<kBytes, 32, 1>(d, begin, end);
-    case 4: return sum_edges<kBytes, 0, 2>(d, begin, end);
-    case 5: return sum_edges<kBytes, 8, 2>(d, begin, end);
-    case 6: return sum_edges<kBytes, 16, 2>(d, begin, end);
-    case 7: return sum_edges<kBytes, 32, 2>(d, begin, end);
-    case 8: return sum_rows<kBytes, 16>(d, begin, end);
-    default: return sum_rows<kBytes, 32>(d, begin, end);
+    case 4: return sum_edges<kBytes, 48, 1>(d, begin, end);
+    case 5: return sum_edges<kBytes, 0, 2>(d, begin, end);
+    case 6: return sum_edges<kBytes, 8, 2>(d, begin, end);
+    case 7: return sum_edges<kBytes, 16, 2>(d, begin, end);
+    case 8: return sum_edges<kBytes, 32, 2>(d, begin, end);
+    case 9: return sum_edges<kBytes, 48, 2>(d, begin, end);
+    case 10: return sum_rows<kBytes, 16>(d, begin, end);
+    case 11: return sum_rows<kBytes, 32>(d, begin, end);
+    default: return sum_rows<kBytes, 48>(d, begin, end);
   }
 }
 

@@ -15,9 +15,12 @@
 namespace mmssl::cpu {
 namespace {
 
-// Gathered rows are fetched this many edges ahead: far enough to cover a trip to memory, near enough
-// that the rows are still in the first-level cache when their turn comes.
-constexpr int64_t kPrefetchEdges = 16;
+// Gathered rows are fetched so many edges ahead: far enough to cover a trip to the last-level cache, or
+// to memory where x is too large to be there when it is wanted, near enough that the rows are still in
+// the first-level cache when their turn comes.
+constexpr int64_t kAheadInCache = 24, kAheadInMemory = 48;
+constexpr int64_t kBytesAhead = 12 << 10;  // a quarter of a first-level cache
+constexpr int64_t kBytesInCache = 4 << 20, kScaleBytesInCache = 1 << 20;
 // Below this many multiply-adds per task a thread costs more than it saves.
 constexpr int64_t kMinTaskWork = 1 << 16;
 // More tasks than threads, so that a thread that is held up can be relieved by the others.
@@ -25,13 +28,20 @@ constexpr int64_t kTasksPerThread = 8;
 // And none so large that its indices, which are looked at first, leave the second-level cache.
 constexpr int64_t kMaxTaskWork = 1 << 22;
 
+inline int64_t edges_ahead(int64_t columns, int64_t row_bytes) {
+  const int64_t most = columns * row_bytes > kBytesInCache ? kAheadInMemory : kAheadInCache;
+  return std::clamp<int64_t>(kBytesAhead / row_bytes, 8, most);
+}
+
 template <class T, class A>
 struct Spmm {
   SparseArgs<A> a;
   const T* x;  // (C, d)
   T* y;        // (R, d)
   int64_t d;
-  A* partial;  // (slots, d): chunk sums of the rows that are shared between tasks
+  A* partial;     // (slots, d): chunk sums of the rows that are shared between tasks
+  int64_t ahead;  // edges
+  bool far_scale;  // col_scale is worth a fetch of its own
 };
 
 // What an edge's row is multiplied by. The common cases are loops of their own: tests in the loop of
@@ -108,10 +118,12 @@ MMSSL_INLINE void sum_columns(const Spmm<T, A>& s, int64_t begin, int64_t end, i
     const int32_t* col = s.a.col;
     constexpr int64_t kBytes = int64_t(kLanes) * kVecs * sizeof(T);
     for (int64_t p = begin; p < end; ++p) {
-      if (p + kPrefetchEdges < s.a.nnz) {
-        const char* next = reinterpret_cast<const char*>(s.x + col[p + kPrefetchEdges] * s.d + k);
+      if (p + s.ahead < s.a.nnz) {
+        const int64_t c = col[p + s.ahead];
+        const char* next = reinterpret_cast<const char*>(s.x + c * s.d + k);
 #pragma GCC unroll 16
         for (int64_t byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(next + byte);
+        if (kWeights == Weights::kColumns && s.far_scale) __builtin_prefetch(s.a.col_scale + c);
       }
       const A weight = edge_weight<kWeights>(s.a, p, col[p]);
       add_row<T, A, kLanes, kVecs, kWeights>(sum, s.x + col[p] * s.d + k, weight);
@@ -233,12 +245,13 @@ MMSSL_INLINE bool run_value_grad(const ValueGrad<T, A>& s, const Cut& from, cons
   if (!check(a, from, to)) return false;
   // The rest of a longer row is left to the processor, which sees that it is read in order.
   const int64_t row_bytes = std::min<int64_t>(s.d * sizeof(T), 512);
+  const int64_t ahead = edges_ahead(a.columns, s.d * sizeof(T));
   for (int64_t row = from.row, p = from.position; p < to.position; ++row) {
     const int64_t end = std::min(a.rowptr[row + 1], to.position);
     const A row_scale = a.row_scale == nullptr ? A(1) : a.row_scale[row];
     for (; p < end; ++p) {
-      if (p + kPrefetchEdges < a.nnz) {
-        const char* next = reinterpret_cast<const char*>(s.x + a.col[p + kPrefetchEdges] * s.d);
+      if (p + ahead < a.nnz) {
+        const char* next = reinterpret_cast<const char*>(s.x + a.col[p + ahead] * s.d);
         for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(next + byte);
       }
       const A scale = a.col_scale == nullptr ? row_scale : row_scale * a.col_scale[a.col[p]];
@@ -314,7 +327,8 @@ bool launch_spmm(std::span<const SparseProduct<T, A>> products, const Parallel& 
     Partition partition = make_partition(p.a, p.d, double(work_of(p.a, p.d)) / work, pool);
     const int64_t first_task = tasks;
     tasks += partition.tasks(), partials += partition.slots * p.d;
-    const Spmm<T, A> s{p.a, p.x, p.y, p.d, nullptr};
+    const Spmm<T, A> s{p.a, p.x, p.y, p.d, nullptr, edges_ahead(p.a.columns, p.d * sizeof(T)),
+                       p.a.columns * int64_t(sizeof(A)) > kScaleBytesInCache};
     jobs.push_back({s, std::move(partition), kernel<T, A>(weights_of(p.a)), first_task});
   }
   const std::unique_ptr<A[]> partial(new A[partials]);
