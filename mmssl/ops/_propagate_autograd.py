@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmssl.ops import _extension
-from mmssl.ops._autograd import below_autograd
+from mmssl.ops._autograd import past_autograd
 from mmssl.ops.reference import accumulation_dtype
 
 
@@ -93,7 +93,7 @@ class Spmm(torch.autograd.Function):
     def forward(ctx: Any, a: Operands, x: Tensor, value: Tensor | None) -> Tensor:
         ctx.operands = a
         ctx.save_for_backward(x if ctx.needs_input_grad[2] else None, value)
-        with below_autograd():
+        with past_autograd():
             y: Tensor = torch.ops.mmssl.spmm(x, *a)
         return y
 
@@ -101,9 +101,7 @@ class Spmm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, value = ctx.saved_tensors
         a = ctx.operands._replace(value=value)
-        if torch.is_grad_enabled():
-            return None, *_spmm_gradients(grad, x, a, *ctx.needs_input_grad[1:])
-        with below_autograd():
+        with past_autograd():
             return None, *_spmm_gradients(grad, x, a, *ctx.needs_input_grad[1:])
 
 
@@ -138,12 +136,13 @@ class Propagate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, lists: Operands, *xs: Tensor) -> tuple[Tensor, ...]:
         _save_lists(ctx, lists)
-        with below_autograd():
+        with past_autograd():
             return tuple(torch.ops.mmssl.propagate(list(xs), *lists))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return None, *_propagate_gradients(ctx, ctx.needs_input_grad[1:], grads)
+        with past_autograd():
+            return None, *_propagate_gradients(ctx, ctx.needs_input_grad[1:], grads)
 
 
 def _propagate_save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import InputError
-from mmssl.ops._autograd import once_differentiable
+from mmssl.ops._autograd import past_autograd, register
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.reference import accumulation_dtype, info_nce_reference
 
@@ -88,22 +88,86 @@ def info_nce(
         scale = temperature.to(device=anchor.device, dtype=acc).reshape(1)
     else:
         scale = torch.full((1,), temperature, dtype=acc, device=anchor.device)
-    batch, (n, d) = anchor.shape[:-2], anchor.shape[-2:]
-    pairs = math.prod(batch)
-    loss, _ = _call(
-        anchor.reshape(pairs, n, d),
-        positive.reshape(pairs, n, d),
-        scale,
-        negatives,
-        intra_view,
-        symmetric,
-        eps,
-        anchor.is_cuda and torch.get_float32_matmul_precision() != "highest",
+    tf32 = anchor.is_cuda and torch.get_float32_matmul_precision() != "highest"
+    options = (intra_view, symmetric, eps, tf32)
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return _compute(anchor, positive, scale, negatives, options, reduction)[0]
+    out: Tensor = _InfoNce.apply(anchor, positive, scale, negatives, options, reduction)
+    return out
+
+
+def _compute(
+    anchor: Tensor,
+    positive: Tensor,
+    temperature: Tensor,
+    negatives: Tensor | None,
+    options: tuple[bool, bool, float, bool],
+    reduction: str,
+) -> tuple[Tensor, Tensor]:
+    """The result, and what backward needs of the forward."""
+    loss, saved = torch.ops.mmssl.info_nce(
+        _pairs(anchor), _pairs(positive), temperature, negatives, *options
     )
-    loss = loss.reshape(*batch, n)
+    loss = loss.reshape(anchor.shape[:-1])
     if reduction == "none":
-        return loss
-    return loss.sum(-1) if reduction == "sum" else loss.mean(-1)
+        return loss, saved
+    return (loss.sum(-1) if reduction == "sum" else loss.mean(-1)), saved
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """(..., N, D) as the op takes it, (B, N, D)."""
+    return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+
+
+class _InfoNce(torch.autograd.Function):
+    """The op with its reduction for eager code: one node of the graph in place of five.
+
+    That is a third of the time of a hundred rows.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        anchor: Tensor,
+        positive: Tensor,
+        temperature: Tensor,
+        negatives: Tensor | None,
+        options: tuple[bool, bool, float, bool],
+        reduction: str,
+    ) -> Tensor:
+        with past_autograd():
+            out, saved = _compute(anchor, positive, temperature, negatives, options, reduction)
+        ctx.options, ctx.reduction = options, reduction
+        ctx.save_for_backward(anchor, positive, temperature, negatives, saved)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        anchor, positive, temperature, negatives, saved = ctx.saved_tensors
+        pairs, n = math.prod(anchor.shape[:-2]), anchor.shape[-2]
+        if ctx.reduction == "mean":
+            grad = grad / n
+        each = n if ctx.reduction == "none" else 1
+        with past_autograd():
+            grad_anchor, grad_positive, grad_negatives, grad_temperature = (
+                torch.ops.mmssl.info_nce_backward(
+                    grad.reshape(pairs, each).expand(pairs, n),
+                    _pairs(anchor),
+                    _pairs(positive),
+                    temperature,
+                    negatives,
+                    saved,
+                    *ctx.options,
+                )
+            )
+        return (
+            grad_anchor.reshape(anchor.shape),
+            grad_positive.reshape(positive.shape),
+            grad_temperature,
+            None if negatives is None else grad_negatives,
+            None,
+            None,
+        )
 
 
 def _check(
@@ -212,6 +276,4 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     return grad_anchor, grad_positive, grad_temperature, grad_negatives, None, None, None, None
 
 
-_call = once_differentiable(
-    "info_nce", fake=_fake, save=_save, backward=_backward, backward_fake=_backward_fake
-)
+register("info_nce", fake=_fake, save=_save, backward=_backward, backward_fake=_backward_fake)
