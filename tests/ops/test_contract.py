@@ -463,8 +463,9 @@ def test_a_graph_made_of_foreign_arrays():
     broken = InteractionGraph(wrong, "none")
     with pytest.raises((RuntimeError, IndexError)):
         ops.spmm(broken.ui, table(ITEMS))
-    with pytest.raises((ValueError, RuntimeError, IndexError)):
-        edges_of_rows(wrong.rowptr, wrong.col, ITEMS, ids(0, 1))
+    if _extension.host is not None:  # plain PyTorch, as on a GPU, does not look
+        with pytest.raises(ValueError, match="col hold columns"):
+            edges_of_rows(wrong.rowptr, wrong.col, ITEMS, ids(0, 1))
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
