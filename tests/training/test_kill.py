@@ -22,9 +22,28 @@ OPTIONS = [
 ]
 
 
-def start(*arguments: str | Path) -> subprocess.Popen:
+# The command, which gets a signal in the middle of its second validation.
+SIGNAL_IN_VALIDATION = """
+import os, signal, sys
+from mmssl.cli import main
+from mmssl.training.trainer import Evaluator
+
+evaluate, calls = Evaluator.evaluate, []
+
+def interrupted(self, *embeddings):
+    calls.append(None)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return evaluate(self, *embeddings)
+
+Evaluator.evaluate = interrupted
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def start(*arguments: str | Path, program: tuple[str, str] = ("-m", "mmssl")) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "mmssl", "train", "--device=cpu", *map(str, arguments)],
+        [sys.executable, *program, "train", "--device=cpu", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -85,5 +104,16 @@ def test_polite_signals_save_first(tiny_directory, tmp_path, undisturbed, number
     signal_after_epochs(process, run, 2, number)
     out = finish(process, code)
     assert f"mmssl train --resume --out {run}" in out
+    finish(start("--resume", "--out", run))
+    assert_same_result(run, undisturbed)
+
+
+def test_signal_in_validation(tiny_directory, tmp_path, undisturbed):
+    """The epoch whose validation it falls into is whole; the run stops after it."""
+    run = tmp_path / "run"
+    program = ("-c", SIGNAL_IN_VALIDATION)
+    out = finish(start("--data", tiny_directory, "--out", run, *OPTIONS, program=program), 143)
+    assert f"mmssl train --resume --out {run}" in out
+    assert len((run / "log.jsonl").read_text().splitlines()) == 2
     finish(start("--resume", "--out", run))
     assert_same_result(run, undisturbed)
