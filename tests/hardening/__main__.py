@@ -39,7 +39,7 @@ PARTS = {
     "fuzz": Part("fuzzed readers", _python("-m", "tests.hostile.fuzz", "--seconds", "15")),
     "ops": Part(
         "bad arguments and extreme numbers",
-        _pytest("tests/ops/test_contract.py", "tests/ops/test_schemas.py", "tests/ops/test_extremes.py"),
+        _pytest(*(f"tests/ops/test_{name}.py" for name in ("contract", "schemas", "extremes"))),
     ),
     "threads": Part("callers, forks, exits", _pytest("tests/ops/test_threads.py")),
     "races": Part("kernels under ThreadSanitizer", ["bash", "csrc/tsan.sh"]),
