@@ -5,8 +5,8 @@ Legend: U users, I items, D embedding dim, B users asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +15,8 @@ from mmssl import ops
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.serving.ids import Ids
+
+Made = TypeVar("Made")
 
 
 class Named(Protocol):
@@ -78,6 +80,20 @@ def recommend(
     Raises:
         InputError: k below 1, a user out of range, or tables of another size than the graph.
     """
+    found = best_items(user_emb, item_emb, graph, users, k, filter_seen=filter_seen)
+    return listed(*found, Recommendation)
+
+
+def best_items(
+    user_emb: Tensor,
+    item_emb: Tensor,
+    graph: InteractionGraph,
+    users: Sequence[int],
+    k: int,
+    *,
+    filter_seen: bool = True,
+) -> tuple[Tensor, Tensor]:
+    """The (B, min(k, I)) scores and items behind `recommend`; -1 where there is no item left."""
     if k < 1:
         raise InputError(f"k: expected at least 1, got {k}")
     for name, table, rows in (
@@ -90,20 +106,22 @@ def recommend(
         if not 0 <= user < graph.num_users:
             raise InputError(f"users: expected indices in [0, {graph.num_users}), got {user}")
     with torch.no_grad():
-        scores, items = ops.masked_topk(
+        return ops.masked_topk(
             user_emb,
             item_emb,
             min(k, graph.num_items),
             users=torch.tensor(users, dtype=torch.int64, device=graph.device),
             exclude=graph.ui if filter_seen else None,
         )
-    return listed(scores, items)
 
 
-def listed(scores: Tensor, items: Tensor) -> list[list[Recommendation]]:
-    """(B, k) scores and items as lists, without the -1 behind the end of a short one."""
+def listed(scores: Tensor, items: Tensor, make: Callable[[int, float], Made]) -> list[list[Made]]:
+    """(B, k) scores and items as lists of what ``make`` makes of an item and its score.
+
+    The -1 behind the end of a short list are left out.
+    """
     return [
-        [Recommendation(i, s) for i, s in zip(row_items, row_scores, strict=True) if i >= 0]
+        [make(i, s) for i, s in zip(row_items, row_scores, strict=True) if i >= 0]
         for row_items, row_scores in zip(items.tolist(), scores.float().tolist(), strict=True)
     ]
 

@@ -23,6 +23,7 @@ from mmssl.serving.ids import Ids
 from mmssl.serving.recommend import (
     Recommendation,
     UserRecommendations,
+    best_items,
     in_words,
     listed,
     recommend,
@@ -123,15 +124,20 @@ class Recommender:
         Raises:
             InputError: An unknown id (similar ones are named) or a bad k.
         """
-        ranked = self._ranked(self.users.indices(users), k, filter_seen)
-        return [[self._outside(*one) for one in row] for row in ranked]
+        _check_k(k)
+        found = best_items(
+            self._user, self._item, self._graph, self.users.indices(users), k,
+            filter_seen=filter_seen,
+        )  # fmt: skip
+        return listed(*found, self._outside)
 
     def in_words(
         self, users: Iterable[str | int], k: int = 20, *, filter_seen: bool = True
     ) -> list[UserRecommendations]:
         """`recommend` for people to read: titles, and some of what each user has."""
         indices = self.users.indices(users)
-        ranked = self._ranked(indices, k, filter_seen)
+        _check_k(k)
+        ranked = recommend(self._user, self._item, self._graph, indices, k, filter_seen=filter_seen)
         return in_words(self.tables, self.tables.graph, indices, ranked)
 
     def similar_items(self, item: str | int, k: int = 20) -> list[RecommendedItem]:
@@ -146,7 +152,7 @@ class Recommender:
         scores, items = ops.masked_topk(
             table[index : index + 1], table, min(k + 1, self.tables.num_items)
         )
-        (row,) = listed(scores, items)
+        (row,) = listed(scores, items, Recommendation)
         return [self._outside(*one) for one in row if one.item != index][:k]
 
     def score(self, user: str | int, items: Iterable[str | int]) -> list[float]:
@@ -212,10 +218,6 @@ class Recommender:
             ),
             device=self.device,
         )
-
-    def _ranked(self, users: list[int], k: int, filter_seen: bool) -> list[list[Recommendation]]:
-        _check_k(k)
-        return recommend(self._user, self._item, self._graph, users, k, filter_seen=filter_seen)
 
     @cached_property
     def _unit_items(self) -> Tensor:
