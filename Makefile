@@ -92,8 +92,10 @@ test-minimums:
 	rm -rf build/minimums-tree
 	mkdir -p build/minimums-tree
 	cp -r mmssl tests csrc benchmarks setup.py pyproject.toml README.md build/minimums-tree/
-	cd build/minimums-tree && rm -f mmssl/*.so && MMSSL_CUDA=0 ../minimums/bin/python setup.py -q build_ext --inplace
-	cd build/minimums-tree && ../minimums/bin/python -m pytest tests/ops tests/training tests/data tests/models
+	cd build/minimums-tree  # for the lines that follow, too
+	rm -f mmssl/*.so
+	MMSSL_CUDA=0 ../minimums/bin/python setup.py -q build_ext --inplace
+	../minimums/bin/python -m pytest tests/ops tests/training tests/data tests/models
 
 # requirements-lock.txt: every package of the development environment, to the version and hash.
 lock: $(STAMP)
