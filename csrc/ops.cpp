@@ -29,11 +29,11 @@ void check_rowptr(const View& view) {
                   "mmssl::spmm: rowptr must rise from 0 to the number of edges, ", view.nnz());
 }
 
-// Which of them it was.
-void refuse_index(const View& view, int64_t columns) {
+// Says which of them it was; an array that another thread has put right by now is no excuse.
+void check_index(const View& view) {
   const mmssl::Parallel pool = torch_threads();
-  STD_TORCH_CHECK(mmssl::cpu::ids_in_range(view.col(), view.nnz(), columns, pool),
-                  "mmssl::spmm: col must lie in [0, ", columns, ")");
+  STD_TORCH_CHECK(mmssl::cpu::ids_in_range(view.col(), view.nnz(), view.columns(), pool),
+                  "mmssl::spmm: col must lie in [0, ", view.columns(), ")");
   STD_TORCH_CHECK(view.edge() == nullptr ||
                       mmssl::cpu::ids_in_range(view.edge(), view.nnz(), view.nnz(), pool),
                   "mmssl::spmm: edge must lie in [0, ", view.nnz(), ")");
@@ -49,7 +49,8 @@ Tensors propagate(const Tensors& x, const Tensors& rowptr, const Tensors& col,
   mmssl::for_dtype(batch.x[0].scalar_type(), [&](auto storage, auto sum) {
     const auto products = batch.products<decltype(storage), decltype(sum)>();
     if (mmssl::cpu::spmm(std::span(products), torch_threads())) return;
-    for (size_t n = 0; n < batch.x.size(); ++n) refuse_index(batch.view[n], batch.x[n].size(0));
+    for (const View& view : batch.view) check_index(view);
+    STD_TORCH_CHECK(false, "mmssl::spmm: col or edge changed during the call");
   });
   return batch.y;
 }
@@ -81,7 +82,9 @@ Tensor spmm_value_grad(const Tensor& grad_, const Tensor& x_, const Tensor& rowp
     const bool good =
         mmssl::cpu::spmm_value_grad(view.args<A>(), mmssl::data<T>(grad), mmssl::data<T>(x),
                                     mmssl::mutable_data<A>(out), x.size(1), torch_threads());
-    if (!good) refuse_index(view, x.size(0));
+    if (good) return;
+    check_index(view);
+    STD_TORCH_CHECK(false, "mmssl::spmm: col or edge changed during the call");
   });
   return out;
 }

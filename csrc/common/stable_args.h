@@ -75,6 +75,7 @@ class View {
 
   int64_t rows() const { return rowptr_.size(0) - 1; }
   int64_t nnz() const { return col_.size(0); }
+  int64_t columns() const { return columns_; }
   const int64_t* rowptr() const { return data<int64_t>(rowptr_); }
   const int32_t* col() const { return data<int32_t>(col_); }
   const int64_t* edge() const { return ptr<int64_t>(edge_); }

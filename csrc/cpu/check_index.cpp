@@ -39,9 +39,7 @@ bool all_good(const Parallel& pool, int64_t n, const F& good) {
 
 template <class Int>
 bool in_range(const Int* id, int64_t n, int64_t limit, const Parallel& pool) {
-  using Check = bool (*)(const Int*, int64_t, int64_t);
-  static const Check table[3] = {in_range_default<Int>, in_range_avx2<Int>, in_range_avx512<Int>};
-  const Check check = table[static_cast<int>(simd_level())];
+  const auto& check = at_level(in_range_default<Int>, in_range_avx2<Int>, in_range_avx512<Int>);
   return all_good(pool, n, [&](int64_t begin, int64_t end) {
     return check(id + begin, end - begin, limit);
   });
@@ -58,9 +56,7 @@ bool ids_in_range(const int64_t* id, int64_t n, int64_t limit, const Parallel& p
 }
 
 bool rises_from_zero(const int64_t* pointer, int64_t count, int64_t total, const Parallel& pool) {
-  using Check = bool (*)(const int64_t*, int64_t);
-  static const Check table[3] = {rises_default, rises_avx2, rises_avx512};
-  const Check check = table[static_cast<int>(simd_level())];
+  const auto& check = at_level(rises_default, rises_avx2, rises_avx512);
   const bool rises = all_good(pool, count, [&](int64_t begin, int64_t end) {
     return check(pointer + begin, end - begin);
   });

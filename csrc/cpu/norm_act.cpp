@@ -51,6 +51,14 @@ struct PerColumn {
   std::vector<A> numbers;
 };
 
+// Of L columns, as the forward left them.
+template <class A, int L>
+struct Statistics {
+  MMSSL_INLINE Statistics(const A* mean, const A* rstd)
+      : mean(load<A, L>(mean)), rstd(load<A, L>(rstd)) {}
+  Vec<A, L> mean, rstd;
+};
+
 template <class T, class A>
 struct Forward {
   using Sum = A;
@@ -132,15 +140,11 @@ struct Backward {
   int64_t columns() const { return a.columns; }
 
   template <int L>
-  struct Terms {
-    Vec<A, L> mean, rstd;
-  };
-  template <int L>
-  MMSSL_INLINE Terms<L> terms(int64_t, int64_t column) const {
-    return {load<A, L>(mean + column), load<A, L>(rstd + column)};
+  MMSSL_INLINE Statistics<A, L> terms(int64_t, int64_t column) const {
+    return {mean + column, rstd + column};
   }
   template <int L>
-  MMSSL_INLINE void add(const Terms<L>& t, int64_t row, int64_t column,
+  MMSSL_INLINE void add(const Statistics<A, L>& t, int64_t row, int64_t column,
                         Vec<A, L> (&sum)[2]) const {
     const int64_t at = row * a.columns + column;
     const Vec<A, L> g = load_as<A, T, L>(grad_y + at) * kept<A, L>(a, at);
@@ -203,15 +207,11 @@ struct DoubleBackward {
   int64_t columns() const { return a.columns; }
 
   template <int L>
-  struct Terms {
-    Vec<A, L> mean, rstd;
-  };
-  template <int L>
   struct Element {
     Vec<A, L> in, keep, g, xhat, l;
   };
   template <int L>
-  MMSSL_INLINE Element<L> element(const Terms<L>& t, int64_t at) const {
+  MMSSL_INLINE Element<L> element(const Statistics<A, L>& t, int64_t at) const {
     Element<L> e;
     e.in = load_as<A, T, L>(x + at);
     e.keep = kept<A, L>(a, at);
@@ -221,11 +221,11 @@ struct DoubleBackward {
     return e;
   }
   template <int L>
-  MMSSL_INLINE Terms<L> terms(int64_t, int64_t column) const {
-    return {load<A, L>(mean + column), load<A, L>(rstd + column)};
+  MMSSL_INLINE Statistics<A, L> terms(int64_t, int64_t column) const {
+    return {mean + column, rstd + column};
   }
   template <int L>
-  MMSSL_INLINE void add(const Terms<L>& t, int64_t row, int64_t column,
+  MMSSL_INLINE void add(const Statistics<A, L>& t, int64_t row, int64_t column,
                         Vec<A, L> (&sum)[5]) const {
     const Element<L> e = element<L>(t, row * a.columns + column);
     sum[0] += e.g;
@@ -254,7 +254,7 @@ struct DoubleBackward {
 
   template <int L>
   struct Factors {
-    Terms<L> terms;
+    Statistics<A, L> terms;
     Vec<A, L> own[7];
   };
   template <int L>

@@ -17,10 +17,6 @@ constexpr int64_t kTaskNodes = 256;  // some hundred microseconds of work
 // into the first-level cache.
 constexpr int64_t kBlockNodes = 2;
 
-MMSSL_INLINE float narrow(float v, float) { return v; }
-MMSSL_INLINE double narrow(double v, double) { return v; }
-MMSSL_INLINE bf16 narrow(float v, bf16) { return to_bf16(v); }
-
 template <class T, class A>
 struct Job {
   ViewAttentionSize size;
@@ -55,16 +51,9 @@ template <class T, class A, int kLanes, class F>
 MMSSL_INLINE void fill_row(T* to, int64_t d, const F& f) {
   int64_t k = 0;
   for (; k + kLanes <= d; k += kLanes) {
-    const Vec<A, kLanes> v = f(k, std::integral_constant<int, kLanes>{});
-    if constexpr (std::is_same_v<T, A>) {
-      store<A, kLanes>(to + k, v);
-    } else {
-      A lane[kLanes];
-      __builtin_memcpy(lane, &v, sizeof(v));
-      for (int i = 0; i < kLanes; ++i) to[k + i] = narrow(lane[i], T{});
-    }
+    store_as<A, T, kLanes>(to + k, f(k, std::integral_constant<int, kLanes>{}));
   }
-  for (; k < d; ++k) to[k] = narrow(f(k, std::integral_constant<int, 1>{}), T{});
+  for (; k < d; ++k) store_as<A, T, 1>(to + k, f(k, std::integral_constant<int, 1>{}));
 }
 
 // sum_i factor[i step] * row(i)[k .. k + kWidth)

@@ -6,6 +6,7 @@ Legend: N pairs, K negatives, D features; leading dimensions are independent pro
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -122,7 +123,7 @@ def _pairs(x: Tensor) -> Tensor:
 class _InfoNce(torch.autograd.Function):
     """The op with its reduction for eager code: one node of the graph in place of five.
 
-    That is a third of the time of a hundred rows.
+    That is a fifth of the time of a few rows.
     """
 
     @staticmethod
@@ -149,25 +150,13 @@ class _InfoNce(torch.autograd.Function):
             grad = grad / n
         each = n if ctx.reduction == "none" else 1
         with past_autograd():
-            grad_anchor, grad_positive, grad_negatives, grad_temperature = (
-                torch.ops.mmssl.info_nce_backward(
-                    grad.reshape(pairs, each).expand(pairs, n),
-                    _pairs(anchor),
-                    _pairs(positive),
-                    temperature,
-                    negatives,
-                    saved,
-                    *ctx.options,
-                )
+            grad_anchor, grad_positive, *others = _gradients(
+                grad.reshape(pairs, each).expand(pairs, n),
+                (_pairs(anchor), _pairs(positive), temperature, negatives, saved),
+                ctx.options,
             )
-        return (
-            grad_anchor.reshape(anchor.shape),
-            grad_positive.reshape(positive.shape),
-            grad_temperature,
-            None if negatives is None else grad_negatives,
-            None,
-            None,
-        )
+        shaped = grad_anchor.reshape(anchor.shape), grad_positive.reshape(positive.shape)
+        return (*shaped, *others, None, None)
 
 
 def _check(
@@ -265,15 +254,23 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    anchor, positive, temperature, negatives, saved = ctx.saved_tensors
+    return (*_gradients(grad, ctx.saved_tensors, ctx.options), None, None, None, None)
+
+
+def _gradients(
+    grad: Tensor, saved: Sequence[Tensor | None], options: Sequence[Any]
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """For anchor, positive, temperature and negatives, the first four of ``saved``."""
     grad_anchor, grad_positive, grad_negatives, grad_temperature = (
-        torch.ops.mmssl.info_nce_backward(
-            grad, anchor, positive, temperature, negatives, saved, *ctx.options
-        )
+        torch.ops.mmssl.info_nce_backward(grad, *saved, *options)
     )
-    if negatives is None:
-        grad_negatives = None
-    return grad_anchor, grad_positive, grad_temperature, grad_negatives, None, None, None, None
+    negatives = saved[3]
+    return (
+        grad_anchor,
+        grad_positive,
+        grad_temperature,
+        None if negatives is None else grad_negatives,
+    )
 
 
 register("info_nce", fake=_fake, save=_save, backward=_backward, backward_fake=_backward_fake)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
-from tests.hostile.world import NO_FILES, Case, World, sparse
+from tests.hostile.world import Case, World, no_file_cases, sparse
 
 CONFIG = ("config",)
 FILE = "mine.toml"
@@ -53,21 +54,19 @@ _REFUSED: dict[str, tuple[str | bytes, str]] = {
     "another variant": ("variant = 'best'", "paper or released"),
 }
 
+
+def _touched(w: World) -> Path:
+    """The file is there only if somebody makes it."""
+    w.config.touch()
+    return w.config
+
+
 CASES = [
     *(
         Case(f"{FILE}: {name}", _bytes(content), CONFIG, (FILE, words))
         for name, (content, words) in _REFUSED.items()
     ),
-    *(
-        Case(
-            f"{FILE}: {name}",
-            lambda w, spoil=spoil: (w.config.touch(), spoil(w.config)),
-            CONFIG,
-            (FILE, words),
-            isolated,
-        )
-        for name, (spoil, words, isolated) in NO_FILES.items()
-    ),
+    *no_file_cases(FILE, CONFIG, _touched),
     Case(
         f"{FILE}: a terabyte of hole",
         lambda w: sparse(2**40)(w.config),

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.hostile.world import NO_FILES, NUM_ITEMS, Case, World
+from tests.hostile.world import NUM_ITEMS, Case, World, no_file_cases
 
 BOTH = ("inspect", "train")
 FILE = "image_feat.npy"
@@ -123,16 +123,7 @@ CASES = [
         for name, (spoil, words) in _REFUSED.items()
     ),
     *(Case(f"{FILE}: {name}", _array(rows), BOTH[:1], None) for name, rows in _RIGHT.items()),
-    *(
-        Case(
-            f"{FILE}: {name}",
-            lambda w, spoil=spoil: spoil(w.data / FILE),
-            BOTH,
-            (FILE, words),
-            isolated,
-        )
-        for name, (spoil, words, isolated) in NO_FILES.items()
-    ),
+    *no_file_cases(FILE, BOTH, lambda w: w.data / FILE),
     Case(f"{FILE}: too few rows", _array(ROWS[1:]), BOTH, ("_feat.npy", "rows")),
     Case(
         f"{FILE}: a terabyte of hole",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
-from tests.hostile.world import NO_FILES, Case, World, sparse
+from tests.hostile.world import Case, World, no_file_cases, sparse
 
 BOTH = ("inspect", "train")
 
@@ -137,16 +137,7 @@ CASES = [
         Case(f"val.json: {name}", _val(content), BOTH, ("val.json", words))
         for name, (content, words) in _REFUSED.items()
     ),
-    *(
-        Case(
-            f"val.json: {name}",
-            lambda w, spoil=spoil: spoil(w.data / "val.json"),
-            BOTH,
-            ("val.json", words),
-            isolated,
-        )
-        for name, (spoil, words, isolated) in NO_FILES.items()
-    ),
+    *no_file_cases("val.json", BOTH, lambda w: w.data / "val.json"),
     Case("val.json: truncated", _truncated, BOTH, ("val.json", "expected JSON")),
     Case("val.json: twice in a row", _twice, BOTH, ("val.json", "expected JSON")),
     Case("val.json: edges of train.json", _overlap, BOTH, ("val.json", "overlap")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.hostile.world import NO_FILES, NUM_ITEMS, NUM_USERS, Case, World
+from tests.hostile.world import NUM_ITEMS, NUM_USERS, Case, World, no_file_cases
 
 BOTH = ("inspect", "train")
 FILE = "users.tsv"
@@ -65,15 +65,9 @@ CASES = [
     ),
     *(Case(f"{FILE}: {name}", _bytes(data), BOTH[:1], None) for name, data in _RIGHT.items()),
     *(
-        Case(
-            f"{FILE}: {name}",
-            lambda w, spoil=spoil: spoil(w.data / FILE),
-            BOTH,
-            (FILE, words),
-            isolated,
-        )
-        for name, (spoil, words, isolated) in NO_FILES.items()
-        if name != "unreadable"  # there is no such file to make unreadable
+        case
+        for case in no_file_cases(FILE, BOTH, lambda w: w.data / FILE)
+        if not case.name.endswith(": unreadable")  # there is no such file to make unreadable
     ),
     # Shown to people: nothing of it may reach the terminal as it is. tests/hostile/run.py looks.
     Case("items.tsv: escapes in titles", _titles("\x1b[2J\x07\u202e"), ("recommend",), None),

@@ -185,3 +185,15 @@ NO_FILES: dict[str, tuple[Callable[[Path], None], str, bool]] = {
     "endless device": (device, "a device", True),
     "unreadable": (unreadable, "Permission denied", False),
 }
+
+
+def no_file_cases(
+    name: str, commands: tuple[str, ...], path: Callable[[World], Path]
+) -> list[Case]:
+    """Everything in ``NO_FILES`` in the place of a file that the error calls ``name``."""
+    return [
+        Case(
+            f"{name}: {label}", lambda w, spoil=spoil: spoil(path(w)), commands, (name, words), only
+        )
+        for label, (spoil, words, only) in NO_FILES.items()
+    ]
