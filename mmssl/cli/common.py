@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from mmssl.errors import InputError
+from mmssl.models.registry import DEFAULT_MODEL, model_spec
 
 # What `parser.add_subparsers()` returns; argparse has no public name for it.
 Commands = Any
@@ -34,7 +36,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_config_options(parser: argparse.ArgumentParser, models: list[str]) -> None:
+def add_config_options(parser: argparse.ArgumentParser, models: Sequence[str]) -> None:
     """The data, the model and its configuration."""
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set (see `mmssl data`)")
     parser.add_argument("--model", choices=models)
@@ -47,14 +49,19 @@ def add_config_options(parser: argparse.ArgumentParser, models: list[str]) -> No
     parser.add_argument("--epochs", type=int, metavar="N", help="at most so many")
 
 
+def epochs_setting(model: str, epochs: int) -> str:
+    """What ``--epochs`` stands for, as a ``--set``; a model in closed form ignores it."""
+    section = model_spec(model).schedule or "training"
+    return f"{section}.epochs={epochs}"
+
+
 def build_config(arguments: argparse.Namespace) -> Any:
     """The configuration that :func:`add_config_options` and ``--seed`` ask for."""
     from mmssl.config import load_config
 
     settings = list(arguments.settings or ())
     if arguments.epochs is not None:
-        section = "lightgcn" if arguments.model == "lightgcn" else "training"
-        settings.append(f"{section}.epochs={arguments.epochs}")
+        settings.append(epochs_setting(arguments.model or DEFAULT_MODEL, arguments.epochs))
     if arguments.seed is not None:
         settings.append(f"training.seed={arguments.seed}")
     return load_config(

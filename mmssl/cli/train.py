@@ -10,17 +10,19 @@ from mmssl.cli.common import (
     Commands,
     add_config_options,
     add_device_options,
+    epochs_setting,
     print_metrics,
     resolve_device,
 )
 from mmssl.cli.stop import StopOnSignal
 from mmssl.errors import InputError
+from mmssl.models.registry import DEFAULT_MODEL, model_names, model_spec
 
 
 def add(commands: Commands) -> None:
     """Registers the command."""
     train = commands.add_parser("train", help="train a model into a run directory")
-    add_config_options(train, models=["mmssl", "lightgcn", "popularity"])
+    add_config_options(train, models=model_names())
     train.add_argument("--seed", type=int, metavar="N")
     train.add_argument(
         "--seeds", type=int, metavar="N", help="train from N seeds, into OUT/seed-*; mean +- sd"
@@ -60,7 +62,9 @@ def _train_until(stop: StopOnSignal, arguments: argparse.Namespace) -> int:
     device = resolve_device(arguments)
     check_installed(arguments.track)
     if arguments.profile and (
-        arguments.resume or arguments.seeds is not None or arguments.model not in (None, "mmssl")
+        arguments.resume
+        or arguments.seeds is not None
+        or arguments.model not in (None, DEFAULT_MODEL)
     ):
         raise InputError("train: --profile needs a new run of the model mmssl")
     runs, dataset, out = (_resumed if arguments.resume else _new)(arguments)
@@ -116,10 +120,10 @@ def _new(arguments: argparse.Namespace) -> tuple[list[Any], Any, Path]:
 
     if arguments.data is None:
         raise InputError("train: --data DIR is required")
-    model = arguments.model or "mmssl"
+    model = arguments.model or DEFAULT_MODEL
     config = build_config(arguments)
     dataset = read_dataset(arguments.data)
-    label = config.variant if model == "mmssl" else model
+    label = config.variant if model_spec(model).variants else model
     name = f"{dataset.name}-{label}-{config.training.seed}"
     if arguments.seeds is None:
         out = arguments.out or Path("runs") / name
@@ -150,8 +154,7 @@ def _resumed(arguments: argparse.Namespace) -> tuple[list[Any], Any, Path]:
         add_seeds(runs, dataset, arguments.seeds)
     settings = list(arguments.settings or ())
     if arguments.epochs is not None:
-        section = "lightgcn" if runs[0].info.model == "lightgcn" else "training"
-        settings.append(f"{section}.epochs={arguments.epochs}")
+        settings.append(epochs_setting(runs[0].info.model, arguments.epochs))
     for run in runs:
         run.change(settings)
     return runs, dataset, out

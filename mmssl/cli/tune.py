@@ -10,6 +10,7 @@ from typing import Any
 from mmssl.cli.common import Commands, add_config_options, add_device_options, resolve_device
 from mmssl.cli.stop import StopOnSignal
 from mmssl.errors import InputError
+from mmssl.models.registry import DEFAULT_MODEL, model_names
 
 _DEFAULT_TRIALS = 20
 
@@ -17,7 +18,7 @@ _DEFAULT_TRIALS = 20
 def add(commands: Commands) -> None:
     """Registers the command."""
     tune = commands.add_parser("tune", help="search hyper-parameters (see docs/tuning.md)")
-    add_config_options(tune, models=["mmssl", "lightgcn"])
+    add_config_options(tune, models=model_names(trained=True))
     tune.add_argument("--space", type=Path, metavar="F.toml", help="which fields, and their ranges")
     tune.add_argument("--out", type=Path, metavar="STUDY", required=True)
     tune.add_argument("--trials", type=int, metavar="N", help=f"default: {_DEFAULT_TRIALS}")
@@ -100,7 +101,7 @@ def _new(arguments: argparse.Namespace) -> tuple[Any, Any]:
     for option in ("data", "space"):
         if getattr(arguments, option) is None:
             raise InputError(f"tune: --{option} is required")
-    model = arguments.model or "mmssl"
+    model = arguments.model or DEFAULT_MODEL
     check_installed(arguments.track or ())
     config = build_config(arguments)
     space = read_toml(arguments.space)

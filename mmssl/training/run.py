@@ -25,9 +25,8 @@ from mmssl.data.dataset import InteractionDataset
 from mmssl.data.readers import read_dataset
 from mmssl.errors import InputError
 from mmssl.files import read_text
+from mmssl.models.registry import model_spec
 from mmssl.training.checkpoint import Checkpoint, atomic_write, load_checkpoint, save_checkpoint
-
-MODELS = ("mmssl", "lightgcn", "popularity")
 
 # What a run may change when it goes on: nothing that its weights' shapes or its data depend on.
 CHANGEABLE = (
@@ -41,7 +40,7 @@ class RunInfo(NamedTuple):
     """The ``[run]`` section of ``config.toml``."""
 
     model: str
-    """One of `MODELS`."""
+    """A name in :mod:`mmssl.models.registry`."""
     data: str
     """The data set's directory, absolute."""
     data_hash: str
@@ -113,8 +112,10 @@ class RunDirectory:
         if not isinstance(section, dict) or set(section) != fields or not _well_typed(section):
             raise InputError(f"{file}: expected a [run] section with {', '.join(sorted(fields))}")
         info = RunInfo(**section)
-        if info.model not in MODELS:
-            raise InputError(f"{file}: run.model: expected {MODELS}, got {info.model!r}")
+        try:
+            model_spec(info.model)
+        except InputError as error:
+            raise InputError(f"{file}: run.{error}") from None
         return cls(path, info, Config().replace(content, source=str(file)))
 
     def change(self, settings: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from mmssl.config import Config
 from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import InputError
+from mmssl.models.registry import model_spec
 from mmssl.training.checkpoint import atomic_write
 from mmssl.training.run import RunDirectory
 
@@ -100,10 +101,10 @@ def is_finished(run: RunDirectory) -> bool:
     metrics = run.read_metrics()
     if metrics is None:
         return False
-    if run.info.model == "popularity":
+    section = model_spec(run.info.model).schedule
+    if section is None:
         return True
-    config = run.config
-    training = config.lightgcn if run.info.model == "lightgcn" else config.training
+    training = getattr(run.config, section)
     done = len(metrics["epochs"])
     return done >= training.epochs or done - metrics["best_epoch"] >= training.patience
 

@@ -8,6 +8,7 @@ from typing import Any
 from mmssl.data.dataset import InteractionDataset
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
+from mmssl.models.registry import DEFAULT_MODEL
 from mmssl.training.checkpoint import atomic_write
 from mmssl.training.run import RunDirectory
 from mmssl.tuning.study import Study
@@ -87,7 +88,7 @@ def result_lines(study: Study, result: dict[str, Any], most: int = 5) -> list[st
         f"trial {best['number']} on test, read once: recall@20 {best['test']['recall@20']:.4f}, "
         f"ndcg@20 {best['test']['ndcg@20']:.4f}"
     )
-    model = "" if study.spec.model == "mmssl" else f" --model {study.spec.model}"
+    model = "" if study.spec.model == DEFAULT_MODEL else f" --model {study.spec.model}"
     config = study.path / "best.toml"
     lines.append(f"next: mmssl train --data {study.spec.data}{model} --config {config} --seeds 5")
     return lines

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from mmssl.config import Config, read_toml
 from mmssl.errors import InputError
+from mmssl.models.registry import model_spec
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -139,7 +140,7 @@ def read_space(path: Path, config: Config, model: str) -> Space:
     Args:
         path: the TOML file.
         config: what the trials start from; every end of a range and every choice must fit into it.
-        model: "mmssl" or "lightgcn"; a field that it does not read is refused.
+        model: a trained model; a field that it does not read is refused.
 
     Raises:
         InputError: in one line: the file, the field, what was expected and what was got.
@@ -197,14 +198,9 @@ def _hint(name: str, at: str) -> Any:
 
 
 def _check_used(name: str, model: str, at: str) -> None:
-    section = name.partition(".")[0]
     if name == "training.seed":
         raise InputError(f"{at}: a seed is no hyper-parameter; use `mmssl train --seeds`")
-    if model == "lightgcn":
-        used = section == "lightgcn" or name == "model.embedding_dim"
-    else:
-        used = section != "lightgcn"
-    if not used:
+    if not model_spec(model).reads_field(name):
         raise InputError(f"{at}: has no effect on --model {model}")
 
 

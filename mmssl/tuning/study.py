@@ -28,6 +28,7 @@ import tomli_w
 
 from mmssl.config import Config, read_toml
 from mmssl.errors import InputError
+from mmssl.models.registry import model_spec
 from mmssl.training.checkpoint import atomic_write
 from mmssl.tuning.space import Space, parse_space
 
@@ -253,8 +254,9 @@ class Study:
             return NopPruner()
         if search.pruner == "median":
             return MedianPruner(search.prune_after_trials, search.warmup_epochs)
-        section = self.spec.config.lightgcn if self.spec.model == "lightgcn" else None
-        epochs = (section or self.spec.config.training).epochs
+        section = model_spec(self.spec.model).schedule
+        assert section is not None  # only trained models are tuned
+        epochs = getattr(self.spec.config, section).epochs
         return HyperbandPruner(min(search.warmup_epochs, epochs), epochs)
 
     def _revive(self, frozen: FrozenTrial) -> Trial:

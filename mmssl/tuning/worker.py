@@ -45,7 +45,7 @@ def work(
         parent: its process id.
         data: the data set's directory.
         data_hash: its content hash.
-        model: "mmssl" or "lightgcn".
+        model: a trained model.
         device: "cpu" or "cuda".
         threads: this process's share of the CPU.
         trackers: of every trial.
