@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 
 import pytest
 
-from mmssl.config import VARIANTS, Config, load_config, preset_names, read_toml
+from mmssl.config import (
+    VARIANTS,
+    Config,
+    TrainingConfig,
+    load_config,
+    preset_names,
+    read_toml,
+)
 from mmssl.errors import InputError
 
 
@@ -33,8 +42,8 @@ def test_layers_override_in_order(tmp_path):
     )
     assert config.training.lr == 1.0 and isinstance(config.training.lr, float)
     assert config.training.seed == 7
-    assert config.loss.g_weight == 1.8e-3  # of the preset
-    assert config.model.final_softmax  # of the variant
+    assert config.loss.g_weight == 1.8e-3  # from the preset
+    assert config.model.final_softmax  # from the variant
 
 
 def test_variants_differ_where_documented():
@@ -73,16 +82,26 @@ def test_tiktok_hyper_parameters_are_the_papers():
         ("nothing", ["section.field=value"]),
         ("model.width=1", ["unknown field 'model.width'", "embedding_dim"]),
         ("models.width=1", ["unknown field 'models'"]),
-        ("model=1", ["model is a section"]),
+        ("model=1", ["model: expected a section"]),
         ("model.dropout=1.0", ["model.dropout", "[0, 1)", "1.0"]),
         ("model.dropout=nan", ["finite number"]),
         ("model.final_softmax=1", ["true or false", "1"]),
         ("model.embedding_dim=64.0", ["an integer", "64.0"]),
         ("model.num_heads=true", ["an integer", "True"]),
+        ("model.num_heads=3", ["model.num_heads", "a divisor of model.embedding_dim = 64", "3"]),
+        (
+            "model.embedding_dim=9223372036854775808",
+            ["an integer below 2^63", "9223372036854775808"],
+        ),
+        ("critic.similarity_scale=-inf", ["critic.similarity_scale", "a finite number", "-inf"]),
+        ("critic.dropout=[0.1, 1.0]", ["critic.dropout", "two rates in [0, 1)", "1.0"]),
+        ("critic.hidden=1", ["critic.hidden", '>= 2 or "paper"', "got 1"]),
+        ("training.seed=-1", ["training.seed", ">= 0", "-1"]),
         ("critic.dropout=[0.1]", ["[a finite number, a finite number]"]),
         ("critic.hidden=wide", ['an integer or "paper"', "'wide'"]),
         ("loss.temperature=0", ["loss.temperature", "> 0"]),
         ("structure.schedule=never", ['"latest" or "released"', "'never'"]),
+        ("structure.schedule=\udcff", ['"latest" or "released"', "udcff"]),
     ],
 )
 def test_errors(setting, words):
@@ -91,6 +110,19 @@ def test_errors(setting, words):
     assert "\n" not in str(caught.value)
     for word in words:
         assert word in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0, 0.0])
+def test_values_are_checked_on_construction(value):
+    with pytest.raises(InputError, match=r"^training\.lr: expected "):
+        TrainingConfig(lr=value)
+
+
+def test_import_needs_only_the_standard_library():
+    code = "import sys, mmssl.config; mmssl.config.Config(); print(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = {name.partition(".")[0] for name in ran.stdout.split()}
+    assert not loaded & {"msgspec", "numpy", "tomli", "tomli_w", "torch"}
 
 
 def test_frozen():

@@ -17,11 +17,11 @@ def _bytes(content: str | bytes) -> Callable[[World], object]:
 
 
 _REFUSED: dict[str, tuple[str | bytes, str]] = {
-    "no TOML": ("a = [", "not valid TOML"),
+    "not TOML": ("a = [", "not valid TOML"),
     "JSON": ('{"model": {}}', "not valid TOML"),
     "a key twice": ("variant = 'paper'\nvariant = 'paper'\n", "not valid TOML"),
     "a section twice": ("[model]\n[model]\n", "not valid TOML"),
-    "no UTF-8": (b"variant = '\xff'", "UTF-8"),
+    "not UTF-8": (b"variant = '\xff'", "UTF-8"),
     "UTF-16": ("[model]\n".encode("utf-16"), "UTF-8"),
     "NUL bytes": (b"\0" * 100, "not valid TOML"),
     "a pickle": (b"\x80\x04K\x01.", "UTF-8"),
@@ -41,14 +41,14 @@ _REFUSED: dict[str, tuple[str | bytes, str]] = {
     "a list for a number": ("[training]\nlr = [1]", "a finite number"),
     "a long text for a number": (f"[training]\nlr = '{'x' * 100_000}'", "a finite number"),
     "a negative width": ("[model]\nembedding_dim = -64", ">= 1"),
-    "no width": ("[model]\nembedding_dim = 0", ">= 1"),
+    "a width of zero": ("[model]\nembedding_dim = 0", ">= 1"),
     "a list of three rates": ("[critic]\ndropout = [0.1, 0.2, 0.3]", "critic.dropout"),
     "an unknown field": ("[model]\nwidth = 3", "model.width"),
     "an unknown section": ("[modle]\nwidth = 3", "modle"),
-    "a field with a line end": ('[model]\n"a\\nb" = 3', "unknown field"),
-    "a field of 100,000 letters": (f"[model]\n{'x' * 100_000} = 3", "unknown field"),
-    "a number for a section": ("model = 3", "is a section"),
-    "a list of sections": ("[[model]]\nembedding_dim = 8", "is a section"),
+    "a field name with a line end": ('[model]\n"a\\nb" = 3', "unknown field"),
+    "a field name of 100,000 letters": (f"[model]\n{'x' * 100_000} = 3", "unknown field"),
+    "a number for a section": ("model = 3", "expected a section"),
+    "a list of sections": ("[[model]]\nembedding_dim = 8", "expected a section"),
     "a section for a field": ("[training.lr]\nx = 1", "a finite number"),
     "a private name": ("[model]\n__class__ = 1", "unknown field"),
     "another variant": ("variant = 'best'", "paper or released"),
@@ -56,7 +56,7 @@ _REFUSED: dict[str, tuple[str | bytes, str]] = {
 
 
 def _touched(w: World) -> Path:
-    """The file is there only if somebody makes it."""
+    """Create the optional file, so that a case can replace it."""
     w.config.touch()
     return w.config
 
@@ -68,7 +68,7 @@ CASES = [
     ),
     *no_file_cases(FILE, CONFIG, _touched),
     Case(
-        f"{FILE}: a terabyte of hole",
+        f"{FILE}: a sparse terabyte",
         lambda w: sparse(2**40)(w.config),
         CONFIG,
         (FILE, "at most"),
