@@ -1,1 +1,1 @@
-"""Hyper-parameter search with Optuna: a space, a study, its workers, its result."""
+"""Hyper-parameter search with Optuna: the search space, the study, its trials and its result."""

@@ -1,9 +1,12 @@
-"""What a study leaves: ``best.toml`` for `mmssl train`, ``study.json``, a table."""
+"""The result of a study: ``best.toml`` for `mmssl train`, ``study.json`` and a table."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
+
+from optuna.importance import PedAnovaImportanceEvaluator, get_param_importances
+from optuna.trial import FrozenTrial, TrialState
 
 from mmssl.data.dataset import InteractionDataset
 from mmssl.evaluation.evaluator import Evaluator
@@ -13,18 +16,18 @@ from mmssl.training.checkpoint import atomic_write
 from mmssl.training.run import RunDirectory
 from mmssl.tuning.study import Study
 
-# Fewer finished trials say nothing about which parameter mattered.
-_FEWEST_FOR_IMPORTANCE = 10
+# With fewer complete trials the importances are noise.
+_MIN_TRIALS_FOR_IMPORTANCE = 10
 
 
 def write_result(study: Study, dataset: InteractionDataset) -> dict[str, Any]:
-    """Writes ``best.toml`` and ``study.json`` and returns the latter's content.
+    """Write ``best.toml`` and ``study.json`` and return the content of the latter.
 
-    Trials are ranked by validation Recall@20. Only here is the test split read, and only once, for
-    the best trial. ``test_read`` lists the trials it was ever read for, since a study that is
-    continued may end with another best.
+    Trials are ranked by validation Recall@20. The test split is read here only, once, for the best
+    trial. ``test_read`` lists all trials for which it was ever read, since a study that is
+    continued may end with a different best trial.
     """
-    trials = [_row(study, trial) for trial in study.optuna.get_trials(deepcopy=False)]
+    trials = [_row(study, trial) for trial in study.trials()]
     result: dict[str, Any] = {
         "model": study.spec.model,
         "data": {"path": study.spec.data, "hash": study.spec.data_hash},
@@ -62,13 +65,13 @@ def write_result(study: Study, dataset: InteractionDataset) -> dict[str, Any]:
 
 
 def result_lines(study: Study, result: dict[str, Any], most: int = 5) -> list[str]:
-    """The best trials, the parameters' importances, and what to do next."""
+    """Return the best trials, the importances of the parameters and the next command."""
     trials = result["trials"]
     counts = {s: sum(t["state"] == s for t in trials) for s in ("complete", "pruned", "fail")}
     lines = [f"{counts['complete']} trials complete, {counts['pruned']} pruned, "
              f"{counts['fail']} failed"]  # fmt: skip
     if result["best"] is None:
-        return [*lines, "no trial ran to its end, so there is no best one"]
+        return [*lines, "no trial is complete, so there is no best one"]
     names = list(study.space.parameters)
     ranked = sorted(
         (trial for trial in trials if trial["state"] == "complete"),
@@ -94,7 +97,7 @@ def result_lines(study: Study, result: dict[str, Any], most: int = 5) -> list[st
     return lines
 
 
-def _row(study: Study, trial: Any) -> dict[str, Any]:
+def _row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
     parameters = {
         name: study.space.parameters[name].decode(value) for name, value in trial.params.items()
     }
@@ -110,17 +113,16 @@ def _row(study: Study, trial: Any) -> dict[str, Any]:
 
 
 def _importance(study: Study) -> dict[str, float]:
-    """By PED-ANOVA, the one evaluator of Optuna's that needs no scikit-learn."""
-    import optuna
-
-    complete = optuna.trial.TrialState.COMPLETE
-    trials = study.optuna.get_trials(deepcopy=False, states=[complete])
+    """Evaluate by PED-ANOVA, the only evaluator of Optuna that does not need scikit-learn."""
+    trials = study.trials(TrialState.COMPLETE)
     values = {trial.value for trial in trials}
-    if len(trials) < _FEWEST_FOR_IMPORTANCE or len(values) < 2 or len(study.space.parameters) < 2:
+    if (
+        len(trials) < _MIN_TRIALS_FOR_IMPORTANCE
+        or len(values) < 2
+        or len(study.space.parameters) < 2
+    ):
         return {}
-    evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-    importance = optuna.importance.get_param_importances(study.optuna, evaluator=evaluator)
-    return dict(importance)
+    return get_param_importances(study.optuna, evaluator=PedAnovaImportanceEvaluator())
 
 
 def _previous(study: Study) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The search space: a TOML file, every key and value checked against the configuration's fields.
+"""The search space: a TOML file, checked against the fields of the configuration.
 
 ``[space]`` holds one entry per field: ``"training.lr" = {low = 1e-4, high = 1e-2, log = true}``, or
 ``"critic.hidden" = {choices = [128, "paper"]}``. ``[search]`` is optional.
@@ -8,109 +8,138 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Annotated, Any, Literal
 
-from mmssl.config import Config, read_toml
+import msgspec
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
+
+from mmssl.config import Config, Section, replace_fields
 from mmssl.errors import InputError
 from mmssl.models.registry import model_spec
 
-if TYPE_CHECKING:
-    from optuna.distributions import BaseDistribution
 
-_RANGE_KEYS = {"low", "high", "log", "step"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Range:
+class Range(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Numbers from low to high, both included."""
 
     low: float
     high: float
-    log: bool
-    step: float | None
-    integer: bool
+    log: bool = False
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        low, high, step = self.low, self.high, self.step
+        if not low < high:
+            raise ValueError(f"expected low < high, got {low:g} and {high:g}")
+        if self.log and not low > 0:
+            raise ValueError(f"log: expected low > 0, got {low:g}")
+        if step is not None and (self.log or not 0 < step <= high - low):
+            raise ValueError(f"step: expected 0 < step <= high - low and no log, got {step:g}")
 
     def distribution(self) -> BaseDistribution:
-        """As Optuna has it."""
-        from optuna.distributions import FloatDistribution, IntDistribution
-
-        if self.integer:
-            step = 1 if self.step is None else int(self.step)
-            return IntDistribution(int(self.low), int(self.high), log=self.log, step=step)
+        """Return Optuna's form."""
         return FloatDistribution(self.low, self.high, log=self.log, step=self.step)
 
+    def ends(self) -> Sequence[Any]:
+        """Return the smallest and the largest value that can be drawn."""
+        if self.step is None:
+            return self.low, self.high
+        count = int((self.high - self.low) / self.step + 1e-9)
+        return self.low, self.low + count * self.step
+
     def decode(self, value: Any) -> Any:
-        """Optuna's value as the configuration's."""
-        return value
+        """Return the configuration's value for Optuna's."""
+        return float(value)
 
     def encode(self, value: Any) -> Any:
-        """The configuration's value as Optuna's."""
-        return value
+        """Return Optuna's value for the configuration's; None if it cannot be drawn."""
+        if not isinstance(value, (int, float)) or not self.low <= value <= self.high:
+            return None
+        steps = 0.0 if self.step is None else (value - self.low) / self.step
+        return value if abs(steps - round(steps)) < 1e-8 else None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Choices:
-    """One of several values."""
+class IntRange(Range, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Integers from low to high, both included."""
 
-    values: tuple[Any, ...]
+    low: int
+    high: int
+    step: int | None = None
 
     def distribution(self) -> BaseDistribution:
-        """As Optuna has it."""
-        from optuna.distributions import CategoricalDistribution
-
-        return CategoricalDistribution([self.encode(value) for value in self.values])
+        """Return Optuna's form."""
+        return IntDistribution(self.low, self.high, log=self.log, step=self.step or 1)
 
     def decode(self, value: Any) -> Any:
-        """Optuna's value as the configuration's."""
-        return next(v for v in self.values if self.encode(v) == value)
+        """Return the configuration's value for Optuna's."""
+        return int(value)
+
+
+class Choices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of several values."""
+
+    choices: Annotated[list[Any], msgspec.Meta(min_length=1)]
+
+    def __post_init__(self) -> None:
+        if len({json.dumps(value, default=str) for value in self.choices}) < len(self.choices):
+            raise ValueError(f"choices: expected different values, got {self.choices!r:.60}")
+
+    def distribution(self) -> BaseDistribution:
+        """Return Optuna's form."""
+        return CategoricalDistribution([_scalar(value) for value in self.choices])
+
+    def ends(self) -> Sequence[Any]:
+        """Return every value that can be drawn."""
+        return self.choices
+
+    def decode(self, value: Any) -> Any:
+        """Return the configuration's value for Optuna's."""
+        return next(choice for choice in self.choices if _scalar(choice) == value)
 
     def encode(self, value: Any) -> Any:
-        """Optuna stores no lists: JSON stands for them."""
-        return json.dumps(list(value)) if isinstance(value, (list, tuple)) else value
+        """Return Optuna's value for the configuration's; None if it cannot be drawn."""
+        return next((_scalar(c) for c in self.choices if _scalar(c) == _scalar(value)), None)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Search:
-    """How trials are chosen and ended early."""
+class Search(Section):
+    """How trials are chosen and pruned."""
 
     sampler: Literal["tpe", "random"] = "tpe"
     """`tpe`: Optuna's Tree-structured Parzen Estimator; `random`: independent draws."""
-    startup_trials: int = 10
-    """Random trials before TPE begins."""
+    startup_trials: Annotated[int, ">= 1"] = 10
+    """Number of random trials before TPE begins."""
     pruner: Literal["median", "hyperband", "none"] = "median"
-    """`median`: a trial whose best Recall@20 so far is below the median of the others' at the same
-    epoch ends; `hyperband`: successive halving with several budgets."""
-    prune_after_trials: int = 5
-    """Trials that must have run to their end before others are pruned."""
-    warmup_epochs: int = 5
-    """No trial is pruned in an epoch before this one."""
-
-    def __post_init__(self) -> None:
-        limits = (("startup_trials", 1), ("prune_after_trials", 1), ("warmup_epochs", 1))
-        for name, least in limits:
-            if getattr(self, name) < least:
-                raise InputError(f"search.{name}: expected >= {least}, got {getattr(self, name)}")
+    """`median`: prune a trial whose best Recall@20 so far is below the median of the other trials
+    at the same epoch; `hyperband`: successive halving with several budgets."""
+    prune_after_trials: Annotated[int, ">= 1"] = 5
+    """Number of complete trials before any trial is pruned."""
+    warmup_epochs: Annotated[int, ">= 1"] = 5
+    """Number of epochs before a trial can be pruned."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Space:
-    """What is searched, by field, and how."""
+    """The searched fields and how they are searched."""
 
     parameters: dict[str, Range | Choices]
     search: Search
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """As Optuna has them."""
-        return {name: p.distribution() for name, p in self.parameters.items()}
+        """Return Optuna's form of every parameter."""
+        return {name: parameter.distribution() for name, parameter in self.parameters.items()}
 
     def apply(self, config: Config, values: Mapping[str, Any]) -> Config:
-        """The configuration with Optuna's values.
+        """Return the configuration with Optuna's values.
 
         Raises:
-            InputError: a combination that the configuration refuses.
+            InputError: The configuration refuses the combination.
         """
         layer: dict[str, dict[str, Any]] = {}
         for name, value in values.items():
@@ -119,59 +148,49 @@ class Space:
         return config.replace(layer, source="trial")
 
     def values_of(self, config: Config) -> dict[str, Any] | None:
-        """The configuration's own values as Optuna's; None if one is outside the space."""
+        """Return Optuna's form of the configuration's own values; None if one is outside."""
         values = {}
         for name, parameter in self.parameters.items():
-            value = parameter.encode(_field(config, name))
-            distribution = parameter.distribution()
-            try:
-                inside = distribution._contains(distribution.to_internal_repr(value))
-            except (ValueError, TypeError):
-                inside = False
-            if not inside:
-                return None
-            values[name] = value
-        return values
-
-
-def read_space(path: Path, config: Config, model: str) -> Space:
-    """Reads and checks a search space.
-
-    Args:
-        path: the TOML file.
-        config: what the trials start from; every end of a range and every choice must fit into it.
-        model: a trained model; a field that it does not read is refused.
-
-    Raises:
-        InputError: in one line: the file, the field, what was expected and what was got.
-    """
-    return parse_space(read_toml(path), config, model, str(path))
+            section, field = name.split(".")
+            values[name] = parameter.encode(getattr(getattr(config, section), field))
+        return None if None in values.values() else values
 
 
 def parse_space(content: Mapping[str, Any], config: Config, model: str, where: str) -> Space:
-    """:func:`read_space` on what the TOML file holds; ``where`` begins every error."""
+    """Check the content of a search space's TOML file.
+
+    Args:
+        content: The parsed file.
+        config: Configuration that the trials start from; it must accept both ends of every range
+            and every choice.
+        model: Name of a trained model; a field that it does not read is refused.
+        where: Name of the file; begins every error message.
+
+    Raises:
+        InputError: In one line: the file, the field, what was expected and what was got.
+    """
     unknown = set(content) - {"space", "search"}
     if unknown:
         raise InputError(f"{where}: expected [space] and [search], got [{sorted(unknown)[0]}]")
-    entries = content.get("space")
+    entries, search = content.get("space"), content.get("search", {})
     if not isinstance(entries, Mapping) or not entries:
         raise InputError(f"{where}: expected a [space] section with at least one field")
+    if not isinstance(search, Mapping):
+        raise InputError(f"{where}: search: expected a section, got {search!r:.60}")
     parameters: dict[str, Range | Choices] = {}
     for name, entry in _leaves(entries):
         at = f"{where}: {name}"
-        hint = _hint(name, at)
-        _check_used(name, model, at)
-        if not isinstance(entry, Mapping):
-            raise InputError(f"{at}: expected {{low, high}} or {{choices}}, got {entry!r}")
-        parameter = _choices(entry, at) if "choices" in entry else _range(entry, hint, at)
-        ends = parameter.values if isinstance(parameter, Choices) else _ends(parameter)
+        parameter = _parameter(entry, _field_type(name, model, at), at)
         section, field = name.split(".")
-        for value in ends:
+        for value in parameter.ends():
             config.replace({section: {field: value}}, source=at)
         if name in parameters:
             raise InputError(f"{at}: given twice")
         parameters[name] = parameter
-    return Space(parameters=parameters, search=_search(content.get("search", {}), where))
+    return Space(
+        parameters=parameters,
+        search=replace_fields(Search(), search, source=where, prefix="search."),
+    )
 
 
 def _leaves(entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
@@ -185,8 +204,8 @@ def _leaves(entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return leaves
 
 
-def _hint(name: str, at: str) -> Any:
-    """The type of the field, or an error that lists the fields there are."""
+def _field_type(name: str, model: str, at: str) -> Any:
+    """Return the type of a searchable field."""
     section, _, field = name.partition(".")
     sections = {k: v for k, v in typing.get_type_hints(Config).items() if k != "variant"}
     if section not in sections or not field:
@@ -194,83 +213,29 @@ def _hint(name: str, at: str) -> Any:
     fields = typing.get_type_hints(sections[section])
     if field not in fields:
         raise InputError(f"{at}: unknown field, expected one of {', '.join(sorted(fields))}")
+    if name == "training.seed":
+        raise InputError(f"{at}: a seed is not a hyper-parameter; use `mmssl train --seeds`")
+    if not model_spec(model).reads_field(name):
+        raise InputError(f"{at}: has no effect on --model {model}")
     return fields[field]
 
 
-def _check_used(name: str, model: str, at: str) -> None:
-    if name == "training.seed":
-        raise InputError(f"{at}: a seed is no hyper-parameter; use `mmssl train --seeds`")
-    if not model_spec(model).reads_field(name):
-        raise InputError(f"{at}: has no effect on --model {model}")
-
-
-def _choices(entry: Mapping[str, Any], at: str) -> Choices:
-    values = entry["choices"]
-    if len(entry) != 1:
-        other = next(key for key in entry if key != "choices")
-        raise InputError(f"{at}: choices go with nothing else, got {other!r} besides")
-    if not isinstance(values, list) or not values:
-        raise InputError(f"{at}: choices: expected a list of values, got {values!r}")
-    if len({json.dumps(value) for value in values}) < len(values):
-        raise InputError(f"{at}: choices: expected different values, got {values!r}")
-    return Choices(values=tuple(values))
-
-
-def _range(entry: Mapping[str, Any], hint: Any, at: str) -> Range:
-    unknown = set(entry) - _RANGE_KEYS
-    if unknown or not {"low", "high"} <= set(entry):
-        got = ", ".join(map(str, entry)) or "nothing"
-        raise InputError(f"{at}: expected low, high and perhaps log or step, or choices, got {got}")
-    options = typing.get_args(hint) or (hint,)
-    if float not in options and int not in options:
-        raise InputError(f"{at}: not a number, so expected choices, got a range")
-    integer = float not in options
-    for key in ("low", "high", "step"):
-        value = entry.get(key, 1)
-        number = isinstance(value, int if integer else (int, float)) and not isinstance(value, bool)
-        if not number or value != value or abs(value) == float("inf"):
-            kind = "an integer" if integer else "a finite number"
-            raise InputError(f"{at}: {key}: expected {kind}, got {value!r}")
-    low, high, step, log = entry["low"], entry["high"], entry.get("step"), entry.get("log", False)
-    if not isinstance(log, bool):
-        raise InputError(f"{at}: log: expected true or false, got {log!r}")
-    if not low < high:
-        raise InputError(f"{at}: expected low < high, got {low} and {high}")
-    if step is not None and (log or not 0 < step <= high - low):
-        raise InputError(f"{at}: step: expected 0 < step <= high - low and no log, got {step}")
-    if log and not low > 0:
-        raise InputError(f"{at}: log: expected low > 0, got {low}")
-    return Range(low=low, high=high, log=log, step=step, integer=integer)
-
-
-def _ends(parameter: Range) -> tuple[float, float]:
-    """The smallest and the largest value that can be drawn."""
-    high = parameter.high
-    if parameter.step is not None:
-        count = int((parameter.high - parameter.low) / parameter.step + 1e-9)
-        high = parameter.low + count * parameter.step
-    return parameter.low, high
-
-
-def _search(content: Any, where: str) -> Search:
-    if not isinstance(content, Mapping):
-        raise InputError(f"{where}: search: expected a section, got {content!r}")
-    hints = typing.get_type_hints(Search)
-    for name, value in content.items():
-        at = f"{where}: search.{name}"
-        if name not in hints:
-            raise InputError(f"{at}: unknown, expected one of {', '.join(hints)}")
-        options = typing.get_args(hints[name])
-        if options and value not in options:
-            raise InputError(f"{at}: expected {' or '.join(options)}, got {value!r}")
-        if not options and (not isinstance(value, int) or isinstance(value, bool)):
-            raise InputError(f"{at}: expected an integer, got {value!r}")
+def _parameter(entry: Any, field_type: Any, at: str) -> Range | Choices:
+    if not isinstance(entry, Mapping):
+        raise InputError(f"{at}: expected {{low, high}} or {{choices}}, got {entry!r:.60}")
+    types = typing.get_args(field_type) or (field_type,)
+    kind: type[Range | Choices] = Choices
+    if "choices" not in entry:
+        if float not in types and int not in types:
+            raise InputError(f"{at}: expected choices, since the field is not a number")
+        kind = Range if float in types else IntRange
     try:
-        return Search(**content)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        return msgspec.convert(entry, kind)
+    except msgspec.ValidationError as error:
+        reason, _, path = str(error).partition(" - at `$")
+        raise InputError(f"{at}{path[:-1]}: {reason[:1].lower()}{reason[1:]}") from None
 
 
-def _field(config: Config, name: str) -> Any:
-    section, field = name.split(".")
-    return getattr(getattr(config, section), field)
+def _scalar(value: Any) -> Any:
+    """Return a value that Optuna can store: it stores no lists, so JSON stands for them."""
+    return json.dumps(list(value)) if isinstance(value, (list, tuple)) else value

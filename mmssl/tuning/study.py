@@ -1,113 +1,115 @@
-"""A study: trials chosen by Optuna, trained in worker processes, kept in one directory.
+"""A study: trials chosen by Optuna and kept in one directory, on which several processes can work.
 
 ``STUDY/study.toml`` (what is searched), ``journal.log`` (Optuna's storage), ``trial-0000/`` and so
 on (run directories), in the end ``best.toml`` and ``study.json``.
 
-Only the study's own process touches the storage; workers answer through pipes. A worker that dies
-therefore leaves no lock behind, and its trial is marked as failed at once. A study that dies leaves
-trials "running" in the storage; a resume continues them from their checkpoints. Since the sampler's
-randomness depends on the seed and the trial's number alone, a study with one worker ends with the
-same trials whether it was interrupted or not.
+Every process opens the storage; a trial belongs to the process that holds the lock in its run
+directory. A trial that is running in the storage but whose lock is free was left by a process that
+was stopped or killed; the next process that needs a trial continues it from its checkpoint. Trials
+are claimed one process at a time, and the sampler's seed depends on the seed of the study and the
+trial's number alone. A study with one process therefore ends with the same trials whether or not
+it was interrupted.
 
-The storage is Optuna's journal file: one appended and flushed line per event, readable as text,
-safe on network file systems where SQLite's locks are not, and without SQLAlchemy at work.
+The storage is Optuna's journal file: one appended and flushed line per event, readable as text.
 """
 
 from __future__ import annotations
 
-import fcntl
-import os
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import msgspec
 import numpy as np
+import optuna
 import tomli_w
+from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import BasePruner, HyperbandPruner, MedianPruner, NopPruner
+from optuna.samplers import BaseSampler, RandomSampler, TPESampler
+from optuna.storages.journal import JournalFileBackend, JournalStorage
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mmssl.config import Config, read_toml
 from mmssl.errors import InputError
 from mmssl.models.registry import model_spec
 from mmssl.training.checkpoint import atomic_write
+from mmssl.tuning.locks import FileLock, JournalLock
 from mmssl.tuning.space import Space, parse_space
 
-if TYPE_CHECKING:
-    import optuna
-    from optuna.trial import FrozenTrial, Trial
+_NAME = "mmssl"
+# A trial whose process dies this often without finishing another epoch is marked as failed.
+_MAX_DEATHS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudySpec:
-    """Everything that determines a study besides the data; ``study.toml``."""
+    """Everything that determines a study, apart from the data; ``study.toml``."""
 
     model: str
     data: str
     data_hash: str
     config: Config
-    space: Mapping[str, Any]
-    """The search space's TOML, as it was read."""
+    space: dict[str, Any]
+    """Content of the search space's TOML file."""
     seed: int
     trials: int
     trackers: tuple[str, ...] = ()
 
     def to_toml(self) -> str:
-        """As written to ``study.toml``."""
-        study = {
-            "model": self.model,
-            "data": self.data,
-            "data_hash": self.data_hash,
-            "seed": self.seed,
-            "trials": self.trials,
-            "trackers": list(self.trackers),
-        }
-        content = {"study": study, "search_space": self.space, "config": self.config.to_dict()}
-        return tomli_w.dumps(content)
+        """Return the content of ``study.toml``."""
+        study = {**vars(self), "trackers": list(self.trackers)}
+        config, space = study.pop("config"), study.pop("space")
+        return tomli_w.dumps({"study": study, "search_space": space, "config": config.to_dict()})
 
     @classmethod
     def read(cls, path: Path) -> StudySpec:
-        """Reads ``study.toml``.
+        """Read ``study.toml``.
 
         Raises:
-            InputError: not a study, or one that this version can't read.
+            InputError: The file does not exist or does not describe a study of this version.
         """
         if not path.is_file():
             raise InputError(f"{path.parent}: not a study (it has no study.toml)")
         content = read_toml(path)
         try:
-            study = dict(content["study"])
-            return cls(
-                **{**study, "trackers": tuple(study["trackers"])},
-                config=Config().replace(content["config"], source=str(path)),
-                space=content["search_space"],
-            )
-        except (KeyError, TypeError) as error:
+            config = Config().replace(content["config"], source=str(path))
+            fields = {**content["study"], "config": config, "space": content["search_space"]}
+            return msgspec.convert(fields, cls)
+        except (AttributeError, KeyError, TypeError, msgspec.ValidationError) as error:
             raise InputError(f"{path}: not a study of this version: {error}") from error
 
 
 class Study:
-    """The trials of one directory, locked against a second process.
+    """The trials of one directory.
 
     Args:
-        path: the study's directory, with its ``study.toml``.
-        spec: its content.
+        path: The study's directory, with its ``study.toml``.
+        spec: Content of ``study.toml``.
+        join: Work next to the process that owns the study. Only the owner changes the study and
+            writes its result; a second owner is refused.
     """
 
-    def __init__(self, path: Path, spec: StudySpec) -> None:
+    def __init__(self, path: Path, spec: StudySpec, *, join: bool = False) -> None:
         self.path = path
         self.spec = spec
         where = str(path / "study.toml")
         self.space: Space = parse_space(spec.space, spec.config, spec.model, where)
         self._distributions = self.space.distributions()
-        self._lock = self._acquire()
-        self.optuna = self._open_storage()
+        self._owner = FileLock(path / ".lock")
+        self._claiming = FileLock(path / ".claim.lock")
+        self._trial_locks: dict[int, FileLock] = {}
+        if not join and not self._owner.acquire(wait=False):
+            raise InputError(f"{path}: another process is working on this study; join it by --join")
+        self._open_storage()
 
     @classmethod
     def create(cls, path: Path, spec: StudySpec) -> Study:
-        """A new study.
+        """Create a study.
 
         Raises:
-            InputError: the directory exists and is not empty, or can't be written.
+            InputError: The directory is not empty or cannot be written.
         """
         if path.exists() and not (path.is_dir() and not any(path.iterdir())):
             raise InputError(
@@ -121,134 +123,136 @@ class Study:
         return cls(path, spec)
 
     def close(self) -> None:
-        """Releases the lock."""
-        self._lock.close()
+        """Release all locks."""
+        for lock in (self._owner, *self._trial_locks.values()):
+            lock.release()
 
     def trial_path(self, number: int) -> Path:
-        """The run directory of a trial."""
+        """Return the run directory of a trial."""
         return self.path / f"trial-{number:04d}"
 
-    def unfinished(self) -> list[Trial]:
-        """Trials that were under way when the study stopped, to be continued first."""
-        import optuna
+    def trials(self, *states: TrialState) -> list[FrozenTrial]:
+        """Return the trials in one of the states, or all of them."""
+        return self.optuna.get_trials(deepcopy=False, states=states or None)
 
-        trials = self.optuna.get_trials(deepcopy=False, states=[optuna.trial.TrialState.RUNNING])
-        return [self._revive(trial) for trial in trials]
+    def claim(self, on_ended: Callable[[int, str], None]) -> Trial | None:
+        """Claim a trial for this process.
 
-    def retry_failed(self) -> int:
-        """Queues the trials whose worker died or crashed once more; returns how many."""
-        import optuna
+        Args:
+            on_ended: Called with the number of every trial that cannot be trained, and the reason.
 
-        trials = self.optuna.get_trials(deepcopy=False)
-        retried = {trial.user_attrs.get("retry_of") for trial in trials}
-        failed = [
-            t
-            for t in trials
-            if t.state == optuna.trial.TrialState.FAIL and t.number not in retried and t.params
-        ]
-        for trial in failed:
-            self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
-        return len(failed)
-
-    def next_trial(self) -> Trial | None:
-        """The next trial, or None once the study has as many as it shall have."""
-        import optuna
-
-        if self._used() >= self.spec.trials:
+        Returns:
+            A trial that no process is training, or a new one; None if the study has all its trials.
+        """
+        with self._claiming:
+            for frozen in self.trials(TrialState.RUNNING):
+                if self._lock(frozen.number):
+                    trial = self._reopen(frozen)
+                    reason = self._why_not(trial)
+                    if not reason:
+                        return trial
+                    on_ended(trial.number, reason)
+            while self._used() < self.spec.trials:
+                waiting = [trial.number for trial in self.trials(TrialState.WAITING)]
+                number = min(waiting, default=len(self.trials()))
+                self.optuna.sampler = self._sampler(number)
+                trial = self.optuna.ask(fixed_distributions=self._distributions)
+                self._lock(trial.number)
+                reason = self._why_not(trial)
+                if not reason:
+                    return trial
+                on_ended(trial.number, reason)
             return None
-        trials = self.optuna.get_trials(deepcopy=False)
-        waiting = [t.number for t in trials if t.state == optuna.trial.TrialState.WAITING]
-        self.optuna.sampler = self._sampler(min(waiting, default=len(trials)))
-        return self.optuna.ask(fixed_distributions=self._distributions)
 
-    def is_complete(self) -> bool:
-        """Whether the study has all its trials and none is under way."""
-        return self._used() >= self.spec.trials and not self.unfinished()
-
-    def has_no_result(self) -> bool:
-        """Whether no trial has come to an end."""
-        return all(not t.state.is_finished() for t in self.optuna.get_trials(deepcopy=False))
+    def release(self, trial: Trial) -> None:
+        """Give a claimed trial back, to be continued by whichever process claims it next."""
+        trial.set_user_attr("starts", trial.user_attrs["starts"][:-1])
+        self._trial_locks.pop(trial.number).release()
 
     def report(self, trial: Trial, epoch: int, value: float) -> bool:
-        """Takes an epoch's validation metric; whether the trial shall end now."""
-        known = self._frozen(trial).intermediate_values
+        """Store an epoch's validation metric and return whether the trial should be pruned."""
+        known = self.trials()[trial.number].intermediate_values
         if epoch not in known:
             trial.report(value, epoch)
         return epoch >= max(known, default=0) and trial.should_prune()
 
-    def tell(self, trial: Trial, state: str, value: float | None = None, reason: str = "") -> None:
-        """Ends a trial: ``complete`` with its value, ``pruned`` or ``fail``."""
-        import optuna
+    def finish(
+        self, trial: Trial, state: TrialState, value: float | None = None, reason: str = ""
+    ) -> None:
+        """End a claimed trial."""
+        with self._claiming:
+            self._finish(trial, state, value, reason)
 
-        if reason:
-            trial.set_user_attr("reason", reason)
-        self.optuna.tell(trial, value, state=optuna.trial.TrialState[state.upper()])
-        # The state of the optimisers is of no use any more, and is the larger part of a run.
-        shutil.rmtree(self.trial_path(trial.number) / "checkpoint", ignore_errors=True)
-
-    def config_of(self, trial: Trial | FrozenTrial) -> Config:
-        """The configuration of a trial.
+    def config_of(self, trial: Trial) -> Config:
+        """Return the configuration of a trial.
 
         Raises:
-            InputError: the configuration refuses the combination.
+            InputError: The configuration refuses the combination.
         """
         return self.space.apply(self.spec.config, trial.params)
 
+    def is_complete(self) -> bool:
+        """Return whether the study has all its trials and none of them is running."""
+        return self._used() >= self.spec.trials and not self.trials(TrialState.RUNNING)
+
+    def has_no_result(self) -> bool:
+        """Return whether no trial has finished."""
+        return all(not trial.state.is_finished() for trial in self.trials())
+
+    def retry_failed(self) -> None:
+        """Enqueue every failed trial once more."""
+        trials = self.trials()
+        retried = {trial.user_attrs.get("retry_of") for trial in trials}
+        for trial in trials:
+            if trial.state == TrialState.FAIL and trial.number not in retried and trial.params:
+                self.optuna.enqueue_trial(trial.params, user_attrs={"retry_of": trial.number})
+
     def set_trials(self, count: int) -> None:
-        """Changes how many trials the study shall have."""
-        self.spec = StudySpec(**{**vars(self.spec), "trials": count})
+        """Change the number of trials."""
+        self.spec = replace(self.spec, trials=count)
         atomic_write(self.path / "study.toml", self.spec.to_toml().encode())
+
+    @property
+    def problem(self) -> str:
+        """What ended the study in one of its processes, in one line; empty if nothing did."""
+        return str(self.optuna.user_attrs.get("problem", ""))
+
+    @problem.setter
+    def problem(self, text: str) -> None:
+        if text != self.problem:
+            self.optuna.set_user_attr("problem", text)
 
     # ---- Optuna ------------------------------------------------------------------------------
 
-    def _acquire(self) -> Any:
-        lock = open(self.path / ".lock", "w")  # noqa: SIM115 - held until close()
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
-            raise InputError(f"{self.path}: another process is working on this study") from None
-        return lock
-
-    def _open_storage(self) -> optuna.Study:
-        import optuna
-        from optuna.storages import JournalStorage
-        from optuna.storages.journal import JournalFileBackend
-
+    def _open_storage(self) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         journal = self.path / "journal.log"
-        # Left behind by a study that was killed; nobody else writes here, we hold the lock.
-        (self.path / "journal.log.lock").unlink(missing_ok=True)
-        _cut_torn_line(journal)
         try:
-            study = optuna.create_study(
-                study_name="mmssl",
-                storage=JournalStorage(JournalFileBackend(str(journal))),
-                direction="maximize",
-                pruner=self._pruner(),
-                load_if_exists=True,
-            )
+            self._storage = JournalStorage(JournalFileBackend(str(journal), JournalLock(journal)))
+            with self._claiming:
+                self.optuna = optuna.create_study(
+                    study_name=_NAME,
+                    storage=self._storage,
+                    direction="maximize",
+                    pruner=self._pruner(),
+                    load_if_exists=True,
+                )
+                start = self.space.values_of(self.spec.config)
+                if start is not None and not self.trials():
+                    self.optuna.enqueue_trial(start)  # the result is never worse than the start
         except (ValueError, KeyError) as error:
+            self.close()
             raise InputError(f"{journal}: not a readable journal: {error}") from error
-        own = self.space.values_of(self.spec.config)
-        if own is not None and not study.get_trials(deepcopy=False):
-            study.enqueue_trial(own)  # so that the result is never worse than the start
-        return study
 
-    def _sampler(self, number: int) -> Any:
-        """Seeded by the trial's number, so that a resumed study goes on as if never stopped."""
-        from optuna.samplers import RandomSampler, TPESampler
-
+    def _sampler(self, number: int) -> BaseSampler:
+        """Return a sampler seeded by the trial's number, the same before and after a resume."""
         seed = int(np.random.SeedSequence([self.spec.seed, number]).generate_state(1)[0])
-        if self.space.search.sampler == "random":
+        search = self.space.search
+        if search.sampler == "random":
             return RandomSampler(seed=seed)
-        return TPESampler(
-            seed=seed, n_startup_trials=self.space.search.startup_trials, constant_liar=True
-        )
+        return TPESampler(seed=seed, n_startup_trials=search.startup_trials, constant_liar=True)
 
-    def _pruner(self) -> Any:
-        from optuna.pruners import HyperbandPruner, MedianPruner, NopPruner
-
+    def _pruner(self) -> BasePruner:
         search = self.space.search
         if search.pruner == "none":
             return NopPruner()
@@ -259,39 +263,66 @@ class Study:
         epochs = getattr(self.spec.config, section).epochs
         return HyperbandPruner(min(search.warmup_epochs, epochs), epochs)
 
-    def _revive(self, frozen: FrozenTrial) -> Trial:
-        import optuna
-
+    def _reopen(self, frozen: FrozenTrial) -> Trial:
         self.optuna.sampler = self._sampler(frozen.number)
-        trial = optuna.Trial(self.optuna, frozen._trial_id)
-        # Those that are stored are returned; a study killed in mid-draw draws the same again.
-        for name, distribution in self._distributions.items():
-            if name not in frozen.params:
-                trial._suggest(name, distribution)
+        study = self._storage.get_study_id_from_name(_NAME)
+        identifier = self._storage.get_trial_id_from_study_id_trial_number(study, frozen.number)
+        trial = Trial(self.optuna, identifier)
+        # Stored values are returned; the sampler draws the others as it would have drawn them.
+        for name, kind in self._distributions.items():
+            if isinstance(kind, IntDistribution):
+                trial.suggest_int(name, kind.low, kind.high, step=kind.step, log=kind.log)
+            elif isinstance(kind, FloatDistribution):
+                trial.suggest_float(name, kind.low, kind.high, step=kind.step, log=kind.log)
+            elif isinstance(kind, CategoricalDistribution):
+                trial.suggest_categorical(name, kind.choices)
         return trial
 
-    def _used(self) -> int:
-        """Trials that count; of one that failed and was tried again, only the last."""
-        import optuna
+    def _lock(self, number: int) -> bool:
+        if number in self._trial_locks:
+            return False
+        self.trial_path(number).mkdir(exist_ok=True)
+        lock = FileLock(self.trial_path(number) / ".lock")
+        if not lock.acquire(wait=False):
+            return False
+        self._trial_locks[number] = lock
+        return True
 
-        states = optuna.trial.TrialState
-        trials = self.optuna.get_trials(deepcopy=False)
+    def _why_not(self, trial: Trial) -> str:
+        """Record a start of a claimed trial, or end the trial and return the reason."""
+        starts = trial.user_attrs.get("starts", [])
+        epochs = len(self.trials()[trial.number].intermediate_values)
+        if starts.count(epochs) >= _MAX_DEATHS:
+            reason = f"its process died {_MAX_DEATHS} times after epoch {epochs}"
+            self._finish(trial, TrialState.FAIL, None, reason)
+            return f"failed: {reason}"
+        try:
+            self.config_of(trial)
+        except InputError as error:
+            self._finish(trial, TrialState.PRUNED, None, str(error))
+            return f"not possible: {error}"
+        trial.set_user_attr("starts", [*starts, epochs])
+        return ""
+
+    def _finish(self, trial: Trial, state: TrialState, value: float | None, reason: str) -> None:
+        if reason:
+            trial.set_user_attr("reason", reason)
+        self.optuna.tell(trial, value, state=state)
+        # The optimizer's state is not needed any more, and is the larger part of a run.
+        directory = self.trial_path(trial.number)
+        shutil.rmtree(directory / "checkpoint", ignore_errors=True)
+        lock = self._trial_locks.pop(trial.number)
+        lock.path.unlink(missing_ok=True)
+        lock.release()
+        if not any(directory.iterdir()):  # it was never trained
+            directory.rmdir()
+
+    def _used(self) -> int:
+        """Return the number of trials that count; a failed trial that was retried does not."""
+        trials = self.trials()
         retried = {trial.user_attrs.get("retry_of") for trial in trials}
         return sum(
-            trial.state != states.WAITING
-            and not (trial.state == states.FAIL and trial.number in retried)
+            trial.state != TrialState.WAITING
+            and not (trial.state == TrialState.FAIL and trial.number in retried)
             for trial in trials
         )
-
-    def _frozen(self, trial: Trial) -> FrozenTrial:
-        return self.optuna.get_trials(deepcopy=False)[trial.number]
-
-
-def _cut_torn_line(journal: Path) -> None:
-    """A line that a power failure cut short would spoil the next one that is appended to it."""
-    if not journal.exists():
-        return
-    content = journal.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(journal, whole)

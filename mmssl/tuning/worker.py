@@ -1,150 +1,138 @@
-"""A worker process of a study: trains the trials it is sent and answers after every epoch.
-
-It never touches the study's storage; all it knows comes through the pipe. Messages are tuples:
-``("trial", directory, config)`` in; ``("epoch", number, value)`` out, answered by ``"go on"``,
-``"prune"`` or ``"stop"``, the last of which may also come unasked; then one of ``("done", value)``,
-``("pruned",)``, ``("diverged", reason)``, ``("stopped",)``, ``("refused", reason)``,
-``("crashed", traceback)``.
-"""
+"""The loop of one process of a study: claims trials and trains them, one after the other."""
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
+import time
 import traceback
-from multiprocessing.connection import Connection
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mmssl.config import Config
-from mmssl.errors import Diverged, InputError
+from optuna.trial import Trial, TrialState
 
-SELECTION_METRIC = "recall@20"
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+from mmssl.data.dataset import InteractionDataset
+from mmssl.errors import Diverged, InputError
+from mmssl.tracking import Tracking
+from mmssl.training.fit import fit_run
+from mmssl.training.guards import Interrupted
+from mmssl.training.run import RunDirectory
+from mmssl.training.trainer import SELECTION_METRIC
+from mmssl.tuning.study import Study
+
+# Seconds between two checks for a trial that a killed process left behind.
+_POLL_SECONDS = 0.5
+# Trials that crash in a row have a common cause, which ends the study.
+_MAX_FAILURES = 3
 
 
 class _Pruned(Exception):  # noqa: N818
-    """The study has seen enough of the trial."""
+    """Raised inside the training of a trial that the study prunes."""
 
 
-def work(
-    connection: Connection,
-    parent: int,
-    data: str,
-    data_hash: str,
-    model: str,
-    device: str,
-    threads: int,
-    trackers: tuple[str, ...],
-) -> None:
-    """Serves one connection until it closes.
+def run_trials(
+    study: Study,
+    dataset: InteractionDataset,
+    *,
+    device: str = "cpu",
+    should_stop: Callable[[], bool],
+    on_trial: Callable[[int, str], None] = lambda number, text: None,
+    wait: bool = True,
+) -> bool:
+    """Train trials until the study has all of them.
 
     Args:
-        connection: to the study.
-        parent: its process id.
-        data: the data set's directory.
-        data_hash: its content hash.
-        model: a trained model.
+        study: The study.
+        dataset: Its data.
         device: "cpu" or "cuda".
-        threads: this process's share of the CPU.
-        trackers: of every trial.
+        should_stop: Polled; once it returns True the trial is saved and given back.
+        on_trial: Called with the number of a trial and its outcome.
+        wait: Wait for the trials of other processes, and take over those of processes that die.
+
+    Returns:
+        Whether the study has all its trials and none is running.
+
+    Raises:
+        InputError: A trial could not be trained for a reason other than its parameters, or several
+            trials in a row crashed, here or in another process.
     """
-    # Ctrl-C, `timeout` and schedulers signal the whole process group; the study decides what
-    # becomes of it, and ends its workers by SIGKILL where it must.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
-    # Two studies must never write into one trial, so a worker does not outlive its study.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return
-    import torch
-
-    from mmssl.data.readers import read_dataset
-    from mmssl.training.memory import keep_freed_memory
-
-    torch.set_num_threads(threads)
-    keep_freed_memory()
-    dataset = None
-    while True:
+    failures = 0
+    while not should_stop() and not study.problem:
+        trial = study.claim(on_trial)
+        if trial is None:
+            if not wait or study.is_complete():
+                break
+            time.sleep(_POLL_SECONDS)
+            continue
+        value, reason = None, ""
         try:
-            message = connection.recv()
-        except EOFError:
-            return
-        if message == "stop":  # it crossed the end of the last trial
-            return
-        _, directory, values = message
-        try:
-            if dataset is None:
-                dataset = read_dataset(Path(data))
-                if dataset.content_hash() != data_hash:
-                    raise InputError(f"{data}: has changed since the study began")
-            config = Config().replace(values, source="trial")
-            result = _train(
-                connection, Path(directory), model, Path(data), dataset, config, device, trackers
-            )
+            value = _train(study, trial, dataset, device, should_stop)
+            state, text = TrialState.COMPLETE, f"val {SELECTION_METRIC} {value:.4f}"
+        except Interrupted:
+            study.release(trial)
+            break
         except Diverged as error:
-            result = ("diverged", str(error))
+            state, text, reason = TrialState.PRUNED, str(error), str(error)
         except InputError as error:
-            result = ("refused", str(error))
-        except (EOFError, BrokenPipeError):
-            return
-        except Exception:
-            result = ("crashed", traceback.format_exc())
-        connection.send(result)
+            study.release(trial)
+            study.problem = str(error)
+            break
+        except _Pruned:
+            state, text = TrialState.PRUNED, "pruned"
+        except Exception as error:
+            reason = _write_traceback(study.trial_path(trial.number), error)
+            state, text = TrialState.FAIL, f"failed: {reason}"
+        study.finish(trial, state, value, reason)
+        on_trial(trial.number, text)
+        failures = failures + 1 if state == TrialState.FAIL else 0
+        if failures == _MAX_FAILURES:
+            study.problem = f"{failures} trials failed in a row, the last one: {reason}"
+    if study.problem:
+        raise InputError(study.problem)
+    return study.is_complete()
 
 
 def _train(
-    connection: Connection,
-    directory: Path,
-    model: str,
-    data: Path,
-    dataset: Any,
-    config: Config,
+    study: Study,
+    trial: Trial,
+    dataset: InteractionDataset,
     device: str,
-    trackers: tuple[str, ...],
-) -> tuple[Any, ...]:
-    from mmssl.tracking import Tracking
-    from mmssl.training.fit import fit_run
-    from mmssl.training.run import RunDirectory
-    from mmssl.training.trainer import Interrupted
-
-    # A trial that was under way when its study stopped continues from its checkpoint.
+    should_stop: Callable[[], bool],
+) -> float:
+    """Train a trial, from its checkpoint if it has one, and return its best validation metric."""
+    directory, spec = study.trial_path(trial.number), study.spec
     resume = (directory / "config.toml").exists()
     if resume:
         run = RunDirectory.open(directory)
     else:
-        run = RunDirectory.new(directory, model, data, dataset, config)
+        config = study.config_of(trial)
+        run = RunDirectory.new(directory, spec.model, Path(spec.data), dataset, config)
 
     def report(record: dict[str, Any]) -> None:
-        connection.send(("epoch", record["epoch"], record["val"][SELECTION_METRIC]))
-        answer = connection.recv()
-        if answer == "prune":
+        if study.report(trial, record["epoch"], record["val"][SELECTION_METRIC]):
             raise _Pruned
-        if answer == "stop":
-            raise Interrupted
 
     def report_again(history: list[dict[str, Any]]) -> None:
-        for record in history:  # the study may have stopped before it heard of the last one
+        for record in history:  # the process may have died before it reported the last one
             report(record)
 
-    try:
-        metrics = fit_run(
-            run,
-            dataset,
-            device=device,
-            show_progress=False,
-            resume=resume,
-            should_stop=connection.poll,  # the study says nothing unasked but "stop"
-            on_start=report_again,
-            on_epoch=report,
-            tracking=Tracking(run, trackers),
-            test=False,
-        )
-        return ("done", metrics["val"][SELECTION_METRIC])
-    except _Pruned:
-        return ("pruned",)
-    except Interrupted:
-        if connection.poll():
-            connection.recv()  # "stop"
-        return ("stopped",)
+    metrics = fit_run(
+        run,
+        dataset,
+        device=device,
+        show_progress=False,
+        resume=resume,
+        should_stop=should_stop,
+        on_start=report_again,
+        on_epoch=report,
+        tracking=Tracking(run, spec.trackers),
+        test=False,
+    )
+    return float(metrics["val"][SELECTION_METRIC])
+
+
+def _write_traceback(directory: Path, error: Exception) -> str:
+    """Write the traceback of a crash to the trial's directory and return its last line."""
+    text = "".join(traceback.format_exception(error))
+    file = directory / "error.txt"
+    file.write_text(text, encoding="utf-8")
+    return f"{text.strip().splitlines()[-1]} ({file})"

@@ -1,4 +1,4 @@
-"""Search spaces: what is taken, and one line for what is not."""
+"""Search spaces: what is accepted, and one line for what is not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import pytest
 from mmssl.cli import main
 from mmssl.config import load_config
 from mmssl.errors import InputError
-from mmssl.tuning.space import parse_space
 
 pytest.importorskip("optuna")
 if sys.version_info >= (3, 11):
@@ -19,6 +18,8 @@ else:
 
 
 def parse(text: str, model: str = "mmssl"):
+    from mmssl.tuning.space import parse_space
+
     return parse_space(tomllib.loads(text), load_config("paper"), model, "s.toml")
 
 
@@ -40,6 +41,9 @@ def test_every_kind_of_field():
     assert values is not None and space.apply(base, values) == base
     changed = space.apply(base, {"critic.dropout": "[0.1, 0.2]", "training.batch_size": 512})
     assert changed.critic.dropout == (0.1, 0.2) and changed.training.batch_size == 512
+    for value, inside in ((0.1, True), (0.25, False), (0.6, False)):
+        start = base.replace({"model": {"dropout": value}}, source="test")
+        assert (space.values_of(start) is not None) == inside
     outside = parse('[space]\n"training.lr" = {low = 0.1, high = 0.2}')
     assert outside.values_of(base) is None
 
@@ -60,30 +64,43 @@ def test_lightgcn():
         ('[space]\n"train.lr" = {low = 1, high = 2}', ["train.lr", "training"]),
         ('[space]\n"variant" = {choices = ["paper"]}', ["variant", "section.field"]),
         ('[space]\n"training.lr" = 3', ["training.lr", "3"]),
-        ('[space]\n"training.lr" = {low = 1}', ["low, high", "got low"]),
-        ('[space]\n"training.lr" = {lo = 1, high = 2}', ["lo"]),
+        ('[space]\n"training.lr" = {low = 1}', ["training.lr: ", "missing", "`high`"]),
+        ('[space]\n"training.lr" = {lo = 1, high = 2}', ["training.lr: ", "unknown field `lo`"]),
         ('[space]\n"training.lr" = {low = 2, high = 1}', ["low < high", "2 and 1"]),
-        ('[space]\n"training.lr" = {low = "a", high = 1}', ["low", "finite number", "'a'"]),
-        ('[space]\n"training.lr" = {low = nan, high = 1}', ["low", "nan"]),
+        ('[space]\n"training.lr" = {low = "a", high = 1}', ["lr.low: ", "`float`", "`str`"]),
+        ('[space]\n"training.lr" = {low = nan, high = 1}', ["low < high", "nan and 1"]),
         ('[space]\n"training.lr" = {low = 0.0, high = 1.0, log = true}', ["training.lr", "0"]),
         ('[space]\n"loss.decay" = {low = 0.0, high = 1.0, log = true}', ["log", "low > 0"]),
-        ('[space]\n"loss.decay" = {low = 0.0, high = 1.0, log = 1}', ["log", "true or false"]),
+        (
+            '[space]\n"loss.decay" = {low = 0.0, high = 1.0, log = 1}',
+            ["decay.log: ", "`bool`", "`int`"],
+        ),
+        (
+            '[space]\n"loss.decay" = {low = 0.0, high = inf}',
+            ["loss.decay", "a finite number", "inf"],
+        ),
         ('[space]\n"loss.decay" = {low = 0.0, high = 1.0, step = 2.0}', ["step", "2"]),
         ('[space]\n"model.dropout" = {low = 0.0, high = 1.0}', ["model.dropout", "[0, 1)"]),
-        ('[space]\n"model.num_layers" = {low = 1.5, high = 3}', ["an integer", "1.5"]),
+        (
+            '[space]\n"model.num_layers" = {low = 1.5, high = 3}',
+            ["layers.low: ", "`int`", "`float`"],
+        ),
         ('[space]\n"model.num_layers" = {low = 0, high = 3}', ["num_layers", ">= 1"]),
+        ('[space]\n"model.num_layers" = {low = 1, high = 4, step = 1.5}', ["step: ", "`int"]),
         ('[space]\n"model.num_heads" = {low = 3, high = 8}', ["num_heads", "divisor"]),
         ('[space]\n"model.attention" = {low = 1, high = 2}', ["choices"]),
         ('[space]\n"model.attention" = {choices = ["none"]}', ["attention", "none"]),
-        ('[space]\n"critic.hidden" = {choices = []}', ["choices", "[]"]),
+        ('[space]\n"critic.hidden" = {choices = []}', ["hidden.choices: ", "length >= 1"]),
+        ('[space]\n"critic.hidden" = {choices = 64}', ["hidden.choices: ", "`array`", "`int`"]),
         ('[space]\n"critic.hidden" = {choices = [64, 64]}', ["different"]),
-        ('[space]\n"critic.hidden" = {choices = [64], low = 1}', ["low"]),
+        ('[space]\n"critic.hidden" = {choices = [64], low = 1}', ["unknown field `low`"]),
         ('[space]\n"training.seed" = {low = 1, high = 9}', ["seed", "--seeds"]),
         ('[space]\n"lightgcn.lr" = {low = 0.1, high = 0.2}', ["no effect", "mmssl"]),
         ('[space]\n"model.dropout" = {low = 0.1, high = 0.2}\n[search]\nx = 1', ["search.x"]),
+        ('search = 1\n[space]\n"model.dropout" = {low = 0.1, high = 0.2}', ["search", "a section"]),
         (
             '[space]\n"model.dropout" = {low = 0.1, high = 0.2}\n[search]\nsampler = "grid"',
-            ["search.sampler", "tpe or random", "grid"],
+            ["search.sampler", '"tpe" or "random"', "grid"],
         ),
         (
             '[space]\n"model.dropout" = {low = 0.1, high = 0.2}\n[search]\nwarmup_epochs = 0',
@@ -123,6 +140,8 @@ def test_bad_commands_write_nothing(tiny_directory, tmp_path, capsys):
         ([*data, *good, "--track", "paper"], "'paper'"),
         (["--resume"], "not a study"),
         (["--resume", "--epochs", "3"], "--epochs"),
+        (["--join"], "not a study"),
+        (["--join", "--jobs", "2"], "--jobs"),
     ):
         assert main(["tune", "--out", str(out), *options]) == 2, options
         printed, err = capsys.readouterr()

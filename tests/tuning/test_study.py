@@ -1,4 +1,4 @@
-"""Real studies: pruned, killed, resumed, in parallel."""
+"""Whole studies: pruned, killed, resumed, with several processes."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from mmssl.cli import main
+from mmssl.errors import InputError
 
 optuna = pytest.importorskip("optuna")
 
@@ -67,10 +68,19 @@ def wait_for(process: subprocess.Popen, condition) -> None:
         time.sleep(0.002)
 
 
-def workers_of(process: subprocess.Popen) -> list[int]:
+def joined_by(process: subprocess.Popen) -> list[int]:
+    """Processes that a study's owner has started."""
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     commands = ((int(c), Path(f"/proc/{c}/cmdline").read_bytes()) for c in children)
-    return [child for child, line in commands if b"spawn_main" in line]
+    return [child for child, line in commands if b"--join" in line]
+
+
+def ends(pid: int) -> None:
+    """Wait until a process that is not our child has ended."""
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{pid}/cmdline").exists() and Path(f"/proc/{pid}/cmdline").read_bytes():
+        assert time.monotonic() < deadline, f"{pid} did not end"
+        time.sleep(0.01)
 
 
 def read_study(folder: Path) -> dict:
@@ -93,7 +103,7 @@ def test_pruning_and_the_best_trial(undisturbed, tiny_directory, tmp_path, capsy
     best = result["best"]
     complete = [trial for trial in result["trials"] if trial["state"] == "complete"]
     assert best["value"] == max(trial["value"] for trial in complete)
-    # What best.toml gives to `mmssl train` is that trial again, to the last digit.
+    # `mmssl train --config best.toml` repeats that trial to the last digit.
     config = undisturbed / "study" / "best.toml"
     train = ["train", "--data", str(tiny_directory), "--config", str(config), "--device=cpu"]
     assert main([*train, "--out", str(tmp_path / "run"), "--quiet"]) == 0
@@ -114,22 +124,14 @@ def test_killed_and_resumed_is_the_same_study(undisturbed, tiny_directory, tmp_p
     study = tmp_path / "study"
     process = start(*command(tiny_directory, tmp_path, "--trials=7"))
     wait_for(process, (study / "trial-0001" / "checkpoint" / "last.safetensors").exists)
-    (worker,) = workers_of(process)
     process.kill()
     process.communicate()
-    deadline = time.monotonic() + 10
-    while (
-        Path(f"/proc/{worker}").exists()
-        and b"spawn" in Path(f"/proc/{worker}/cmdline").read_bytes()
-    ):
-        assert time.monotonic() < deadline, "the worker outlived its study"
-        time.sleep(0.01)
     with open(study / "journal.log", "a") as journal:
         journal.write('{"op_code":')  # cut short by a power failure
     process = start("tune", "--resume", "--out", str(study))
     wait_for(process, (study / "trial-0003" / "log.jsonl").exists)
     process.send_signal(signal.SIGTERM)
-    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` does; the workers get it too
+    os.killpg(process.pid, signal.SIGTERM)  # as `timeout` does
     out, err = process.communicate(timeout=120)
     assert process.returncode == 143, err
     assert f"mmssl tune --resume --out {study}" in out
@@ -140,27 +142,120 @@ def test_killed_and_resumed_is_the_same_study(undisturbed, tiny_directory, tmp_p
     assert best[0] == best[1]
 
 
-def test_killed_worker(tiny_directory, tmp_path):
-    """Its trial is marked as failed, the others go on; a resume tries it once more."""
-    study = tmp_path / "study"
-    process = start(*command(tiny_directory, tmp_path, "--trials=3"))
-    wait_for(process, (study / "trial-0001" / "log.jsonl").exists)
-    (worker,) = workers_of(process)
-    os.kill(worker, signal.SIGKILL)
-    out, err = process.communicate(timeout=120)
+LONG = ["--model=lightgcn", "--epochs=250", "--set=lightgcn.patience=250", "--trials=2"]
+
+
+@pytest.fixture(scope="module")
+def one_process(tiny_directory, tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("one")
+    assert main(command(tiny_directory, folder, *LONG, "--quiet", space=LIGHTGCN)) == 0
+    return read_study(folder)["trials"]
+
+
+def start_two(data: Path, folder: Path) -> tuple[subprocess.Popen, int]:
+    """A study of two processes, each in the middle of a trial."""
+    process = start(*command(data, folder, *LONG, "--jobs=2", space=LIGHTGCN))
+    trials = [folder / "study" / f"trial-000{n}" / "checkpoint" for n in (0, 1)]
+    wait_for(process, lambda: all(trial.exists() for trial in trials))
+    (other,) = joined_by(process)
+    return process, other
+
+
+def test_killed_process_of_two(one_process, tiny_directory, tmp_path):
+    """The remaining process continues its trial; no trial and no value differs."""
+    process, other = start_two(tiny_directory, tmp_path)
+    os.kill(other, signal.SIGKILL)
+    out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert "failed: its process ended with -9 (killed)" in out and "1 failed" in out
-    first = read_study(tmp_path)["trials"]
-    assert [trial["state"] for trial in first] == ["complete", "fail", "complete"]
+    assert "a process of the study ended with code -9" in err
+    assert read_study(tmp_path)["trials"] == one_process
+    assert {trial["state"] for trial in one_process} == {"complete"}
+
+
+def test_killed_owner_of_two(one_process, tiny_directory, tmp_path):
+    """The process that it started saves its trial and ends; a resume completes the study."""
+    process, other = start_two(tiny_directory, tmp_path)
+    process.kill()
+    process.communicate()
+    ends(other)
+    assert main(["tune", "--resume", "--out", str(tmp_path / "study"), "--quiet"]) == 0
+    assert read_study(tmp_path)["trials"] == one_process
+
+
+def test_problem_in_another_process(tiny_directory, tmp_path):
+    """What one process cannot train for reasons other than its parameters ends the study."""
+    process = start(*command(tiny_directory, tmp_path, *LONG, "--jobs=2", space=LIGHTGCN))
+    study = tmp_path / "study"
+    wait_for(process, (study / "study.toml").exists)
+    (study / "trial-0001").mkdir()
+    (study / "trial-0001" / "notes.txt").touch()
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 2 and out == ""
+    assert err.startswith(f"error: {study / 'trial-0001'}: exists already") and err.count("\n") == 1
+    assert not (study / "study.json").exists()
+
+
+def test_trial_that_kills_its_process(tiny_directory, tmp_path):
+    """After three deaths in the same epoch it is marked as failed; a resume tries it once more."""
+    from optuna.trial import TrialState
+
+    from mmssl.tuning.study import Study, StudySpec
+
+    options = ["--model=lightgcn", "--trials=1", "--quiet"]
+    assert main(command(tiny_directory, tmp_path, *options, space=LIGHTGCN)) == 0
+    out, ended = tmp_path / "study", []
+    for _ in range(3):
+        study = Study(out, StudySpec.read(out / "study.toml"))
+        study.set_trials(2)
+        trial = study.claim(lambda *_: pytest.fail("ended"))
+        assert trial is not None and trial.number == 1
+        study.release(trial)  # a stop on request does not count
+        assert study.claim(lambda *_: pytest.fail("ended")).number == 1
+        assert study.claim(lambda *_: pytest.fail("ended")) is None
+        study.close()  # what the kernel does for a process that dies
+    study = Study(out, StudySpec.read(out / "study.toml"))
+    assert study.claim(lambda number, reason: ended.append((number, reason))) is None
+    assert ended == [(1, "failed: its process died 3 times after epoch 0")]
+    assert study.trials()[1].state == TrialState.FAIL and study.is_complete()
+    study.close()
+    assert main(["tune", "--resume", "--out", str(out), "--quiet"]) == 0
+    first, failed, again = read_study(tmp_path)["trials"]
+    assert failed["state"] == "fail" and "died 3 times" in failed["reason"]
+    assert again["retry_of"] == 1 and again["state"] == "complete"
+    assert again["parameters"] == failed["parameters"]
+
+
+def test_crashes_end_the_study(tiny_directory, tmp_path, monkeypatch, capsys):
+    """One crash is a failed trial; three in a row have a common cause."""
+    from mmssl.tuning import worker
+
+    train = worker.fit_run
+    calls = []
+
+    def crash(*arguments, **options):
+        calls.append(arguments)
+        if len(calls) == 2:
+            return train(*arguments, **options)
+        raise RuntimeError("broken\ndevice")
+
+    monkeypatch.setattr(worker, "fit_run", crash)
+    options = ["--model=lightgcn", "--trials=9"]
+    assert main(command(tiny_directory, tmp_path, *options, space=LIGHTGCN)) == 2
+    out, err = capsys.readouterr()
+    assert err.startswith("error: 3 trials failed in a row, the last one: ") and "device" in err
+    assert err.count("\n") == 1 and len(calls) == 5
+    assert out.count("failed: ") == 4 and out.count("recall@20") == 1
+    study = tmp_path / "study"
+    assert "RuntimeError: broken" in (study / "trial-0000" / "error.txt").read_text()
+    monkeypatch.undo()
     assert main(["tune", "--resume", "--out", str(study), "--quiet"]) == 0
     trials = read_study(tmp_path)["trials"]
-    assert trials[:3] == first and len(trials) == 4
-    assert trials[3]["retry_of"] == 1 and trials[3]["state"] != "fail"
-    assert trials[3]["parameters"] == trials[1]["parameters"]
+    assert [trial["state"] for trial in trials].count("complete") == 9
+    assert [trial["retry_of"] for trial in trials if "retry_of" in trial] == [0, 2, 3, 4]
 
 
-def test_parallel_workers(tiny_directory, tmp_path):
-    """Random search draws by trial number: two workers find what one does."""
+def test_two_processes(tiny_directory, tmp_path):
+    """Random search draws by trial number: two processes find what one does."""
     results = []
     for jobs in ("1", "2"):
         folder = tmp_path / jobs
@@ -186,7 +281,15 @@ def test_more_trials_and_a_second_process(tiny_directory, tmp_path, capsys):
     study = Study(out, StudySpec.read(out / "study.toml"))
     assert main(["tune", "--resume", "--out", str(out)]) == 2
     assert "another process" in capsys.readouterr().err
+    study.set_trials(5)
+    assert main(["tune", "--join", "--out", str(out)]) == 0  # it trains, the owner writes
+    assert capsys.readouterr().out.count("val recall@20") == 2 and study.is_complete()
+    assert len(read_study(tmp_path)["trials"]) == 3
     study.close()
+    with pytest.raises(InputError, match="study.toml: not a study of this version"):
+        broken = tmp_path / "study.toml"
+        broken.write_text((out / "study.toml").read_text().replace("trials = 5", "trials = 'x'"))
+        StudySpec.read(broken)
 
 
 def test_divergence_is_a_bad_trial_not_an_end(tiny_directory, tmp_path, capsys):
@@ -199,9 +302,9 @@ def test_divergence_is_a_bad_trial_not_an_end(tiny_directory, tmp_path, capsys):
     assert all(t["state"] == "pruned" and "diverged" in t["reason"] for t in bad)
 
 
-def test_timeout_stops_in_mid_trial(tiny_directory, tmp_path, capsys):
+def test_timeout_stops_within_a_trial(tiny_directory, tmp_path, capsys):
     options = ["--epochs=5000", "--set=training.patience=5000", "--timeout=4", "--trials=1"]
     assert main(command(tiny_directory, tmp_path, *options)) == 0
     out = capsys.readouterr().out
-    assert "no trial ran to its end" in out and "time is up" in out
+    assert "no trial is complete" in out and "time is up" in out
     assert (tmp_path / "study" / "trial-0000" / "checkpoint" / "last.safetensors").exists()
