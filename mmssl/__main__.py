@@ -1,4 +1,4 @@
-"""``python -m mmssl`` is the same as ``mmssl``."""
+"""Entry point of ``python -m mmssl``, equivalent to the command ``mmssl``."""
 
 import sys
 

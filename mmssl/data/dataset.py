@@ -1,4 +1,4 @@
-"""The data set every other room works on: three splits of interactions, and item features.
+"""The data set that models are trained and evaluated on: three splits and the item features.
 
 Legend: U users, I items, E edges (interactions), d_m width of modality m.
 """
@@ -23,37 +23,41 @@ FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 MAX_ID = 2**31 - 1
-"""Ids stay below 2^31, so that ``user * num_items + item`` always fits an int64."""
+"""Exclusive upper bound of ids; ``user * num_items + item`` then always fits an int64."""
 
 MODALITY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-"""What a modality may be called: it is the stem of a file name."""
+"""Pattern of a valid modality name, which is also the stem of a file name."""
 
 
 class Interactions(NamedTuple):
-    """Edges of one split, sorted by (user, item), each edge once.
+    """Unique edges of one split, sorted by (user, item).
 
-    A NamedTuple, so ``user, item = dataset.train`` works; ``len()`` is therefore 2, and the
-    number of edges is :attr:`num_edges`.
+    This is a NamedTuple so that ``user, item = dataset.train`` works. ``len()`` is therefore 2; use
+    :attr:`num_edges` for the number of edges.
     """
 
-    user: IntArray  # (E,)
-    item: IntArray  # (E,)
+    user: IntArray
+    """(E,) int64 user ids."""
+    item: IntArray
+    """(E,) int64 item ids."""
 
     @classmethod
     def from_edges(cls, user: npt.ArrayLike, item: npt.ArrayLike) -> Interactions:
-        """Edges in any order, sorted; what is wrong with them is the data set's to say.
+        """Sort edges that are in any order.
+
+        Ranges and duplicates are checked by :class:`InteractionDataset`.
 
         Args:
             user: (E,) integers.
             item: (E,) integers.
 
         Raises:
-            InputError: The two are not integer vectors of one length.
+            InputError: ``user`` and ``item`` are not integer vectors of equal length.
         """
         users, items = np.asarray(user), np.asarray(item)
         if users.ndim != 1 or users.shape != items.shape:
             raise InputError(
-                f"user and item must be two vectors of one length, got shapes {users.shape} "
+                f"user and item must be vectors of equal length, got shapes {users.shape} "
                 f"and {items.shape}"
             )
         if users.size and not (users.dtype.kind in "iu" and items.dtype.kind in "iu"):
@@ -69,40 +73,40 @@ class Interactions(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InteractionDataset:
-    """Interactions in three splits, and what is known of the items; checked on construction.
+    """Interactions in three splits with item features and id maps, validated on construction.
 
     Raises:
-        InputError: An id out of range, an edge twice in a split or in two splits, an empty split,
-            features that are not finite float32 rows of every item, or id maps of a wrong length.
+        InputError: An id is out of range, an edge occurs twice, a split is empty, features are not
+            one finite float32 row per item, or an id map has the wrong length.
     """
 
     name: str
-    """What the data set is called in reports."""
+    """Name of the data set in reports."""
     num_users: int
-    """U; user ids are 0 .. U-1."""
+    """Number of users U; user ids are 0 .. U-1."""
     num_items: int
-    """I; item ids are 0 .. I-1."""
+    """Number of items I; item ids are 0 .. I-1."""
     train: Interactions
-    """The edges the graph is made of."""
+    """Edges of the training graph."""
     val: Interactions
-    """The edges a model is selected on."""
+    """Edges for model selection."""
     test: Interactions
-    """The edges read once, at the end."""
+    """Edges for the final evaluation."""
     features: dict[str, FloatArray] = field(default_factory=dict)
     """Modality name -> (I, d_m) float32, C-contiguous, sorted by name when read; may be empty."""
     masks: dict[str, BoolArray] = field(default_factory=dict)
-    """Modality name -> (I,) True where the item has content; the other rows are zero. A modality
-    without a mask has content for every item. For tools: no model reads it, zero rows are zero."""
+    """Modality name -> (I,) bool, True where the item has content; all other feature rows are zero.
+    A modality without a mask has content for every item. Models do not read the masks."""
     user_ids: tuple[str, ...] | None = None
-    """The users' ids where they came from, one per user."""
+    """External id of each user, from the source of the data."""
     item_ids: tuple[str, ...] | None = None
-    """The items' ids where they came from, one per item."""
+    """External id of each item, from the source of the data."""
     item_titles: tuple[str, ...] | None = None
-    """What to show of an item, one per item; may repeat or be empty."""
+    """Display title of each item; titles may repeat or be empty."""
     item_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Whatever else is known of the items in words (genres, brand, ...): name -> one per item."""
+    """Additional text columns (genres, brand, ...): column name -> one cell per item."""
     split: SplitInfo = SplitInfo()
-    """How the three splits came about; ``given`` when they were read as they are."""
+    """How the splits were made; the protocol is ``given`` for splits that were read as is."""
 
     def __post_init__(self) -> None:
         _check_text("name", self.name)
@@ -131,26 +135,26 @@ class InteractionDataset:
         for column, cells in self.item_columns.items():
             _check_text("the name of an item column", column)
             if column in ("item", "id", "title"):
-                raise InputError(f"item_columns must not hold {column!r}, which has its own place")
+                raise InputError(f"item_columns must not contain the reserved name {column!r}")
             _check_names(f"item_columns[{column!r}]", cells, self.num_items, unique=False)
 
     def splits(self) -> Iterator[tuple[str, Interactions]]:
-        """(name, edges) of train, val and test, in this order."""
+        """Yield (name, edges) of train, val and test, in this order."""
         yield "train", self.train
         yield "val", self.val
         yield "test", self.test
 
     def interactions_hash(self) -> str:
-        """SHA-256 (hex) over the three splits' interactions alone: which split this is.
+        """Return the SHA-256 (hex) of the interactions in the three splits, which identifies them.
 
-        Features, sizes, names and id maps don't count, so that adding features keeps it.
+        Features, sizes, names and id maps are excluded, so adding features does not change it.
         """
         return hash_of_splits(self.splits())
 
     def content_hash(self) -> str:
-        """SHA-256 (hex) over sizes, splits and features: the same on every machine.
+        """Return the SHA-256 (hex) of sizes, splits and features, identical on every machine.
 
-        Names, id maps, titles, masks and the order of the modalities don't count.
+        Names, id maps, titles, masks and the order of the modalities are excluded.
         """
         digest = hashlib.sha256(f"mmssl-dataset-1 {self.num_users} {self.num_items}\n".encode())
         for split, edges in self.splits():
@@ -163,15 +167,9 @@ class InteractionDataset:
             digest.update(rows.astype("<f4", copy=False).data)
         return digest.hexdigest()
 
-    def summary(self) -> dict[str, object]:
-        """What ``mmssl data inspect`` shows, as plain JSON values (:mod:`mmssl.data.summary`)."""
-        from mmssl.data.summary import summarise
-
-        return summarise(self)
-
 
 def hash_of_splits(splits: Iterable[tuple[str, Interactions]]) -> str:
-    """SHA-256 (hex) over named, sorted interactions; the same on every machine."""
+    """Return the SHA-256 (hex) of named, sorted interactions, identical on every machine."""
     digest = hashlib.sha256(b"mmssl-interactions-1\n")
     for split, edges in splits:
         digest.update(f"{split} {edges.num_edges}\n".encode())
@@ -181,7 +179,7 @@ def hash_of_splits(splits: Iterable[tuple[str, Interactions]]) -> str:
 
 
 def _checked_keys(split: str, edges: Interactions, num_users: int, num_items: int) -> IntArray:
-    """``user * num_items + item`` of every edge (E,), strictly increasing, or an error."""
+    """Validate a split and return ``user * num_items + item`` of each edge (E,), increasing."""
     for what, ids, count in (("user", edges.user, num_users), ("item", edges.item, num_items)):
         if not isinstance(ids, np.ndarray) or ids.dtype != np.int64 or ids.ndim != 1:
             raise InputError(f"{split}.{what} must be an int64 vector, see Interactions.from_edges")
@@ -194,7 +192,8 @@ def _checked_keys(split: str, edges: Interactions, num_users: int, num_items: in
             )
     if edges.user.size != edges.item.size:
         raise InputError(
-            f"{split} must have as many users as items, got {edges.user.size} and {edges.item.size}"
+            f"{split} must have one item id per user id, got {edges.user.size} user ids and "
+            f"{edges.item.size} item ids"
         )
     keys: IntArray = edges.user * num_items + edges.item
     steps = np.diff(keys)
@@ -202,14 +201,14 @@ def _checked_keys(split: str, edges: Interactions, num_users: int, num_items: in
         raise InputError(f"{split} must be sorted by (user, item), see Interactions.from_edges")
     if (steps == 0).any():
         user, item = divmod(int(keys[np.argmin(steps)]), num_items)
-        raise InputError(f"{split} must have every edge once, got user {user}, item {item} twice")
+        raise InputError(f"{split} must have unique edges, got user {user}, item {item} twice")
     return keys
 
 
 def _check_features(modality: str, rows: FloatArray, num_items: int) -> None:
     if not isinstance(modality, str) or not MODALITY_NAME.fullmatch(modality):
         raise InputError(
-            f"a modality must be named with letters, digits, '_' and '-', got {modality!r}"
+            f"modality names must consist of letters, digits, '_' and '-', got {modality!r}"
         )
     if not isinstance(rows, np.ndarray) or rows.dtype != np.float32:
         got = rows.dtype if isinstance(rows, np.ndarray) else type(rows).__name__
@@ -220,7 +219,7 @@ def _check_features(modality: str, rows: FloatArray, num_items: int) -> None:
             f"got {rows.shape}"
         )
     if not rows.flags.c_contiguous:
-        raise InputError(f"features of {modality!r} must be C-contiguous, got strides of a view")
+        raise InputError(f"features of {modality!r} must be C-contiguous, got a strided view")
     where = first_non_finite(rows)
     if where is not None:
         raise InputError(
@@ -244,7 +243,7 @@ def _check_mask(modality: str, mask: BoolArray, rows: FloatArray | None) -> None
 
 
 def first_non_finite(rows: npt.NDArray[np.generic]) -> tuple[int, int] | None:
-    """(row, column) of the first NaN or infinity of an (N, d) array, None without one."""
+    """Return (row, column) of the first NaN or infinity in an (N, d) array, None if all finite."""
     finite = np.isfinite(rows)
     if finite.all():
         return None
@@ -258,7 +257,7 @@ def _check_names(what: str, names: tuple[str, ...] | None, count: int, *, unique
     if not isinstance(names, tuple) or len(names) != count:
         got = len(names) if isinstance(names, tuple) else type(names).__name__
         raise InputError(f"{what} must be a tuple of {count} strings, got {got}")
-    if not _all_plain(names, may_be_empty=not unique):  # a million names at once, then the culprit
+    if not _all_plain(names, may_be_empty=not unique):  # the loop only finds the name to report
         for index, name in enumerate(names):
             _check_text(f"{what}[{index}]", name, may_be_empty=not unique)
     if unique and len(set(names)) != count:
@@ -267,7 +266,7 @@ def _check_names(what: str, names: tuple[str, ...] | None, count: int, *, unique
 
 
 def _all_plain(names: tuple[str, ...], *, may_be_empty: bool) -> bool:
-    """Whether :func:`_check_text` has nothing to say of any of them."""
+    """Return whether :func:`_check_text` accepts all names; joined, a million take a moment."""
     try:
         joined = "\t".join(names)
     except TypeError:
@@ -277,7 +276,7 @@ def _all_plain(names: tuple[str, ...], *, may_be_empty: bool) -> bool:
 
 
 def _check_text(what: str, text: str, *, may_be_empty: bool = False) -> None:
-    """One line of text without tabs: what survives a tab-separated file unchanged."""
+    """Require one line of text without tabs, which a tab-separated file stores unchanged."""
     if not isinstance(text, str) or not (text or may_be_empty):
         raise InputError(f"{what} must be a non-empty string, got {text!r}")
     if any(mark in text for mark in "\t\n\r") or not _encodable(text):
@@ -285,7 +284,7 @@ def _check_text(what: str, text: str, *, may_be_empty: bool = False) -> None:
 
 
 def _encodable(text: str) -> bool:
-    """False for lone surrogates, which no UTF-8 file can hold."""
+    """Return False for text with lone surrogates, which UTF-8 cannot represent."""
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -1,13 +1,13 @@
-"""An interaction log: what an importer makes of raw rows, before it is split.
+"""Interaction logs: imported interactions that have not been split yet.
 
-A directory holds::
+The directory of a log contains::
 
-    interactions.npy      one record per user and item: user, item[, rating][, time]
-    users.tsv items.tsv   as beside a data set with splits
-    <modality>_feat.npy   optional, as there
-    dataset.toml          with [log] instead of [split]
+    interactions.npy      one record per interaction: user, item[, rating][, time]
+    users.tsv items.tsv   id maps, as in a data set with splits
+    <modality>_feat.npy   optional features, as in a data set with splits
+    dataset.toml          with a section [log] instead of [split]
 
-``np.load("interactions.npy")["user"]`` reads it anywhere.
+Plain NumPy reads the interactions: ``np.load("interactions.npy")["user"]``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy.typing as npt
 from mmssl.data.dataset import FloatArray, IntArray, Interactions
 from mmssl.data.manifest import Manifest, Source, read_manifest, write_manifest
 from mmssl.data.npy import read_records
-from mmssl.data.readers import read_dataset, read_id_maps
+from mmssl.data.readers import IdMaps, read_dataset, read_id_maps
 from mmssl.data.writers import write_id_maps
 from mmssl.errors import InputError
 
@@ -33,23 +33,34 @@ _KINDS = {"user": ("<i4",), "item": ("<i4",), "rating": ("<f8",), "time": ("<i8"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class InteractionLog:
-    """E interactions, sorted by (user, item), each once.
+    """E unique interactions, sorted by (user, item).
 
     Raises:
-        InputError: Ids out of range, out of order or twice; columns of different lengths.
+        InputError: Ids are out of range, unsorted or repeated, or columns differ in length.
     """
 
     name: str
+    """Name of the data set in reports."""
     num_users: int
+    """Number of users U; user ids are 0 .. U-1."""
     num_items: int
-    user: IntArray  # (E,)
-    item: IntArray  # (E,)
-    rating: npt.NDArray[np.float64] | None = None  # (E,)
-    time: npt.NDArray[np.generic] | None = None  # (E,) int64 or float64
+    """Number of items I; item ids are 0 .. I-1."""
+    user: IntArray
+    """(E,) int64 user ids."""
+    item: IntArray
+    """(E,) int64 item ids."""
+    rating: npt.NDArray[np.float64] | None = None
+    """(E,) ratings, None if the source has none."""
+    time: npt.NDArray[np.generic] | None = None
+    """(E,) int64 or float64 times in the unit of the source, None if the source has none."""
     user_ids: tuple[str, ...] | None = None
+    """External id of each user."""
     item_ids: tuple[str, ...] | None = None
+    """External id of each item."""
     item_titles: tuple[str, ...] | None = None
+    """Display title of each item."""
     item_columns: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Additional text columns: column name -> one cell per item."""
 
     def __post_init__(self) -> None:
         for what, ids, count in (
@@ -57,9 +68,9 @@ class InteractionLog:
             ("item", self.item, self.num_items),
         ):
             if not ids.size or ids.min() < 0 or ids.max() >= count:
-                raise InputError(f"{what} ids must be at least one and in 0 .. {count - 1}")
+                raise InputError(f"{what} ids must be in 0 .. {count - 1}, with at least one id")
         if (np.diff(self.user * self.num_items + self.item) <= 0).any():
-            raise InputError("interactions must be sorted by (user, item), each once")
+            raise InputError("interactions must be unique and sorted by (user, item)")
         for what, values in (("item", self.item), ("rating", self.rating), ("time", self.time)):
             if values is not None and values.shape != self.user.shape:
                 raise InputError(f"{what} must have shape {self.user.shape}, got {values.shape}")
@@ -70,7 +81,7 @@ class InteractionLog:
         return int(self.user.size)
 
     def records(self) -> npt.NDArray[np.void]:
-        """(E,) structured array, what ``interactions.npy`` holds."""
+        """Return the content of ``interactions.npy``, an (E,) structured array."""
         columns = {"user": self.user, "item": self.item, "rating": self.rating, "time": self.time}
         present = {name: values for name, values in columns.items() if values is not None}
         kinds = [(name, _kind(name, values)) for name, values in present.items()]
@@ -81,7 +92,7 @@ class InteractionLog:
 
 
 def write_log(log: InteractionLog, folder: Path, source: Source | None) -> None:
-    """Writes everything of a log except features into a folder that is there."""
+    """Write everything except features into an existing folder."""
     records = log.records()
     np.save(folder / FILE, records, allow_pickle=False)
     write_manifest(
@@ -100,15 +111,18 @@ def write_log(log: InteractionLog, folder: Path, source: Source | None) -> None:
 
 
 def is_log(directory: Path) -> bool:
-    """Whether a directory holds a log that is not split yet."""
+    """Return whether a directory contains a log that is not split yet."""
     return os.path.isfile(directory / FILE)
 
 
 def read_log(directory: Path) -> tuple[InteractionLog, Manifest]:
-    """Reads a log, or takes a data set with splits as one that has neither ratings nor times.
+    """Read a log; a data set with splits is read as a log without ratings and times.
+
+    Returns:
+        The log and its ``dataset.toml``.
 
     Raises:
-        InputError: One line that names the file, what was expected and what was got.
+        InputError: A file is missing, malformed or inconsistent with the others.
     """
     info = read_manifest(directory)
     if not is_log(directory) and info.log_hash is None:
@@ -118,7 +132,7 @@ def read_log(directory: Path) -> tuple[InteractionLog, Manifest]:
     if info.log_hash not in (None, _hash(records)):
         raise InputError(
             f"{info.path}: expected interactions with the hash {info.log_hash:.12}, got "
-            f"{_hash(records):.12}: {FILE} is not the one it was written with"
+            f"{_hash(records):.12}: {FILE} was changed after it was written"
         )
     names = records.dtype.names or ()
     user, item = records["user"].astype(np.int64), records["item"].astype(np.int64)
@@ -153,12 +167,8 @@ def _union(directory: Path) -> InteractionLog:
         name=dataset.name,
         num_users=dataset.num_users,
         num_items=dataset.num_items,
-        user=edges.user,
-        item=edges.item,
-        user_ids=dataset.user_ids,
-        item_ids=dataset.item_ids,
-        item_titles=dataset.item_titles,
-        item_columns=dataset.item_columns,
+        **edges._asdict(),
+        **{name: getattr(dataset, name) for name in IdMaps._fields},
     )
 
 
@@ -168,14 +178,14 @@ def _kind(name: str, values: IntArray | FloatArray | npt.NDArray[np.generic]) ->
 
 
 def _hash(records: npt.NDArray[np.void]) -> str:
-    """SHA-256 (hex) over columns and records; little-endian on every machine."""
+    """Return the SHA-256 (hex) of columns and records, which are little-endian everywhere."""
     digest = hashlib.sha256(f"mmssl-log-1 {records.dtype.descr} {records.size}\n".encode())
     digest.update(records.view(np.uint8).data)
     return digest.hexdigest()
 
 
-def summarise_log(log: InteractionLog) -> dict[str, object]:
-    """What ``mmssl data inspect`` shows of a log, as plain JSON values."""
+def summarize_log(log: InteractionLog) -> dict[str, object]:
+    """Compute the statistics that ``mmssl data inspect`` shows of a log, as plain JSON values."""
     ranges = {name: _range(values) for name, values in (("rating", log.rating), ("time", log.time))}
     return {
         "name": log.name,
@@ -190,8 +200,8 @@ def summarise_log(log: InteractionLog) -> dict[str, object]:
 
 
 def log_lines(log: InteractionLog, info: Manifest) -> list[str]:
-    """The same, to be read by people."""
-    facts = summarise_log(log)
+    """Format the statistics of :func:`summarize_log` for the terminal."""
+    facts = summarize_log(log)
     lines = [
         f"{log.name}: {log.num_users:,} users, {log.num_items:,} items, "
         f"density {facts['density']:.4%}",

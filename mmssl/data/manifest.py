@@ -1,4 +1,4 @@
-"""``dataset.toml``: what a data set directory says of itself.
+"""``dataset.toml``: the metadata of a data set directory.
 
 ::
 
@@ -7,11 +7,11 @@
     num_users = 943
     num_items = 1349
 
-    [files]                       # the id maps that are there
+    [files]                       # the id maps in the directory
     users = "users.tsv"
     items = "items.tsv"
 
-    [split]                       # of a directory that can be trained on
+    [split]                       # only in a data set with splits
     protocol = "random"
     seed = 2022
     hash = "..."                  # SHA-256 over the interactions of the three splits
@@ -21,11 +21,11 @@
     parameters = { ratio = "8:1:1" }
     dropped = { "not in the k-core" = 17 }
 
-    [log]                         # instead of [split]: interactions.npy, not split yet
+    [log]                         # instead of [split], if interactions.npy is not split yet
     rows = 100000
     hash = "..."
 
-    [source]                      # where it came from
+    [source]                      # the imported files
     format = "csv"
     rows_read = 100012
     rows_kept = 100000
@@ -33,7 +33,7 @@
     dropped = { "repeated, the last one kept" = 12 }
     files = { "ratings.csv" = "SHA-256 of the file" }
 
-Fields that this version doesn't know are left alone, so a newer one may add some.
+Unknown fields are ignored, so that newer versions can add some.
 """
 
 from __future__ import annotations
@@ -43,8 +43,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import tomli_w
 
 from mmssl.config import read_toml
 from mmssl.errors import InputError
@@ -56,72 +54,84 @@ _MAX_COUNT = 2**31 - 1
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """How train, validation and test came about."""
+    """How train, validation and test were made."""
 
     protocol: str = "given"
-    """``given`` for splits that were read as they are, else one of :mod:`mmssl.data.splits`."""
+    """``given`` for splits that were read as is, else a protocol of :mod:`mmssl.data.splits`."""
     seed: int | None = None
-    """Of the draw; None when nothing was drawn."""
+    """Random seed; None for a deterministic protocol."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
-    """Whatever else decided it, as TOML values."""
+    """All other parameters of the split, as TOML values."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Reason -> interactions that were left out on the way."""
+    """Reason -> number of interactions that were excluded."""
 
     def label(self) -> str:
-        """One phrase for people: ``random (ratio 8:1:1, k_core 5, seed 2022)``."""
+        """Return a short description such as ``random (ratio 8:1:1, k_core 5, seed 2022)``."""
         facts = [f"{name} {value}" for name, value in self.parameters.items()]
         if self.seed is not None:
             facts.append(f"seed {self.seed}")
         return f"{self.protocol} ({', '.join(facts)})" if facts else self.protocol
 
     def record(self) -> dict[str, Any]:
-        """What a run notes beside the hash."""
+        """Return the fields that identify the split, for run directories and summaries."""
         seed = {} if self.seed is None else {"seed": self.seed}
         return {"protocol": self.protocol, **seed, "parameters": dict(self.parameters)}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the interactions came from, and what became of the rows."""
+    """Source files of the interactions, and how many of their rows were kept."""
 
     format: str
+    """Format of the imported files."""
     files: Mapping[str, str] = field(default_factory=dict)
     """File name -> SHA-256 (hex)."""
     columns: Mapping[str, str] = field(default_factory=dict)
-    """Role (user, item, rating, time) -> the column it was read from."""
+    """Role (user, item, rating, time) -> name of the column in the file."""
     rows_read: int | None = None
+    """Number of rows in the files."""
     rows_kept: int | None = None
+    """Number of rows that became interactions."""
     dropped: Mapping[str, int] = field(default_factory=dict)
-    """Reason -> rows."""
+    """Reason -> number of rows that were excluded."""
     recipe: str | None = None
-    """Of a data set in the catalogue: changes with everything that changes the data."""
+    """Build recipe of a catalog data set; changes whenever the resulting data changes."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Without what is unknown or empty."""
+        """Return the fields as TOML values, without unknown and empty ones."""
         return {name: value for name, value in vars(self).items() if value not in (None, {})}
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The file, its known fields checked; everything is optional when there is no file."""
+    """Validated content of ``dataset.toml``; absent fields are None."""
 
     path: Path
+    """Path of the file."""
     exists: bool
+    """Whether the file exists."""
     name: str | None = None
+    """Name of the data set."""
     num_users: int | None = None
+    """Number of users U."""
     num_items: int | None = None
+    """Number of items I."""
     split: SplitInfo = SplitInfo()
+    """How the splits were made."""
     split_hash: str | None = None
+    """Expected hash of the interactions in the three splits."""
     log_hash: str | None = None
+    """Expected hash of ``interactions.npy``."""
     source: Source | None = None
+    """Source of the interactions."""
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """``dataset.toml`` of a folder; an empty one when there is no such file.
+    """Read ``dataset.toml`` of a folder, or return an empty manifest if it does not exist.
 
     Raises:
-        InputError: It can't be read, isn't TOML, is of a later format or holds another kind of
-            value than it should.
+        InputError: The file can't be read, is not TOML, has a newer format version or a field of
+            the wrong type.
     """
     path = folder / FILE
     if not os.path.lexists(path):
@@ -129,12 +139,16 @@ def read_manifest(folder: Path) -> Manifest:
     table = _Section(path, "", _parse(path))
     version = table.get("format", int, FORMAT)
     if version != FORMAT:
-        raise InputError(f"{path}: expected format {FORMAT}, got {version}: a newer mmssl wrote it")
+        raise InputError(
+            f"{path}: expected format {FORMAT}, got {version}, written by a newer version of mmssl"
+        )
     counts = {}
     for key in ("num_users", "num_items"):
         count = counts[key] = table.get(key, int, None)
         if count is not None and not 0 < count <= _MAX_COUNT:
-            raise InputError(f"{path}: expected {key} to be an integer above 0, got {count}")
+            raise InputError(
+                f"{path}: expected {key} to be an integer in 1 .. {_MAX_COUNT}, got {count}"
+            )
     name = table.get("name", str, None)
     if name is not None and not name.strip():
         raise InputError(f"{path}: expected name to be a non-empty string, got {name!r}")
@@ -157,7 +171,9 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    """Writes ``dataset.toml``; sections that are empty are left out."""
+    """Write ``dataset.toml``, without fields that are None or empty."""
+    import tomli_w
+
     kept = {key: value for key, value in content.items() if value is not None and value != {}}
     text = tomli_w.dumps({"format": FORMAT, **kept})
     (folder / FILE).write_text(text, encoding="utf-8", newline="\n")
@@ -187,7 +203,7 @@ def _parse(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Section:
-    """A table of the file, and where it is."""
+    """One table of the file, with the prefix of its keys for error messages."""
 
     path: Path
     prefix: str
@@ -195,7 +211,7 @@ class _Section:
 
     def get(self, key: str, kind: type, default: Any) -> Any:
         value = self.values.get(key, default)
-        if value is not default and type(value) is not kind:  # a bool is no int here
+        if value is not default and type(value) is not kind:  # isinstance would accept True as int
             words = {int: "an integer", str: "a string", dict: "a table"}[kind]
             raise InputError(
                 f"{self.path}: expected {self.prefix}{key} to be {words}, got {value!r:.60}"

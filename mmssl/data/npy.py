@@ -1,4 +1,4 @@
-"""Feature matrices from ``.npy`` files of strangers: nothing is unpickled, no header is trusted."""
+"""Safe reading of untrusted ``.npy`` files: nothing is unpickled and every header is verified."""
 
 from __future__ import annotations
 
@@ -22,20 +22,24 @@ _HEADER_READERS = {
 
 
 class NpyHeader(NamedTuple):
-    """What a file says of its array, checked against the size of the file."""
+    """Header of a matrix, consistent with the size of its file."""
 
     shape: tuple[int, int]
+    """Number of rows and columns."""
     fortran_order: bool
+    """Whether the data is stored column by column."""
     dtype: np.dtype[np.generic]
+    """Type of the elements."""
     offset: int
+    """Position of the data in the file, in bytes."""
 
 
 def read_header(path: Path) -> NpyHeader:
-    """Header of a matrix of numbers; reads no data and allocates nothing for it.
+    """Read the header of a numeric matrix without reading or allocating its data.
 
     Raises:
-        InputError: Not a ``.npy`` file, not a 2-D matrix of real numbers, or not as long as its
-            header says.
+        InputError: The file is not a ``.npy`` file, not a 2-D matrix of real numbers, or its length
+            contradicts the header.
     """
     shape, fortran_order, dtype, offset, size = _read_start(path)
     if dtype.kind not in "fiub":
@@ -57,19 +61,20 @@ def read_header(path: Path) -> NpyHeader:
 
 
 def read_features(path: Path) -> FloatArray:
-    """Matrix of a ``.npy`` file as (rows, columns) float32, C-contiguous and finite.
+    """Read a matrix as (rows, columns) float32, C-contiguous and finite.
 
     Raises:
-        InputError: As :func:`read_header`, and for a NaN, an infinity or a number beyond float32.
+        InputError: :func:`read_header` fails, the matrix does not fit in memory, or a value is NaN,
+            infinite or outside the range of float32.
     """
     header = read_header(path)
     try:
         raw = _read_data(path, header)
-        with np.errstate(over="ignore", invalid="ignore"):  # what becomes infinite is told below
+        with np.errstate(over="ignore", invalid="ignore"):  # infinities are reported below
             rows = np.ascontiguousarray(raw, dtype=np.float32)
     except MemoryError:
         raise InputError(
-            f"{path}: expected an array that fits memory, got shape {header.shape}"
+            f"{path}: expected an array that fits in memory, got shape {header.shape}"
         ) from None
     where = first_non_finite(rows)
     if where is not None:
@@ -81,21 +86,23 @@ def read_features(path: Path) -> FloatArray:
 
 
 def _read_data(path: Path, header: NpyHeader) -> npt.NDArray[np.generic]:
-    """The array behind a header, in memory: a mapped file that shrinks would end the process."""
+    """Read the data into memory; if a mapped file shrank, SIGBUS would kill the process."""
     count = header.shape[0] * header.shape[1]
     with open_regular(path) as file:
         file.seek(header.offset)
         flat = np.fromfile(file, dtype=header.dtype, count=count)
     if flat.size != count:
-        raise InputError(f"{path}: expected {count} numbers, got {flat.size}: the file has changed")
+        raise InputError(
+            f"{path}: expected {count} numbers, got {flat.size}: the file changed while it was read"
+        )
     return flat.reshape(header.shape, order="F" if header.fortran_order else "C")
 
 
 def read_mask(path: Path, num_items: int) -> BoolArray:
-    """Vector of a ``.npy`` file as (num_items,) booleans.
+    """Read a vector of (num_items,) booleans.
 
     Raises:
-        InputError: Not a ``.npy`` file of ``num_items`` booleans.
+        InputError: The file is not a ``.npy`` file of ``num_items`` booleans.
     """
     shape, _, dtype, offset, size = _read_start(path)
     if dtype != np.bool_ or tuple(shape) != (num_items,):
@@ -106,22 +113,23 @@ def read_mask(path: Path, num_items: int) -> BoolArray:
         raise InputError(
             f"{path}: expected {num_items} bytes of data, got {size - offset} (truncated?)"
         )
-    # Any byte but 0 is True: comparing leaves no other in memory.
+    # A stored boolean may be any byte; comparing normalizes it to 0 or 1.
     return np.fromfile(path, dtype=np.uint8, offset=offset) != 0
 
 
 def read_records(
     path: Path, kinds: Mapping[str, Sequence[str]], required: Sequence[str]
 ) -> npt.NDArray[np.void]:
-    """A vector of records from a ``.npy`` file.
+    """Read a vector of records.
 
     Args:
-        path: The file.
-        kinds: Field -> the dtypes it may have, e.g. ``<i4``.
-        required: Fields that must be there.
+        path: File to read.
+        kinds: Field name -> allowed dtypes, such as ``<i4``.
+        required: Names of the fields that must be present.
 
     Raises:
-        InputError: Not a ``.npy`` file, other fields, or not as long as its header says.
+        InputError: The file is not a ``.npy`` file, has other fields, or its length contradicts the
+            header.
     """
     shape, _, dtype, offset, size = _read_start(path)
     fields = {name: str(kind[0].str) for name, kind in (dtype.fields or {}).items()}
@@ -133,13 +141,16 @@ def read_records(
             f"{', '.join(kinds)}, got shape {tuple(shape)}, dtype {dtype}"
         )
     if size - offset != int(shape[0]) * dtype.itemsize:
-        raise InputError(f"{path}: expected {shape[0]} records, got {size - offset} bytes of them")
+        raise InputError(
+            f"{path}: expected {shape[0]} records of {dtype.itemsize} bytes, got "
+            f"{size - offset} bytes"
+        )
     records: npt.NDArray[np.void] = np.fromfile(path, dtype=dtype, offset=offset)
     return records
 
 
 def _read_start(path: Path) -> tuple[Any, bool, np.dtype[np.generic], int, int]:
-    """(shape, fortran_order, dtype, offset of the data, size of the file), nothing unpickled."""
+    """Return (shape, fortran_order, dtype, offset of the data, size of the file)."""
     try:
         with open_regular(path) as file:
             start = file.read(len(_MAGIC))
@@ -152,26 +163,28 @@ def _read_start(path: Path) -> tuple[Any, bool, np.dtype[np.generic], int, int]:
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
     if dtype.hasobject:
-        raise InputError(f"{path}: holds Python objects; refused (never unpickled)")
+        raise InputError(
+            f"{path}: expected plain numbers, got Python objects, which are never unpickled"
+        )
     return shape, fortran_order, dtype, offset, size
 
 
 def _parse_header(path: Path, file: BinaryIO) -> tuple[Any, bool, np.dtype[np.generic]]:
-    """(shape, fortran_order, dtype) as the file has them; leaves ``file`` where the data starts."""
+    """Return (shape, fortran_order, dtype) and leave ``file`` at the start of the data."""
     try:
         version = np.lib.format.read_magic(file)
         if version in _HEADER_READERS:
             with warnings.catch_warnings():
-                # Odd text makes NumPy and the parser warn; it is read or refused all the same.
+                # NumPy warns about unusual headers; they are either valid or rejected below.
                 warnings.simplefilter("ignore")
                 return _HEADER_READERS[version](file)
     except OSError:
         raise
     except Exception:
-        # NumPy hands the header to literal_eval, tokenize and dtype(), each of which has
-        # exceptions of its own for text it wasn't made for: TokenError, RecursionError, ...
-        raise InputError(f"{path}: expected a .npy header, got one NumPy can't read") from None
-    # Version 3 exists for records with non-Latin field names only.
+        # NumPy passes the header to literal_eval, tokenize and dtype(), which raise many exception
+        # types for malformed text: TokenError, RecursionError, ...
+        raise InputError(f"{path}: expected a valid .npy header, got a malformed one") from None
+    # Version 3.0 is only needed for records with non-Latin field names.
     shown = ".".join(map(str, version))
     raise InputError(f"{path}: expected .npy format 1.0 or 2.0, got {shown}")
 
@@ -184,7 +197,7 @@ def _guess(start: bytes) -> str:
     if not start:
         return "an empty file"
     if start[:1] == b"\x80":
-        return "a pickle; refused (never unpickled)"
+        return "a pickle, which is never unpickled"
     if start[:2] == b"PK":
         return "a zip archive (.npz?)"
     return "something else"

@@ -1,15 +1,15 @@
-"""Reads a data set in the layout of MMSSL.
+"""Reading of data sets in the directory layout of MMSSL.
 
-A directory holds::
+A directory contains::
 
     train.json  val.json  test.json    {"user": [item, ...], ...}
-    <modality>_feat.npy                any number of them, also none; row = item id
-    <modality>_mask.npy                optional: which items have content, the others' rows are zero
+    <modality>_feat.npy                optional, any number: one feature row per item id
+    <modality>_mask.npy                optional: True for items with content; other rows are zero
     users.tsv   items.tsv              optional, with a header: ``user  id`` and ``item  id  title``
     dataset.toml                       optional: name, counts, split and source (see manifest.py)
 
-The last three are what :func:`mmssl.data.writers.write_dataset` adds. ``train_mat``, the pickle
-of the train matrix that released data sets carry, is never opened: the JSON files are the truth.
+:func:`mmssl.data.writers.write_dataset` adds the last three. The released data sets also include
+the train matrix as a pickle, ``train_mat``, which is never opened: it repeats ``train.json``.
 """
 
 from __future__ import annotations
@@ -45,26 +45,27 @@ MASK_SUFFIX = "_mask.npy"
 def read_dataset(
     directory: str | Path, modalities: Sequence[str] | None = None
 ) -> InteractionDataset:
-    """Reads and checks a data set.
+    """Read and validate a data set.
 
-    There are as many users as the highest id with an interaction says, and as many items as the
-    features have rows (without features: as the highest id says), unless ``dataset.toml`` tells.
+    Unless ``dataset.toml`` specifies them, the number of users is one more than the highest user
+    id, and the number of items is the number of feature rows or, without features, one more than
+    the highest item id.
 
     Args:
-        directory: The folder; its name is the data set's name unless ``dataset.toml`` has one.
-        modalities: Which features to load, in this order; all, sorted by name, when None. The
-            number of items doesn't depend on it.
+        directory: Directory to read; its name is the default name of the data set.
+        modalities: Names of the features to load, in this order; None loads all, sorted by name.
+            The number of items does not depend on it.
 
     Raises:
-        InputError: One line that names the file, what was expected and what was got.
+        InputError: A file is missing, malformed or inconsistent with the others.
     """
     folder = Path(directory)
     if not os.path.isdir(folder):  # Path.is_dir() raises for a name that is too long
-        raise InputError(f"{folder}: expected the directory of a data set, got none there")
+        raise InputError(f"{folder}: expected the directory of a data set, got no directory")
     info = read_manifest(folder)
     if info.log_hash is not None:
         raise InputError(
-            f"{folder}: expected a data set with splits, got one that is not split yet: "
+            f"{folder}: expected a data set with splits, got a log that is not split yet; run "
             f"mmssl data split {folder} --out DIR"
         )
     edges = {split: _read_split(folder, split) for split in SPLITS}
@@ -89,9 +90,8 @@ def read_dataset(
             have = ", ".join(paths) or "none"
             raise InputError(f"{folder}: expected modalities among {have}, got {modality!r}")
         if modality in wanted[:position]:
-            raise InputError(f"modalities must be different, got {modality!r} twice")
+            raise InputError(f"modalities must be distinct, got {modality!r} twice")
 
-    user_ids, item_ids, item_titles, item_columns = read_id_maps(folder, num_users, num_items)
     return InteractionDataset(
         name=info.name or folder.resolve().name or "dataset",
         num_users=num_users,
@@ -101,28 +101,29 @@ def read_dataset(
         test=edges["test"],
         features={modality: read_features(paths[modality]) for modality in wanted},
         masks=_read_masks(folder, wanted, num_items),
-        user_ids=user_ids,
-        item_ids=item_ids,
-        item_titles=item_titles,
-        item_columns=item_columns,
         split=info.split,
+        **read_id_maps(folder, num_users, num_items)._asdict(),
     )
 
 
 class IdMaps(NamedTuple):
-    """What ``users.tsv`` and ``items.tsv`` say, None or empty where there is no such column."""
+    """Content of ``users.tsv`` and ``items.tsv``; missing columns are None or empty."""
 
     user_ids: tuple[str, ...] | None
+    """External id of each user."""
     item_ids: tuple[str, ...] | None
+    """External id of each item."""
     item_titles: tuple[str, ...] | None
+    """Display title of each item."""
     item_columns: dict[str, tuple[str, ...]]
+    """Additional text columns: column name -> one cell per item."""
 
 
 def read_id_maps(folder: Path, num_users: int, num_items: int) -> IdMaps:
-    """Reads and checks both tables.
+    """Read and validate ``users.tsv`` and ``items.tsv``, both optional.
 
     Raises:
-        InputError: A table that is there has another header, other rows or ids twice.
+        InputError: A table has the wrong header or number of rows, or repeated or empty ids.
     """
     users = read_table(folder / "users.tsv", "user", num_users)
     items = read_table(folder / "items.tsv", "item", num_items)
@@ -135,7 +136,7 @@ def read_id_maps(folder: Path, num_users: int, num_items: int) -> IdMaps:
 
 
 def _read_json(path: Path) -> dict[str, object]:
-    """A JSON object without duplicate keys, NaN or infinity, or an error of one line."""
+    """Parse a JSON object; reject duplicate keys, NaN and infinity, which json accepts."""
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         table = dict(pairs)
@@ -143,7 +144,7 @@ def _read_json(path: Path) -> dict[str, object]:
             seen: set[str] = set()
             for key, _ in pairs:
                 if key in seen:
-                    raise InputError(f"{path}: expected every key once, got duplicate key {key!r}")
+                    raise InputError(f"{path}: expected unique keys, got duplicate key {key!r}")
                 seen.add(key)
         return table
 
@@ -157,11 +158,11 @@ def _read_json(path: Path) -> dict[str, object]:
         raise
     except MemoryError:
         raise InputError(
-            f"{path}: expected JSON that fits memory, got {len(content)} bytes"
+            f"{path}: expected JSON that fits in memory, got {len(content)} bytes"
         ) from None
     except (ValueError, RecursionError) as error:  # bad UTF-8 and huge ints are ValueErrors
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: expected JSON, got something else: {reason}") from None
+        raise InputError(f"{path}: expected valid JSON: {reason}") from None
     if not isinstance(table, dict):
         raise InputError(f"{path}: expected a JSON object, got {_kind(table)}")
     return table
@@ -172,7 +173,7 @@ def _read_split(folder: Path, split: str) -> Interactions:
     if not os.path.lexists(path):
         hint = ""
         if split == "train" and (folder / "train_mat").exists():
-            hint = "; there is a train_mat, but it is a pickle and never opened: write train.json"
+            hint = "; train_mat is a pickle, which is never opened: convert it to train.json"
         raise InputError(f"{path}: expected a file, got none{hint}")
     table = _read_json(path)
     users: list[int] = []
@@ -191,7 +192,7 @@ def _read_split(folder: Path, split: str) -> Interactions:
 
 
 def _user_id(path: Path, key: str) -> int:
-    # One spelling per id: "01" beside "1" would be a duplicate that no parser notices.
+    # Only the canonical spelling: "01" and "1" would be duplicates that no JSON parser detects.
     canonical = key.isascii() and key.isdigit() and (key == "0" or key[0] != "0")
     if not canonical or len(key) > 10 or int(key) >= MAX_ID:
         raise InputError(
@@ -203,14 +204,15 @@ def _user_id(path: Path, key: str) -> int:
 def _item_list(path: Path, user: str, items: object) -> list[int]:
     if not isinstance(items, list):
         raise InputError(f"{path}: expected a list of items for user {user}, got {_kind(items)}")
-    if not set(map(type, items)) <= {int}:  # bool is no int here, 1.0 neither
+    if not set(map(type, items)) <= {int}:  # isinstance would accept True
         wrong = next(item for item in items if type(item) is not int)
         raise InputError(
             f"{path}: expected integer items for user {user}, got {_kind(wrong)} {wrong!r:.60}"
         )
     if items and not (min(items) >= 0 and max(items) < MAX_ID):
         wrong = next(item for item in items if not 0 <= item < MAX_ID)
-        shown = wrong if abs(wrong) < 10**20 else "one far beyond"  # str() of it may be refused
+        # str() raises ValueError for integers of more than 4300 digits.
+        shown = wrong if abs(wrong) < 10**20 else "a number far out of range"
         raise InputError(
             f"{path}: expected items in 0 .. {MAX_ID - 1} for user {user}, got {shown}"
         )
@@ -218,32 +220,34 @@ def _item_list(path: Path, user: str, items: object) -> list[int]:
         seen: set[int] = set()
         for item in items:
             if item in seen:
-                raise InputError(f"{path}: duplicate edge: user {user} has item {item} twice")
+                raise InputError(
+                    f"{path}: expected unique items for user {user}, got item {item} twice"
+                )
             seen.add(item)
     return items
 
 
 def _count(info: Manifest, what: str, edges: dict[str, Interactions]) -> int:
-    """Number of users or items: what ``dataset.toml`` says, else 1 + the highest id."""
+    """Return the number of users or items: from ``dataset.toml``, else the highest id plus one."""
     column = Interactions._fields.index(what)
     highest = max(int(of_split[column].max()) for of_split in edges.values())
-    told = info.num_users if what == "user" else info.num_items
-    if told is None:
+    count = info.num_users if what == "user" else info.num_items
+    if count is None:
         return highest + 1
-    if told <= highest:
+    if count <= highest:
         raise InputError(
-            f"{info.path}: expected num_{what}s above the highest id {highest}, got {told}"
+            f"{info.path}: expected num_{what}s above the highest id {highest}, got {count}"
         )
-    return told
+    return count
 
 
 def _check_hash(info: Manifest, edges: dict[str, Interactions]) -> None:
-    """Two splits that share a name must not be confused."""
+    """Verify the recorded hash, so that results of different splits are not compared."""
     found = hash_of_splits(edges.items())
     if info.split_hash not in (None, found):
         raise InputError(
             f"{info.path}: expected interactions with the hash {info.split_hash:.12}, got "
-            f"{found:.12}: the split files are not the ones it was written with"
+            f"{found:.12}: the split files were changed after it was written"
         )
 
 
@@ -258,7 +262,7 @@ def _check_items(path: Path, edges: Interactions, num_items: int) -> None:
 
 
 def _check_disjoint(folder: Path, edges: dict[str, Interactions], num_items: int) -> None:
-    """The data set checks this as well; here the error can name the two files."""
+    """Check that splits do not overlap; unlike the data set, this can name the files."""
     keys = {split: of_split.user * num_items + of_split.item for split, of_split in edges.items()}
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         both = np.intersect1d(keys[first], keys[second], assume_unique=True)
@@ -271,10 +275,14 @@ def _check_disjoint(folder: Path, edges: dict[str, Interactions], num_items: int
 
 
 def feature_paths(folder: Path) -> dict[str, Path]:
-    """Modality -> file, sorted by name."""
+    """Find the feature files of a folder: modality -> path, sorted by name.
+
+    Raises:
+        InputError: The folder can't be read, or a file name contains an invalid modality name.
+    """
     paths: dict[str, Path] = {}
     try:
-        names = sorted(os.listdir(folder))  # glob() would skip what it may not read
+        names = sorted(os.listdir(folder))  # glob() silently ignores unreadable directories
     except OSError as error:
         raise InputError(f"{folder}: can't be read: {error.strerror or error}") from None
     for name in names:
@@ -290,7 +298,7 @@ def feature_paths(folder: Path) -> dict[str, Path]:
 
 
 def _common_rows(paths: dict[str, Path]) -> int | None:
-    """Number of rows that all feature files have, None without features."""
+    """Return the number of rows that all feature files share, None without features."""
     rows = {path: read_header(path).shape[0] for path in paths.values()}
     if not rows:
         return None
@@ -298,19 +306,19 @@ def _common_rows(paths: dict[str, Path]) -> int | None:
     for path, got in rows.items():
         if got != expected:
             raise InputError(
-                f"{path}: expected {expected} rows, as many as {first.name}, got {got}"
+                f"{path}: expected {expected} rows, the same number as {first.name}, got {got}"
             )
     return expected
 
 
 def _read_masks(folder: Path, modalities: list[str], num_items: int) -> dict[str, BoolArray]:
-    """Masks of those modalities that have one."""
+    """Read the masks of the modalities that have a mask file."""
     paths = {modality: folder / f"{modality}{MASK_SUFFIX}" for modality in modalities}
     return {m: read_mask(path, num_items) for m, path in paths.items() if os.path.lexists(path)}
 
 
 def _id_column(table: Table) -> str | None:
-    """``id``, or else the first whose name ends in "id" (ml1m: ``movieId``)."""
+    """Return ``id``, or the first name that ends in "id" (``movieId`` in MovieLens-1M)."""
     names = [name for name in table.names[1:] if name.lower().endswith("id")]
     return "id" if "id" in names else names[0] if names else None
 
@@ -323,13 +331,13 @@ def _ids(path: Path, table: Table | None) -> tuple[str, ...] | None:
     assert ids is not None
     twice = len(ids) - len(set(ids))
     if twice or "" in ids:
-        fault = f"{twice} repeated" if twice else "an empty one"
+        fault = f"{twice} repeated" if twice else "an empty id"
         raise InputError(f"{path}: expected unique, non-empty ids, got {fault}")
     return ids
 
 
 def _further_columns(items: Table | None) -> dict[str, tuple[str, ...]]:
-    """Those that are neither ids nor titles."""
+    """Return the columns that are neither ids nor titles."""
     if items is None:
         return {}
     known = {"title", _id_column(items)}
@@ -342,7 +350,7 @@ def _further_columns(items: Table | None) -> dict[str, tuple[str, ...]]:
 
 
 def _kind(value: object) -> str:
-    """JSON's word for a value."""
+    """Return the JSON type of a value, for error messages."""
     if value is None:
         return "null"
     words = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}

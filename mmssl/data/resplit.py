@@ -1,9 +1,8 @@
-"""``mmssl data split``: from a log to a data set that can be trained on.
+"""``mmssl data split``: from an interaction log to a data set with train, validation and test.
 
-Interactions rated too low go first, then those outside the k-core, then the rest is split, then
-validation and test interactions of users that have none in train are left out, as nothing could be
-recommended to them; users and items that are left without any are left out and the others numbered
-anew in their old order.
+The steps, in this order: remove interactions with low ratings; restrict to the k-core; split;
+remove validation and test interactions of users without a train interaction, for whom a model
+cannot be evaluated; remove users and items without interactions and renumber the others in order.
 """
 
 from __future__ import annotations
@@ -34,21 +33,28 @@ _RATIO = ("random", "random-global", "temporal", "cold-item")
 
 @dataclass(frozen=True, kw_only=True)
 class SplitOptions:
-    """What the command line offers."""
+    """Options of ``mmssl data split``, validated on construction.
+
+    Raises:
+        InputError: A value is out of range.
+    """
 
     protocol: str = "random"
-    """One of :data:`~mmssl.data.splits.PROTOCOLS`."""
+    """Split protocol, one of :data:`~mmssl.data.splits.PROTOCOLS`."""
     ratio: Sequence[float] = (8, 1, 1)
-    """Shares of train, validation and test; they needn't sum to 1."""
+    """Proportions of train, validation and test; they are normalized to sum to 1."""
     seed: int = 2022
+    """Random seed of the split."""
     user_core: int = 1
-    """Fewest interactions of a user, before the split."""
+    """Minimum number of interactions per user, before the split."""
     item_core: int = 1
-    """Fewest interactions of an item, before the split."""
+    """Minimum number of interactions per item, before the split."""
     min_rating: float | None = None
+    """Minimum rating of an interaction; None keeps all."""
     cold_items: str = "keep"
-    """Whether validation and test keep items that have no interaction in train."""
+    """"keep" or "drop" validation and test interactions of items without a train interaction."""
     name: str | None = None
+    """Name of the new data set; None keeps the name of the log."""
 
     def __post_init__(self) -> None:
         if self.protocol not in PROTOCOLS:
@@ -68,12 +74,12 @@ class SplitOptions:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The ratio, summing to 1."""
+        """Proportions of train, validation and test, normalized to sum to 1."""
         total = sum(self.ratio)
         return tuple(share / total for share in self.ratio) if total > 0 else tuple(self.ratio)
 
     def info(self, dropped: dict[str, int], *, drawn: bool) -> SplitInfo:
-        """What is recorded of the split."""
+        """Return the record of the split for ``dataset.toml``."""
         facts: dict[str, Any] = {}
         if self.protocol in _RATIO:
             facts["ratio"] = ":".join(f"{share:g}" for share in self.ratio)
@@ -89,23 +95,29 @@ class SplitOptions:
 
 
 class Split(NamedTuple):
-    """A data set and which users and items of the log are in it."""
+    """Result of :func:`split_log`."""
 
     dataset: InteractionDataset
-    users: IntArray  # (U,) ascending
-    items: IntArray  # (I,) ascending
+    """The data set, without features."""
+    users: IntArray
+    """(U,) index in the log of each user, ascending."""
+    items: IntArray
+    """(I,) index in the log of each item, ascending."""
 
 
 class SplitReport(NamedTuple):
-    """What :func:`split_data` did."""
+    """Result of :func:`split_data`."""
 
     directory: Path
+    """Directory that was written."""
     dataset: InteractionDataset
+    """The data set, without features."""
     features: list[str]
+    """Names of the feature files that were copied."""
 
     @property
     def lines(self) -> list[str]:
-        """To print."""
+        """Summary for the terminal."""
         dataset = self.dataset
         lines = [f"left out {n:,}: {reason}" for reason, n in dataset.split.dropped.items()]
         edges = ", ".join(f"{name} {edges.num_edges:,}" for name, edges in dataset.splits())
@@ -119,10 +131,10 @@ class SplitReport(NamedTuple):
 
 
 def split_log(log: InteractionLog, options: SplitOptions) -> Split:
-    """Splits a log in memory.
+    """Split a log in memory.
 
     Raises:
-        InputError: Ratings or times are needed and not there, or a split would be empty.
+        InputError: The options need ratings or times that the log lacks, or a split would be empty.
     """
     place = np.arange(log.num_edges)
     dropped: dict[str, int] = {}
@@ -133,11 +145,11 @@ def split_log(log: InteractionLog, options: SplitOptions) -> Split:
             dropped[reason] = int(place.size - kept.size)
         place = kept
         if not place.size:
-            raise InputError(f"{log.name}: expected interactions to split, all are {reason}")
+            raise InputError(f"{log.name}: expected interactions to split, got none: {reason}")
 
     if options.min_rating is not None:
         if log.rating is None:
-            raise InputError("a minimum rating needs ratings, the data has none")
+            raise InputError("min_rating: expected data with ratings, got data without")
         reason = f"rated below {options.min_rating:g}"
         keep(np.flatnonzero(log.rating >= options.min_rating), reason)
     core = k_core(log.user[place], log.item[place], options.user_core, options.item_core)
@@ -148,12 +160,12 @@ def split_log(log: InteractionLog, options: SplitOptions) -> Split:
     label = assign(options.protocol, edges, time, options.shares, options.seed)
     trained = np.bincount(edges.user[label == TRAIN], minlength=log.num_users) > 0
     stays = trained[edges.user]
-    keep(place[stays], "of users without an interaction in train")
+    keep(place[stays], "user without a train interaction")
     label, edges = label[stays], Interactions(edges.user[stays], edges.item[stays])
     if options.cold_items == "drop":
         trained = np.bincount(edges.item[label == TRAIN], minlength=log.num_items) > 0
         stays = trained[edges.item]
-        keep(place[stays], "of items without an interaction in train")
+        keep(place[stays], "item without a train interaction")
         label, edges = label[stays], Interactions(edges.user[stays], edges.item[stays])
 
     users, user = np.unique(edges.user, return_inverse=True)
@@ -179,18 +191,18 @@ def split_log(log: InteractionLog, options: SplitOptions) -> Split:
 
 
 def split_data(directory: str | Path, out: str | Path, options: SplitOptions) -> SplitReport:
-    """Splits the log in ``directory`` into the new directory ``out``, all of it or nothing.
+    """Split the log in ``directory`` and write the result to the new directory ``out``.
 
-    A data set that has splits is split anew, from all its interactions. Features and masks go with
-    the items.
+    If ``directory`` is a data set with splits, all its interactions are split again. Features and
+    masks of the remaining items are copied. ``out`` is created atomically.
 
     Raises:
-        InputError: One line: what was expected, what was got.
+        InputError: ``directory`` is malformed, ``out`` is not empty, or :func:`split_log` fails.
     """
     folder, target = Path(directory), Path(out)
     check_writable(target)
     if not os.path.isdir(folder):
-        raise InputError(f"{folder}: expected the directory of an imported log, got none there")
+        raise InputError(f"{folder}: expected the directory of an imported log, got no directory")
     log, info = read_log(folder)
     split = split_log(log, options)
     features = feature_paths(folder)
@@ -209,12 +221,12 @@ def _chosen(cells: tuple[str, ...] | None, places: IntArray) -> tuple[str, ...] 
 
 
 def _copy_rows(path: Path, new: Path, items: IntArray, num_items: int) -> None:
-    """The items' rows as they are, dtype and all."""
+    """Copy the rows of the given items without changing their dtype."""
     header = read_header(path)
     if header.shape[0] != num_items:
         raise InputError(f"{path}: expected {num_items} rows, one per item, got {header.shape[0]}")
     if items.size == num_items:
-        record = path.with_suffix(".toml")  # how they were made; of other rows it would not be true
+        record = path.with_suffix(".toml")  # its hash and counts only apply to the complete file
         for file in (path, record) if record.exists() else (path,):
             shutil.copyfile(file, new / file.name)
         return

@@ -1,8 +1,8 @@
 """Splits of interactions into train, validation and test.
 
-Every protocol gives one label per interaction: 0 train, 1 validation, 2 test. What it draws comes
-from the raw output of PCG64, which NumPy promises never to change, and depends on the set of
-interactions and the seed, not on their order: the same split on every machine.
+Every protocol assigns one label to each interaction: 0 train, 1 validation, 2 test. Random numbers
+are taken from the raw output of PCG64, which NumPy guarantees to keep stable. A split depends on
+the set of interactions and the seed but not on their order, and is identical on every machine.
 """
 
 from __future__ import annotations
@@ -27,23 +27,24 @@ def assign(
     ratio: Sequence[float],
     seed: int,
 ) -> Labels:
-    """Labels by the name of a protocol.
+    """Label interactions according to a protocol.
 
     Args:
-        protocol: ``random``: each user's interactions by ``ratio``; ``random-global``: all of
-            them; ``leave-one-out``: each user's last to test, the one before to validation (drawn
-            when there are no times); ``temporal``: all by time, the same moments for everybody;
-            ``cold-item``: all interactions of drawn items, a share of the items by ``ratio``.
-        edges: (E,) users and items, sorted by (user, item), each pair once.
-        time: (E,) or None; ``temporal`` needs it.
-        ratio: Shares of train, validation and test, summing to 1.
-        seed: Seed of what is drawn.
+        protocol: ``random`` splits the interactions of each user by ``ratio``; ``random-global``
+            splits all interactions together; ``leave-one-out`` takes the last interaction of each
+            user for test and the previous one for validation (random ones without times);
+            ``temporal`` splits at two points in time that are the same for all users;
+            ``cold-item`` splits the items by ``ratio``, each with all its interactions.
+        edges: (E,) users and items, unique and sorted by (user, item).
+        time: (E,) times, required by ``temporal``; None if unknown.
+        ratio: Proportions of train, validation and test, summing to 1.
+        seed: Random seed.
 
     Returns:
-        (E,) 0 train, 1 validation, 2 test.
+        (E,) labels: 0 train, 1 validation, 2 test.
 
     Raises:
-        InputError: Another protocol or ratio, or no times where they are needed.
+        InputError: ``protocol`` or ``ratio`` is invalid, or ``temporal`` is used without times.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
@@ -57,14 +58,14 @@ def assign(
     if protocol == "cold-item":
         return _cold_item(edges, ratio, seed)
     if time is None:
-        raise InputError("protocol temporal needs times, the data has none")
+        raise InputError("protocol temporal: expected data with times, got data without")
     return _temporal(time, ratio)
 
 
 def check_ratio(ratio: Sequence[float]) -> None:
-    """Raises InputError unless there are three positive shares of 1."""
+    """Raise InputError unless ``ratio`` is three positive numbers that sum to 1."""
     if len(ratio) != 3 or not all(0 < share < 1 for share in ratio):
-        raise InputError(f"ratios must be three shares in (0, 1), got {tuple(ratio)}")
+        raise InputError(f"ratios must be three numbers in (0, 1), got {tuple(ratio)}")
     if abs(sum(ratio) - 1) > 1e-6:
         raise InputError(f"ratios must sum to 1, got {sum(ratio):g}")
 
@@ -75,22 +76,23 @@ def random_holdout(
     ratios: Sequence[float] = (0.8, 0.1, 0.1),
     seed: int = 0,
 ) -> tuple[Interactions, Interactions, Interactions]:
-    """Splits the interactions of each user at random.
+    """Split the interactions of each user at random.
 
-    Of a user's n interactions, round(n * ratio) go to validation and to test each, at least one
-    and never so many that train has none; users with fewer than three keep all in train.
+    Of a user's n interactions, round(n * ratio) are assigned to validation and to test, at least
+    one to each, but always leaving one in train. Users with fewer than three interactions keep all
+    of them in train.
 
     Args:
         user: (E,) integers.
-        item: (E,) integers; no (user, item) twice.
-        ratios: Shares of train, validation and test: positive, summing to 1.
-        seed: Seed of the generator.
+        item: (E,) integers; pairs (user, item) are unique.
+        ratios: Proportions of train, validation and test; positive, summing to 1.
+        seed: Random seed.
 
     Returns:
-        Train, validation, test.
+        Train, validation and test interactions.
 
     Raises:
-        InputError: Other ratios, or edges that are not unique pairs of integers.
+        InputError: ``ratios`` is invalid, or the edges are not unique pairs of integers.
     """
     check_ratio(ratios)
     edges = Interactions.from_edges(user, item)
@@ -105,7 +107,7 @@ def random_holdout(
 
 
 def by_label(edges: Interactions, label: Labels) -> tuple[Interactions, Interactions, Interactions]:
-    """Train, validation and test of sorted edges."""
+    """Divide sorted edges into train, validation and test by their labels."""
     train, val, test = (
         Interactions(edges.user[label == split], edges.item[label == split])
         for split in (TRAIN, VAL, TEST)
@@ -114,16 +116,16 @@ def by_label(edges: Interactions, label: Labels) -> tuple[Interactions, Interact
 
 
 def k_core(user: IntArray, item: IntArray, user_k: int, item_k: int) -> IntArray:
-    """The largest set of edges in which users have ``user_k`` of them each, items ``item_k``.
+    """Find the largest set of edges in which every user and item has a minimum degree.
 
     Args:
         user: (E,) ids from 0.
         item: (E,) ids from 0.
-        user_k: At least so many edges of each user that is left; 1 asks nothing.
-        item_k: The same of each item.
+        user_k: Minimum number of edges per remaining user.
+        item_k: Minimum number of edges per remaining item.
 
     Returns:
-        Places of the edges that are left, ascending; maybe none.
+        Indices of the remaining edges, ascending and possibly empty.
     """
     place = np.arange(user.size)
     while place.size:
@@ -135,14 +137,14 @@ def k_core(user: IntArray, item: IntArray, user_k: int, item_k: int) -> IntArray
 
 
 def _draw(count: int, seed: int) -> npt.NDArray[np.float64]:
-    """(count,) uniform in [0, 1): what ``default_rng(seed).random(count)`` gives, for good."""
+    """Draw (count,) uniform numbers in [0, 1), a stable ``default_rng(seed).random(count)``."""
     raw = np.asarray(np.random.PCG64(seed).random_raw(count), dtype=np.uint64)
     uniform: npt.NDArray[np.float64] = (raw >> np.uint64(11)) * 2.0**-53
     return uniform
 
 
 def _share(lengths: IntArray, ratio: Sequence[float]) -> tuple[IntArray, IntArray]:
-    """How many of n go to validation and test: by ratio, at least one, leaving one; none of two."""
+    """Return the sizes of validation and test for groups of n: at least 1 each, 0 if n < 3."""
     enough = lengths >= 3
     num_val = np.clip(np.floor(lengths * ratio[1] + 0.5), 1, lengths - 2) * enough
     num_test = np.clip(np.floor(lengths * ratio[2] + 0.5), 1, lengths - 1 - num_val) * enough
@@ -150,11 +152,12 @@ def _share(lengths: IntArray, ratio: Sequence[float]) -> tuple[IntArray, IntArra
 
 
 def _of_each_user(edges: Interactions, order: npt.NDArray[np.generic]) -> tuple[IntArray, IntArray]:
-    """(E,) place of every edge among its user's by ``order``; (E,) how many the user has.
+    """Rank each edge among the edges of its user by ``order``; ties stay sorted by item.
 
-    Edges of equal order stay sorted by item.
+    Returns:
+        (E,) rank of each edge, and (E,) number of edges of its user.
     """
-    ranked = np.lexsort((order, edges.user))  # edges are sorted by user: the runs stay
+    ranked = np.lexsort((order, edges.user))  # edges are sorted by user: each stays contiguous
     _, starts, lengths = np.unique(edges.user, return_index=True, return_counts=True)
     rank = np.empty(edges.num_edges, dtype=np.int64)
     rank[ranked] = np.arange(edges.num_edges) - np.repeat(starts, lengths)
@@ -181,7 +184,7 @@ def _leave_one_out(edges: Interactions, time: npt.NDArray[np.generic] | None, se
 
 
 def _temporal(time: npt.NDArray[np.generic], ratio: Sequence[float]) -> Labels:
-    """Two moments cut the log; what happened at the moment of a cut comes after it."""
+    """Split at two points in time; interactions at a point belong to the later split."""
     ordered = np.sort(time)
     places = np.floor(np.array([ratio[0], ratio[0] + ratio[1]]) * time.size + 0.5).astype(np.int64)
     val_from, test_from = ordered[np.minimum(places, time.size - 1)]

@@ -1,4 +1,4 @@
-"""A directory that appears whole or not at all, whatever happens to the process that writes it."""
+"""Atomic creation of directories: complete or absent, even if the writing process is killed."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mmssl.errors import InputError
 
 @contextlib.contextmanager
 def staged(directory: str | Path) -> Iterator[Path]:
-    """A folder beside ``directory`` to write into; renamed to it when the block ends well.
+    """Provide a temporary folder that is renamed to ``directory`` when the block succeeds.
 
-    An error or an interrupt removes it. A killed process can't: what it leaves is a hidden folder
-    ``.NAME.partial-*``, which the next writer of the same directory removes.
+    An exception or interrupt removes the folder. A killed process leaves a hidden folder
+    ``.NAME.partial-*`` next to ``directory``, which the next writer of ``directory`` removes.
 
     Args:
-        directory: Where nothing is, or an empty folder. Never overwritten.
+        directory: Path that does not exist or is an empty directory; never overwritten.
 
     Raises:
         InputError: ``directory`` exists and is not empty, or can't be written.
@@ -41,7 +41,7 @@ def staged(directory: str | Path) -> Iterator[Path]:
                 _flush(path)
             umask = os.umask(0)
             os.umask(umask)
-            folder.chmod(0o777 & ~umask)  # mkdtemp's are private
+            folder.chmod(0o777 & ~umask)  # mkdtemp creates private folders
             folder.rename(final)
             _flush(final.parent)
         except BaseException:
@@ -55,24 +55,24 @@ def staged(directory: str | Path) -> Iterator[Path]:
 
 
 def check_writable(directory: Path) -> None:
-    """Raises InputError when there is something at ``directory`` that writing would replace."""
+    """Raise InputError unless ``directory`` does not exist or is an empty directory."""
     if os.path.isdir(directory):
         try:
             empty = not os.listdir(directory)
         except OSError as error:
             raise InputError(f"{directory}: can't be read: {error.strerror or error}") from None
         if not empty:
-            raise InputError(f"{directory}: expected no or an empty directory, got files in it")
+            raise InputError(f"{directory}: expected a new or empty directory, got one with files")
     elif os.path.lexists(directory):
-        raise InputError(f"{directory}: expected no or an empty directory, got something else")
+        raise InputError(f"{directory}: expected a new or empty directory, got a file")
 
 
 def _lock(folder: Path) -> int | None:
-    """A lock on a folder that dies with this process; None when somebody else holds it."""
+    """Lock a folder until this process ends; None if another process holds the lock."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:  # held, or a file system without locks: either way not known to be free
+    except OSError:  # locked, or locks are not supported: the folder may be in use
         os.close(descriptor)
         return None
     return descriptor
@@ -91,7 +91,7 @@ def _remove_abandoned(parent: Path, prefix: str) -> None:
 
 
 def _flush(path: Path) -> None:
-    """To the disk, so that a power failure after the rename finds the content as well."""
+    """Flush to disk, so that the content survives a power failure after the rename."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

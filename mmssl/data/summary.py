@@ -1,25 +1,20 @@
-"""What is in a data set, in numbers: ``mmssl data inspect``."""
+"""Statistics of a data set, as ``mmssl data inspect`` shows them."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from mmssl.data.dataset import BoolArray, FloatArray, IntArray
-
-if TYPE_CHECKING:
-    from mmssl.data.dataset import InteractionDataset
+from mmssl.data.dataset import BoolArray, FloatArray, IntArray, InteractionDataset
 
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 
 
-def summarise(dataset: InteractionDataset) -> dict[str, object]:
-    """Counts and shares as plain JSON values; shares lie in 0 .. 1.
+def summarize(dataset: InteractionDataset) -> dict[str, object]:
+    """Compute counts and shares (in 0 .. 1) as plain JSON values.
 
-    ``density`` counts the edges of all splits; a cold test edge or item has no train edge;
-    ``repeated_rows`` of a modality are those that equal an earlier row, ``without_content`` those
-    that its mask leaves out.
+    ``density`` counts the edges of all splits. A test item is cold if it has no train edge, and so
+    are its test edges. In a modality, ``repeated_rows`` counts rows that equal an earlier row and
+    ``without_content`` counts items whose mask is False.
     """
     user_degree = np.bincount(dataset.train.user, minlength=dataset.num_users)  # (U,)
     item_degree = np.bincount(dataset.train.item, minlength=dataset.num_items)  # (I,)
@@ -49,8 +44,8 @@ def summarise(dataset: InteractionDataset) -> dict[str, object]:
 
 
 def summary_lines(dataset: InteractionDataset) -> list[str]:
-    """The same, to be read by people."""
-    facts = summarise(dataset)
+    """Format the statistics of :func:`summarize` for the terminal."""
+    facts = summarize(dataset)
     edges = {split: of_split.num_edges for split, of_split in dataset.splits()}
     lines = [
         f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items, "
@@ -87,7 +82,7 @@ def _quantiles(degree: IntArray) -> dict[str, float]:
 
 
 def _describe(rows: FloatArray, mask: BoolArray | None) -> dict[str, int]:
-    """Width and oddities of (I, d_m) features; rows are compared byte by byte."""
+    """Count zero, repeated and masked rows of (I, d_m) features; rows are compared bytewise."""
     as_bytes = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize)))
     return {
         "dim": rows.shape[1],

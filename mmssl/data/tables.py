@@ -1,7 +1,7 @@
-"""The tab-separated tables beside a data set: ``users.tsv`` and ``items.tsv``.
+"""The tab-separated tables of a data set: ``users.tsv`` and ``items.tsv``.
 
-UTF-8, one header line, no quoting, cells without tabs or line ends. The first column is the id in
-the data set, 0 .. N-1, every id once, in any order.
+The files are UTF-8 with one header line and no quoting; cells contain no tabs or line breaks. The
+first column contains each id of the data set, 0 .. N-1, exactly once in any order.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from mmssl.files import read_text
 
 
 class Table(NamedTuple):
-    """Rows of a table in the order of their ids."""
+    """Table with rows in the order of their ids."""
 
     names: tuple[str, ...]
+    """Column names."""
     rows: tuple[tuple[str, ...], ...]
+    """One cell per column in each row."""
 
     def column(self, name: str) -> tuple[str, ...] | None:
-        """One cell per row, None when there is no such column."""
+        """Return one cell per row, or None if the column does not exist."""
         if name not in self.names:
             return None
         index = self.names.index(name)
@@ -30,15 +32,20 @@ class Table(NamedTuple):
 
 
 def read_table(path: Path, key: str, count: int) -> Table | None:
-    """Table with ``count`` rows whose first column is called ``key``; None without a file.
+    """Read a table, or return None if the file does not exist.
+
+    Args:
+        path: File to read.
+        key: Required name of the first column.
+        count: Required number of rows.
 
     Raises:
-        InputError: Another header, a row of another width, an id missing, repeated or no number.
+        InputError: The header or a row does not match, or an id is missing, repeated or malformed.
     """
     if not os.path.lexists(path):
         return None
     text = read_text(path)
-    # Not splitlines(): titles may hold the other characters it takes for line ends.
+    # Not splitlines(), which also splits at characters that titles may contain.
     lines = [line.removesuffix("\r") for line in text.removesuffix("\n").split("\n")]
     names = tuple(lines[0].split("\t"))
     if names[0] != key:
@@ -53,7 +60,7 @@ def read_table(path: Path, key: str, count: int) -> Table | None:
         known = row[0].isascii() and row[0].isdigit() and len(row[0]) <= 10
         if not known or int(row[0]) >= count or int(row[0]) in rows:
             raise InputError(
-                f"{path}: line {number}: expected each {key} of 0 .. {count - 1} once, "
+                f"{path}: line {number}: expected a unique {key} in 0 .. {count - 1}, "
                 f"got {row[0]!r:.60}"
             )
         rows[int(row[0])] = row
@@ -61,7 +68,7 @@ def read_table(path: Path, key: str, count: int) -> Table | None:
 
 
 def table_text(names: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Header and rows, numbered from 0 in the first column, as the text of a file."""
+    """Format a table, with row numbers from 0 as the first column."""
     lines = ["\t".join(names)]
     lines += ["\t".join((str(index), *row)) for index, row in enumerate(rows)]
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""Writes a data set in the layout :mod:`mmssl.data.readers` reads, all of it or nothing."""
+"""Atomic writing of data sets in the directory layout of :mod:`mmssl.data.readers`."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from mmssl.data.tables import table_text
 def write_dataset(
     dataset: InteractionDataset, directory: str | Path, *, source: Source | None = None
 ) -> None:
-    """Writes ``dataset``; reading it again gives the same data set, bit for bit.
+    """Write a data set; :func:`~mmssl.data.readers.read_dataset` returns it bit for bit.
 
     Args:
-        dataset: What to write.
-        directory: A folder that doesn't exist, or an empty one. Never overwritten; nothing is left
-            behind by an error or an interrupt (:func:`~mmssl.data.staging.staged`).
-        source: Where the data comes from, recorded in ``dataset.toml``.
+        dataset: Data set to write.
+        directory: Path that does not exist or is an empty directory; never overwritten. It is
+            created atomically (:func:`~mmssl.data.staging.staged`).
+        source: Source of the data, recorded in ``dataset.toml``.
 
     Raises:
         InputError: ``directory`` exists and is not empty, or can't be written.
@@ -38,7 +38,7 @@ def write_dataset(
 
 
 def write_files(dataset: InteractionDataset, folder: Path, source: Source | None) -> None:
-    """Everything of a data set except its features into a folder that is there."""
+    """Write everything except features and masks into an existing folder."""
     for split, edges in dataset.splits():
         (folder / f"{split}.json").write_text(_split_text(edges), encoding="utf-8")
     files = write_id_maps(
@@ -70,7 +70,11 @@ def write_id_maps(
     item_titles: tuple[str, ...] | None,
     item_columns: Mapping[str, tuple[str, ...]],
 ) -> dict[str, str]:
-    """Writes ``users.tsv`` and ``items.tsv`` where there is something to say; what -> file name."""
+    """Write ``users.tsv`` and ``items.tsv`` if they have columns.
+
+    Returns:
+        "users" and "items" -> file name, for each file that was written.
+    """
     users = {} if user_ids is None else {"id": user_ids}
     titled = {"id": item_ids, "title": item_titles, **item_columns}
     items = {name: cells for name, cells in titled.items() if cells is not None}
@@ -84,7 +88,7 @@ def write_id_maps(
 
 
 def _split_text(edges: Interactions) -> str:
-    """``{"user": [item, ...]}``, one user per line: users with an edge, in order."""
+    """Format ``{"user": [item, ...]}``, one line per user with an edge, in order."""
     users, starts = np.unique(edges.user, return_index=True)
     lists = np.split(edges.item, starts[1:])
     lines = [

@@ -20,7 +20,7 @@ SPLITS = {
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Files of a data set with 4 users, 5 items and two modalities."""
+    """Write the files of a data set with 4 users, 5 items and two modalities."""
     path = tmp_path / "toy"
     path.mkdir()
     for split, lists in SPLITS.items():
@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def toy() -> dict[str, object]:
-    """Arguments of a valid data set, to change and construct."""
+    """Return the arguments of a valid data set, for tests to modify."""
     return {
         "name": "toy",
         "num_users": 4,
@@ -60,8 +60,8 @@ def _data_root() -> Path:
 
 @pytest.fixture
 def real_data() -> Path:
-    """Folder of the real data sets, or a skip."""
+    """Return the folder of the real data sets, or skip the test."""
     root = _data_root()
     if not (root / "tiktok" / "train.json").is_file():
-        pytest.skip("no real data sets here (set MMSSL_DATA to their folder)")
+        pytest.skip("no real data sets found (set MMSSL_DATA to their folder)")
     return root

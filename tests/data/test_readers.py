@@ -1,4 +1,4 @@
-"""Reading the MMSSL layout: what is accepted, and one clear line for everything else."""
+"""Reading the MMSSL layout: valid directories, and one-line errors for all others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_reads_splits_and_features(folder):
 
 
 def test_users_without_any_interaction_at_the_end_do_not_count(folder):
-    # The toy's test.json has a key "4" with an empty list, as TikTok's has eleven.
+    # test.json has a key "4" with an empty list; TikTok's has eleven such keys.
     assert "4" in json.loads((folder / "test.json").read_text())
     assert read_dataset(folder).num_users == 4
 
@@ -66,13 +66,13 @@ def test_modalities_are_chosen_and_ordered(folder):
 @pytest.mark.parametrize(
     ("split", "content", "words"),
     [
-        ("train", "", "train.json: expected JSON"),
-        ("train", '{"0": [1', "train.json: expected JSON"),
-        ("val", b"\xff\xfe\xfa", "val.json: expected JSON"),
-        ("train", "[" * 100_000, "train.json: expected JSON"),
+        ("train", "", "train.json: expected valid JSON"),
+        ("train", '{"0": [1', "train.json: expected valid JSON"),
+        ("val", b"\xff\xfe\xfa", "val.json: expected valid JSON"),
+        ("train", "[" * 100_000, "train.json: expected valid JSON"),
         ("train", '{"0": [' + "9" * 5000 + "]}", "train.json: expected"),
         ("train", "[[0, 1]]", "expected a JSON object, got a list"),
-        ("val", '{"0": [1], "0": [2]}', "val.json: expected every key once, got duplicate key '0'"),
+        ("val", '{"0": [1], "0": [2]}', "val.json: expected unique keys, got duplicate key '0'"),
         ("val", '{"0": [NaN]}', "val.json: expected JSON numbers, got NaN"),
         ("val", '{"ann": [1]}', "val.json: expected user keys to be integers"),
         ("val", '{"-1": [1]}', "got '-1'"),
@@ -88,8 +88,8 @@ def test_modalities_are_chosen_and_ordered(folder):
         ("val", '{"0": [null]}', "expected integer items for user 0, got null"),
         ("val", '{"0": [-1]}', "expected items in 0 .. 2147483646 for user 0, got -1"),
         ("val", '{"0": [2147483647]}', "for user 0, got 2147483647"),
-        ("val", '{"0": [' + "9" * 400 + "]}", "got one far beyond"),
-        ("val", '{"2": [1, 3, 1]}', "val.json: duplicate edge: user 2 has item 1 twice"),
+        ("val", '{"0": [' + "9" * 400 + "]}", "got a number far out of range"),
+        ("val", '{"2": [1, 3, 1]}', "val.json: expected unique items for user 2, got item 1"),
         ("val", '{"2": [5]}', "val.json: expected items in 0 .. 4"),
         ("val", '{"3": [1, 4]}', "val.json: expected no edge of train.json, got overlap: user 3"),
         ("test", '{"2": [2]}', "test.json: expected no edge of val.json, got overlap: user 2"),
@@ -120,11 +120,11 @@ def test_missing_files(folder, tmp_path):
 def test_train_mat_alone_is_no_data_set(folder):
     (folder / "train.json").unlink()
     (folder / "train_mat").write_bytes(b"")
-    refused(folder, "there is a train_mat, but it is a pickle and never opened")
+    refused(folder, "train_mat is a pickle, which is never opened")
 
 
 class Payload:
-    """Unpickling it creates a file."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -145,9 +145,9 @@ def test_object_array_is_never_unpickled(folder, tmp_path):
     trap = tmp_path / "executed"
     rows = np.array([[Payload(trap)]] * 5, dtype=object)
     np.save(folder / "image_feat.npy", rows, allow_pickle=True)
-    refused(folder, "image_feat.npy: holds Python objects; refused (never unpickled)")
+    refused(folder, "image_feat.npy: expected plain numbers, got Python objects")
     assert not trap.exists()
-    np.load(folder / "image_feat.npy", allow_pickle=True)  # the trap does work
+    np.load(folder / "image_feat.npy", allow_pickle=True)  # unpickling does create the file
     assert trap.exists()
 
 
@@ -155,7 +155,7 @@ def test_pickle_named_npy_is_never_unpickled(folder, tmp_path):
     trap = tmp_path / "executed"
     with (folder / "image_feat.npy").open("wb") as file:
         pickle.dump(Payload(trap), file)
-    refused(folder, "image_feat.npy: expected a .npy array, got a pickle; refused")
+    refused(folder, "image_feat.npy: expected a .npy array, got a pickle, which is never unpickled")
     assert not trap.exists()
 
 
@@ -170,7 +170,7 @@ def test_pickle_named_npy_is_never_unpickled(folder, tmp_path):
         (np.zeros((5, 2), [("x", "f4")]), "expected a matrix of real numbers"),
         (np.ones((5, 0), np.float32), "expected at least one row and one column, got (5, 0)"),
         (np.ones((0, 2), np.float32), "expected at least one row and one column, got (0, 2)"),
-        (np.ones((6, 2), np.float32), "text_feat.npy: expected 6 rows, as many as image_feat.npy"),
+        (np.ones((6, 2), np.float32), "text_feat.npy: expected 6 rows, the same number as image"),
         (np.full((5, 2), 1e300), "expected finite float32 values, got 1e+300 at row 0, column 0"),
     ],
 )
@@ -213,10 +213,10 @@ def npy_header(text: str, version: bytes = b"\x01\x00") -> bytes:
         (b"", "got an empty file"),
         (b"PK\x03\x04", "got a zip archive (.npz?)"),
         (b"hello", "got something else"),
-        (b"\x93NUMPY", "expected a .npy header"),
+        (b"\x93NUMPY", "expected a valid .npy header"),
         (b"\x93NUMPY\x09\x00", "expected .npy format 1.0 or 2.0"),
-        (npy_header("nonsense"), "expected a .npy header"),
-        (npy_header("(" * 900), "expected a .npy header"),
+        (npy_header("nonsense"), "expected a valid .npy header"),
+        (npy_header("(" * 900), "expected a valid .npy header"),
         (npy_header("{'descr': '<f4', 'fortran_order': False, 'shape': (-5, 3)}\n"), "at least"),
         (
             npy_header(
@@ -256,7 +256,7 @@ def test_directories_in_place_of_files(folder):
 
 
 def test_reads_the_tables(folder):
-    # MovieLens-1M's columns, Windows line ends, any order of rows.
+    # Columns of MovieLens-1M, Windows line endings, unsorted rows.
     rows = ["item\tmovieId\ttitle\tgenres", "1\t11\tAlien\tHorror", "0\t10\tHeat\tCrime"]
     rows += [f"{item}\t1{item}\t\t" for item in (2, 3, 4)]
     (folder / "items.tsv").write_bytes("\r\n".join(rows).encode() + b"\r\n")
@@ -274,8 +274,8 @@ def test_reads_the_tables(folder):
         ("id\n", "users.tsv: expected first column 'user', got 'id'"),
         ("user\tid\n0\ta\n", "users.tsv: expected 4 rows, got 1"),
         ("user\tid\n0\ta\n1\tb\n2\n3\td\n", "line 4: expected 2 cells, got 1"),
-        ("user\tid\n0\ta\n1\tb\n1\tc\n3\td\n", "line 4: expected each user of 0 .. 3 once"),
-        ("user\tid\n0\ta\n1\tb\nx\tc\n3\td\n", "once, got 'x'"),
+        ("user\tid\n0\ta\n1\tb\n1\tc\n3\td\n", "line 4: expected a unique user in 0 .. 3"),
+        ("user\tid\n0\ta\n1\tb\nx\tc\n3\td\n", "a unique user in 0 .. 3, got 'x'"),
         ("user\tid\n0\ta\n1\tb\n2\tb\n3\td\n", "users.tsv: expected unique, non-empty ids"),
         (b"user\tid\n0\t\xff", "users.tsv: expected UTF-8 text"),
     ],
@@ -293,16 +293,16 @@ def test_refuses_tables(folder, content, words):
         ("a = " + "[" * 3000, "dataset.toml: not valid TOML"),
         ("num_users = '4'", "dataset.toml: expected num_users to be an integer, got '4'"),
         ("num_items = true", "dataset.toml: expected num_items to be an integer, got True"),
-        ("num_items = 0", "dataset.toml: expected num_items to be an integer above 0, got 0"),
+        ("num_items = 0", "dataset.toml: expected num_items to be an integer in 1 .. "),
         ("num_users = 3", "dataset.toml: expected num_users above the highest id 3, got 3"),
         ("num_items = 6", "dataset.toml: expected num_items 5, the rows of image_feat.npy, got 6"),
         ("name = ' '", "dataset.toml: expected name"),
-        ("format = 2", "dataset.toml: expected format 1, got 2: a newer mmssl wrote it"),
+        ("format = 2", "dataset.toml: expected format 1, got 2, written by a newer version"),
         ("split = 1", "dataset.toml: expected split to be a table, got 1"),
         ("[split]\nseed = 'x'", "dataset.toml: expected split.seed to be an integer, got 'x'"),
         ("[split]\nhash = 'abc'", "dataset.toml: expected interactions with the hash abc, got "),
         ("[source.dropped]\nx = 'y'", "expected source.dropped.x to be an integer, got 'y'"),
-        ("[log]\nhash = 'abc'", "got one that is not split yet: mmssl data split"),
+        ("[log]\nhash = 'abc'", "got a log that is not split yet; run mmssl data split"),
     ],
 )
 def test_refuses_dataset_toml(folder, content, words):
@@ -334,7 +334,7 @@ def test_further_columns_of_items(folder):
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_damaged_file_gives_a_data_set_or_one_line(folder, data):
-    """No damage to any one file ends in anything but a data set or an InputError."""
+    """Reading a data set with one damaged file returns a data set or raises InputError."""
     name = data.draw(st.sampled_from(["train.json", "image_feat.npy", "users.tsv", "dataset.toml"]))
     damaged = folder.parent / "damaged"
     shutil.rmtree(damaged, ignore_errors=True)
@@ -358,7 +358,7 @@ def test_a_damaged_file_gives_a_data_set_or_one_line(folder, data):
         assert dataset.num_items >= 1
 
 
-def test_masks_are_read_beside_their_features(folder):
+def test_masks_are_read_with_their_features(folder):
     mask = np.array([True, False, True, True, True])
     rows = np.load(folder / "image_feat.npy")
     rows[1] = 0
@@ -377,7 +377,7 @@ def test_masks_are_read_beside_their_features(folder):
         (np.ones(4, bool), "image_mask.npy: expected 5 booleans, got dtype bool, shape (4,)"),
         (np.ones((5, 1), bool), "shape (5, 1)"),
         (np.ones(5, np.uint8), "got dtype uint8"),
-        (np.array([None] * 5), "holds Python objects; refused (never unpickled)"),
+        (np.array([None] * 5), "got Python objects, which are never unpickled"),
         (np.arange(5) != 1, "must be zero where its mask is False, got row 1"),
     ],
 )
@@ -391,7 +391,5 @@ def test_refuses_damaged_masks(folder):
     whole = (folder / "image_mask.npy").read_bytes()
     (folder / "image_mask.npy").write_bytes(whole[:-2])
     refused(folder, "image_mask.npy: expected 5 bytes of data, got 3 (truncated?)")
-    (folder / "image_mask.npy").write_bytes(
-        whole[:-1] + b"\x07"
-    )  # no 0 or 1, and True all the same
+    (folder / "image_mask.npy").write_bytes(whole[:-1] + b"\x07")  # any nonzero byte is True
     assert read_dataset(folder).masks["image"].all()

@@ -1,10 +1,11 @@
-"""The released data sets, as their description counts them."""
+"""Sizes of the released data sets, compared with their published statistics."""
 
 from __future__ import annotations
 
 import pytest
 
 from mmssl.data import read_dataset
+from mmssl.data.summary import summarize
 
 COUNTS = {
     "tiktok": ((9308, 6710), (59541, 3051, 6130), {"audio": 128, "image": 128}),
@@ -17,7 +18,7 @@ COUNTS = {
 @pytest.mark.parametrize("name", COUNTS)
 def test_counts(real_data, name):
     if not (real_data / name).is_dir():
-        pytest.skip(f"no {name} among the real data sets")
+        pytest.skip(f"{name} is not among the real data sets")
     dataset = read_dataset(real_data / name)
     sizes, edges, widths = COUNTS[name]
     assert (dataset.num_users, dataset.num_items) == sizes
@@ -29,7 +30,7 @@ def test_counts(real_data, name):
 
 
 def test_tiktok_in_numbers(real_data):
-    facts = read_dataset(real_data / "tiktok").summary()
+    facts = summarize(read_dataset(real_data / "tiktok"))
     assert facts["users_without_train_edge"] == 10
     assert facts["items_without_train_edge"] == 465
     assert facts["cold_test_edges"] == pytest.approx(0.073, abs=5e-4)

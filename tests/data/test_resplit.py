@@ -1,4 +1,4 @@
-"""From a log to a data set: k-core, protocols, what goes with the items, what is recorded."""
+"""Splitting of logs: k-core, protocols, copied features and the recorded parameters."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_k_core_against_removing_one_by_one(pairs, user_k, item_k):
         }
         if not poor:
             break
-        left -= {min(poor)}  # in any order: the core is unique
+        left -= {min(poor)}  # the core does not depend on the order of removal
     user, item = map(np.array, zip(*pairs, strict=True))
     kept = k_core(user, item, user_k, item_k)
     assert {pairs[place] for place in kept} == left and (np.diff(kept) > 0).all()
@@ -78,7 +78,7 @@ def test_every_protocol(protocol):
 
 
 def test_the_same_split_on_every_machine():
-    """Recorded: a change of these is a change of everybody's splits."""
+    """Recorded splits; a change would invalidate the splits of all users."""
     log = make_log()
     found = {
         protocol: split_log(log, SplitOptions(protocol=protocol)).dataset.interactions_hash()[:16]
@@ -113,8 +113,8 @@ def test_leave_one_out_by_time():
 def test_temporal_has_one_pair_of_moments():
     time = [1, 2, 3, 4, 5, 6, 7, 8, 8, 9]
     found = labels("temporal", [0] * 10, range(10), time, (0.6, 0.2, 0.2))
-    assert found == [0, 0, 0, 0, 0, 0, 1, 2, 2, 2]  # equal times stay together, in the later part
-    with pytest.raises(InputError, match="protocol temporal needs times, the data has none"):
+    assert found == [0, 0, 0, 0, 0, 0, 1, 2, 2, 2]  # equal times stay together, in the later split
+    with pytest.raises(InputError, match="protocol temporal: expected data with times"):
         labels("temporal", [0, 0], [0, 1])
 
 
@@ -128,7 +128,7 @@ def test_global_and_cold_items_have_the_shares():
 
 
 def test_order_of_the_steps():
-    """Ratings first, then the core, then users without train; what is left has new numbers."""
+    """Ratings, then the k-core, then users without train edges, then renumbering."""
     log = make_log()
     options = SplitOptions(min_rating=3, user_core=5, item_core=4, protocol="random-global")
     dataset = split_log(log, options).dataset
@@ -145,14 +145,14 @@ def test_order_of_the_steps():
 
 def test_cold_items_can_be_dropped():
     user, item = np.divmod(np.arange(30), 3)
-    item = np.where(item == 2, item + user, item)  # every user has an item of his own
+    item = np.where(item == 2, item + user, item)  # every user has an exclusive item
     edges = Interactions.from_edges(user, item)
     log = InteractionLog(name="x", num_users=10, num_items=12, user=edges.user, item=edges.item)
     kept = split_log(log, SplitOptions()).dataset
     left = split_log(log, SplitOptions(cold_items="drop")).dataset
     trained = np.bincount(left.train.item, minlength=left.num_items) > 0
     assert trained.all() and left.num_items < kept.num_items
-    assert left.split.dropped["of items without an interaction in train"] > 0
+    assert left.split.dropped["item without a train interaction"] > 0
 
 
 def write(log: InteractionLog, folder):
@@ -182,7 +182,7 @@ def test_features_and_masks_go_with_the_items(tmp_path):
     assert not (tmp_path / "out/text_feat.toml").exists()
 
 
-def test_a_data_set_is_split_anew(tmp_path, tiny_dataset):
+def test_a_data_set_is_split_again(tmp_path, tiny_dataset):
     write_dataset(tiny_dataset, tmp_path / "tiny")
     split_data(tmp_path / "tiny", tmp_path / "loo", SplitOptions(protocol="leave-one-out"))
     dataset = read_dataset(tmp_path / "loo")
@@ -209,15 +209,15 @@ def test_another_file_under_the_same_toml_is_refused(tmp_path):
     ("options", "words"),
     [
         ({"protocol": "best"}, "protocol must be one of random"),
-        ({"ratio": (8, 1)}, "ratios must be three shares"),
-        ({"ratio": (8, 0, 1)}, "ratios must be three shares"),
-        ({"ratio": (8, -9, 1)}, "ratios must be three shares"),
+        ({"ratio": (8, 1)}, "ratios must be three numbers"),
+        ({"ratio": (8, 0, 1)}, "ratios must be three numbers"),
+        ({"ratio": (8, -9, 1)}, "ratios must be three numbers"),
         ({"user_core": 0}, "user_core must be at least 1, got 0"),
         ({"seed": -1}, "seed must be in 0"),
         ({"cold_items": "hide"}, "cold-items must be keep or drop"),
         ({"protocol": "cold-item", "cold_items": "drop"}, "cold-items must be keep for"),
-        ({"user_core": 99}, "expected interactions to split, all are not in the k-core"),
-        ({"min_rating": 9}, "expected interactions to split, all are rated below 9"),
+        ({"user_core": 99}, "expected interactions to split, got none: not in the k-core"),
+        ({"min_rating": 9}, "expected interactions to split, got none: rated below 9"),
     ],
 )
 def test_refuses(tmp_path, options, words):

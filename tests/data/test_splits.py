@@ -1,4 +1,4 @@
-"""Per-user random hold-out."""
+"""Random holdout for each user."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def test_seed_matters_and_choice_is_uniform():
     user, item = np.zeros(10, int), np.arange(10)
     chosen = [int(random_holdout(user, item, seed=seed)[2].item[0]) for seed in range(2000)]
     counts = np.bincount(chosen, minlength=10)
-    assert counts.sum() == 2000 and (np.abs(counts - 200) < 70).all()  # five sigmas
+    assert counts.sum() == 2000 and (np.abs(counts - 200) < 70).all()  # five sigma
 
 
 @pytest.mark.parametrize(
     ("user", "ratios", "words"),
     [
-        ([0, 0, 1], (0.8, 0.2), "ratios must be three shares"),
-        ([0, 0, 1], (0.8, 0.2, 0.0), "ratios must be three shares"),
+        ([0, 0, 1], (0.8, 0.2), "ratios must be three numbers"),
+        ([0, 0, 1], (0.8, 0.2, 0.0), "ratios must be three numbers"),
         ([0, 0, 1], (0.8, 0.2, 0.1), "ratios must sum to 1, got 1.1"),
         ([0, 0, 0], (0.8, 0.1, 0.1), "interactions must be unique, got user 0, item 1 twice"),
     ],

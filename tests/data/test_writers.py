@@ -1,4 +1,4 @@
-"""Written and read again: the same data set; interrupted: nothing."""
+"""Round trips of data sets, and no partial output after an interrupt."""
 
 from __future__ import annotations
 
@@ -111,9 +111,11 @@ def test_an_empty_folder_is_filled_and_anything_else_kept(tmp_path, toy_dataset)
     file.write_text("mine")
     write_dataset(toy_dataset, empty)
     assert_same(read_dataset(empty), toy_dataset)
-    with pytest.raises(InputError, match="full: expected no or an empty directory, got files"):
+    with pytest.raises(
+        InputError, match="full: expected a new or empty directory, got one with files"
+    ):
         write_dataset(toy_dataset, full)
-    with pytest.raises(InputError, match="file: expected no or an empty directory, got something"):
+    with pytest.raises(InputError, match="file: expected a new or empty directory, got a file"):
         write_dataset(toy_dataset, file)
     with pytest.raises(InputError, match="can't be written"):
         write_dataset(toy_dataset, file / "below")

@@ -129,7 +129,7 @@ CASES = [
         f"{FILE}: a terabyte of hole",
         lambda w: _terabyte(w.data / FILE),
         BOTH,
-        (FILE, "fits memory"),
+        (FILE, "fits in memory"),
         isolated=True,
     ),
     Case("a modality without a name", _named("_feat.npy"), BOTH, ("_feat.npy", "modality")),
