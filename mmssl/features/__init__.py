@@ -1,8 +1,7 @@
-"""Item features from texts and pictures: ``NAME_feat.npy``, one row per item.
+"""Item features from texts and pictures, stored in ``NAME_feat.npy`` with one row per item.
 
-``text_features`` and ``relation_features`` are functions of arrays; ``extract_text`` and
-``extract_images`` write the file of a data set, with a mask of what is missing and a record of how
-it was made.
+``text_features`` and ``relation_features`` compute arrays. ``extract_text`` and ``extract_images``
+write the feature file of a data set, a mask of items without content, and a record of the encoder.
 """
 
 from mmssl.features.image import Extracted, ImageEncoder, extract_images

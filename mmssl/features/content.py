@@ -1,7 +1,7 @@
-"""What each item has: texts or paths, from ``items.tsv`` or a table of the user's own.
+"""Texts or picture paths of the items, from ``items.tsv`` or a separate table.
 
-A table is CSV, TSV (no quoting) or JSON lines, gzipped or not, with an item id in each row: the id
-where the items came from (``item_ids`` of the data set), else the item's number.
+A table is CSV, TSV (no quoting) or JSON lines, optionally compressed with gzip. Each row contains
+an item id: one of the data set's ``item_ids`` or, without these, the item's number.
 """
 
 from __future__ import annotations
@@ -21,37 +21,42 @@ from mmssl.errors import InputError
 
 FORMATS = (".csv", ".tsv", ".jsonl")
 ON_DUPLICATE = ("error", "first", "join")
-MAX_CELL = 2**24  # characters; the csv module stops at 2^17, which a book's description exceeds
+MAX_CELL = 2**24  # characters; long item descriptions exceed the csv module's default of 2^17
 
 
 class Content(NamedTuple):
-    """One cell per item."""
+    """Texts or paths, one cell per item."""
 
     cells: tuple[str, ...]
-    """"" where an item has none."""
+    """Content of each item; "" for an item without content."""
     source: str
-    """The file's name and its columns."""
+    """Name of the file and its columns."""
     unknown_rows: int = 0
-    """Rows of items that the data set doesn't have."""
+    """Number of rows whose item is not in the data set."""
     repeated_rows: int = 0
-    """Rows of an item that had one before."""
+    """Number of rows whose item occurred in an earlier row."""
 
 
 def item_ids(dataset: InteractionDataset) -> tuple[str, ...]:
-    """The items' ids where they came from, else their numbers."""
+    """Return the external ids of the items or, without these, their numbers."""
     return dataset.item_ids or tuple(map(str, range(dataset.num_items)))
 
 
 def read_item_table(folder: Path, num_items: int, columns: Sequence[str]) -> Content:
-    """Columns of the data set's own ``items.tsv``, joined by a space.
+    """Read columns of the data set's ``items.tsv``, joined by a space.
+
+    Args:
+        folder: Directory of the data set.
+        num_items: Number of items I.
+        columns: Names of the columns; ``title`` if empty.
 
     Raises:
-        InputError: No such file or column.
+        InputError: The file or a column does not exist, or the file is malformed.
     """
     path = folder / "items.tsv"
     table = read_table(path, "item", num_items)
     if table is None:
-        raise InputError(f"{path}: expected a table with the items' texts, got none (or --from)")
+        raise InputError(f"{path}: expected a table with item texts, got no file; or use --from")
     names, chosen = columns or ("title",), []
     for name in names:
         column = table.column(name)
@@ -74,20 +79,20 @@ def read_content(
     encoding: str = "utf-8",
     on_duplicate: str = "error",
 ) -> Content:
-    """One cell per item of a table: the chosen columns, joined by a space.
+    """Read one cell per item from a table: the selected columns, joined by a space.
 
     Args:
-        path: ``.csv``, ``.tsv`` or ``.jsonl``, also with ``.gz``.
+        path: File named ``.csv``, ``.tsv`` or ``.jsonl``, optionally followed by ``.gz``.
         ids: Unique id of each item.
-        columns: What to take; the first of ``defaults`` that the table has when empty.
-        defaults: See above.
-        id_column: Where the item id is; the first column when None.
-        encoding: Of the file; one in which a line feed is one byte.
-        on_duplicate: What to do with two rows of one item that differ: "error", keep the "first",
-            "join" them by a space.
+        columns: Names of the columns to read; if empty, the first of ``defaults`` in the table.
+        defaults: Column names to try if ``columns`` is empty.
+        id_column: Name of the column with the item id; None selects the first column.
+        encoding: Text encoding in which a line feed is a single byte.
+        on_duplicate: Handling of different rows for the same item: "error" raises, "first" keeps
+            the first row, "join" joins them by a space.
 
     Raises:
-        InputError: One line that names file and line.
+        InputError: An argument is invalid or the table is malformed; the message names the line.
     """
     if on_duplicate not in ON_DUPLICATE:
         raise InputError(f"on_duplicate must be one of {ON_DUPLICATE}, got {on_duplicate!r}")
@@ -97,18 +102,20 @@ def read_content(
     unknown = repeated = 0
     chosen = list(columns)
     example = ""
-    optional = ".jsonl" in path.suffixes  # objects leave out what they don't have
+    optional = ".jsonl" in path.suffixes  # JSON objects may omit fields
     for line, row in _rows(path, encoding):
         key = next(iter(row), "") if id_column is None else id_column
         if key not in row:
-            raise InputError(f"{path}: line {line}: expected the id in {key!r}, got {_some(row)}")
-        id_column = key  # JSON objects may order their keys as they like
+            raise InputError(
+                f"{path}: line {line}: expected an id in column {key!r}, got columns {_some(row)}"
+            )
+        id_column = key  # the order of keys may differ between JSON objects
         if not chosen:
             chosen = [name for name in defaults if name in row][:1]
             if not chosen:
                 raise InputError(
-                    f"{path}: expected a column {' or '.join(defaults)}, got {_some(row)}: "
-                    "name yours by --column"
+                    f"{path}: expected a column {' or '.join(defaults)}, got {_some(row)}; "
+                    "select one with --column"
                 )
         missing = [name for name in chosen if name not in row]
         if missing and not optional:
@@ -129,27 +136,30 @@ def read_content(
             continue
         if on_duplicate == "error":
             raise InputError(
-                f"{path}: line {line}: expected item {name!r:.60} once, got it before on line "
-                f"{line_of[item]} with another content (--on-duplicate first or join)"
+                f"{path}: line {line}: expected one row per item, got different content for item "
+                f"{name!r:.60} on line {line_of[item]}; use --on-duplicate first or join"
             )
         cells[item] = _joined((cells[item], cell))
     if not line_of:
-        got = f"only others, as {example!r:.60}" if unknown else "no row"
+        got = f"only unknown ids such as {example!r:.60}" if unknown else "no row"
         raise InputError(f"{path}: expected item ids such as {ids[0]!r:.60}, got {got}")
     return Content(tuple(cells), f"{path.name}: {', '.join(chosen)}", unknown, repeated)
 
 
 def _rows(path: Path, encoding: str) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """(line number, column -> cell) of every row."""
+    """Yield (line number, column name -> cell) of every row."""
     name = path.name.lower().removesuffix(".gz")
     if not name.endswith(FORMATS):
-        raise InputError(f"{path}: expected a file named {', '.join(FORMATS)} (.gz), got another")
+        raise InputError(
+            f"{path}: expected a file name ending in {', '.join(FORMATS)}, optionally with .gz"
+        )
     try:
         if "\n".encode(encoding) != b"\n":
             raise LookupError
     except LookupError:
         raise InputError(
-            f"expected an encoding of text in which a line feed is one byte, got {encoding!r:.60}"
+            "--encoding: expected a text encoding with single-byte line feeds, got "
+            f"{encoding!r:.60}"
         ) from None
     try:
         with _open(path) as file:
@@ -160,7 +170,7 @@ def _rows(path: Path, encoding: str) -> Iterator[tuple[int, Mapping[str, object]
                 yield from _cells(path, _split(lines))
             else:
                 yield from _cells(path, _csv(path, lines))
-    except (OSError, EOFError, zlib.error) as error:  # the last two: a damaged .gz
+    except (OSError, EOFError, zlib.error) as error:  # a damaged .gz raises the last two
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{path}: can't be read: {reason}") from None
 
@@ -170,14 +180,14 @@ def _open(path: Path) -> AbstractContextManager[Iterable[bytes]]:
 
 
 def _decoded(path: Path, file: Iterable[bytes], encoding: str) -> Iterator[str]:
-    """Lines with their ends, a byte order mark left out."""
+    """Decode lines, keeping line breaks and removing a byte order mark."""
     for number, line in enumerate(file, start=1):
         try:
             text = line.decode(encoding)
         except UnicodeDecodeError as error:
             raise InputError(
                 f"{path}: line {number}: expected {encoding} text, got byte "
-                f"0x{line[error.start]:02x} (another --encoding, as latin-1?)"
+                f"0x{line[error.start]:02x}; try another --encoding, such as latin-1"
             ) from None
         yield text.removeprefix("\ufeff") if number == 1 else text
 
@@ -189,7 +199,9 @@ def _json_rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Mapping[
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            raise InputError(f"{path}: line {number}: expected a JSON object, got none") from None
+            raise InputError(
+                f"{path}: line {number}: expected a JSON object, got invalid JSON"
+            ) from None
         if not isinstance(row, dict):
             raise InputError(f"{path}: line {number}: expected a JSON object, got another value")
         yield number, row
@@ -215,11 +227,11 @@ def _csv(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, list[str]]]:
 def _cells(
     path: Path, rows: Iterator[tuple[int, list[str]]]
 ) -> Iterator[tuple[int, Mapping[str, object]]]:
-    """Rows by the names of the header; empty lines are passed over."""
+    """Label cells with the column names of the header; empty lines are skipped."""
     header = next(rows, (0, []))[1]
     names = [name.split(":")[0].strip() for name in header]  # RecBole: item_id:token
     if len(set(names)) != len(names):
-        raise InputError(f"{path}: expected a header of different names, got {_some(names)}")
+        raise InputError(f"{path}: expected unique column names, got {_some(names)}")
     for line, row in rows:
         if row in ([], [""]):
             continue
@@ -229,7 +241,7 @@ def _cells(
 
 
 def _text(value: object) -> str:
-    """A cell as text: a list's elements joined, "" for null, no lone surrogates."""
+    """Convert a cell to text: lists are joined, null is "", lone surrogates are replaced."""
     if value is None:
         return ""
     if isinstance(value, list):
@@ -243,5 +255,5 @@ def _joined(cells: Iterable[str]) -> str:
 
 
 def _some(names: Mapping[str, object] | Sequence[str]) -> str:
-    """Names to show in a message of one line."""
+    """Format the first names for a one-line message."""
     return ", ".join(ascii(name)[1:-1] for name in list(names)[:8])[:200] or "none"

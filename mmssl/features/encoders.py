@@ -1,7 +1,7 @@
 """Image encoders by name: a model of timm, torchvision or open_clip, or a TorchScript file.
 
-Weights come from a file or from the library's own source; nothing is ever unpickled. The last
-linear layer of a classifier is left out: rows are what it would have read.
+Weights come from a file or are downloaded by the library; nothing is ever unpickled. The final
+linear layer of a classifier is removed, so features are the input of that layer.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmssl.features.pictures import INTERPOLATIONS, Preprocess
 from mmssl.features.weights import module_digest, read_weights
 
 RANDOM = "random"
-"""In place of a weights file: a random projection, by the seed; a baseline that needs no file."""
+"""Value of ``weights`` that selects random weights, a baseline that needs no file."""
 
 
 def load_encoder(
@@ -31,23 +31,24 @@ def load_encoder(
     seed: int = 0,
     **preprocess: Any,
 ) -> ImageEncoder:
-    """An encoder by name.
+    """Load an image encoder by name.
 
     Args:
-        kind: one of :data:`ENCODERS`.
-        model: its name in that library; for TorchScript there is none.
-        weights: a file, "random", or None for the library's own, which it may download.
-        seed: of random weights.
-        **preprocess: fields of :class:`Preprocess` other than the model's own.
+        kind: Source of the encoder, one of :data:`ENCODERS`.
+        model: Name of the model in that library; None for TorchScript.
+        weights: Path of a weights file, "random", or None for the library's pretrained weights,
+            which it may download.
+        seed: Random seed of random weights.
+        **preprocess: Fields of :class:`Preprocess` that override the model's own.
 
     Raises:
-        InputError: The library, the model or the weights are missing or don't fit.
+        InputError: The library, the model or the weights are missing or do not match.
     """
     if kind not in ENCODERS:
         raise InputError(f"--encoder must be one of {', '.join(ENCODERS)}, got {kind!r:.60}")
     if kind == "torchscript":
         if model is not None or weights in (None, RANDOM):
-            raise InputError("--encoder torchscript: expected --weights FILE, and no --model")
+            raise InputError("--encoder torchscript: expected --weights FILE without --model")
         module, fields, record = _torchscript(Path(str(weights)))
     else:
         if model is None:
@@ -60,7 +61,7 @@ def load_encoder(
             record["seed"] = seed
     fields |= {name: value for name, value in preprocess.items() if value is not None}
     if "resize" not in fields:
-        fields["resize"] = fields.get("size", Preprocess.size) * 8 // 7  # 224 of 256
+        fields["resize"] = fields.get("size", Preprocess.size) * 8 // 7  # 256 for size 224
     record = {"name": kind, **record, "weights_sha256": module_digest(module)}
     return ImageEncoder(module=module, preprocess=Preprocess(**fields), record=record)
 
@@ -69,20 +70,20 @@ _Loaded = tuple[nn.Module, dict[str, Any], dict[str, Any]]  # module, preprocess
 
 
 def _torchscript(path: Path) -> _Loaded:
-    """Read by torch's own loader in C++, which knows no Python objects."""
+    """Load a TorchScript file with torch's C++ loader, which does not create Python objects."""
     import warnings
 
     try:
         with path.open("rb"):
             pass
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecated, but what replaces it unpickles
+            warnings.simplefilter("ignore")  # deprecated, but torch.export.load unpickles
             module = torch.jit.load(str(path), map_location="cpu")
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
     except (RuntimeError, ValueError):
         raise InputError(
-            f"{path}: expected a TorchScript module (torch.jit.save), got something else"
+            f"{path}: expected a TorchScript module, as torch.jit.save writes it"
         ) from None
     return module, {}, {"weights": path.name, "torch": torch.__version__}
 
@@ -128,14 +129,14 @@ def _torchvision(model: str, weights: str | None) -> _Loaded:
 
 
 class _ImageTower(nn.Module):
-    """Of a CLIP model, whose forward wants a text as well."""
+    """Image tower of a CLIP model, whose own forward also requires a text."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
         self.visual = visual
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S) to (B, d)."""
+        """Map (B, 3, S, S) pixels to (B, d) features."""
         rows = self.visual(pixels)
         first: Tensor = rows[0] if isinstance(rows, tuple) else rows
         return first
@@ -145,7 +146,7 @@ def _open_clip(model: str, weights: str | None) -> _Loaded:
     open_clip = _library("open_clip", "open_clip_torch")
     name, _, tag = model.partition("/")  # ViT-B-32/laion2b_s34b_b79k
     if weights is None and not tag:
-        raise InputError(f"--model {model}: expected NAME/TAG, one of open_clip's, or --weights")
+        raise InputError(f"--model {model}: expected NAME/TAG of open_clip, or --weights")
     module = _made(
         f"--model {model}",
         lambda: open_clip.create_model(name, pretrained=tag if weights is None else None),
@@ -172,7 +173,7 @@ ENCODERS: dict[str, Callable[[str, str | None], _Loaded]] = {
     "open_clip": _open_clip,
     "torchscript": lambda _model, weights: _torchscript(Path(str(weights))),
 }
-"""Name on the command line -> how it is made."""
+"""Name on the command line -> loader."""
 
 
 def _library(module: str, package: str) -> Any:
@@ -180,13 +181,13 @@ def _library(module: str, package: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise InputError(
-            f"--encoder {module} needs {package}, which can't be imported ({error}): "
-            f"pip install {package}"
+            f"--encoder {module}: expected {package} to be installed (pip install {package}), got "
+            f"{error}"
         ) from None
 
 
 def _made(what: str, make: Callable[[], Any]) -> Any:
-    """A model with the library's own weights; its errors are of many kinds, network included."""
+    """Create a model; libraries raise many exception types, including network errors."""
     try:
         return make()
     except Exception as error:
@@ -194,7 +195,7 @@ def _made(what: str, make: Callable[[], Any]) -> Any:
 
 
 def _fill(module: nn.Module, weights: str | None, heads: Sequence[str] = ()) -> None:
-    """Weights of a file; only those of the parts in ``heads``, which were left out, may be more."""
+    """Load weights from a file, which may also contain the removed parts named in ``heads``."""
     if weights is None or weights == RANDOM:
         return
     path = Path(weights)
@@ -202,26 +203,29 @@ def _fill(module: nn.Module, weights: str | None, heads: Sequence[str] = ()) -> 
         missing, unexpected = module.load_state_dict(read_weights(path), strict=False)
     except RuntimeError as error:  # shapes
         reason = " ".join(str(error).split())
-        raise InputError(f"{path}: weights of another model: {reason:.200}") from None
+        raise InputError(f"{path}: expected weights of this model: {reason:.200}") from None
     if missing:
         raise InputError(
-            f"{path}: weights of another model: {len(missing)} are missing, such as {missing[0]}"
+            f"{path}: expected weights of this model: {len(missing)} tensors are missing, such as "
+            f"{missing[0]}"
         )
-    strange = [name for name in unexpected if name.split(".")[0] not in heads]
-    if strange:
-        raise InputError(f"{path}: weights of another model: {strange[0]} is not in it")
+    unknown = [name for name in unexpected if name.split(".")[0] not in heads]
+    if unknown:
+        raise InputError(
+            f"{path}: expected weights of this model: {unknown[0]} is not part of the model"
+        )
 
 
 def _without_head(module: nn.Module, model: str) -> str:
-    """The last linear layer becomes the identity; the name of the part that it is in."""
+    """Replace the last linear layer with the identity; return its top-level module name."""
     heads = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
     if not heads:
-        raise InputError(f"--model {model}: expected a classifier that ends in a linear layer")
+        raise InputError(f"--model {model}: expected a classifier with a final linear layer")
     parent, _, name = heads[-1].rpartition(".")
     setattr(module.get_submodule(parent), name, nn.Identity())
     return heads[-1].split(".")[0]
 
 
 def _interpolation(name: str) -> str:
-    """Pillow's word for it; timm's "random" and the like are for training."""
+    """Return a supported interpolation; names such as timm's "random" only apply to training."""
     return name if name in INTERPOLATIONS else "bicubic"

@@ -1,4 +1,4 @@
-"""From the items' pictures to ``NAME_feat.npy``: decoded in processes, encoded in batches."""
+"""Image features of the items: decoding in worker processes, encoding in batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from mmssl.data.dataset import FloatArray, IntArray
 from mmssl.errors import InputError
@@ -26,22 +25,23 @@ MAX_WORKERS = 8
 
 @dataclass(frozen=True, kw_only=True)
 class ImageEncoder:
-    """Any module with what it wants to see."""
+    """A module with the preprocessing of its input."""
 
     module: nn.Module
-    """(B, 3, S, S) float32 to (B, d), or to (B, d, H, W), which is averaged over H and W."""
+    """Maps (B, 3, S, S) float32 to (B, d), or to (B, d, H, W), which is averaged over H and W."""
     preprocess: Preprocess = Preprocess()
-    """From a file to its input."""
+    """Resizing and normalization of the pictures."""
     record: dict[str, Any] = field(default_factory=dict)
-    """What it is, for the file beside the features."""
+    """Description of the encoder, written to the record of the features."""
 
 
 class Extracted(NamedTuple):
-    """What :func:`extract_images` did."""
+    """Result of :func:`extract_images`."""
 
     written: Written
+    """The files that were written."""
     broken: dict[int, str]
-    """Items whose picture can't be read, and why; they are among the missing."""
+    """Item -> reason, for each picture that can't be read; these items count as missing."""
 
 
 def extract_images(
@@ -56,23 +56,26 @@ def extract_images(
     show_progress: bool = True,
     source: str = "",
 ) -> Extracted:
-    """Encodes one picture per item and writes the features.
+    """Encode one picture per item and write the features.
 
     Args:
-        paths: (I,) one per item, "" where there is none.
-        encoder: makes the rows; put into evaluation mode.
-        output: where they go and what is done to them.
-        batch_size: pictures at once.
-        workers: processes that decode, 0 for this one; None for one per core, eight at most.
-        device: of the encoder.
-        strict: raise for a picture that can't be read instead of taking it for missing.
-        show_progress: draw a bar on a terminal.
-        source: where the pictures come from, for the record.
+        paths: (I,) path of the picture of each item; "" for an item without a picture.
+        encoder: Encoder of the pictures; it is switched to evaluation mode.
+        output: Destination and postprocessing of the features.
+        batch_size: Number of pictures per forward pass.
+        workers: Number of decoding processes, 0 to decode in this process; None selects one per
+            core, at most :data:`MAX_WORKERS`.
+        device: Device of the encoder.
+        strict: Raise for a picture that can't be read instead of treating it as missing.
+        show_progress: Show a progress bar on a terminal.
+        source: Description of where the pictures come from, for the record.
 
     Raises:
-        InputError: No picture can be read, an encoder that gives no rows of one width, or anything
-            that :func:`write_features` says. Nothing is written.
+        InputError: No picture can be read, the encoder's output has the wrong shape, or
+            :func:`write_features` fails. Nothing is written in these cases.
     """
+    from tqdm import tqdm
+
     require_pillow()
     if batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {batch_size}")
@@ -82,9 +85,9 @@ def extract_images(
         raise InputError(f"--workers must be at least 0, got {workers}")
     items = np.array([item for item, path in enumerate(paths) if path], dtype=np.int64)
     if not items.size:
-        raise InputError(f"{output.features}: expected a picture of at least one item, got none")
+        raise InputError(f"{output.features}: expected at least one item with a picture, got none")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of more workers than cores: the user's to choose
+        warnings.simplefilter("ignore")  # torch warns if there are more workers than cores
         loader = DataLoader(
             _Pictures([paths[item] for item in items], encoder.preprocess),
             batch_size=batch_size,
@@ -94,11 +97,11 @@ def extract_images(
         )
         batches = iter(loader)
     broken: dict[int, str] = {}
-    shown = None if show_progress else True  # None: only on a terminal
+    hidden = None if show_progress else True  # None shows the bar on a terminal only
 
     def blocks() -> Iterator[tuple[IntArray, FloatArray]]:
         forward = _Forward(encoder, device)
-        with tqdm(total=len(items), desc="pictures", unit="picture", disable=shown) as bar:
+        with tqdm(total=len(items), desc="pictures", unit="picture", disable=hidden) as bar:
             for numbers, pixels, reasons in batches:
                 for number, reason in reasons:
                     item = int(items[number])
@@ -110,19 +113,21 @@ def extract_images(
                 bar.update(len(numbers) + len(reasons))
         if len(broken) == len(items):
             item, reason = next(iter(broken.items()))
-            raise InputError(f"{paths[item]}: {reason} (as all of {len(items)} pictures)")
+            raise InputError(
+                f"{paths[item]}: {reason} (none of the {len(items)} pictures can be read)"
+            )
 
     record = {**encoder.record, "preprocess": _plain(encoder.preprocess)}
     return Extracted(write_features(output, blocks(), len(paths), record, source), broken)
 
 
 def require_pillow() -> None:
-    """Raises InputError, with the extra to install, when Pillow is missing."""
+    """Raise InputError, naming the extra to install, if Pillow is missing."""
     try:
         import PIL  # noqa: F401
     except ImportError:
         raise InputError(
-            'features of pictures need Pillow, which is not installed: pip install "mmssl[image]"'
+            'image features require Pillow, which is not installed: pip install "mmssl[image]"'
         ) from None
 
 
@@ -131,7 +136,7 @@ _Decoded = tuple[int, _Pixels | None, str]
 
 
 class _Pictures(Dataset[_Decoded]):
-    """Number -> (number, pixels (3, S, S) or None, why not)."""
+    """Decoded pictures: (index, (3, S, S) pixels or None, reason if None)."""
 
     def __init__(self, paths: list[str], preprocess: Preprocess) -> None:
         self._paths = paths
@@ -148,10 +153,10 @@ class _Pictures(Dataset[_Decoded]):
 
 
 def _collate(batch: list[_Decoded]) -> tuple[IntArray, _Pixels, list[tuple[int, str]]]:
-    """Numbers (n,) and pixels (n, 3, S, S) of those that could be read, reasons of the others.
+    """Collect indices (n,) and pixels (n, 3, S, S) of readable pictures, and the other reasons.
 
-    Bytes, not floats, and arrays, not tensors: a quarter of the size, and through a pipe; tensors
-    go through /dev/shm, of which a container has 64 MB.
+    The result is bytes, a quarter of the size of float32, and NumPy arrays, which are sent through
+    a pipe; tensors would use /dev/shm, which is limited to 64 MB in many containers.
     """
     good = [(number, pixels) for number, pixels, _ in batch if pixels is not None]
     pixels = np.stack([p for _, p in good]) if good else np.empty((0, 3, 0, 0), np.uint8)
@@ -160,26 +165,26 @@ def _collate(batch: list[_Decoded]) -> tuple[IntArray, _Pixels, list[tuple[int, 
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    # Ctrl-C and `timeout` reach the whole process group; a worker that died before its parent had
-    # cleaned up would be an error of its own. Without a parent a worker ends by itself.
+    # Ctrl-C and `timeout` signal the whole process group. A worker that died before the parent has
+    # cleaned up would raise a second error; workers exit on their own when the parent is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 class _Forward:
-    """Pixels to rows on a device."""
+    """Forward pass of an encoder on a device."""
 
     def __init__(self, encoder: ImageEncoder, device: str) -> None:
         self._module = encoder.module.to(device).eval()
         self._device = device
         shape = (1, 3, 1, 1)
-        # (value / 255 - mean) / std as one multiplication and one addition
+        # (value / 255 - mean) / std, rewritten as one multiplication and one addition.
         std = torch.tensor(encoder.preprocess.std)
         self._scale = (1 / (255 * std)).view(shape).to(device)
         self._shift = (-torch.tensor(encoder.preprocess.mean) / std).view(shape).to(device)
 
     def __call__(self, pixels: _Pixels) -> FloatArray:
-        """(n, 3, S, S) to (n, d)."""
+        """Map (n, 3, S, S) pixels to (n, d) features."""
         with torch.inference_mode():
             batch = torch.from_numpy(pixels).to(self._device)
             rows = self._module(batch * self._scale + self._shift)
@@ -195,7 +200,7 @@ class _Forward:
 
 
 def _plain(preprocess: Preprocess) -> dict[str, Any]:
-    """Fields as TOML has them."""
+    """Return the fields as TOML values."""
     return {
         name: list(value) if isinstance(value, tuple) else value
         for name, value in vars(preprocess).items()

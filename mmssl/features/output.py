@@ -1,12 +1,11 @@
-"""Writes ``NAME_feat.npy``, its mask and how it was made, all of it or nothing.
+"""Atomic writing of ``NAME_feat.npy``, its mask and the record of its encoder.
 
-Rows come in blocks, in any order, straight into a memory-mapped file in a hidden folder inside
-the data set; what is left to do to them is done block by block; then the files are renamed.
+Blocks of rows, in any order, are written to a memory-mapped file in a hidden folder of the data
+set. PCA and normalization then process the file block by block, and finally it is renamed.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 import tempfile
@@ -18,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import tomli_w
 
 import mmssl
 from mmssl.data.dataset import MODALITY_NAME, FloatArray, IntArray
@@ -32,39 +30,40 @@ from mmssl.features.reduce import (
     standardization,
     unit_rows,
 )
+from mmssl.files import file_sha256
 
 RECORD_SUFFIX = "_feat.toml"
 DTYPES = ("float16", "float32")
 
 Blocks = Iterable[tuple[IntArray, FloatArray]]
-"""(n,) items and (n, d) their rows; every item at most once."""
+"""Blocks of (n,) item ids and (n, d) rows; every item occurs at most once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What becomes of the rows, and where they go; checked on construction.
+    """Destination and postprocessing of features, validated on construction.
 
     Raises:
-        InputError: A value out of range, or a file that is there and may not be replaced.
+        InputError: A value is out of range, or the file exists and ``force`` is False.
     """
 
     folder: Path
-    """The data set."""
+    """Directory of the data set."""
     name: str
-    """The modality."""
+    """Name of the modality."""
     pca: int | None = None
-    """Number of principal components, before the normalisation; None keeps all dimensions."""
+    """Number of principal components, applied before normalization; None keeps all dimensions."""
     normalize: str = "none"
-    """"l2": rows of length 1; "zscore": columns of mean 0 and variance 1."""
+    """"l2" scales rows to length 1; "zscore" scales columns to mean 0 and variance 1."""
     dtype: str = "float16"
-    """Of the file; models compute in float32 all the same."""
+    """Type of the values in the file; models convert them to float32."""
     force: bool = False
-    """Replace features of this name."""
+    """Whether to replace existing features of this name."""
 
     def __post_init__(self) -> None:
         if not MODALITY_NAME.fullmatch(self.name):
             raise InputError(
-                f"--name must be made of letters, digits, '_' and '-', got {self.name!r:.60}"
+                f"--name must consist of letters, digits, '_' and '-', got {self.name!r:.60}"
             )
         for what, value, allowed in (
             ("--normalize", self.normalize, NORMALIZATIONS),
@@ -75,55 +74,60 @@ class Output:
         if self.pca is not None and self.pca < 1:
             raise InputError(f"--pca must be at least 1, got {self.pca}")
         if not self.force and os.path.lexists(self.features):
-            raise InputError(f"{self.features}: is there already; --force replaces it")
+            raise InputError(f"{self.features}: file exists; use --force to replace it")
 
     @property
     def needs_passes(self) -> bool:
-        """Whether all rows must be there before one is final."""
+        """Whether all rows must be known before any row can be final."""
         return self.pca is not None or self.normalize == "zscore"
 
     @property
     def features(self) -> Path:
-        """The matrix."""
+        """Path of the feature matrix."""
         return self.folder / f"{self.name}{FEATURE_SUFFIX}"
 
     @property
     def mask(self) -> Path:
-        """Which items have content; written when one has none."""
+        """Path of the mask, which is only written if an item has no content."""
         return self.folder / f"{self.name}{MASK_SUFFIX}"
 
     @property
     def record(self) -> Path:
-        """How the matrix was made."""
+        """Path of the record that describes the encoder and the postprocessing."""
         return self.folder / f"{self.name}{RECORD_SUFFIX}"
 
 
 class Written(NamedTuple):
-    """What :func:`write_features` wrote."""
+    """Result of :func:`write_features`."""
 
     path: Path
+    """Path of the feature matrix."""
     shape: tuple[int, int]
+    """Number of items and dimensions."""
     missing: IntArray
-    """Items without content: zero rows, False in the mask."""
+    """Ids of items without content, which have zero rows and False in the mask."""
     record: dict[str, Any]
+    """Content of the record."""
 
 
 def write_features(
     output: Output, blocks: Blocks, num_items: int, record: dict[str, Any], source: str
 ) -> Written:
-    """Writes the rows; items that no block has are missing.
+    """Write features; items that occur in no block are missing.
 
     Args:
-        output: what becomes of the rows.
-        blocks: (items, rows); read once.
-        num_items: I.
-        record: what made the rows; it is read after the last block and written beside the file.
-        source: where the content came from, for the record.
+        output: Destination and postprocessing.
+        blocks: Item ids and their rows, consumed once.
+        num_items: Number of items I.
+        record: Description of the encoder, read after the last block.
+        source: Description of where the content comes from.
 
     Raises:
-        InputError: No rows, rows that are not finite or don't fit the dtype, a full disk. The
-            data set is as it was.
+        InputError: There are no rows, a row is not finite or overflows the dtype, or the files
+            can't be written. The data set is left unchanged.
     """
+    import tomli_w
+
     try:
         with _staging(output.folder) as folder:
             raw, present = _store(folder / "raw.npy", output, blocks, num_items)
@@ -139,7 +143,7 @@ def write_features(
                 "normalize": output.normalize,
                 **notes,
                 "mmssl": mmssl.__version__,
-                "sha256": _sha256(folder / "feat.npy"),
+                "sha256": file_sha256(folder / "feat.npy"),
                 "encoder": record,
             }
             (folder / "feat.toml").write_text(tomli_w.dumps(full), encoding="utf-8")
@@ -153,7 +157,7 @@ def write_features(
 
 @contextmanager
 def _staging(parent: Path) -> Iterator[Path]:
-    """A hidden folder on the same file system, gone at the end whatever happens."""
+    """Provide a hidden folder on the same file system, which is always removed at the end."""
     folder = Path(tempfile.mkdtemp(prefix=".features-", dir=parent))
     try:
         yield folder
@@ -164,9 +168,11 @@ def _staging(parent: Path) -> Iterator[Path]:
 def _store(
     path: Path, output: Output, blocks: Blocks, num_items: int
 ) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
-    """The rows on disk as they come (I, d), and (I,) which there are.
+    """Store the raw rows on disk.
 
-    They are float32 where a later pass needs them exact, else of the dtype asked for.
+    Returns:
+        The (I, d) matrix, float32 if later passes need full precision and ``output.dtype``
+        otherwise, and an (I,) mask of the items that have a row.
     """
     dtype = np.dtype("float32" if output.needs_passes else output.dtype)
     unit = output.normalize == "l2" and not output.needs_passes
@@ -174,23 +180,25 @@ def _store(
     present = np.zeros(num_items, dtype=np.bool_)
     for items, rows in blocks:
         if matrix is None:
-            if output.pca is not None:  # before the hours that an encoder may take
+            if output.pca is not None:  # fail at the first block; encoding may take hours
                 check_dim(output.pca, rows.shape[1], num_items)
             matrix = _create(path, dtype, (num_items, rows.shape[1]))
         wrong = np.flatnonzero(~np.isfinite(rows).all(axis=1))
         if wrong.size:
-            raise InputError(f"features of item {items[wrong[0]]} must be finite, got others")
+            raise InputError(
+                f"features of item {items[wrong[0]]} must be finite, got NaN or infinity"
+            )
         matrix[items] = _cast(unit_rows(rows) if unit else rows, dtype, items)
         present[items] = True
     if matrix is None:
-        raise InputError(f"{output.features}: expected content of at least one item, got none")
+        raise InputError(f"{output.features}: expected at least one item with content, got none")
     return matrix, present
 
 
 def _finish(
     path: Path, output: Output, raw: npt.NDArray[Any], present: npt.NDArray[np.bool_]
 ) -> dict[str, Any]:
-    """The file of the final rows; what the record says of them."""
+    """Write the final rows to ``path`` and return their additional fields of the record."""
     source = path.with_name("raw.npy")
     if not output.needs_passes:
         _flush(raw, source)
@@ -224,9 +232,9 @@ def _finish(
 
 
 def _create(path: Path, dtype: np.dtype[Any], shape: tuple[int, int]) -> npt.NDArray[Any]:
-    """A matrix of zeros in a ``.npy`` file."""
+    """Create a memory-mapped matrix of zeros in a ``.npy`` file."""
     matrix = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    # Without its blocks on disk, a full disk would be a SIGBUS in the middle of an assignment.
+    # Allocate the blocks now: on a full disk, an assignment to a sparse file raises SIGBUS.
     with open(path, "r+b") as file:
         os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     return matrix
@@ -239,7 +247,8 @@ def _cast(rows: FloatArray, dtype: np.dtype[Any], items: IntArray) -> npt.NDArra
     if wrong.size:
         raise InputError(
             f"--dtype {dtype}: expected values up to {np.finfo(dtype).max:g}, got "
-            f"{np.abs(rows[wrong[0]]).max():g} for item {items[wrong[0]]}: take float32 or l2"
+            f"{np.abs(rows[wrong[0]]).max():g} for item {items[wrong[0]]}; use --dtype float32 or "
+            "--normalize l2"
         )
     return cast
 
@@ -251,21 +260,13 @@ def _flush(matrix: npt.NDArray[Any], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def _publish(folder: Path, output: Output, has_mask: bool) -> None:
-    """Renames; whichever step is the last to happen, what is there can be read."""
+    """Rename the files in an order that leaves a readable data set if interrupted at any step."""
     umask = os.umask(0)
     os.umask(umask)
     for file in folder.iterdir():
         file.chmod(0o666 & ~umask)
-    # A mask belongs to one matrix: the old one goes before, the new one comes after.
+    # A mask is only valid for its matrix: remove the old mask first and add the new one last.
     output.mask.unlink(missing_ok=True)
     output.record.unlink(missing_ok=True)
     os.replace(folder / "feat.npy", output.features)

@@ -1,6 +1,7 @@
-"""Pictures of strangers to tensors, by Pillow: every kind of file that items come with.
+"""Decoding of untrusted pictures with Pillow.
 
-What can't be read raises :class:`PictureError` with a reason of a few words, never anything else.
+A picture that can't be read raises :class:`PictureError` with a short reason, and no other
+exception.
 """
 
 from __future__ import annotations
@@ -22,39 +23,39 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
-# Named, since Pillow would try them all, and some of them start other programs (EPS: Ghostscript).
+# An explicit list, since some of Pillow's other decoders run external programs (EPS: Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF")
 INTERPOLATIONS = ("bilinear", "bicubic")
 
 
 class PictureError(Exception):
-    """Why a picture can't be used."""
+    """Raised if a picture can't be used; the message is the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preprocess:
-    """From a picture to what an encoder takes, as torchvision and timm do it for evaluation.
+    """Preprocessing of pictures for an encoder, as in the evaluation of torchvision and timm.
 
-    The shorter side becomes ``resize`` and the central ``size`` x ``size`` is cut out; with
-    ``squash`` the whole picture becomes ``size`` x ``size`` instead. Values go from 0 .. 1 to
-    ``(value - mean) / std``.
+    The shorter side is resized to ``resize`` and the central ``size`` x ``size`` pixels are
+    cropped; with ``squash`` the whole picture is resized to ``size`` x ``size`` instead. Values in
+    0 .. 1 are normalized to ``(value - mean) / std``.
 
     Raises:
-        InputError: A value out of range.
+        InputError: A value is out of range.
     """
 
     size: int = 224
-    """Width and height of the encoder's input."""
+    """Width and height of the encoder's input in pixels."""
     resize: int = 256
-    """Of the shorter side before the cut."""
+    """Length of the shorter side before cropping, in pixels."""
     squash: bool = False
-    """Change the proportions instead of cutting."""
+    """Whether to change the aspect ratio instead of cropping."""
     interpolation: str = "bicubic"
-    """Or "bilinear"; with antialiasing, both."""
+    """Antialiased interpolation, "bicubic" or "bilinear"."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    """Of red, green and blue; ImageNet's."""
+    """Mean of the red, green and blue channels; default: ImageNet."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    """The same."""
+    """Standard deviation of the red, green and blue channels; default: ImageNet."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.size <= 4096:
@@ -66,18 +67,25 @@ class Preprocess:
                 f"interpolation must be one of {INTERPOLATIONS}, got {self.interpolation!r}"
             )
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise InputError(f"mean and std must have three values, got {self.mean}, {self.std}")
+            raise InputError(
+                f"mean and std must be three values each, with std above 0, got {self.mean}, "
+                f"{self.std}"
+            )
 
 
 def find_pictures(folder: Path, ids: Sequence[str]) -> Content:
-    """Files named by item id, as ``42.jpg``.
+    """Find pictures that are named by item id, such as ``42.jpg``.
+
+    Args:
+        folder: Folder of the pictures.
+        ids: Id of each item.
 
     Returns:
-        A path per item, "" where there is none. Of several files of one item the first by name
-        counts.
+        One path per item, "" for items without a picture. If an item has several files, the first
+        name in alphabetical order is used.
 
     Raises:
-        InputError: No such folder, or no file in it is an item's.
+        InputError: The folder can't be read, or contains no picture of an item.
     """
     position = {name: index for index, name in enumerate(ids)}
     paths = [""] * len(ids)
@@ -100,24 +108,24 @@ def find_pictures(folder: Path, ids: Sequence[str]) -> Content:
     if not any(paths):
         raise InputError(
             f"{folder}: expected pictures named by item id, such as {ids[0]:.60}.jpg, got "
-            f"{unknown} other pictures"
+            f"{unknown} pictures with other names"
         )
     return Content(tuple(paths), f"{folder.name}/", unknown, repeated)
 
 
 def read_picture(path: str, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
-    """(3, size, size) values 0 .. 255 of a file; the first frame of a moving picture.
+    """Decode a picture, or the first frame of an animation, to (3, size, size) values 0 .. 255.
 
     Raises:
-        PictureError: No such file, not a picture, a damaged one, or one with more pixels than
-            Pillow takes for harmless (``PIL.Image.MAX_IMAGE_PIXELS``).
+        PictureError: The file does not exist, is not a picture, is damaged, or exceeds Pillow's
+            limit ``PIL.Image.MAX_IMAGE_PIXELS``.
     """
     from PIL import Image, ImageOps
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata
-            # Between once and twice the limit Pillow only warns.
+            warnings.simplefilter("ignore")  # unusual metadata
+            # Pillow raises above twice its limit of pixels and only warns above the limit itself.
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=FORMATS) as image:
                 upright = ImageOps.exif_transpose(image)
@@ -125,24 +133,24 @@ def read_picture(path: str, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
     except FileNotFoundError:
         raise PictureError("no such file") from None
     except Image.UnidentifiedImageError:
-        raise PictureError("not a picture of a known kind") from None
+        raise PictureError("not a picture in a supported format") from None
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise PictureError(f"more than {Image.MAX_IMAGE_PIXELS:,} pixels") from None
     except PictureError:
         raise
-    except Exception as error:  # each of Pillow's decoders has its own for damaged files
+    except Exception as error:  # Pillow's decoders raise many types for damaged files
         raise PictureError(f"damaged: {' '.join(str(error).split()):.80}") from None
 
 
 def _rgb(image: Image) -> Image:
-    """Three channels of 8 bits; what is transparent becomes white."""
+    """Convert to three 8-bit channels on a white background."""
     from PIL import Image as pillow
 
     if image.mode == "F":
         raise PictureError("floating-point pixels, whose range is unknown")
-    if image.mode.startswith("I"):  # 16 bits of grey; convert("RGB") would clip them at 255
-        grey = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) >> 8
-        return pillow.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):  # 16-bit gray, which convert("RGB") would clip at 255
+        gray = np.clip(np.asarray(image, dtype=np.int64), 0, 65535) >> 8
+        return pillow.fromarray(gray.astype(np.uint8)).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         layer = image.convert("RGBA")
         white = pillow.new("RGBA", layer.size, "white")
@@ -151,7 +159,7 @@ def _rgb(image: Image) -> Image:
 
 
 def _pixels(image: Image, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
-    """Resizes and cuts in one go: a strip of 1 x 10,000 never becomes 256 x 2,560,000."""
+    """Resize only the cropped part: a 1 x 10,000 strip never becomes 256 x 2,560,000."""
     from PIL.Image import Resampling
 
     bicubic = preprocess.interpolation == "bicubic"
@@ -165,10 +173,10 @@ def _pixels(image: Image, preprocess: Preprocess) -> npt.NDArray[np.uint8]:
 def _central_box(
     width: int, height: int, preprocess: Preprocess
 ) -> tuple[float, float, float, float]:
-    """The part of the picture that the central cut of its resized self would show.
+    """Return the box of the original picture that corresponds to the central crop.
 
-    The filter still reads beyond the box, so the result is that of torchvision's
-    ``CenterCrop(size)(Resize(resize)(image))``, but for saturated values that overshoot.
+    The filter reads pixels outside the box, so the result equals torchvision's
+    ``CenterCrop(size)(Resize(resize)(image))`` except where interpolated values saturate.
     """
     size, short = preprocess.size, preprocess.resize
     ratio = max(width, height) / min(width, height)

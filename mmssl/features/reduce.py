@@ -1,8 +1,8 @@
-"""Principal components and normalisation of a matrix on disk, in passes over blocks of rows.
+"""Exact PCA and normalization of a matrix on disk, in passes over blocks of rows.
 
-Sums are float64 and in one order, so a file is the same for the same input on one machine. Exact:
-the covariance (d, d) is formed and decomposed, nothing is sampled, and no copy of the matrix is
-made, as scikit-learn's PCA would.
+Sums are accumulated in float64 in a fixed order, so that the result is reproducible on a machine.
+The (d, d) covariance is computed and decomposed without sampling rows and, unlike scikit-learn's
+PCA, without a copy of the matrix in memory.
 """
 
 from __future__ import annotations
@@ -17,28 +17,30 @@ from mmssl.data.dataset import FloatArray, IntArray
 from mmssl.errors import InputError
 
 NORMALIZATIONS = ("none", "l2", "zscore")
-BLOCK = 8192  # rows: 8192 x 2048 float64 are 128 MB
+BLOCK = 8192  # rows; 8192 x 2048 float64 values take 128 MB
 
 Rows = Callable[[IntArray], FloatArray]
-"""Rows of a matrix by their numbers."""
+"""Function that returns the rows of a matrix with the given indices."""
 
 
 class Projection(NamedTuple):
-    """``(x - mean) @ basis``."""
+    """Projection to k principal components, ``(x - mean) @ basis``."""
 
-    mean: npt.NDArray[np.float64]  # (d,)
-    basis: npt.NDArray[np.float64]  # (d, k)
+    mean: npt.NDArray[np.float64]
+    """(d,) mean of the rows."""
+    basis: npt.NDArray[np.float64]
+    """(d, k) orthonormal directions, by decreasing variance."""
     explained: float
-    """Share of the variance that is kept."""
+    """Share of the total variance that the components retain, in 0 .. 1."""
 
     def apply(self, rows: FloatArray) -> FloatArray:
-        """(N, d) to (N, k)."""
+        """Project (N, d) rows to (N, k)."""
         projected: FloatArray = ((rows - self.mean) @ self.basis).astype(np.float32)
         return projected
 
 
 def check_dim(dim: int, width: int, count: int) -> None:
-    """Raises InputError when ``count`` rows of ``width`` don't have ``dim`` components."""
+    """Raise InputError if ``count`` rows of ``width`` values have fewer than ``dim`` components."""
     if not 1 <= dim <= min(width, count):
         raise InputError(
             f"--pca must be in 1 .. {min(width, count)} for {count} rows of {width} dimensions, "
@@ -47,15 +49,18 @@ def check_dim(dim: int, width: int, count: int) -> None:
 
 
 def principal_components(read: Rows, present: IntArray, dim: int) -> Projection:
-    """The ``dim`` directions of largest variance of the present rows, largest first.
+    """Compute the first ``dim`` principal components of selected rows.
 
-    Equals scikit-learn's ``PCA(dim, svd_solver="full")`` up to signs: here the largest element of
-    a direction is positive.
+    Equals scikit-learn's ``PCA(dim, svd_solver="full")`` except for signs: the element of a
+    direction with the largest magnitude is positive.
 
     Args:
-        read: gives rows of the matrix.
-        present: (N,) numbers of the rows to look at.
-        dim: at most N and the rows' width.
+        read: Returns rows of the matrix.
+        present: (N,) indices of the rows to include.
+        dim: Number of components, at most N and the width of the rows.
+
+    Raises:
+        InputError: ``dim`` is out of range.
     """
     mean = _mean(read, present)
     check_dim(dim, len(mean), len(present))
@@ -71,16 +76,16 @@ def principal_components(read: Rows, present: IntArray, dim: int) -> Projection:
 
 
 def standardization(read: Rows, present: IntArray) -> Callable[[FloatArray], FloatArray]:
-    """Maps rows so that each column of the present ones has mean 0 and variance 1.
+    """Return a function that scales columns to mean 0 and variance 1 over the selected rows.
 
-    A column without variance becomes 0.
+    Constant columns become 0.
     """
     mean = _mean(read, present)
     square = np.zeros_like(mean)
     for block in _blocks(present):
         square += np.square(read(block) - mean).sum(axis=0)
     deviation = np.sqrt(square / len(present))
-    # Rounding leaves a constant column a deviation of about its size times 1e-8 (float32).
+    # The computed deviation of a constant float32 column is about 1e-8 times its value, not 0.
     constant = deviation <= 1e-6 * np.abs(mean)
     scale = np.where(constant, 0, 1 / np.where(constant, 1, deviation))
 
@@ -92,7 +97,7 @@ def standardization(read: Rows, present: IntArray) -> Callable[[FloatArray], Flo
 
 
 def unit_rows(rows: FloatArray) -> FloatArray:
-    """Rows of length 1; zero rows stay zero."""
+    """Scale rows to length 1; zero rows stay zero."""
     length = np.sqrt(np.square(rows, dtype=np.float64).sum(axis=1, keepdims=True))
     unit: FloatArray = (rows / np.where(length > 0, length, 1)).astype(np.float32)
     return unit

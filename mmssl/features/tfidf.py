@@ -1,6 +1,6 @@
-"""Item features from text and from a knowledge graph: a bag of words or relations, IDF, SVD.
+"""Item features from texts and knowledge graphs: TF-IDF of words or relations, then an SVD.
 
-Needs scikit-learn: ``pip install "mmssl[text]"``.
+Requires scikit-learn: ``pip install "mmssl[text]"``.
 """
 
 from __future__ import annotations
@@ -19,34 +19,35 @@ if TYPE_CHECKING:
 
 DEFAULT_DIM = 128
 WORD = r"(?u)[^\W_]+"
-"""A run of letters or digits, one included: "Seven", "2"; "Children's" is two words."""
+"""Pattern of a word: one or more letters or digits; "Children's" is two words."""
 
 
 def text_features(texts: Sequence[str], dim: int, seed: int = 0) -> FloatArray:
-    """TF-IDF of words (sublinear counts, L2 rows), reduced by a truncated SVD.
+    """Compute TF-IDF features of texts (sublinear counts, L2 rows), reduced by a truncated SVD.
 
-    Equals ``TruncatedSVD(dim).fit_transform(TfidfVectorizer(sublinear_tf=True).fit_transform(x))``.
+    Equals ``TruncatedSVD(dim).fit_transform(TfidfVectorizer(sublinear_tf=True).fit_transform(x))``
+    with :data:`WORD` as the token pattern.
 
     Args:
-        texts: One text per item; an empty one gets a zero row.
-        dim: Width d, below the number of texts and of different words.
-        seed: Seed of the randomised SVD.
+        texts: (I,) one text per item; an empty text gets a zero row.
+        dim: Width d, less than the number of texts and the number of distinct words.
+        seed: Random seed of the randomized SVD.
 
     Returns:
-        (len(texts), dim) float32, the same for the same arguments on one machine.
+        (I, dim) float32, reproducible on one machine.
 
     Raises:
-        InputError: Too few words or texts for ``dim``, or scikit-learn is missing.
+        InputError: ``dim`` is out of range, no text contains a word, or scikit-learn is missing.
     """
     return _reduce(_word_matrix(texts), dim, seed, "words")
 
 
 class TfidfEncoder:
-    """:func:`text_features` as an encoder for :func:`mmssl.features.extract_text`.
+    """Text encoder for :func:`mmssl.features.extract_text` that uses :func:`text_features`.
 
     Args:
-        dim: width; None for 128, or as many as the texts allow.
-        seed: of the randomised SVD.
+        dim: Width d; None selects 128, or the maximum that the texts allow if that is lower.
+        seed: Random seed of the randomized SVD.
     """
 
     def __init__(self, dim: int | None = None, seed: int = 0) -> None:
@@ -56,11 +57,11 @@ class TfidfEncoder:
         self.record: dict[str, Any] = {}
 
     def has_content(self, text: str) -> bool:
-        """Whether there is a word in it."""
+        """Return whether a text contains a word."""
         return re.search(WORD, text) is not None
 
     def encode(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, FloatArray]]:
-        """All rows as one block: the words' weights depend on all texts."""
+        """Yield all rows as one block, since the weights of words depend on all texts."""
         import sklearn
 
         rows = _word_matrix(texts)
@@ -76,14 +77,14 @@ class TfidfEncoder:
 
 
 def _word_matrix(texts: Sequence[str]) -> Any:
-    """Sparse (N, words) TF-IDF, rows of length 1."""
+    """Compute the sparse (N, words) TF-IDF matrix with rows of length 1."""
     require_sklearn()
     from sklearn.feature_extraction.text import TfidfVectorizer
 
     try:
         return TfidfVectorizer(sublinear_tf=True, token_pattern=WORD).fit_transform(texts)
     except ValueError as error:  # scikit-learn's "empty vocabulary"
-        raise InputError(f"texts must hold words, got none: {error}") from None
+        raise InputError(f"texts: expected at least one word, got none: {error}") from None
 
 
 def relation_features(
@@ -94,25 +95,26 @@ def relation_features(
     dim: int,
     seed: int = 0,
 ) -> FloatArray:
-    """What a knowledge graph says of each item: TF-IDF of (relation, neighbour), reduced by SVD.
+    """Compute TF-IDF features of the items' relations in a knowledge graph, reduced by an SVD.
 
-    An item's features are the edges of its entity in either direction: ``(relation, tail)`` where
-    it is the head, ``(relation, head)`` where it is the tail. An edge to a neighbour that no other
-    item shares in this way says nothing of which items are alike and is left out.
+    Terms are the edges of an item's entity in both directions: ``(relation, tail)`` where it is the
+    head and ``(relation, head)`` where it is the tail. Terms of a single item are excluded, since
+    they contain no information about similarity.
 
     Args:
-        head: (T,) entity of each triple.
-        relation: (T,) name.
-        tail: (T,) entity.
-        entities: (I,) each item's entity; "" or one that isn't in the graph gets a zero row.
+        head: (T,) head entity of each triple.
+        relation: (T,) relation of each triple.
+        tail: (T,) tail entity of each triple.
+        entities: (I,) entity of each item; "" or an entity that is not in the graph gets a zero
+            row.
         dim: Width d.
-        seed: Seed of the randomised SVD.
+        seed: Random seed of the randomized SVD.
 
     Returns:
-        (I, dim) float32, the same for the same arguments on one machine.
+        (I, dim) float32, reproducible on one machine.
 
     Raises:
-        InputError: The three columns differ in length, too few shared neighbours for ``dim``, or
+        InputError: The columns differ in length, there are too few shared neighbors for ``dim``, or
             scikit-learn is missing.
     """
     require_sklearn()
@@ -120,21 +122,21 @@ def relation_features(
 
     if not len(head) == len(relation) == len(tail):
         raise InputError(
-            f"head, relation and tail must have one length, got {len(head)}, {len(relation)} "
+            f"head, relation and tail must have equal length, got {len(head)}, {len(relation)} "
             f"and {len(tail)}"
         )
     counts = _relation_matrix(head, relation, tail, entities)
     shared = np.asarray((counts > 0).sum(axis=0)).ravel() >= 2
-    return _reduce(TfidfTransformer().fit_transform(counts[:, shared]), dim, seed, "neighbours")
+    return _reduce(TfidfTransformer().fit_transform(counts[:, shared]), dim, seed, "neighbors")
 
 
 def _relation_matrix(
     head: Sequence[str], relation: Sequence[str], tail: Sequence[str], entities: Sequence[str]
 ) -> csr_matrix:
-    """Binary (I, columns) matrix; columns in order of first appearance."""
+    """Build the binary (I, columns) matrix, with columns in order of first appearance."""
     from scipy.sparse import csr_matrix
 
-    items_of: dict[str, list[int]] = {}  # two items may be one entity
+    items_of: dict[str, list[int]] = {}  # several items may share an entity
     for item, entity in enumerate(entities):
         if entity:
             items_of.setdefault(entity, []).append(item)
@@ -151,24 +153,23 @@ def _relation_matrix(
 
 
 def _reduce(rows: Any, dim: int, seed: int, what: str) -> FloatArray:
-    """Truncated SVD of a sparse (N, columns) matrix, as (N, dim) float32."""
+    """Reduce a sparse (N, columns) matrix to (N, dim) float32 by a truncated SVD."""
     from sklearn.decomposition import TruncatedSVD
 
     if dim < 1 or dim >= min(rows.shape):
         raise InputError(
             f"dim must be in 1 .. {min(rows.shape) - 1} for {rows.shape[0]} items with "
-            f"{rows.shape[1]} different {what}, got {dim}"
+            f"{rows.shape[1]} distinct {what}, got {dim}"
         )
     reduced = TruncatedSVD(dim, random_state=seed).fit_transform(rows)
     return np.ascontiguousarray(reduced, dtype=np.float32)
 
 
 def require_sklearn() -> None:
-    """Raises InputError, with the extra to install, when scikit-learn is missing."""
+    """Raise InputError, naming the extra to install, if scikit-learn is missing."""
     try:
         import sklearn  # noqa: F401
     except ImportError:
         raise InputError(
-            "features from text need scikit-learn, which is not installed: "
-            'pip install "mmssl[text]"'
+            'text features require scikit-learn, which is not installed: pip install "mmssl[text]"'
         ) from None

@@ -1,4 +1,4 @@
-"""Weights of encoders: read without unpickling, named by their hash."""
+"""Safe loading and hashing of encoder weights."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 
 from mmssl.errors import InputError
 
-_WRAPPERS = ("state_dict", "model", "module")  # keys under which training scripts keep the weights
+_WRAPPERS = ("state_dict", "model", "module")  # keys under which training scripts nest the weights
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors by name: ``.safetensors``, or a file of ``torch.save`` that holds tensors only.
+    """Read named tensors from ``.safetensors`` or from a ``torch.save`` file of tensors only.
 
     Raises:
-        InputError: Neither of the two. Nothing else is ever unpickled.
+        InputError: The file can't be read, has another format or contains other Python objects,
+            which are never unpickled.
     """
     try:
         if path.suffix == ".safetensors":
@@ -32,26 +33,26 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"{path}: expected a safetensors file: {error}") from None
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
         raise InputError(
-            f"{path}: expected weights (.safetensors, or torch.save of tensors), got something "
-            "else; refused (never unpickled)"
+            f"{path}: expected weights (.safetensors, or torch.save of tensors only), got another "
+            "kind of file; Python objects are never unpickled"
         ) from None
     for key in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not content:
-        raise InputError(f"{path}: expected tensors by name, got {type(content).__name__}")
+        raise InputError(f"{path}: expected named tensors, got {type(content).__name__}")
     tensors = {
-        str(name).removeprefix("module."): value  # DistributedDataParallel's
+        str(name).removeprefix("module."): value  # prefix of DistributedDataParallel
         for name, value in content.items()
         if isinstance(value, Tensor)
     }
     if not tensors:
-        raise InputError(f"{path}: expected tensors by name, got none")
+        raise InputError(f"{path}: expected named tensors, got none")
     return tensors
 
 
 def module_digest(module: nn.Module) -> str:
-    """SHA-256 (hex) over names, dtypes, shapes and bytes of all parameters and buffers."""
+    """Return the SHA-256 (hex) of names, dtypes, shapes and bytes of all parameters and buffers."""
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

@@ -1,4 +1,4 @@
-"""A data set with ids and titles, pictures and a small real encoder in a file."""
+"""Fixtures: a data set with ids and titles, pictures, and a file with a small encoder."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ WORDS = (
 
 
 def titles(count: int) -> tuple[str, ...]:
-    """Two words and a number each, all different; the first two say nothing."""
+    """Return distinct titles of two words and a number; the first two contain no word."""
     made = [f"{WORDS[i % 15]} {WORDS[i // 15 + 5]} {i}" for i in range(count)]
     return ("", " ", *made[2:])
 
 
 @pytest.fixture
 def shop(tmp_path) -> Path:
-    """50 items "i0" .. "i49" with titles, no features yet."""
+    """Write a data set of 50 items "i0" .. "i49" with titles and without features."""
     dataset = dataclasses.replace(
         make_dataset(),
         features={},
@@ -41,7 +41,7 @@ def shop(tmp_path) -> Path:
 
 @pytest.fixture
 def untouched(shop) -> Callable[[], bool]:
-    """Whether every file of the data set is as it was, and no other is there."""
+    """Return a function that checks that no file of the data set was changed or added."""
 
     def contents() -> dict[str, bytes]:
         return {p.name: p.read_bytes() if p.is_file() else b"" for p in shop.iterdir()}
@@ -52,7 +52,7 @@ def untouched(shop) -> Callable[[], bool]:
 
 @pytest.fixture
 def pictures(tmp_path) -> Path:
-    """Pictures of items i0 .. i39 in several formats; i0 .. i19 are reddish, i20 .. i39 bluish."""
+    """Write pictures of items i0 .. i39 in several formats; the first 20 reddish, others bluish."""
     pillow = pytest.importorskip("PIL.Image", reason="pictures need mmssl[image]")
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -67,11 +67,11 @@ def pictures(tmp_path) -> Path:
 
 @pytest.fixture(scope="session")
 def encoder_file(tmp_path_factory) -> Path:
-    """A small convolutional encoder as TorchScript: (B, 3, S, S) to (B, 8, S / 4, S / 4)."""
+    """Write a TorchScript convolution from (B, 3, S, S) to (B, 8, S / 4, S / 4)."""
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 4, 4), nn.ReLU()).eval()
     path = tmp_path_factory.mktemp("encoder") / "encoder.pt"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is deprecated, not gone
+        warnings.simplefilter("ignore")  # TorchScript is deprecated
         torch.jit.script(module).save(str(path))
     return path

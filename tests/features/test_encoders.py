@@ -1,4 +1,4 @@
-"""Encoders of timm, torchvision and open_clip, where they are installed; weights files anywhere."""
+"""Encoders of timm, torchvision and open_clip, if installed, and weights files."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mmssl.features.encoders import load_encoder
 from mmssl.features.pictures import read_picture
 from mmssl.features.weights import module_digest, read_weights
 
-HEAVY = "is no dependency of the tests: it needs a torch of its own"
+HEAVY = "is not a test dependency, since it requires its own torch build"
 
 
 def test_weights_files(tmp_path):
@@ -37,7 +37,7 @@ def test_weights_files(tmp_path):
         ("x.safetensors", b"", "expected a safetensors file"),
         ("x.safetensors", b"\xff" * 100, "expected a safetensors file"),
         ("x.pt", b"", "expected weights"),
-        ("x.pt", b"\x80\x02cos\nsystem\nU\x04trueR.", "refused (never unpickled)"),
+        ("x.pt", b"\x80\x02cos\nsystem\nU\x04trueR.", "never unpickled"),
         ("x.pt", None, "No such file"),
     ],
 )
@@ -50,7 +50,7 @@ def test_bad_weights_files(tmp_path, name, content, words):
     assert words in str(caught.value) and "\n" not in str(caught.value)
     for odd in (torch.ones(3), {"epoch": 3}, {}):
         torch.save(odd, tmp_path / "odd.pt")
-        with pytest.raises(InputError, match="expected tensors by name"):
+        with pytest.raises(InputError, match="expected named tensors"):
             read_weights(tmp_path / "odd.pt")
 
 
@@ -66,7 +66,7 @@ def test_digest_names_the_weights():
 def test_missing_libraries_are_named(monkeypatch):
     for name in ("timm", "torchvision", "open_clip"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
-        with pytest.raises(InputError, match=f"--encoder {name} needs .*pip install {name}"):
+        with pytest.raises(InputError, match=f"--encoder {name}: expected .*pip install {name}"):
             load_encoder(name, "resnet18/tag", "random")
     with pytest.raises(InputError, match="--encoder must be one of timm, torchvision"):
         load_encoder("keras", "resnet18")
@@ -78,7 +78,7 @@ def library(request):
 
 
 def test_a_classifiers_weights_from_a_file(library, shop, pictures, tmp_path, capsys):
-    """With the head in the file and not in the encoder, as published files have it."""
+    """The file includes the classification head, as published files do; the encoder does not."""
     if library == "timm":
         import timm
 
@@ -121,7 +121,7 @@ def test_a_classifiers_weights_from_a_file(library, shop, pictures, tmp_path, ca
 
 
 def test_preprocessing_is_the_librarys(library, pictures):
-    """Against its own transform of the same picture."""
+    """The result equals the library's own transform of the same picture."""
     from PIL import Image
 
     encoder = load_encoder(library, "resnet18", "random")
@@ -140,7 +140,7 @@ def test_preprocessing_is_the_librarys(library, pictures):
     )
     with Image.open(pictures / "i8.jpg") as image:
         expected = transform(image.convert("RGB"))
-    assert ((pixels - mean) / std - expected).abs().max() < 0.02  # one of 255 steps
+    assert ((pixels - mean) / std - expected).abs().max() < 0.02  # about one of 255 steps
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`mmssl features image` as a user runs it, with a small real encoder."""
+"""`mmssl features image` end to end, with a small encoder."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def features(shop, name: str = "image") -> np.ndarray:
     return np.load(shop / f"{name}_feat.npy", allow_pickle=False)
 
 
-def test_rows_are_the_encoders(shop, pictures, encoder_file, command, capsys):
+def test_rows_are_the_output_of_the_encoder(shop, pictures, encoder_file, command, capsys):
     assert main([*command, "--dtype", "float32"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [
@@ -57,7 +57,7 @@ def test_rows_are_the_encoders(shop, pictures, encoder_file, command, capsys):
     assert len(record["encoder"]["weights_sha256"]) == 64 and record["source"] == "pictures/"
 
 
-def test_alike_pictures_have_alike_rows(shop, command):
+def test_similar_pictures_have_similar_rows(shop, command):
     assert main([*command, "--normalize", "zscore", "--pca", "3"]) == 0
     dataset = read_dataset(shop)
     rows = dataset.features["image"]
@@ -66,7 +66,7 @@ def test_alike_pictures_have_alike_rows(shop, command):
     assert red.max() < blue.min() or blue.max() < red.min()
 
 
-def test_neither_workers_nor_a_second_run_change_a_bit(shop, command):
+def test_workers_and_reruns_produce_the_same_bits(shop, command):
     def run(name, *options):
         assert main([*command, "--name", name, *options]) == 0
         return features(shop, name).tobytes()
@@ -99,7 +99,7 @@ def test_broken_pictures_are_named_and_missing(shop, pictures, command, untouche
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "12 items without picture (24.0%) have zero rows: i2, i5, i40" in out
-    assert "2 of them have a picture that can't be read:" in out
+    assert "2 of these have a picture that can't be read:" in out
     assert f"{pictures}/i5.png: damaged: " in out
     assert np.flatnonzero(~read_dataset(shop).masks["image"]).tolist() == [2, 5, *range(40, 50)]
 
@@ -108,7 +108,10 @@ def test_no_picture_can_be_read(shop, pictures, command, untouched, capsys):
     for path in pictures.iterdir():
         path.write_bytes(b"")
     assert main(command) == 2
-    assert "not a picture of a known kind (as all of 40 pictures)" in capsys.readouterr().err
+    assert (
+        "not a picture in a supported format (none of the 40 pictures can be read)"
+        in capsys.readouterr().err
+    )
     assert untouched()
 
 
@@ -116,7 +119,7 @@ def test_no_picture_can_be_read(shop, pictures, command, untouched, capsys):
     ("options", "words"),
     [
         (["--weights", "none.pt"], ["none.pt", "No such file"]),
-        (["--model", "resnet18"], ["torchscript", "no --model"]),
+        (["--model", "resnet18"], ["torchscript", "without --model"]),
         (["--encoder", "timm"], ["timm", "--model"]),
         (["--images", "nowhere"], ["nowhere", "No such file"]),
         (["--column", "path"], ["--column", "--from"]),
@@ -138,7 +141,7 @@ def test_bad_options(command, untouched, capsys, options, words):
 
 
 class Payload:
-    """Unpickling it creates a file."""
+    """Object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -184,9 +187,9 @@ def test_any_module_from_python(shop, pictures):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupt_leaves_nothing(shop, command, pictures, untouched, number):
-    """The signal goes to the whole group, workers included, as Ctrl-C and `timeout` send it."""
+    """Like Ctrl-C and `timeout`, signal the whole process group, including workers."""
     os.remove(pictures / "i39.JPEG")
-    os.mkfifo(pictures / "i39.JPEG")  # reading it waits, so the command is surely under way
+    os.mkfifo(pictures / "i39.JPEG")  # reading it blocks, so the command is still running
     pipe = os.open(pictures / "i39.JPEG", os.O_RDWR)
     process = subprocess.Popen(
         [sys.executable, "-m", "mmssl", *command, "--batch-size", "1", "--workers", "1"],
@@ -201,7 +204,7 @@ def test_an_interrupt_leaves_nothing(shop, command, pictures, untouched, number)
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
         os.killpg(process.pid, number)
-        os.close(pipe)  # the worker that waits for it may go on, and end
+        os.close(pipe)  # let the worker that waits for it exit
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()

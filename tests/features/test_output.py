@@ -1,4 +1,4 @@
-"""What is written: rows, masks, records, and nothing at all when something goes wrong."""
+"""Written rows, masks and records, and no output if an error occurs."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ import pytest
 
 from mmssl.config import read_toml
 from mmssl.data import read_dataset, write_dataset
+from mmssl.data.summary import summarize
 from mmssl.errors import InputError
 from mmssl.features.output import Output, write_features
 
-PRESENT = np.array([*range(10, 50), 3])  # not in order; 9 of 50 are missing
+PRESENT = np.array([*range(10, 50), 3])  # unsorted; 9 of 50 items are missing
 
 
 def blocks(rows: np.ndarray, size: int = 7):
@@ -58,7 +59,7 @@ def test_the_data_set_reads_them_and_writes_them_again(shop, tmp_path):
     dataset = read_dataset(shop)
     assert np.array_equal(dataset.masks["text"], np.isin(np.arange(50), PRESENT))
     assert np.array_equal(dataset.features["text"][PRESENT], rows().astype(np.float16))
-    assert dataset.summary()["modalities"]["text"]["without_content"] == 9
+    assert summarize(dataset)["modalities"]["text"]["without_content"] == 9
     write_dataset(dataset, tmp_path / "copy")
     assert np.array_equal(read_dataset(tmp_path / "copy").masks["text"], dataset.masks["text"])
     assert read_dataset(shop, modalities=[]).masks == {}
@@ -69,27 +70,29 @@ def test_no_mask_when_nothing_is_missing(shop):
     everything = [(np.arange(50), np.ones((50, 3), np.float32))]
     output = Output(folder=shop, name="text", force=True)
     assert write_features(output, everything, 50, {}, "").missing.size == 0
-    assert not (shop / "text_mask.npy").exists()  # the old one is not taken for the new rows'
+    assert not (shop / "text_mask.npy").exists()  # the mask of the old rows is removed
     assert read_dataset(shop).masks == {}
 
 
 def test_l2_and_zscore(shop):
     made = rows()
-    made[4] = 0  # has content all the same
+    made[4] = 0  # a zero row with content
     write(shop, made, normalize="l2", dtype="float32")
     lengths = np.linalg.norm(np.load(shop / "text_feat.npy")[PRESENT], axis=1)
     assert lengths[4] == 0 and np.allclose(np.delete(lengths, 4), 1, atol=1e-6)
-    made[:, 2] = 1e3  # without variance
+    made[:, 2] = 1e3  # zero variance
     write(shop, made, normalize="zscore", dtype="float32", force=True)
     scaled = np.load(shop / "text_feat.npy")
-    assert not scaled[:3].any()  # missing ones don't count and stay zero
+    assert not scaled[:3].any()  # missing items are excluded and stay zero
     assert np.allclose(scaled[PRESENT].mean(0), 0, atol=1e-6)
     assert np.allclose(scaled[PRESENT].std(0), [1, 1, 0, 1, 1, 1], atol=1e-6)
 
 
 @pytest.mark.parametrize("normalize", ["none", "l2", "zscore"])
 def test_components_are_those_of_scikit_learn(shop, normalize):
-    decomposition = pytest.importorskip("sklearn.decomposition", reason="the peer")
+    decomposition = pytest.importorskip(
+        "sklearn.decomposition", reason="scikit-learn is the reference"
+    )
     made = rows(9)
     write(shop, made, pca=4, normalize=normalize, dtype="float32")
     peer = decomposition.PCA(4, svd_solver="full").fit(made)
@@ -115,7 +118,7 @@ def test_same_bytes_again(shop):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"name": "a/b"}, "--name must be made of letters"),
+        ({"name": "a/b"}, "--name must consist of letters"),
         ({"name": ""}, "--name"),
         ({"normalize": "l3"}, "--normalize must be one of none, l2, zscore, got 'l3'"),
         ({"dtype": "int8"}, "--dtype must be one of float16, float32"),
@@ -127,9 +130,9 @@ def test_bad_options(shop, options, words):
         Output(**{"folder": shop, "name": "text"} | options)
 
 
-def test_features_are_not_replaced_unasked(shop):
+def test_features_are_only_replaced_with_force(shop):
     write(shop, rows())
-    with pytest.raises(InputError, match="is there already; --force replaces it"):
+    with pytest.raises(InputError, match="file exists; use --force to replace it"):
         Output(folder=shop, name="text")
 
 
@@ -151,7 +154,7 @@ def bad_value(value: float):
         ),
         (rows(), {"pca": 7}, r"--pca must be in 1 \.\. 6 for 50 rows of 6 dimensions, got 7"),
         (rows(60), {"pca": 45}, r"--pca must be in 1 \.\. 41 for 41 rows of 60 dimensions, got 45"),
-        (rows()[:0], {}, "expected content of at least one item"),
+        (rows()[:0], {}, "expected at least one item with content"),
     ],
 )
 def test_nothing_is_written(shop, untouched, made, options, words):
@@ -176,7 +179,7 @@ def test_an_interrupt_leaves_the_old_ones(shop, error):
 
 
 def test_a_full_disk_is_one_line(shop, untouched):
-    """A limit on the size of files stands for the disk: reserving the blocks fails the same way."""
+    """Simulate a full disk by a limit on file sizes, which makes allocation fail the same way."""
     code = f"""
         import resource
         import numpy as np

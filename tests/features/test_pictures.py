@@ -1,4 +1,4 @@
-"""Every kind of picture file that items come with, and damaged ones."""
+"""Decoding of all supported picture formats, and of damaged files."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_modes(tmp_path):
         image.save(tmp_path / name, **options)
         return read(tmp_path / name)
 
-    grey, white = (120,) * 3, (255,) * 3
-    assert close_to(saved(pillow.new("L", (9, 9), 120), "l.png"), grey)
+    gray, white = (120,) * 3, (255,) * 3
+    assert close_to(saved(pillow.new("L", (9, 9), 120), "l.png"), gray)
     assert close_to(saved(pillow.new("1", (9, 9), 1), "1.png"), white)
     assert close_to(saved(pillow.new("LA", (9, 9), (120, 0)), "la.png"), white)
     assert close_to(saved(pillow.new("RGBA", (9, 9), (*RED, 255)), "rgba.png"), RED)
@@ -59,23 +59,23 @@ def test_modes(tmp_path):
     assert close_to(saved(palette, "p.png"), RED)
     assert close_to(saved(palette, "clear.gif", transparency=1), white)
     deep = pillow.fromarray(np.full((9, 9), 120 * 257, np.uint16))
-    assert close_to(saved(deep, "16.png"), grey)  # not clipped to white
+    assert close_to(saved(deep, "16.png"), gray)  # not clipped to white
     with pytest.raises(PictureError, match="floating-point"):
         saved(pillow.new("F", (9, 9), 0.5), "f.tiff")
 
 
-def test_a_moving_picture_is_its_first_frame(tmp_path):
+def test_an_animation_uses_its_first_frame(tmp_path):
     frames = [pillow.new("RGB", (9, 9), color) for color in (RED, "blue", "green")]
     for name in ("m.gif", "m.webp", "m.png", "m.mpo"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
         assert close_to(read(tmp_path / name), RED, 12), name
 
 
-def test_cameras_turn_pictures(tmp_path):
+def test_exif_orientation(tmp_path):
     image = pillow.new("RGB", (8, 8), "white")
     image.paste(RED, (0, 0, 8, 4))  # upper half
     exif = pillow.Exif()
-    exif[0x0112] = 6  # to be turned by 90 degrees: the upper half becomes the right one
+    exif[0x0112] = 6  # rotate by 90 degrees: the upper half becomes the right half
     image.save(tmp_path / "x.png", exif=exif)
     pixels = read(tmp_path / "x.png")
     assert close_to(pixels[:, :, 4:], RED) and close_to(pixels[:, :, :4], (255,) * 3)
@@ -85,7 +85,7 @@ def test_cameras_turn_pictures(tmp_path):
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 def test_equals_resizing_then_cutting(tmp_path, shape, interpolation):
     rng = np.random.default_rng(0)
-    # Not to the ends of the range: Pillow clips between its two passes, whose order may differ.
+    # Avoid extreme values: Pillow clips between its two passes, whose order may differ.
     image = pillow.fromarray(rng.integers(60, 190, (*shape, 3), dtype=np.uint8))
     image.save(tmp_path / "x.png")
     pixels = read(tmp_path / "x.png", Preprocess(size=24, resize=32, interpolation=interpolation))
@@ -99,7 +99,7 @@ def test_equals_resizing_then_cutting(tmp_path, shape, interpolation):
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG that claims to be of this size."""
+    """Build a PNG whose header claims this size."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))]
     chunks += [(b"IDAT", zlib.compress(b"\0" * 1000)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
@@ -118,12 +118,12 @@ def jpeg(size: int = 64) -> bytes:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "not a picture of a known kind"),
+        (b"", "not a picture in a supported format"),
         (b"<html>404</html>", "not a picture"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not a picture"),
         (jpeg()[:900], "damaged"),
         (b"\xff\xd8\xff\xe0 broken", "damaged"),
-        (png(10_000, 10_000), "more than 89,478,485 pixels"),  # Pillow would only warn
+        (png(10_000, 10_000), "more than 89,478,485 pixels"),  # Pillow only warns by default
         (png(2**31 - 1, 2**31 - 1), "more than 89,478,485 pixels"),
         (png(200, 200), "damaged"),
         (png(0, 5), "picture|damaged"),

