@@ -1,4 +1,4 @@
-"""What a trained model is for: ranked items for a user."""
+"""Recommendations from trained models, and export for serving."""
 
 from mmssl.serving.export import export
 from mmssl.serving.recommend import (

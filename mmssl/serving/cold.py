@@ -1,10 +1,10 @@
-"""Items without train interactions: their vectors from features alone.
+"""Vectors for items without train interactions, predicted from their features.
 
-Training never sees such an item as a positive, only as a negative, so its own vector says nothing.
-What stands in is a linear map from features to final item vectors, fitted by ridge regression on
-the items that have interactions. ``benchmarks/bench_cold.py`` measures it against other ways.
+Such items are only negatives during training, so their learned vectors are meaningless. They are
+replaced by a linear map from features to final item vectors, fitted by ridge regression on the
+items that have interactions. ``benchmarks/bench_cold.py`` compares the map with alternatives.
 
-Legend: I items, D embedding dim, F width of all modalities side by side, N items asked for.
+Legend: I items, D embedding dim, F total width of all modalities, N requested items.
 """
 
 from __future__ import annotations
@@ -17,49 +17,58 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 
-# Ridge penalties tried, as shares of the features' mean square.
+# Candidate ridge penalties, relative to the mean square of the features.
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
 _MIN_ITEMS = 5
-_HELD_OUT = 5  # every fifth warm item chooses the penalty
+_HELD_OUT = 5  # every fifth warm item is held out to select the penalty
 _EPS = 1e-6
 
 
 class FeatureMap(NamedTuple):
-    """``normalised features @ weight + bias``: an item vector for any item that has features."""
+    """Linear map from features to item vectors: ``normalized features @ weight + bias``."""
 
     modalities: tuple[str, ...]
+    """Names of the modalities, in the order of the rows of ``weight``."""
     widths: tuple[int, ...]
-    weight: Tensor  # (F, D)
-    bias: Tensor  # (D,)
+    """Width d_m of each modality."""
+    weight: Tensor
+    """(F, D) weight."""
+    bias: Tensor
+    """(D,) bias."""
     penalty: float
-    """The one of `_PENALTIES` with the least error on the items held out."""
+    """Relative ridge penalty with the lowest error on the held-out items."""
     explained: float
-    """Share of the variance of the held-out items' vectors that was predicted."""
+    """Share of the variance of the held-out items' vectors that the map explains."""
 
     def __call__(self, features: Mapping[str, Tensor]) -> Tensor:
-        """(N, D): vectors of items.
+        """Predict item vectors.
 
         Args:
-            features: modality -> (N, d_m), every modality of the map.
+            features: Modality -> (N, d_m), for every modality of the map.
+
+        Returns:
+            (N, D) item vectors.
 
         Raises:
-            InputError: a modality is missing or has another width, or rows that aren't finite.
+            InputError: A modality is missing or has another width, or a value is not finite.
         """
         return _side_by_side(features, self.modalities, self.widths) @ self.weight + self.bias
 
 
 def fit_feature_map(features: Mapping[str, Tensor], item_emb: Tensor, weight: Tensor) -> FeatureMap:
-    """Fits the map on the items of a positive weight: those with train interactions.
+    """Fit the map on the items with positive weight, which are those with train interactions.
 
-    The penalty is the one with the least error on a fifth of them; the map is then fitted on all.
+    One fifth of these items is held out to select the ridge penalty; the final map is fitted on
+    all of them.
 
     Args:
-        features: modality -> (I, d_m).
-        item_emb: (I, D), final item vectors.
-        weight: (I,) what each item counts for in the fit, 0 for the cold ones.
+        features: Modality -> (I, d_m).
+        item_emb: (I, D) final item vectors.
+        weight: (I,) weight of each item in the fit, 0 for items without train interactions.
 
     Raises:
-        InputError: no modality, rows that don't match, or too few items to fit on.
+        InputError: There is no modality, the numbers of rows differ, or too few items have positive
+            weight.
     """
     modalities = tuple(features)
     if not modalities:
@@ -72,7 +81,7 @@ def fit_feature_map(features: Mapping[str, Tensor], item_emb: Tensor, weight: Te
             f"got {warm.numel()}"
         )
     x = _side_by_side({m: features[m][warm] for m in modalities}, modalities, widths).double()
-    x = torch.nn.functional.pad(x, (0, 1), value=1.0)  # the constant
+    x = torch.nn.functional.pad(x, (0, 1), value=1.0)  # constant column for the bias
     y, weight = item_emb[warm].double(), weight[warm].double()[:, None]
     held_out = torch.arange(warm.numel()) % _HELD_OUT == 0
     moments = [
@@ -99,19 +108,19 @@ def fit_feature_map(features: Mapping[str, Tensor], item_emb: Tensor, weight: Te
 
 
 def _solve(square: Tensor, cross: Tensor, penalty: float) -> Tensor:
-    """(F + 1, D): ridge regression from its (weighted) moments; the constant isn't penalised."""
+    """Solve the ridge regression from its weighted moments, (F + 1, D); the bias is unpenalized."""
     width = square.shape[0] - 1
     diagonal = square.diagonal()[:-1]
     ridge = square.new_full((width + 1,), penalty * float(diagonal.mean()))
     ridge[-1] = 0.0
-    ridge += _EPS * float(square.diagonal().mean())  # a column of zeros is no reason to fail
+    ridge += _EPS * float(square.diagonal().mean())  # stay positive definite with zero columns
     return torch.cholesky_solve(cross, torch.linalg.cholesky(square + torch.diag(ridge)))
 
 
 def _side_by_side(
     features: Mapping[str, Tensor], modalities: tuple[str, ...], widths: tuple[int, ...]
 ) -> Tensor:
-    """(N, F) float32: every modality's rows at unit length, so that none outweighs another."""
+    """Concatenate modalities to (N, F) float32, with unit rows so that all have equal weight."""
     parts: list[Tensor] = []
     for name, width in zip(modalities, widths, strict=True):
         if name not in features:
@@ -126,7 +135,7 @@ def _side_by_side(
             raise InputError(f"features[{name!r}]: expected finite values, got NaN or infinity")
         if parts and rows.shape[0] != parts[0].shape[0]:
             raise InputError(
-                f"features[{name!r}]: expected {parts[0].shape[0]} rows as {modalities[0]!r}, "
+                f"features[{name!r}]: expected {parts[0].shape[0]} rows, like {modalities[0]!r}, "
                 f"got {rows.shape[0]}"
             )
         parts.append(torch.nn.functional.normalize(rows, eps=_EPS))

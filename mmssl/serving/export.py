@@ -1,4 +1,4 @@
-"""Writes a directory from which a trained model is served without its data set."""
+"""Export of a trained model to a directory that serves without its run and data set."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ import mmssl
 from mmssl.data.staging import staged
 from mmssl.data.tables import table_text
 from mmssl.errors import InputError
+from mmssl.files import file_sha256
 from mmssl.serving import tables as T
 from mmssl.serving.scorer import Scorer, onnx_bytes, torch_export_bytes
 from mmssl.serving.tables import ServingTables
 
 DEFAULT_FORMATS = ("npz", "safetensors")
 SCORER_K = 100
-"""Length of the lists that the exported scorers make, at most."""
+"""Default length of the lists that exported scorers return."""
 
 
 def export(
@@ -30,23 +31,24 @@ def export(
     *,
     top_k: int = SCORER_K,
 ) -> dict[str, Any]:
-    """Writes ``target``, all of it or nothing.
+    """Write an export atomically.
 
-    Whatever the formats, there are ``users.tsv``, ``items.tsv`` (index, id, title), ``seen.npz``
-    (what to leave out of a user's list, as CSR) and ``manifest.json`` with the hash of each file.
+    Every export contains ``users.tsv``, ``items.tsv`` (index, id, title), ``seen.npz`` (the items
+    to exclude from each user's list, as CSR) and ``manifest.json`` with the hash of each file.
 
     Args:
-        tables: What to export, see `mmssl.serving.tables.tables_of_run`.
-        target: A directory that doesn't exist or is empty.
-        formats: Among `FORMATS`.
-        top_k: Length of the lists of the scorers ``torch-export`` and ``onnx``.
+        tables: Model to export, see `mmssl.serving.tables.tables_of_run`.
+        target: Directory that does not exist or is empty.
+        formats: Names of the formats to write, keys of `FORMATS`.
+        top_k: Length of the lists of the scorers ``torch-export`` and ``onnx``; at most the number
+            of items is used.
 
     Returns:
-        The manifest.
+        The content of ``manifest.json``.
 
     Raises:
-        InputError: An unknown format or one whose library is missing, a bad ``top_k``, or a target
-            that holds something or can't be written.
+        InputError: A format is unknown or its library is missing, ``top_k`` is invalid, or
+            ``target`` is not empty or can't be written.
     """
     wanted = tuple(dict.fromkeys(formats))
     for name in wanted:
@@ -110,7 +112,7 @@ def _write_faiss(tables: ServingTables, folder: Path, _: int) -> None:
         import faiss
     except ImportError as error:
         raise InputError(
-            f'format faiss: expected faiss installed (pip install "mmssl[ann]"), got {error}'
+            f'format faiss: expected faiss to be installed (pip install "mmssl[ann]"), got {error}'
         ) from error
     index = faiss.IndexFlatIP(tables.item.shape[1])
     index.add(tables.item.numpy())
@@ -132,7 +134,7 @@ FORMATS: dict[str, Callable[[ServingTables, Path, int], None]] = {
     "torch-export": _write_torch_export,
     "onnx": _write_onnx,
 }
-"""Name -> what writes it."""
+"""Format name -> function that writes it."""
 
 
 def _manifest(tables: ServingTables, formats: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -160,7 +162,7 @@ def _manifest(tables: ServingTables, formats: Sequence[str], folder: Path) -> di
         },
         "formats": list(formats),
         "files": {
-            file.name: {"bytes": file.stat().st_size, "sha256": T.file_hash(file)}
+            file.name: {"bytes": file.stat().st_size, "sha256": file_sha256(file)}
             for file in sorted(folder.iterdir())
         },
     }

@@ -1,4 +1,4 @@
-"""Outside ids and indices of users or items, both ways."""
+"""Mapping between the external ids and the indices of users or items."""
 
 from __future__ import annotations
 
@@ -9,19 +9,17 @@ from itertools import islice
 
 from mmssl.errors import InputError
 
-# Looking for ids that resemble a mistyped one compares strings one by one; this many take a moment.
+# Suggestions for a mistyped id compare strings one by one; this many take a fraction of a second.
 _MAX_COMPARED_IDS = 20_000
 
 
 class Ids:
-    """The ids of one side of a data set.
-
-    A side without ids numbers its members 0 .. count - 1, and that number is the id.
+    """External ids of the users or items of a data set.
 
     Args:
-        what: "user" or "item", for the errors.
-        count: How many there are.
-        ids: (count,) the owner's own ids, or None.
+        what: "user" or "item", for error messages.
+        count: Number of users or items.
+        ids: (count,) external ids; None if the indices 0 .. count - 1 are the ids.
     """
 
     def __init__(self, what: str, count: int, ids: Sequence[str] | None) -> None:
@@ -34,10 +32,10 @@ class Ids:
         return {known: index for index, known in enumerate(self.ids or ())}
 
     def index(self, wanted: str | int) -> int:
-        """The index of an id; an int stands for its decimal digits.
+        """Return the index of an id; an int is converted to its decimal digits.
 
         Raises:
-            InputError: An unknown id; the message says what ids there are.
+            InputError: The id is unknown; the message suggests similar ones.
         """
         text = str(wanted)
         if self.ids is None:
@@ -55,22 +53,22 @@ class Ids:
         return found
 
     def indices(self, wanted: Iterable[str | int]) -> list[int]:
-        """The index of each id.
+        """Return the index of each id.
 
         Raises:
-            InputError: An unknown id, or one id where several are expected.
+            InputError: An id is unknown, or ``wanted`` is a single id instead of several.
         """
         if isinstance(wanted, (str, int)):
             raise InputError(f"{self.what}s: expected a list of ids, got {wanted!r}")
         return [self.index(one) for one in wanted]
 
     def id(self, index: int) -> str:
-        """The owner's id of an index."""
+        """Return the external id of an index."""
         return str(index) if self.ids is None else self.ids[index]
 
 
 def similar_ids(ids: Sequence[str], wanted: str, count: int = 3) -> list[str]:
-    """The ids most like an unknown one: by value if all are numbers, else by spelling."""
+    """Return the ids most similar to an unknown one: by value if all are numbers, else by text."""
     if _is_number(wanted) and all(map(_is_number, ids)):
         return sorted(ids, key=lambda known: abs(int(known) - int(wanted)))[:count]
     close = difflib.get_close_matches(wanted, islice(ids, _MAX_COMPARED_IDS), count)

@@ -1,6 +1,6 @@
-"""Top-k recommendations from embeddings, and the way from outside ids to indices and titles.
+"""Top-k recommendations from embeddings, with external ids and titles.
 
-Legend: U users, I items, D embedding dim, B users asked for.
+Legend: U users, I items, D embedding dim, B requested users.
 """
 
 from __future__ import annotations
@@ -20,39 +20,84 @@ Made = TypeVar("Made")
 
 
 class Named(Protocol):
-    """What knows the ids and titles: a data set, or the tables of an export."""
+    """Interface of objects with ids and titles: data sets and the tables of an export."""
 
     @property
     def num_users(self) -> int:
-        """U."""
+        """Number of users U."""
 
     @property
     def user_ids(self) -> Sequence[str] | None:
-        """(U,) or None."""
+        """(U,) external user ids, or None."""
 
     @property
     def item_ids(self) -> Sequence[str] | None:
-        """(I,) or None."""
+        """(I,) external item ids, or None."""
 
     @property
     def item_titles(self) -> Sequence[str] | None:
-        """(I,) or None."""
+        """(I,) display titles, or None."""
 
 
 class Recommendation(NamedTuple):
     """One item of a ranked list."""
 
     item: int
+    """Index of the item."""
     score: float
+    """Dot product of the user's and the item's vector."""
 
 
 class UserRecommendations(NamedTuple):
-    """A user's list in words, for people to read."""
+    """Ranked list of a user with titles instead of indices, for display."""
 
-    user: str  # the id as the data set's owner knows it
-    history: tuple[str, ...]  # labels of train items, at most as many as were asked for
-    items: tuple[tuple[str, float], ...]  # (label, score), best first
-    item_ids: tuple[str, ...] = ()  # the owner's ids of `items`
+    user: str
+    """External id of the user."""
+    history: tuple[str, ...]
+    """Labels of some of the user's train items."""
+    items: tuple[tuple[str, float], ...]
+    """(label, score) of the recommended items, best first."""
+    item_ids: tuple[str, ...] = ()
+    """External ids of `items`."""
+
+
+class Ranker(NamedTuple):
+    """Final vectors of users and items, with the items to exclude from each user's list."""
+
+    user: Tensor
+    """(U, D) user vectors, on the graph's device."""
+    item: Tensor
+    """(I, D) item vectors."""
+    graph: InteractionGraph
+    """Graph whose edges are excluded."""
+
+    def best(
+        self, users: Sequence[int], k: int, *, filter_seen: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Return scores and items, (B, min(k, I)); arguments and errors as in `recommend`.
+
+        Short lists are padded with item -1.
+        """
+        graph = self.graph
+        if k < 1:
+            raise InputError(f"k: expected at least 1, got {k}")
+        for name, table, rows in (
+            ("user_emb", self.user, graph.num_users),
+            ("item_emb", self.item, graph.num_items),
+        ):
+            if table.dim() != 2 or table.shape[0] != rows:
+                raise InputError(f"{name}: expected shape ({rows}, D), got {tuple(table.shape)}")
+        for user in users:
+            if not 0 <= user < graph.num_users:
+                raise InputError(f"users: expected indices in [0, {graph.num_users}), got {user}")
+        with torch.no_grad():
+            return ops.masked_topk(
+                self.user,
+                self.item,
+                min(k, graph.num_items),
+                users=torch.tensor(users, dtype=torch.int64, device=graph.device),
+                exclude=graph.ui if filter_seen else None,
+            )
 
 
 def recommend(
@@ -64,62 +109,28 @@ def recommend(
     *,
     filter_seen: bool = True,
 ) -> list[list[Recommendation]]:
-    """The k best items of each user, by default without those of the train graph.
+    """Return the k best items of each user, by default excluding the items in the train graph.
 
     Args:
-        user_emb: (U, D), on the graph's device.
-        item_emb: (I, D).
-        graph: The train graph, whose edges are left out.
+        user_emb: (U, D) user vectors, on the graph's device.
+        item_emb: (I, D) item vectors.
+        graph: Train graph, whose edges are excluded.
         users: B user indices.
-        k: Length of the lists; a user with fewer items left gets a shorter one.
-        filter_seen: False to rank the train items as well.
+        k: Maximum length of the lists; users with fewer remaining items get shorter lists.
+        filter_seen: Whether to exclude the train items.
 
     Returns:
-        One list per user of `users`, best first, equal scores by smaller item index.
+        One list per entry of `users`, best first, with ties broken by smaller item index.
 
     Raises:
-        InputError: k below 1, a user out of range, or tables of another size than the graph.
+        InputError: ``k`` is below 1, a user is out of range, or a table does not match the graph.
     """
-    found = best_items(user_emb, item_emb, graph, users, k, filter_seen=filter_seen)
-    return listed(*found, Recommendation)
-
-
-def best_items(
-    user_emb: Tensor,
-    item_emb: Tensor,
-    graph: InteractionGraph,
-    users: Sequence[int],
-    k: int,
-    *,
-    filter_seen: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """The (B, min(k, I)) scores and items behind `recommend`; -1 where there is no item left."""
-    if k < 1:
-        raise InputError(f"k: expected at least 1, got {k}")
-    for name, table, rows in (
-        ("user_emb", user_emb, graph.num_users),
-        ("item_emb", item_emb, graph.num_items),
-    ):
-        if table.dim() != 2 or table.shape[0] != rows:
-            raise InputError(f"{name}: expected shape ({rows}, D), got {tuple(table.shape)}")
-    for user in users:
-        if not 0 <= user < graph.num_users:
-            raise InputError(f"users: expected indices in [0, {graph.num_users}), got {user}")
-    with torch.no_grad():
-        return ops.masked_topk(
-            user_emb,
-            item_emb,
-            min(k, graph.num_items),
-            users=torch.tensor(users, dtype=torch.int64, device=graph.device),
-            exclude=graph.ui if filter_seen else None,
-        )
+    ranker = Ranker(user_emb, item_emb, graph)
+    return listed(*ranker.best(users, k, filter_seen=filter_seen), Recommendation)
 
 
 def listed(scores: Tensor, items: Tensor, make: Callable[[int, float], Made]) -> list[list[Made]]:
-    """(B, k) scores and items as lists of what ``make`` makes of an item and its score.
-
-    The -1 behind the end of a short list are left out.
-    """
+    """Convert (B, k) scores and items to lists of ``make(item, score)``, without padding."""
     return [
         [make(i, s) for i, s in zip(row_items, row_scores, strict=True) if i >= 0]
         for row_items, row_scores in zip(items.tolist(), scores.float().tolist(), strict=True)
@@ -137,20 +148,20 @@ def recommend_with_titles(
     history: int = 10,
     filter_seen: bool = True,
 ) -> list[UserRecommendations]:
-    """`recommend`, with ids and titles in place of indices.
+    """Return the lists of `recommend` with ids and titles instead of indices.
 
     Args:
-        dataset: Gives ids and titles.
-        graph: The train graph.
-        user_emb: (U, D).
-        item_emb: (I, D).
+        dataset: Data set with ids and titles.
+        graph: Train graph, whose edges are excluded.
+        user_emb: (U, D) user vectors, on the graph's device.
+        item_emb: (I, D) item vectors.
         users: B user indices.
-        k: Length of the lists.
-        history: At most so many train items are named per user.
-        filter_seen: False to rank the train items as well.
+        k: Maximum length of the lists.
+        history: Maximum number of train items to name per user.
+        filter_seen: Whether to exclude the train items.
 
     Raises:
-        InputError: As `recommend`.
+        InputError: ``k`` is below 1, a user is out of range, or a table does not match the graph.
     """
     ranked = recommend(user_emb, item_emb, graph, users, k, filter_seen=filter_seen)
     return in_words(dataset, graph, users, ranked, history=history)
@@ -164,7 +175,7 @@ def in_words(
     *,
     history: int = 10,
 ) -> list[UserRecommendations]:
-    """Ranked lists with ids and titles; arguments as `recommend_with_titles`."""
+    """Add ids and titles to ranked lists; arguments as in `recommend_with_titles`."""
     rowptr, col = graph.index.rowptr, graph.index.col
     result = []
     for user, row in zip(users, ranked, strict=True):
@@ -182,23 +193,23 @@ def in_words(
 
 
 def resolve_user(dataset: Named, user_id: str) -> int:
-    """The index of a user known by the data set's own id.
+    """Return the index of a user with the given external id.
 
-    A data set without user ids numbers its users 0 .. U-1, and that number is the id.
+    In a data set without user ids, the indices 0 .. U-1 are the ids.
 
     Raises:
-        InputError: An unknown id; the message says what ids there are.
+        InputError: The id is unknown; the message suggests similar ones.
     """
     return Ids("user", dataset.num_users, dataset.user_ids).index(user_id)
 
 
 def user_label(dataset: Named, user: int) -> str:
-    """The user's own id, or the index where the data set has none."""
+    """Return the external id of a user, or the index in a data set without user ids."""
     return str(user) if dataset.user_ids is None else dataset.user_ids[user]
 
 
 def item_label(dataset: Named, item: int) -> str:
-    """What to show of an item: its title, else its own id, else "item 17"."""
+    """Return the title of an item or, without a title, "item" followed by its id or index."""
     if dataset.item_titles is not None and dataset.item_titles[item]:
         return dataset.item_titles[item]
     return f"item {_item_id(dataset, item)}"

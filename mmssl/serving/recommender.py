@@ -1,6 +1,6 @@
-"""A trained model, loaded once and asked many times.
+"""Recommendations of a trained model by external ids.
 
-Legend: U users, I items, D embedding dim, B users asked for.
+Legend: U users, I items, D embedding dim, B requested users.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.serving.ids import Ids
 from mmssl.serving.recommend import (
+    Ranker,
     Recommendation,
     UserRecommendations,
-    best_items,
     in_words,
     listed,
     recommend,
@@ -38,16 +38,22 @@ from mmssl.serving.tables import (
 
 
 class RecommendedItem(NamedTuple):
-    """One item of a list, by the owner's id."""
+    """One item of a list."""
 
     item: str
+    """External id of the item."""
     score: float
+    """Dot product of the user's and the item's vector, or a cosine for similar items."""
     title: str
-    """Empty where the data set has none."""
+    """Title of the item; empty if the data set has no titles."""
 
 
 class Recommender:
-    """Answers for users and items by their own ids; safe to share between threads.
+    """Recommendations by external ids; a recommender can be shared between threads.
+
+    Args:
+        tables: Vectors, ids and interactions of the model.
+        device: Torch device on which lists are ranked.
 
     Example:
         >>> recommender = Recommender.load("runs/mine")  # or a directory of `mmssl export`
@@ -59,9 +65,11 @@ class Recommender:
         self.device = torch.device(device)
         self.users = Ids("user", tables.num_users, tables.user_ids)
         self.items = Ids("item", tables.num_items, tables.item_ids)
-        self._graph = tables.graph.to(self.device)
-        self._user = tables.user.to(self.device)
-        self._item = tables.item.to(self.device)
+        self._ranker = Ranker(
+            tables.user.to(self.device),
+            tables.item.to(self.device),
+            tables.graph.to(self.device),
+        )
 
     @classmethod
     def load(
@@ -73,29 +81,29 @@ class Recommender:
         seen: Seen | None = None,
         cold: bool = False,
     ) -> Recommender:
-        """Loads a run directory or an exported one.
+        """Load a run directory or an export.
 
         Args:
-            path: Of ``mmssl train`` or of ``mmssl export``; the latter needs no data set.
-            data: The data set of a run, if it has moved.
-            device: Where lists are ranked.
-            seen: What lists leave out: "train" interactions or "all" of the data set. An export
-                has what it was made with.
-            cold: Give items without train interactions vectors made of their features; training
-                leaves them with vectors that are never recommended.
+            path: Directory that ``mmssl train`` or ``mmssl export`` wrote; the latter needs no data
+                set.
+            data: Directory of the run's data set, if it was moved.
+            device: Torch device on which lists are ranked.
+            seen: Items to exclude from a user's list: those of the "train" split (the default for
+                runs) or of "all" splits. For an export, this was fixed when it was made.
+            cold: Whether to replace the vectors of items without train interactions with vectors
+                predicted from their features; without this, such items are rarely recommended.
 
         Raises:
-            InputError: One line on what is missing, damaged or doesn't match.
+            InputError: A file is missing or damaged, or the data set is not the one of the run.
         """
         directory = Path(path)
         if (directory / MANIFEST).is_file():
             tables = read_export(directory)
             if data is not None:
-                raise InputError(f"{directory}: an export needs no data set, got {data}")
+                raise InputError(f"{directory}: expected no data set for an export, got {data}")
             if seen is not None and seen != tables.seen:
                 raise InputError(
-                    f"{directory}: expected seen = {tables.seen!r}, with which it was exported, "
-                    f"got {seen!r}"
+                    f"{directory}: expected seen = {tables.seen!r}, as exported, got {seen!r}"
                 )
         else:
             tables = tables_of_run(
@@ -103,7 +111,9 @@ class Recommender:
             )
         if cold:
             if tables.cold_vectors is None:
-                raise InputError(f"{directory}: cold items need item features, the data has none")
+                raise InputError(
+                    f"{directory}: cold: expected data with item features, got data without"
+                )
             item = tables.item.index_copy(0, tables.cold_items, tables.cold_vectors)
             tables = dataclasses.replace(tables, item=item)
         return cls(tables, device=device)
@@ -111,40 +121,37 @@ class Recommender:
     def recommend(
         self, users: Iterable[str | int], k: int = 20, *, filter_seen: bool = True
     ) -> list[list[RecommendedItem]]:
-        """The k best items of each user.
+        """Return the k best items of each user.
 
         Args:
-            users: B ids.
-            k: Length of the lists; a user with fewer items left gets a shorter one.
-            filter_seen: Leave out what the user has.
+            users: B external user ids.
+            k: Maximum length of the lists; users with fewer remaining items get shorter lists.
+            filter_seen: Whether to exclude items that the user has already interacted with.
 
         Returns:
-            One list per user, best first, equal scores in the order of the data set's items.
+            One list per user, best first, with ties in the order of the data set's items.
 
         Raises:
-            InputError: An unknown id (similar ones are named) or a bad k.
+            InputError: An id is unknown (the message suggests similar ones) or ``k`` is invalid.
         """
         _check_k(k)
-        found = best_items(
-            self._user, self._item, self._graph, self.users.indices(users), k,
-            filter_seen=filter_seen,
-        )  # fmt: skip
+        found = self._ranker.best(self.users.indices(users), k, filter_seen=filter_seen)
         return listed(*found, self._outside)
 
     def in_words(
         self, users: Iterable[str | int], k: int = 20, *, filter_seen: bool = True
     ) -> list[UserRecommendations]:
-        """`recommend` for people to read: titles, and some of what each user has."""
+        """Return the lists of `recommend` for display, with titles and each user's history."""
         indices = self.users.indices(users)
         _check_k(k)
-        ranked = recommend(self._user, self._item, self._graph, indices, k, filter_seen=filter_seen)
+        ranked = recommend(*self._ranker, indices, k, filter_seen=filter_seen)
         return in_words(self.tables, self.tables.graph, indices, ranked)
 
     def similar_items(self, item: str | int, k: int = 20) -> list[RecommendedItem]:
-        """The k items with the most similar vectors by cosine, which is the score.
+        """Return the k most similar items by cosine similarity of their vectors.
 
         Raises:
-            InputError: An unknown id or a bad k.
+            InputError: The id is unknown or ``k`` is invalid.
         """
         index = self.items.index(item)
         _check_k(k)
@@ -156,15 +163,15 @@ class Recommender:
         return [self._outside(*one) for one in row if one.item != index][:k]
 
     def score(self, user: str | int, items: Iterable[str | int]) -> list[float]:
-        """The scores of some items for a user: dot products of their vectors.
+        """Return the scores of given items for a user, the dot products of their vectors.
 
         Raises:
-            InputError: An unknown id.
+            InputError: An id is unknown.
         """
         index = torch.tensor(self.items.indices(items), dtype=torch.int64, device=self.device)
-        own = self._user[self.users.index(user)]
-        # Not a product by BLAS: its threads cost more than the few rows of a request.
-        result: list[float] = (self._item[index] * own).sum(1).tolist()
+        own = self._ranker.user[self.users.index(user)]
+        # Elementwise, since starting BLAS threads takes longer than the few rows of a request.
+        result: list[float] = (self._ranker.item[index] * own).sum(1).tolist()
         return result
 
     def with_items(
@@ -173,31 +180,31 @@ class Recommender:
         features: Mapping[str, np.ndarray | Tensor],
         titles: Sequence[str] | None = None,
     ) -> Recommender:
-        """A recommender that knows more items, from their features alone; this one stays as it is.
+        """Return a new recommender with additional items, whose vectors come from their features.
 
         Args:
-            ids: n new ids.
-            features: Modality -> (n, d_m), made as the data set's own features were.
-            titles: n titles.
+            ids: n new item ids.
+            features: Modality -> (n, d_m), computed in the same way as the data set's features.
+            titles: n titles, optional.
 
         Raises:
-            InputError: The run's data has no features, a modality is missing or of another width,
-                an id is known already or comes twice, or lengths differ.
+            InputError: The run's data has no features, a modality is missing or has another width,
+                an id is not unique, or the lengths differ.
         """
         tables = self.tables
         if tables.feature_map is None or tables.cold_vectors is None:
-            raise InputError("with_items: new items need item features, the run's data has none")
+            raise InputError("with_items: expected a run with item features, got one without")
         vectors = tables.feature_map({k: torch.as_tensor(v) for k, v in features.items()})
         if len(ids) != vectors.shape[0] or len(titles or ids) != len(ids):
             raise InputError(
-                f"with_items: expected as many ids and titles as rows of features "
-                f"({vectors.shape[0]}), got {len(ids)} and {len(titles or ids)}"
+                f"with_items: expected {vectors.shape[0]} ids and titles, one per row of features, "
+                f"got {len(ids)} and {len(titles or ids)}"
             )
         known = tables.item_ids or tuple(map(str, range(tables.num_items)))
         both = (*known, *map(str, ids))
         if len(set(both)) < len(both):
             twice = next(one for one in ids if both.count(str(one)) > 1)
-            raise InputError(f"with_items: expected new, different ids, got {twice!r} again")
+            raise InputError(f"with_items: expected new, unique ids, got {twice!r} twice")
         all_titles = None
         if tables.item_titles is not None or titles is not None:
             own = tables.item_titles or ("",) * tables.num_items
@@ -221,7 +228,7 @@ class Recommender:
 
     @cached_property
     def _unit_items(self) -> Tensor:
-        return F.normalize(self._item)
+        return F.normalize(self._ranker.item)
 
     def _outside(self, item: int, score: float) -> RecommendedItem:
         titles = self.tables.item_titles

@@ -1,9 +1,9 @@
-"""The scorer as a graph of its own, for runtimes without this package: torch.export and ONNX.
+"""Standalone scorers for runtimes without this package: torch.export and ONNX.
 
-Both take user indices and, for each, item indices to leave out, and give the k best items. Ties go
-to the smaller index where the runtime's top-k does so; ONNX Runtime's does, torch's may not.
+Both take user indices and the item indices to exclude for each user, and return the k best items.
+The order of ties depends on the runtime: ONNX Runtime prefers the smaller index, torch may not.
 
-Legend: U users, I items, D embedding dim, B users asked for, S items to leave out.
+Legend: U users, I items, D embedding dim, B requested users, S excluded items.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _OPSET = 18
 
 
 class Scorer(nn.Module):
-    """Top-k of dot products.
+    """Module that ranks items by dot product.
 
     Args:
-        user: (U, D).
-        item: (I, D).
+        user: (U, D) user vectors.
+        item: (I, D) item vectors.
         k: Length of the lists, at most I.
     """
 
@@ -35,19 +35,18 @@ class Scorer(nn.Module):
         self.k = k
 
     def forward(self, users: Tensor, exclude: Tensor) -> tuple[Tensor, Tensor]:
-        """Ranks.
+        """Rank the items of each user.
 
         Args:
-            users: (B,) int64 indices.
-            exclude: (B, S) int64 item indices never returned, filled up with -1.
+            users: (B,) int64 user indices.
+            exclude: (B, S) int64 item indices to exclude, padded with -1.
 
         Returns:
-            scores (B, k) float32, highest first, -inf behind the end of a short list, and items
-            (B, k) int64.
+            Scores (B, k) float32, highest first and padded with -inf, and items (B, k) int64.
         """
         user, item = self.get_buffer("user"), self.get_buffer("item")
         score = user[users] @ item.T
-        # One column more takes the -1s.
+        # The padding -1 is redirected to an additional column.
         score = torch.cat([score, score.new_zeros(score.shape[0], 1)], 1)
         column = torch.where(exclude < 0, item.shape[0], exclude)
         score = score.scatter(1, column, -torch.inf)[:, : item.shape[0]]
@@ -56,7 +55,7 @@ class Scorer(nn.Module):
 
 
 def torch_export_bytes(scorer: Scorer) -> bytes:
-    """A ``.pt2`` of the scorer with dynamic B and S, for ``torch.export.load``."""
+    """Serialize the scorer with dynamic B and S for ``torch.export.load``."""
     batch, width = torch.export.Dim("batch"), torch.export.Dim("seen")
     example = torch.arange(2), torch.full((2, 3), -1)
     program = torch.export.export(
@@ -68,9 +67,10 @@ def torch_export_bytes(scorer: Scorer) -> bytes:
 
 
 def onnx_bytes(scorer: Scorer) -> bytes:
-    """An ONNX model of the scorer: inputs ``users`` and ``exclude``, outputs ``scores``, ``items``.
+    """Serialize the scorer as an ONNX model.
 
-    Written node by node: seven nodes need neither torch's exporter nor what that one needs.
+    Its inputs are ``users`` and ``exclude``, its outputs ``scores`` and ``items``. The few nodes
+    are written by hand, which avoids the dependencies of torch's exporter.
 
     Raises:
         InputError: onnx is not installed.
@@ -80,7 +80,7 @@ def onnx_bytes(scorer: Scorer) -> bytes:
         from onnx import TensorProto, helper, numpy_helper
     except ImportError as error:
         raise InputError(
-            f'format onnx: expected onnx installed (pip install "mmssl[onnx]"), got {error}'
+            f'format onnx: expected onnx to be installed (pip install "mmssl[onnx]"), got {error}'
         ) from error
     user, item = scorer.get_buffer("user"), scorer.get_buffer("item")
     num_items = item.shape[0]

@@ -1,11 +1,10 @@
-"""What serving needs of a trained model: vectors, ids, what each user has, the feature map.
+"""Serving tables of a trained model: vectors, ids, interactions of users and the feature map.
 
-Read from a run directory (with its data set) or from an exported directory (on its own).
+They are read from a run directory and its data set, or from an export.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from mmssl.data.tables import read_table
 from mmssl.errors import InputError
+from mmssl.files import file_sha256
 from mmssl.graph import InteractionGraph
 from mmssl.serving.cold import FeatureMap, fit_feature_map
 from mmssl.training.run import RunDirectory
@@ -34,52 +34,60 @@ FAISS, TORCH_EXPORT, ONNX = "items.faiss", "scorer.pt2", "scorer.onnx"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ServingTables:
-    """A trained model without its training; nothing here is ever changed in place."""
+    """Final vectors and lookup tables of a trained model; they are never modified in place."""
 
     name: str
-    """Of the data set."""
+    """Name of the data set."""
     model: str
+    """Name of the model."""
     data_hash: str
-    user: Tensor  # (U, D) float32
-    item: Tensor  # (I, D) float32
+    """Hash of the data set that the model was trained on."""
+    user: Tensor
+    """(U, D) float32 user vectors."""
+    item: Tensor
+    """(I, D) float32 item vectors."""
     graph: InteractionGraph
-    """What users have: the interactions that lists leave out."""
+    """Interactions that are excluded from recommendations."""
     seen: Seen
-    """Whether those are the train interactions or all that the data set holds."""
-    train_degree: Tensor  # (I,) int64
+    """Whether `graph` contains the train interactions or those of all splits."""
+    train_degree: Tensor
+    """(I,) int64 number of train interactions per item."""
     user_ids: tuple[str, ...] | None = None
+    """External id of each user."""
     item_ids: tuple[str, ...] | None = None
+    """External id of each item."""
     item_titles: tuple[str, ...] | None = None
+    """Display title of each item."""
     features: dict[str, Tensor] = field(default_factory=dict)
-    """Modality -> (I, d_m) of a run; an export has `stored` instead."""
+    """Modality -> (I, d_m) features of a run; an export has `stored` instead."""
     stored: tuple[FeatureMap, Tensor] | None = None
     """`feature_map` and `cold_vectors` of an export."""
 
     @property
     def num_users(self) -> int:
-        """U."""
+        """Number of users U."""
         return self.user.shape[0]
 
     @property
     def num_items(self) -> int:
-        """I."""
+        """Number of items I."""
         return self.item.shape[0]
 
     @property
     def cold_items(self) -> Tensor:
-        """(n,) int64: the items without a train interaction."""
+        """(n,) int64 indices of the items without a train interaction, ascending."""
         return (self.train_degree == 0).nonzero().squeeze(1)
 
     @cached_property
     def feature_map(self) -> FeatureMap | None:
-        """From features to item vectors, fitted when first asked for; None without features."""
+        """Map from features to item vectors, fitted on first access; None without features."""
         if self.features:
             return fit_feature_map(self.features, self.item, self.train_degree > 0)
         return None if self.stored is None else self.stored[0]
 
     @cached_property
     def cold_vectors(self) -> Tensor | None:
-        """(items without a train interaction, D), in order of index: their vectors by features."""
+        """(n, D) predicted vectors of `cold_items`; None without features."""
         if self.features and self.feature_map is not None:
             cold = self.cold_items
             return self.feature_map({name: rows[cold] for name, rows in self.features.items()})
@@ -87,15 +95,16 @@ class ServingTables:
 
 
 def tables_of_run(path: Path, data: Path | None = None, *, seen: Seen = "train") -> ServingTables:
-    """The tables of a run directory and its data set.
+    """Read the tables of a run directory and its data set.
 
     Args:
-        path: The run.
-        data: The data set, if it has moved.
-        seen: What lists leave out: the train interactions, or validation and test as well.
+        path: Run directory.
+        data: Directory of the data set, if it was moved.
+        seen: Interactions to exclude from lists: those of "train" or of "all" splits.
 
     Raises:
-        InputError: not a run, unfinished, or other data than it was trained on.
+        InputError: ``path`` is not a finished run, or the data set is not the one it was trained
+            on.
     """
     run = RunDirectory.open(path)
     user, item = run.load_embeddings()
@@ -128,17 +137,17 @@ def tables_of_run(path: Path, data: Path | None = None, *, seen: Seen = "train")
 
 
 def read_export(path: Path) -> ServingTables:
-    """The tables of a directory that ``mmssl export`` wrote; every file is held to its hash.
+    """Read the tables of an export, verifying the hash of every file.
 
     Raises:
-        InputError: not an export, one of a newer version, a missing or damaged file.
+        InputError: ``path`` is not an export, has a newer format, or a file is missing or damaged.
     """
     manifest = read_manifest(path)
     names = [name for name in (SAFETENSORS, NPZ) if name in manifest["files"]]
     if not names:
         raise InputError(
-            f"{path}: expected {NPZ} or {SAFETENSORS} to load from, got an export without either; "
-            "export again with --formats npz"
+            f"{path}: expected {NPZ} or {SAFETENSORS}, got an export with neither; export again "
+            "with --formats npz"
         )
     vectors = _read_tensors(path, names[0], manifest, ("user", "item"))
     seen = _read_tensors(path, SEEN, manifest, ("rowptr", "col", "train_degree"))
@@ -178,25 +187,25 @@ def read_export(path: Path) -> ServingTables:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """``manifest.json`` of an exported directory.
+    """Read ``manifest.json`` of an export.
 
     Raises:
-        InputError: none there, not one, or of a version this package doesn't know.
+        InputError: The file can't be read, is not a manifest, or has an unknown format version.
     """
     file = path / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding="utf-8"))
         version, fields = manifest["format"], set(manifest)
     except OSError as error:
-        raise InputError(f"{file}: can't read the file: {error.strerror}") from error
+        raise InputError(f"{file}: can't be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, RecursionError):
         raise InputError(
-            f"{file}: expected the manifest of an export, got something else"
+            f"{file}: expected the manifest of an export, got another kind of file"
         ) from None
     if version != FORMAT_VERSION:
         raise InputError(f"{file}: expected format {FORMAT_VERSION}, got {version!r}")
     if missing := {"model", "data", "seen", "feature_map", "files"} - fields:
-        raise InputError(f"{file}: expected {', '.join(sorted(missing))}, got none")
+        raise InputError(f"{file}: expected the fields {', '.join(sorted(missing))}, got none")
     return dict(manifest)
 
 
@@ -212,7 +221,9 @@ def _read_tensors(
                 found = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
         return {key: found[key] for key in wanted}
     except KeyError as error:
-        raise InputError(f"{file}: expected {', '.join(wanted)}, got no {error}") from error
+        raise InputError(
+            f"{file}: expected the arrays {', '.join(wanted)}, got no {error}"
+        ) from error
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise InputError(f"{file}: can't be read: {error}") from error
 
@@ -220,21 +231,15 @@ def _read_tensors(
 def _checked(path: Path, name: str, manifest: dict[str, Any]) -> Path:
     file = path / name
     try:
-        digest = file_hash(file)
+        digest = file_sha256(file)
         expected = manifest["files"][name]["sha256"]
     except OSError as error:
-        raise InputError(f"{file}: can't read the file: {error.strerror}") from error
+        raise InputError(f"{file}: can't be read: {error.strerror}") from error
     except (KeyError, TypeError):
         raise InputError(f"{path / MANIFEST}: expected a hash of {name}, got none") from None
     if digest != expected:
-        raise InputError(f"{file}: the content does not match its hash in {MANIFEST}; damaged?")
+        raise InputError(
+            f"{file}: expected content with the hash in {MANIFEST}, got other content; the file is "
+            "damaged"
+        )
     return file
-
-
-def file_hash(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes."""
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

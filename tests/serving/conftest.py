@@ -1,4 +1,4 @@
-"""A trained run with ids, titles and a cold item, and what is exported of it."""
+"""Fixtures: a trained run with ids, titles and a cold item, and its export."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tests.conftest import make_dataset
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory):
-    """A trained run with ids and titles; the folder of its data set."""
+    """Train a run with ids and titles; return it and the folder of its data set."""
     base = tmp_path_factory.mktemp("serving")
     plain = make_dataset()
-    keep = plain.train.item != 4  # an item without train interactions
+    keep = plain.train.item != 4  # item 4 has no train interactions
     dataset = InteractionDataset(
         name="named",
         num_users=plain.num_users,

@@ -1,4 +1,4 @@
-"""An export gives the lists of its run, without the data set; every format reloads."""
+"""An export reproduces the lists of its run without the data set; every format can be loaded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_the_export_alone_gives_the_lists_of_the_run(world, exported):
         "r = Recommender.load(sys.argv[1])\n"
         f"print(json.dumps(r.recommend({users!r}, {K})))"
     )
-    # Another process, another folder, the data set out of reach.
+    # In another process and folder, without access to the data set.
     (world / "data").rename(world / "elsewhere")
     try:
         done = subprocess.run(
@@ -58,7 +58,7 @@ def test_either_file_of_vectors_is_enough(world, exported, tmp_path):
         Recommender.load(target)
 
 
-def test_the_manifest_tells_what_is_there(world, exported):
+def test_the_manifest_describes_the_export(world, exported):
     manifest = json.loads((exported / MANIFEST).read_text())
     assert manifest["num_users"], manifest["num_items"] == (80, 50)
     assert manifest["embedding_dim"] == 16 and manifest["model"] == "mmssl"
@@ -88,14 +88,14 @@ def test_seen_interactions(world, recommender, tmp_path):
     assert main(["export", str(world / "run"), "--to", str(target), "--seen", "all"]) == 0
     (row,) = Recommender.load(target, seen="all").recommend(["user-000"], 100)
     assert len(row) < 50 - len(mine)
-    with pytest.raises(InputError, match="expected seen = 'all', with which it was exported"):
+    with pytest.raises(InputError, match="expected seen = 'all', as exported"):
         Recommender.load(target, seen="train")
 
 
-def test_a_target_that_holds_something_is_refused(world, exported, capsys):
+def test_a_target_with_files_is_refused(world, exported, capsys):
     before = sorted(p.name for p in exported.iterdir())
     assert main(["export", str(world / "run"), "--to", str(exported)]) == 2
-    assert "expected no or an empty directory" in capsys.readouterr().err
+    assert "expected a new or empty directory" in capsys.readouterr().err
     assert sorted(p.name for p in exported.iterdir()) == before
 
 
@@ -119,10 +119,12 @@ def test_damage_is_found(world, tmp_path, name):
     data = bytearray((target / name).read_bytes())
     data[len(data) // 2] ^= 1
     (target / name).write_bytes(data)
-    with pytest.raises(InputError, match=f"{name}: the content does not match its hash"):
+    with pytest.raises(
+        InputError, match=f"{name}: expected content with the hash in manifest.json"
+    ):
         Recommender.load(target)
     (target / name).unlink()
-    with pytest.raises(InputError, match=f"{name}: can't read the file"):
+    with pytest.raises(InputError, match=f"{name}: can't be read"):
         Recommender.load(target)
 
 
@@ -176,7 +178,7 @@ def test_the_index_of_faiss(world, tmp_path, recommender):
 
 
 def scorer_input(recommender, users):
-    """Users and what they have, filled up with -1."""
+    """Return users and their seen items, padded with -1."""
     seen = recommender.tables.graph.index
     lists = [seen.col[seen.rowptr[u] : seen.rowptr[u + 1]].long() for u in users]
     padded = torch.nn.utils.rnn.pad_sequence(lists, batch_first=True, padding_value=-1)
@@ -184,7 +186,7 @@ def scorer_input(recommender, users):
 
 
 def check_lists(recommender, users, score, item):
-    """Those of the recommender, but for rounding between neighbours."""
+    """Compare with the lists of the recommender, except for rounding between adjacent items."""
     rows = recommender.recommend([f"user-{u:03d}" for u in users], K)
     expected = np.array([[one.score for one in row] for row in rows], dtype=np.float32)
     np.testing.assert_allclose(score, expected, rtol=1e-5, atol=1e-6)
@@ -197,7 +199,7 @@ def test_many_threads_get_the_answers_of_one(recommender):
     users = [[f"user-{n:03d}", f"user-{(7 * n) % 80:03d}"] for n in range(80)] * 5
     expected = [recommender.recommend(pair, K) for pair in users]
     similar = [recommender.similar_items(f"b{n % 50}", 5) for n in range(400)]
-    fresh = Recommender(recommender.tables)  # whatever is made on first use is made under fire
+    fresh = Recommender(recommender.tables)  # values cached on first use are computed concurrently
 
     def ask(number):
         return fresh.recommend(users[number], K), fresh.similar_items(f"b{number % 50}", 5)

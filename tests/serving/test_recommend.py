@@ -1,4 +1,4 @@
-"""Lists without train items, ids resolved or refused in one line, titles in place of indices."""
+"""Lists without train items, lookup of ids with one-line errors, titles instead of indices."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ USER = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 2.0]])
 ITEM = torch.tensor([[1.0, 5.0], [9.0, 0.0], [8.0, 1.0], [3.0, 5.0]])
 
 
-def test_lists_leave_out_train_items(graph):
-    # User 0 has 1 and 2, user 1 has everything, user 2 nothing; items 0 and 3 tie for user 2.
+def test_lists_exclude_train_items(graph):
+    # User 0 has items 1 and 2, user 1 all items, user 2 none; items 0 and 3 tie for user 2.
     assert recommend(USER, ITEM, graph, [2, 0, 1], 3) == [
         [(0, 10.0), (3, 10.0), (2, 2.0)],
         [(3, 3.0), (0, 1.0)],
@@ -48,7 +48,7 @@ def test_lists_leave_out_train_items(graph):
     ]
 
 
-def test_k_beyond_the_catalogue(graph):
+def test_k_beyond_the_number_of_items(graph):
     (row,) = recommend(USER, ITEM, graph, [2], 100)
     assert [item for item, _ in row] == [0, 3, 2, 1]
 
@@ -96,14 +96,14 @@ def test_labels_without_names():
     assert item_label(dataset, 2) == "item 2"
 
 
-def test_users_by_number():
+def test_users_without_ids():
     assert resolve_user(make_dataset(), "2") == 2
     for wrong in ("3", "-1", "1.0", "ann", "", "\u0661", "9" * 5000):
         with pytest.raises(InputError, match=r"^user: expected a number in 0 \.\. 2, got "):
             resolve_user(make_dataset(), wrong)
 
 
-def test_users_by_their_own_id():
+def test_users_with_external_ids():
     dataset = make_dataset(user_ids=("ann", "bob", "anna"))
     assert resolve_user(dataset, "bob") == 1
     with pytest.raises(InputError, match="3 user ids, such as 'anna', 'ann', got 'annna'"):
@@ -112,7 +112,7 @@ def test_users_by_their_own_id():
         resolve_user(dataset, "0")
 
 
-def test_numeric_ids_suggest_their_neighbours():
+def test_numeric_ids_suggest_close_values():
     dataset = make_dataset(user_ids=("900", "17", "21"))
     assert resolve_user(dataset, "17") == 1  # the id, not the index
     with pytest.raises(InputError, match="such as '21', '17', '900', got '20'"):

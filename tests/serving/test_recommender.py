@@ -1,4 +1,4 @@
-"""The Recommender's answers against the formulas, unknown ids, new items, the batch command."""
+"""Results of the Recommender against formulas, unknown ids, new items and the batch command."""
 
 from __future__ import annotations
 
@@ -62,13 +62,13 @@ def test_bad_requests(recommender, ask, message):
     assert "\n" not in str(caught.value)
 
 
-def test_the_feature_map_finds_a_linear_law():
+def test_the_feature_map_recovers_a_linear_map():
     generator = torch.Generator().manual_seed(0)
     rows = {"a": torch.randn(300, 6, generator=generator)}
     truth = torch.nn.functional.normalize(rows["a"]) @ torch.randn(6, 4, generator=generator) + 1
     degree = torch.randint(0, 5, (300,), generator=generator)
     noisy = truth + 0.01 * torch.randn(truth.shape, generator=generator)
-    noisy[degree == 0] = 1e3  # what training left there is not looked at
+    noisy[degree == 0] = 1e3  # vectors of cold items are ignored by the fit
     fitted = fit_feature_map(rows, noisy, degree)
     assert fitted.explained > 0.99
     cold = degree == 0
@@ -105,9 +105,9 @@ def test_new_items(recommender):
     assert [one for one in row if one.item[0] == "b"] == old
     assert {(one.item, one.title) for one in row} >= {("n0", "New"), ("n1", "Newer")}
     for ids, titles, message in (
-        (["n0"], None, "as many ids and titles as rows"),
-        (["n0", "b3"], None, "new, different ids, got 'b3' again"),
-        (["n0", "n0"], None, "got 'n0' again"),
+        (["n0"], None, "expected 2 ids and titles"),
+        (["n0", "b3"], None, "new, unique ids, got 'b3' twice"),
+        (["n0", "n0"], None, "got 'n0' twice"),
         (["n0", "n1"], ["New"], "as many ids and titles"),
     ):
         with pytest.raises(InputError, match=message):
@@ -143,7 +143,7 @@ def test_nothing_is_written_for_an_unknown_user(exported, tmp_path, capsys):
     assert f"{users}: line 2: user: expected one of the data set's" in capsys.readouterr().err
     users.write_text("\n")
     assert main(command) == 2
-    assert "expected one user id a line, got none" in capsys.readouterr().err
+    assert "expected one user id per line, got none" in capsys.readouterr().err
     assert main(["recommend", str(exported), "--users", str(tmp_path / "none")]) == 2
     assert main([*command, "--user", "user-003"]) == 2
     assert [p.name for p in tmp_path.iterdir()] == ["users.txt"]
@@ -192,6 +192,6 @@ def test_a_run_without_features(tmp_path, capsys):
     assert [one.item for one in row] == ["0", "2", "3"]
     capsys.readouterr()
     assert main(["recommend", target, "--user", "1", "--cold"]) == 2
-    assert "cold items need item features" in capsys.readouterr().err
+    assert "cold: expected data with item features" in capsys.readouterr().err
     assert main(["recommend", target, "--user", "1", "--new-items", data]) == 2
-    assert "no item features" in capsys.readouterr().err
+    assert "expected a run with item features" in capsys.readouterr().err
