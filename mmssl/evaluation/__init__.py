@@ -1,4 +1,4 @@
-"""Full-ranking evaluation: metrics of top-K lists with the train items left out."""
+"""Full-ranking evaluation: metrics of top-K lists that exclude train items."""
 
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.evaluation.metrics import METRICS, RELEASED, STANDARD, RankedHits

@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 
 Split = Literal["val", "test"]
 
-# The op never forms the scores of all these users at once; the block only bounds the lists and hits
-# held beside it (26 MB per 50 items of int64).
+# The op never materializes the scores of all these users. The block only limits the memory of the
+# ranked lists and hits (26 MB for lists of 50 int64 items).
 _BLOCK_USERS = 1 << 16
 
 
 class Evaluator:
-    """Ranks every item for every user of a split and averages the metrics over those users.
+    """Full-ranking evaluator of a held-out split.
 
-    The protocol of the released MMSSL and of LightGCN: score = dot product, the user's train items
-    left out of the ranking, equal scores by smaller item id, and the mean taken over the users
-    whose held-out list is not empty. Held-out items of the other split are *not* left out.
+    It follows the protocol of the released MMSSL code and of LightGCN: scores are dot products, the
+    user's train items are excluded, ties are broken by smaller item id, and metrics are averaged
+    over the users whose held-out list is not empty. Held-out items of the other split are *not*
+    excluded.
 
     Example:
         >>> evaluator = Evaluator(dataset, "val", graph)
@@ -48,19 +49,19 @@ class Evaluator:
         ks: tuple[int, ...] = (10, 20, 50),
         metrics: tuple[str, ...] = M.STANDARD,
     ) -> None:
-        """Prepares the relevant lists of a split.
+        """Prepare the relevant items of a split.
 
         Args:
-            dataset: Its ``val`` or ``test`` interactions are the relevant items.
-            split: "val" or "test".
-            graph: The *train* graph, whose edges are left out of the ranking; evaluation runs on
-                its device, so the embeddings must live there.
-            ks: Cut-offs.
-            metrics: Names of `mmssl.evaluation.METRICS`.
+            dataset: Data set whose ``val`` or ``test`` interactions are the relevant items.
+            split: Split to evaluate, "val" or "test".
+            graph: The *train* graph, whose edges are excluded from the ranking. Evaluation runs on
+                its device, on which the embeddings must be.
+            ks: Cutoffs of the metrics.
+            metrics: Names of metrics, keys of `mmssl.evaluation.METRICS`.
 
         Raises:
-            InputError: an unknown split or metric, a bad cut-off, a graph of another size, or a
-                split without a single interaction.
+            InputError: The split, a metric or a cutoff is invalid, the graph has other numbers of
+                users or items than the data set, or the split is empty.
         """
         if split not in ("val", "test"):
             raise InputError(f"split: expected 'val' or 'test', got {split!r}")
@@ -80,7 +81,7 @@ class Evaluator:
         item = torch.as_tensor(interactions.item, dtype=torch.int64)
         if user.numel() == 0:
             raise InputError(f"split {split!r}: expected at least one interaction, got none")
-        # One sorted array of user * I + item answers "is this item relevant?" by binary search.
+        # A sorted array of user * I + item, in which a binary search finds relevant items.
         self._relevant = (user * dataset.num_items + item).sort().values.to(graph.device)
         users, counts = torch.unique(user, return_counts=True)
         self.users = users.to(graph.device)  # (T,) int64, ascending
@@ -88,44 +89,55 @@ class Evaluator:
 
     @property
     def list_length(self) -> int:
-        """K: the longest cut-off, but no more than there are items."""
+        """Length K of the ranked lists: the largest cutoff, at most the number of items."""
         return min(max(self.ks), self._num_items)
 
     def evaluate(self, user_emb: Tensor, item_emb: Tensor) -> dict[str, float]:
-        """Metrics of dot-product scores.
+        """Compute the mean metrics of rankings by dot product.
 
         Args:
-            user_emb: (U, D) floating point, on the graph's device.
-            item_emb: (I, D), same dtype and device.
+            user_emb: (U, D) floating-point user embeddings, on the graph's device.
+            item_emb: (I, D) item embeddings, with the same dtype and device.
 
         Returns:
-            One number per metric and cut-off, e.g. ``{"recall@10": ..., "recall@20": ...}``.
+            One number per metric and cutoff, e.g. ``{"recall@10": ..., "recall@20": ...}``.
 
         Raises:
-            InputError: wrong shapes or a wrong device, or NaN or infinity in an embedding (a run
-                that diverged has no ranking; reporting one would be a lie).
+            InputError: An embedding table has the wrong shape or device.
+            Diverged: An embedding contains NaN or infinity.
         """
         self._check(user_emb, item_emb)
         return self._mean(self._rank(user_emb, item_emb))
 
     def per_user(self, user_emb: Tensor, item_emb: Tensor) -> Tensor:
-        """The metrics before averaging, (T, len(keys)) float64: row t is user ``users[t]``.
+        """Compute the metrics of each user, for paired tests between models.
 
-        Paired tests between two models need these; the columns are `keys`. Arguments and errors
-        are those of `evaluate`.
+        Args:
+            user_emb: (U, D) user embeddings, as in `evaluate`.
+            item_emb: (I, D) item embeddings, as in `evaluate`.
+
+        Returns:
+            (T, len(keys)) float64; row t belongs to user ``users[t]`` and columns are `keys`.
+
+        Raises:
+            InputError: An embedding table has the wrong shape or device.
+            Diverged: An embedding contains NaN or infinity.
         """
         self._check(user_emb, item_emb)
         return torch.cat([self._score(*block) for block in self._rank(user_emb, item_emb)])
 
     def evaluate_lists(self, items: Tensor) -> dict[str, float]:
-        """Metrics of lists that another recommender ranked, one that is no dot product.
+        """Compute the mean metrics of given lists, for recommenders other than dot products.
 
         Args:
-            items: (T, K) int64: the ranked items of each of `users`, best first, train items
-                already left out, no item twice; -1 behind the end of a short list.
+            items: (T, K) int64 ranked items of each of `users`, best first, unique and without
+                train items; short lists are padded with -1.
+
+        Returns:
+            One number per metric and cutoff.
 
         Raises:
-            InputError: wrong shape, or an item out of range.
+            InputError: ``items`` has the wrong shape or contains an id out of range.
         """
         if items.dim() != 2 or items.shape[0] != self.users.numel():
             raise InputError(
@@ -142,7 +154,7 @@ class Evaluator:
 
     @torch.no_grad()
     def _rank(self, user_emb: Tensor, item_emb: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Yields (first position in `users`, (B, K) ranked items) block by block."""
+        """Yield (first index into `users`, (B, K) ranked items) for each block of users."""
         for start in range(0, self.users.numel(), _BLOCK_USERS):
             _, items = ops.masked_topk(
                 user_emb,
@@ -154,12 +166,12 @@ class Evaluator:
             yield start, items
 
     def _score(self, start: int, items: Tensor) -> Tensor:
-        """(B, len(keys)) float64: metrics of the lists of users[start : start + B]."""
+        """Compute (B, len(keys)) float64 metrics of the lists of users[start : start + B]."""
         users = self.users[start : start + items.shape[0], None]
         real = items >= 0
         key = users * self._num_items + items
         position = torch.searchsorted(self._relevant, key).clamp(max=self._relevant.numel() - 1)
-        # `real` matters: the key of item -1 is the last item of the user before.
+        # `real` is required: padding (-1) has the same key as the previous user's last item.
         hits = (self._relevant[position] == key) & real
         ranked = M.RankedHits(
             hits=hits,

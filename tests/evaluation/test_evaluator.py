@@ -1,4 +1,4 @@
-"""The evaluator against a per-user loop: masking, ties, short lists, users left out, bad input."""
+"""The evaluator against a loop over users: masking, ties, short lists, skipped users, bad input."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_graph(dataset: InteractionDataset) -> InteractionGraph:
 def loop_metrics(
     dataset: InteractionDataset, split: str, user_emb, item_emb, ks
 ) -> dict[str, float]:
-    """Scores, sorts and counts user by user with Python sets."""
+    """Compute the metrics with a loop over users and Python sets."""
     interactions = dataset.val if split == "val" else dataset.test
     rows = []
     for user in range(dataset.num_users):
@@ -76,7 +76,7 @@ def problems(draw: st.DrawFn):
     for position, name in enumerate(cells):
         if name is not None:
             pairs[name].append(divmod(position, num_items))
-    # Small integers: dot products are exact and ties plentiful.
+    # With small integers, dot products are exact and ties are frequent.
     values = st.integers(-2, 2)
     user_emb = draw(st.lists(values, min_size=num_users * 2, max_size=num_users * 2))
     item_emb = draw(st.lists(values, min_size=num_items * 2, max_size=num_items * 2))
@@ -116,7 +116,7 @@ def test_users_without_relevant_items_do_not_count():
     dataset, graph = small()
     evaluator = Evaluator(dataset, "val", graph, ks=(1,))
     assert evaluator.users.tolist() == [0, 1]
-    # Item 2 first for everybody: right for user 0, a train item of user 1 (whose next is item 0).
+    # Item 2 is first for all users: relevant for user 0, a train item of user 1 (next: item 0).
     scores = torch.tensor([[2.0], [0.0], [3.0], [0.0], [0.0], [0.0]])
     assert evaluator.evaluate(torch.ones(4, 1), scores)["recall@1"] == 1.0
 
@@ -153,13 +153,13 @@ def test_given_lists_equal_embeddings():
     dataset, graph = small()
     evaluator = Evaluator(dataset, "test", graph, ks=(2, 5))
     popularity = torch.tensor([[5.0], [4.0], [3.0], [2.0], [1.0], [0.0]])
-    # Items by falling score, minus the train items of users 0, 2 and 3.
+    # Items by decreasing score, without the train items of users 0, 2 and 3.
     lists = torch.tensor([[2, 3, 4, 5, -1], [0, 1, 2, 4, 5], [0, 1, 2, 3, 4]])
     expected = evaluator.evaluate(torch.ones(4, 1), popularity)
     assert evaluator.evaluate_lists(lists) == pytest.approx(expected, abs=1e-15)
 
 
-def test_gradients_are_neither_needed_nor_kept():
+def test_no_gradients_are_recorded():
     dataset, graph = small()
     user_emb = torch.ones(4, 2, requires_grad=True)
     item_emb = torch.ones(6, 2, requires_grad=True)

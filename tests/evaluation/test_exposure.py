@@ -1,4 +1,4 @@
-"""Coverage, concentration and popularity against their definitions, written out naively."""
+"""Coverage, concentration and popularity against naive implementations of their definitions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_by_hand():
     assert exposure.coverage(LISTS, 6) == 5 / 6
     means = (20 / 3, 14 / 2, 18 / 3)
     assert exposure.average_popularity(LISTS, DEGREE) == pytest.approx(sum(means) / 3)
-    # A fifth of six items is one: item 0.
+    # The head, 20% of six items, is one item: item 0.
     assert exposure.tail_share(LISTS, DEGREE) == pytest.approx((2 / 3 + 1 / 2 + 2 / 3) / 3)
     assert exposure.by_popularity(DEGREE).tolist() == [0, 1, 2, 3, 4, 5]
 

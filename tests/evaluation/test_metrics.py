@@ -1,4 +1,4 @@
-"""The vectorised metrics against a naive loop over users and against values worked out by hand."""
+"""The vectorized metrics against a loop over users and against values computed by hand."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mmssl.evaluation import metrics as M
 
 
 def naive(name: str, hits: list[bool], length: int, num_relevant: int, k: int) -> float:
-    """One metric of one user, written as the textbook has it."""
+    """Compute one metric of one user by its textbook definition."""
     top = hits[:k]
     gains = [1 / math.log2(rank + 1) for rank in range(1, len(hits) + k + 2)]
     dcg = sum(g for g, h in zip(gains, top, strict=False) if h)
@@ -70,7 +70,7 @@ def test_every_metric_equals_the_loop(data, ks):
 
 
 def test_known_answer():
-    # Relevant at ranks 2 and 4 of 5; three relevant items in all.
+    # Hits at ranks 2 and 4 of 5; three relevant items in total.
     ranked = M.RankedHits(
         torch.tensor([[False, True, False, True, False]]), torch.tensor([5]), torch.tensor([3])
     )
@@ -90,7 +90,7 @@ def test_known_answer():
 
 
 def test_where_the_released_definitions_differ():
-    # One of four relevant items, ranked first, in a list of two: perfect to the released code.
+    # One of four relevant items is ranked first in a list of two: 1.0 in the released code.
     ranked = M.RankedHits(torch.tensor([[True, False]]), torch.tensor([2]), torch.tensor([4]))
     assert M.ndcg_released(ranked, 10).item() == 1.0
     assert M.ndcg(ranked, 10).item() < 0.4
@@ -98,8 +98,8 @@ def test_where_the_released_definitions_differ():
     assert M.precision(ranked, 10).item() == 0.1
 
 
-def test_the_released_ideal_knows_hits_beyond_the_cut():
-    # At k = 2 the list shows one hit, but the released ideal also counts the one at rank 3.
+def test_the_released_ideal_counts_hits_beyond_the_cutoff():
+    # At k = 2 the list has one hit, but the released ideal also counts the hit at rank 3.
     ranked = M.RankedHits(torch.tensor([[True, False, True]]), torch.tensor([3]), torch.tensor([2]))
     assert M.ndcg_released(ranked, 1).item() == 1.0
     assert M.ndcg_released(ranked, 2).item() == pytest.approx(1 / (1 + 1 / math.log2(3)))
@@ -119,6 +119,6 @@ def test_keys_follow_the_columns():
         (("recall",), (), r"at least one"),
     ],
 )
-def test_bad_names_and_cut_offs(names, ks, message):
+def test_bad_names_and_cutoffs(names, ks, message):
     with pytest.raises(InputError, match=message):
         M.keys(names, ks)

@@ -1,4 +1,4 @@
-"""Metrics of the released MMSSL's own evaluation, recorded, against ours under `*_released`."""
+"""Recorded metrics of the released MMSSL code against ours, including the `*_released` ones."""
 
 from __future__ import annotations
 
