@@ -1,7 +1,7 @@
-"""Experiment trackers behind one small interface: TensorBoard, Weights & Biases, MLflow.
+"""Experiment trackers behind a common interface: TensorBoard, Weights & Biases and MLflow.
 
-:class:`Tracking` tells a run to any of them. A tracker never stops a training run: what it raises
-is one warning, after which the run goes on without it, and the next resume sends what it missed.
+:class:`Tracking` reports a run to any number of trackers. A failing tracker never stops training:
+it produces one warning and is disabled, and the next resume sends the epochs that it missed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from mmssl.training.run import RunDirectory
 
 __all__ = ["TRACKERS", "Status", "TrackedRun", "Tracker", "Tracking", "check_installed"]
 
-# Name -> module and class here, what must be importable. The name is also that of the extra.
+# Name -> (module in this package, class, packages that must be importable). Each name is also an
+# extra of the package.
 TRACKERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "tensorboard": ("tensorboard", "TensorBoardTracker", ("tensorboard",)),
     "wandb": ("wandb", "WandbTracker", ("wandb",)),
@@ -30,15 +31,15 @@ TRACKERS: dict[str, tuple[str, str, tuple[str, ...]]] = {
 
 
 def check_installed(names: Sequence[str]) -> None:
-    """Raises InputError for an unknown tracker or one whose package is missing."""
+    """Raise InputError for an unknown tracker or one whose package is not installed."""
     for name in names:
         if name not in TRACKERS:
-            raise InputError(f"--track: expected {', '.join(TRACKERS)}, got {name!r}")
+            raise InputError(f"--track: expected one of {', '.join(TRACKERS)}, got {name!r}")
         for module in TRACKERS[name][2]:
             if importlib.util.find_spec(module) is None:
                 raise InputError(
-                    f"--track {name}: the package {module} is missing; "
-                    f'install it with: pip install "mmssl[{name}]"'
+                    f"--track {name}: expected the package {module} to be installed "
+                    f'(pip install "mmssl[{name}]"), got none'
                 )
 
 
@@ -47,15 +48,15 @@ def _warn(message: str) -> None:
 
 
 class Tracking:
-    """The trackers of one run.
+    """Trackers of one run.
 
-    ``tracking.json`` in the run directory remembers which they are and what they were sent, so a
-    resumed run continues with them.
+    ``tracking.json`` in the run directory stores their names and the epochs that each received, so
+    that a resumed run continues the same tracker runs.
 
     Args:
-        run: the run.
-        names: trackers, see `TRACKERS`; a resumed run has those of before besides.
-        warn: told in one line of a tracker that failed.
+        run: Run directory.
+        names: Names of trackers, keys of `TRACKERS`; a resumed run also keeps its earlier ones.
+        warn: Function that receives a one-line message when a tracker fails.
     """
 
     def __init__(
@@ -68,10 +69,10 @@ class Tracking:
         self._memory: dict[str, Any] = {}
 
     def start(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Starts every tracker and sends it what it lacks of the epochs so far.
+        """Start every tracker and send it the finished epochs that it has not received.
 
         Args:
-            history: records of the finished epochs, as in ``log.jsonl``; empty for a new run.
+            history: Records of the finished epochs, as in ``log.jsonl``; empty for a new run.
         """
         remembered = self._read_memory()
         names = dict.fromkeys((*remembered.get("trackers", ()), *self._names))
@@ -80,7 +81,8 @@ class Tracking:
         self._memory = {"id": remembered.get("id") or secrets.token_hex(8), "trackers": {}}
         for name in names:
             self._memory["trackers"][name] = remembered.get("trackers", {}).get(name, {})
-        # Before the trackers start: an id they know and the run forgot would be a second run.
+        # Save the id before trackers start; a crash in between would otherwise leave a tracker run
+        # that a resume can't find, and create a second one.
         self._write_memory()
         epoch = history[-1]["epoch"] if history else 0
         config = self._config()
@@ -91,14 +93,14 @@ class Tracking:
         self._write_memory()
 
     def on_epoch(self, record: Mapping[str, Any]) -> None:
-        """Sends a finished epoch; call it when the epoch can no longer be lost."""
+        """Send a finished epoch; call this after its checkpoint is on disk."""
         for name in tuple(self._active):
             self._send(name, record)
         if self._memory:
             self._write_memory()
 
     def finish(self, status: Status, metrics: Mapping[str, Any] | None = None) -> None:
-        """Ends every tracker's run; ``metrics`` as in ``metrics.json``."""
+        """End the run of every tracker, with the content of ``metrics.json`` if it exists."""
         final: dict[str, Any] = {}
         for split, name in (("test", "test"), ("val", "best_val")):
             final.update(flatten((metrics or {}).get(split, {}), f"{name}/"))
@@ -139,10 +141,12 @@ class Tracking:
         try:
             action(*args)
             return True
-        except Exception as error:  # a tracker's own trouble, of any kind, is not the run's
+        except Exception as error:  # no failure of a tracker may stop training
             self._active.pop(name, None)
             reason = " ".join(str(error).split()) or type(error).__name__
-            self._warn(f"tracker {name} {what} and is left out from here on: {reason[:200]}")
+            self._warn(
+                f"tracker {name} {what} and is disabled until the next resume: {reason[:200]}"
+            )
             return False
 
     def _config(self) -> dict[str, Any]:
@@ -157,7 +161,7 @@ class Tracking:
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError) as error:
-            self._warn(f"{path}: not readable, tracking begins anew: {error}")
+            self._warn(f"{path}: can't be read, tracking starts over: {error}")
             return {}
 
     def _write_memory(self) -> None:

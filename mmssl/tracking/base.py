@@ -1,7 +1,7 @@
-"""What a tracker is, and how a run is told to it.
+"""Interface of trackers.
 
-``log.jsonl`` and ``metrics.json`` of the run directory stay the truth; whatever a tracker shows is
-derived from them and can be sent again.
+``log.jsonl`` and ``metrics.json`` in the run directory are authoritative; everything that a tracker
+shows is derived from them and can be sent again.
 """
 
 from __future__ import annotations
@@ -16,45 +16,45 @@ Status = Literal["finished", "interrupted", "failed"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedRun:
-    """What a tracker learns about a run when it starts, or when it is resumed."""
+    """Description of a new or resumed run for a tracker."""
 
     id: str
-    """Letters and digits, the same after every resume and unlike any other run's."""
+    """Unique id of letters and digits, which does not change when the run is resumed."""
     path: Path
-    """The run directory; exists."""
+    """Path of the existing run directory."""
     config: Mapping[str, str | int | float | bool]
-    """Every hyper-parameter as ``section.field``, and the ``run.`` fields: model, data, hash."""
+    """All hyperparameters as ``section.field``, and the ``run.`` fields: model, data, hash."""
     epoch: int
-    """Finished epochs of the run, 0 for a new one."""
+    """Number of finished epochs, 0 for a new run."""
     sent: int
-    """Epochs that the tracker confirmed before the run was resumed; it may hold one more."""
+    """Last epoch that is recorded as sent; the tracker may have received one more."""
     memory: dict[str, Any] = field(default_factory=dict)
-    """What the tracker wants to find here again after a resume; kept after each call to it."""
+    """State of the tracker, which is saved after each call and restored after a resume."""
 
 
 class Tracker(Protocol):
-    """One tracker of one run. Any exception it raises is caught, reported once, and ends it."""
+    """Interface of a tracker; any exception is caught, reported once and disables the tracker."""
 
     def start(self, run: TrackedRun) -> int:
-        """Begins or continues the tracker's own run.
+        """Start or continue the tracker's own run.
 
         Returns:
-            Up to which epoch it is complete: 0 for a new run. Later epochs of the run's history are
-            sent again, earlier ones never.
+            Last epoch that the tracker's run contains, 0 for a new run. Only later epochs of the
+            history are sent again.
         """
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Takes the values of an epoch, e.g. ``loss/bpr``, ``val/recall@20``, ``lr``, ``seconds``.
+        """Log the values of an epoch, such as ``loss/bpr``, ``val/recall@20`` and ``seconds``.
 
-        Epochs come once each, in ascending order.
+        Each epoch is logged once, in ascending order.
         """
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
-        """Ends the run with its final metrics (``test/recall@20``, ``best_epoch``), if any."""
+        """End the run with its final metrics, such as ``test/recall@20``, which may be empty."""
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "", separator: str = "/") -> dict[str, Any]:
-    """``{"val": {"recall@20": 0.1}}`` -> ``{"val/recall@20": 0.1}``."""
+    """Flatten nested mappings: ``{"val": {"recall@20": 0.1}}`` -> ``{"val/recall@20": 0.1}``."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         key = f"{prefix}{name}"
@@ -66,7 +66,7 @@ def flatten(values: Mapping[str, Any], prefix: str = "", separator: str = "/") -
 
 
 def numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a nested record, flat, without its ``epoch``."""
+    """Return the numbers of a nested record as a flat mapping, without its ``epoch``."""
     return {
         name: float(value)
         for name, value in flatten(values).items()

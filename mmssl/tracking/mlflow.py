@@ -1,7 +1,7 @@
-"""MLflow: a run of the experiment in ``MLFLOW_EXPERIMENT_NAME`` (default ``mmssl``).
+"""MLflow tracker: a run of the experiment ``MLFLOW_EXPERIMENT_NAME`` (default ``mmssl``).
 
-The store is ``MLFLOW_TRACKING_URI``, or ``sqlite:///mlflow.db`` in the working directory, where
-``mlflow ui`` looks by itself. MLflow no longer writes the plain files of before (``./mlruns``).
+The store is ``MLFLOW_TRACKING_URI`` or, by default, ``sqlite:///mlflow.db`` in the working
+directory, which is also the default of ``mlflow ui``.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from mmssl.tracking.base import Status, TrackedRun
 
 _STATUS = {"finished": "FINISHED", "interrupted": "KILLED", "failed": "FAILED"}
 _RUN_TAG = "mmssl.run"
-# One that every epoch has: which epochs a run holds is read from its steps.
+# A metric of every epoch, whose steps show which epochs a run contains.
 _EVERY_EPOCH = "seconds"
 
 
 class MlflowTracker:
-    """One MLflow step per epoch; parameters are the configuration.
+    """Tracker that logs one MLflow step per epoch and the configuration as parameters.
 
-    MLflow keeps every value it is sent, also two of the same step. A resumed run therefore asks the
-    store which epochs the run holds and sends only later ones.
+    MLflow keeps every value it receives, including duplicates of a step. A resumed run therefore
+    queries the store for the epochs it contains and only sends later ones.
     """
 
     def start(self, run: TrackedRun) -> int:
-        """Creates the run, or finds it again by its tag."""
-        # Else a server that is down would hold up training for minutes, by MLflow's defaults.
+        """Create the run, or find an existing one by its tag."""
+        # With MLflow's defaults, an unreachable server would block training for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
-        for name in ("alembic", "mlflow.store.db.utils"):  # they announce every table they make
+        for name in ("alembic", "mlflow.store.db.utils"):  # they log every table they create
             logging.getLogger(name).setLevel(logging.WARNING)
         from mlflow import MlflowClient
         from mlflow.entities import Metric, Param, RunTag
@@ -65,12 +65,12 @@ class MlflowTracker:
         return max(steps, default=0)
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
-        """One request for all values of the epoch."""
+        """Send all values of the epoch in one request."""
         self._send(epoch, values)
         self._epoch = epoch
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
-        """Final metrics at the step of the last epoch, unless the run has them already."""
+        """Log final metrics at the step of the last epoch, unless the run has them already."""
         if metrics:
             known = self._client.get_metric_history(self._id, _key("best_epoch"))
             if not any(metric.step == self._epoch for metric in known):
@@ -84,5 +84,5 @@ class MlflowTracker:
 
 
 def _key(name: str) -> str:
-    """MLflow takes no ``@``: ``val/recall@20`` is ``val/recall_at_20`` there."""
+    """Replace ``@``, which MLflow does not allow in metric names: ``val/recall_at_20``."""
     return name.replace("@", "_at_")

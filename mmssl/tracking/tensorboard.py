@@ -1,4 +1,4 @@
-"""TensorBoard: event files in ``RUN/tensorboard``; ``tensorboard --logdir runs`` shows all runs."""
+"""TensorBoard tracker: event files in ``RUN/tensorboard``, for ``tensorboard --logdir runs``."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ from mmssl.tracking.base import Status, TrackedRun
 
 
 class TensorBoardTracker:
-    """Scalars by epoch, the configuration as hyper-parameters and text.
+    """Tracker that logs scalars by epoch, and the configuration as hyperparameters and text.
 
-    A resumed run writes a new event file that begins with "forget everything from epoch n on"
-    (``purge_step``), which TensorBoard's readers obey, and sends the epochs from n on again. So it
-    shows every epoch once, however the run was cut off.
+    A resumed run writes a new event file whose ``purge_step`` tells readers to discard everything
+    from epoch n on, and logs these epochs again. TensorBoard thus shows every epoch once, no matter
+    how the run was interrupted.
     """
 
     def start(self, run: TrackedRun) -> int:
-        """Opens an event file."""
+        """Open an event file."""
         from torch.utils.tensorboard import SummaryWriter
         from torch.utils.tensorboard.summary import hparams
 
-        # The newest epoch is sent again too: the test metrics stand at its step.
+        # The last epoch is logged again too, since the test metrics share its step.
         complete = max(0, min(run.sent, run.epoch) - 1)
         resumed = (run.path / "tensorboard").exists()
         writer = SummaryWriter(
             run.path / "tensorboard", purge_step=complete + 1 if resumed else None
         )
-        self._writer = cast(Any, writer)  # torch's annotations call its file_writer None
+        self._writer = cast(Any, writer)  # torch annotates its file_writer as None
         experiment, session, self._session_end = hparams(
             dict(run.config), {"test/recall@20": 0.0, "best_val/recall@20": 0.0}
         )
@@ -40,14 +40,14 @@ class TensorBoardTracker:
         return complete
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Written to the file before this returns, so that a killed run loses nothing."""
+        """Write the values and flush, so that a killed run loses nothing."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, global_step=epoch)
         self._writer.flush()
         self._epoch = epoch
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
-        """Final metrics at the step of the last epoch."""
+        """Log final metrics at the step of the last epoch."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, global_step=self._epoch)
         if status == "finished":

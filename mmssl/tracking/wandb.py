@@ -1,7 +1,7 @@
-"""Weights & Biases: a run of the project in ``WANDB_PROJECT`` (default ``mmssl``).
+"""Weights & Biases tracker: a run of the project ``WANDB_PROJECT`` (default ``mmssl``).
 
-All of W&B's own variables count (``WANDB_MODE=offline``, ``WANDB_ENTITY``, ``WANDB_API_KEY``, ...).
-Its files are in ``RUN/wandb``; ``wandb sync RUN/wandb/offline-run-*`` uploads an offline run.
+W&B's environment variables apply (``WANDB_MODE=offline``, ``WANDB_ENTITY``, ``WANDB_API_KEY``,
+...). Its files are in ``RUN/wandb``; ``wandb sync RUN/wandb/offline-run-*`` uploads an offline run.
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ from typing import Any
 
 from mmssl.tracking.base import Status, TrackedRun
 
-# Neither an unreachable server at the start nor one at the end holds up training for longer.
+# Maximum time that an unreachable server delays the start and the end of training.
 _START_SECONDS, _FINISH_SECONDS = 30.0, 60.0
 
 
 class WandbTracker:
-    """One W&B step per epoch.
+    """Tracker that logs one W&B step per epoch.
 
-    A resumed run continues the W&B run of the same id. W&B can't take steps back, so what it has is
-    not sent again; resuming is exact, it would be the same. Online, W&B says at which step it goes
-    on. Offline, each stretch of the run is a directory that holds nothing reliable until it is
-    closed: one that a kill cut off is set aside and its epochs are sent again.
+    A resumed run continues the W&B run with the same id. W&B can't overwrite steps, so epochs that
+    it has are not sent again; resuming is exact, so their values would be the same. Online, W&B
+    reports its last step. Offline, each part of a run has its own directory, which is only reliable
+    once it is closed: a part that was killed is renamed and its epochs are logged again.
     """
 
     def start(self, run: TrackedRun) -> int:
-        """Begins or continues the W&B run."""
+        """Start or continue the W&B run."""
         import wandb
 
         self._memory = run.memory
@@ -53,12 +53,12 @@ class WandbTracker:
         return self._epoch
 
     def log(self, epoch: int, values: Mapping[str, float]) -> None:
-        """Queued; W&B writes in a process of its own."""
+        """Queue the values; W&B writes them in a separate process."""
         self._run.log(dict(values), step=epoch, commit=True)
         self._epoch = epoch
 
     def finish(self, status: Status, metrics: Mapping[str, float]) -> None:
-        """Final metrics go into the summary."""
+        """Write final metrics to the summary of the W&B run."""
         self._run.summary.update(dict(metrics))
         self._run.finish(exit_code=0 if status == "finished" else 1)
         self._memory["closed"].append(Path(self._run.dir).parent.name)
@@ -66,7 +66,7 @@ class WandbTracker:
 
 
 def _set_aside(folder: Path, closed: set[str]) -> None:
-    """Renames offline stretches that were not closed, so that `wandb sync` does not meet them."""
+    """Rename offline parts that were not closed, so that `wandb sync` does not upload them."""
     for part in folder.glob("offline-run-*"):
         if part.name not in closed:
             part.rename(part.with_name(f"cut-off-{part.name}"))

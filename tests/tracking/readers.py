@@ -1,4 +1,4 @@
-"""What each tracker shows in the end, read back with its own library: name -> [(step, value)]."""
+"""Reading of logged values with each tracker's own library: name -> [(step, value)]."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def read_tensorboard(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def read_wandb(run: Path) -> dict[str, list[tuple[int, float]]]:
-    """All parts of an offline run, in the order in which `wandb sync` would send them."""
+    """Read all parts of an offline run, in the order in which `wandb sync` uploads them."""
     import json
 
     from wandb.proto import wandb_internal_pb2
@@ -42,22 +42,22 @@ def read_wandb(run: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def _records(content: bytes) -> Iterator[bytes]:
-    """The records of a `.wandb` file: LevelDB's log format (blocks of 32 KiB) behind 7 bytes."""
+    """Read the records of a `.wandb` file: 7 bytes, then LevelDB's log format in 32 KiB blocks."""
     assert content[:4] == b":W&B"
     position, parts = 7, []
     while position + 7 <= len(content):
-        room = 32768 - position % 32768
-        if room < 7:
-            position += room
+        remaining = 32768 - position % 32768
+        if remaining < 7:
+            position += remaining
             continue
         _, length, kind = struct.unpack_from("<IHB", content, position)
         position += 7
-        if kind == 0:  # what remains is padding
-            position += room - 7
+        if kind == 0:  # the rest of the block is padding
+            position += remaining - 7
             continue
         parts.append(content[position : position + length])
         position += length
-        if kind in (1, 4):  # whole, or the last part
+        if kind in (1, 4):  # a complete record, or its last part
             yield b"".join(parts)
             parts = []
 

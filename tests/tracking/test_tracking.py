@@ -1,4 +1,4 @@
-"""Trackers on real runs, read back with their own libraries."""
+"""Trackers on real runs, verified with the trackers' own libraries."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = ["--set=model.embedding_dim=16", "--set=training.batch_size=32", "--quie
 
 def needs(package: str):
     missing = importlib.util.find_spec(package) is None
-    return pytest.mark.skipif(missing, reason=f"{package} is not installed (an extra of its own)")
+    return pytest.mark.skipif(missing, reason=f"{package} is not installed (an optional extra)")
 
 
 EVERY = [
@@ -37,9 +37,9 @@ EVERY = [
 
 @pytest.fixture(autouse=True)
 def local(tmp_path, monkeypatch):
-    """No server, no network, everything in the test's directory."""
+    """Keep all trackers offline and inside the directory of the test."""
     monkeypatch.setenv("WANDB_MODE", "offline")
-    # Child processes shall have a W&B service of their own, not that of an earlier test.
+    # Child processes must not connect to the W&B service of an earlier test.
     monkeypatch.delenv("WANDB_SERVICE", raising=False)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
     monkeypatch.chdir(tmp_path)
@@ -63,7 +63,7 @@ def assert_shows_every_epoch_once(name: str, run: Path) -> None:
         if "seconds" not in key:
             expected = [numbers(epoch)[key] for epoch in epochs]
             assert values == pytest.approx(expected, rel=1e-6), key
-    if name != "wandb":  # there they are in the summary
+    if name != "wandb":  # W&B stores them in the summary
         final = flatten(metrics["test"], "test/")
         assert {key: shown[key][-1][1] for key in final} == pytest.approx(final, rel=1e-6)
         assert all(len(shown[key]) == 1 for key in final)
@@ -80,7 +80,7 @@ def test_every_epoch_once(tiny_directory, tmp_path, name, model):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_killed_and_resumed(tiny_directory, tmp_path, name):
-    """SIGKILL wherever it hits, then SIGTERM, then to the end: one run, no epoch twice."""
+    """SIGKILL at any point, then SIGTERM, then completion: one run, and no epoch occurs twice."""
     run = tmp_path / "run"
     options = [*SMALL, "--epochs=8", "--track", name]
     process = start("--data", tiny_directory, "--out", run, *options)
@@ -91,7 +91,7 @@ def test_killed_and_resumed(tiny_directory, tmp_path, name):
     finish(process, 143)
     assert main(["train", "--resume", "--out", str(run), "--quiet"]) == 0
     assert_shows_every_epoch_once(name, run)
-    # A finished run, resumed once more, changes nothing.
+    # Resuming a finished run changes nothing.
     assert main(["train", "--resume", "--out", str(run), "--quiet"]) == 0
     assert_shows_every_epoch_once(name, run)
 
@@ -99,7 +99,7 @@ def test_killed_and_resumed(tiny_directory, tmp_path, name):
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("shown", [0, 2, 4])
 def test_tracker_behind_or_ahead_of_the_run(tiny_dataset, tiny_directory, tmp_path, name, shown):
-    """Whether epochs were lost on the way or the run was set back: each is shown once."""
+    """Every epoch occurs once, even if the tracker lost epochs or the run was set back."""
     config = load_config("paper")
     run = RunDirectory.new(tmp_path / "run", "mmssl", tiny_directory, tiny_dataset, config)
     run.initialize()
@@ -109,7 +109,7 @@ def test_tracker_behind_or_ahead_of_the_run(tiny_dataset, tiny_directory, tmp_pa
     for record in records[:shown]:
         first.on_epoch(record)
     first.finish("interrupted")
-    second = Tracking(run)  # which trackers, it remembers
+    second = Tracking(run)  # reads the trackers from tracking.json
     second.start(records[:3])
     for record in records[3:]:
         second.on_epoch(record)
@@ -146,7 +146,7 @@ def test_mlflow_parameters_and_status(tiny_directory, tmp_path):
 
 @needs("mlflow")
 def test_server_that_is_down(tiny_directory, tmp_path, monkeypatch, capsys):
-    """One warning, and the run ends as if nobody had asked; the next resume sends everything."""
+    """The run finishes after one warning, and the next resume sends all epochs."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     run = tmp_path / "run"
@@ -163,8 +163,8 @@ def test_server_that_is_down(tiny_directory, tmp_path, monkeypatch, capsys):
     assert_shows_every_epoch_once("mlflow", run)
 
 
-def test_event_file_that_can_not_be_written(tiny_directory, tmp_path, capsys):
-    """A disk that is full for the second epoch: one warning, and the next resume makes it good."""
+def test_event_file_that_cannot_be_written(tiny_directory, tmp_path, capsys):
+    """A full disk in the second epoch causes one warning; the next resume sends the epoch."""
     run = tmp_path / "run"
     limited = (
         "import sys, mmssl.tracking.tensorboard as t\n"
@@ -201,7 +201,7 @@ def test_bad_trackers(tiny_directory, tmp_path, capsys, monkeypatch):
     assert not run.exists()
 
 
-def test_without_trackers_nothing_is_left(tiny_directory, tmp_path):
+def test_no_file_is_written_without_trackers(tiny_directory, tmp_path):
     command = ["train", "--data", str(tiny_directory), "--out", str(tmp_path / "run")]
     assert main([*command, "--model=popularity", "--quiet"]) == 0
     names = {path.name for path in (tmp_path / "run").iterdir()}
