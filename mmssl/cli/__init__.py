@@ -1,7 +1,7 @@
-"""The command line, thin: parse, call, print. One file per command; ``add()`` registers it.
+"""Command-line interface: each module parses the arguments of one command and prints its result.
 
-Exit codes: 0 done, 1 internal error, 2 bad input or usage, 130 or 143 interrupted by SIGINT or
-SIGTERM with the checkpoint saved.
+Exit codes: 0 success; 1 internal error; 2 invalid input or usage; 130 or 143 interrupted by SIGINT
+or SIGTERM, with the checkpoint saved.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _COMMANDS = (data, features, train, tune, evaluate, recommend, report, export, b
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code."""
+    """Run one command and return its exit code."""
     try:
         for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a title that the terminal can't show
+            if isinstance(stream, io.TextIOWrapper):  # titles may not be encodable on the terminal
                 stream.reconfigure(errors="backslashreplace")
         arguments = build_parser().parse_args(argv)
         code: int = arguments.run(arguments)
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
-        reason = (str(error).splitlines() or ["no more was to be had"])[0]
+        reason = (str(error).splitlines() or ["allocation failed"])[0]
         print(f"error: out of memory: {printable(reason)}", file=sys.stderr)
         return 1
     print(f"error: {printable(message)}", file=sys.stderr)
@@ -62,14 +62,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Torch says so in a RuntimeError, on the CPU one without a type of its own."""
+    """Detect failed allocations, which torch reports as a plain RuntimeError on the CPU."""
     words = ("can't allocate memory", "not enough memory", "out of memory", "size calculation over")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of every command, in the order that the help shows."""
-    parser = Parser(prog="mmssl", description="Train and use the multi-modal recommender MMSSL.")
+    """Build the parser with all commands, in the order in which the help lists them."""
+    parser = Parser(
+        prog="mmssl", description="Train, evaluate and serve multi-modal recommender models."
+    )
     parser.add_argument("--version", action="version", version=f"mmssl {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True, parser_class=Parser)
     for command in _COMMANDS:

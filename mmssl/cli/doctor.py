@@ -1,4 +1,4 @@
-"""`mmssl doctor`: what was built and which backend each op takes."""
+"""`mmssl doctor`: shows the build and the backend of each op."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from mmssl.cli.common import Commands
 
 
 def add(commands: Commands) -> None:
-    """Registers the command."""
-    doctor = commands.add_parser("doctor", help="what was built and which backend each op takes")
+    """Register the command."""
+    doctor = commands.add_parser("doctor", help="show the build and the backend of each op")
     doctor.set_defaults(run=_doctor)
 
 

@@ -1,4 +1,4 @@
-"""`mmssl evaluate`: full ranking of a split."""
+"""`mmssl evaluate`: metrics of a run on a split."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mmssl.cli.common import (
 
 
 def add(commands: Commands) -> None:
-    """Registers the command."""
+    """Register the command."""
     evaluate = commands.add_parser("evaluate", help="rank all items and print the metrics")
     add_run_options(evaluate)
-    evaluate.add_argument("--split", choices=["val", "test"], default="test")
-    evaluate.add_argument("--json", action="store_true", help="machine-readable output")
+    evaluate.add_argument("--split", choices=["val", "test"], default="test", help="default: test")
+    evaluate.add_argument("--json", action="store_true", help="print the metrics as JSON")
     add_device_options(evaluate)
     evaluate.set_defaults(run=_evaluate)
 

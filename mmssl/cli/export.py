@@ -1,4 +1,4 @@
-"""`mmssl export`: a directory from which a model is served without its data set."""
+"""`mmssl export`: writes a model to a directory that serves without its data set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mmssl.errors import InputError
 
 
 def add(commands: Commands) -> None:
-    """Registers the command."""
+    """Register the command."""
     export = commands.add_parser("export", help="write a model for serving")
     add_run_options(export)
     export.add_argument(
@@ -27,10 +27,14 @@ def add(commands: Commands) -> None:
         "--seen",
         choices=["train", "all"],
         default="train",
-        help="what lists leave out: train interactions, or validation and test as well",
+        help="interactions to exclude from lists: those of train (default) or of all splits",
     )
     export.add_argument(
-        "--top-k", type=int, default=100, metavar="K", help="lists of torch-export and onnx"
+        "--top-k",
+        type=int,
+        default=100,
+        metavar="K",
+        help="length of the lists of torch-export and onnx (default: 100)",
     )
     export.set_defaults(run=_export)
 

@@ -1,4 +1,4 @@
-"""`mmssl features`: make a modality of the items' texts or pictures."""
+"""`mmssl features`: computes item features from texts or pictures."""
 
 from __future__ import annotations
 
@@ -23,119 +23,142 @@ SHOWN_IDS = 5
 
 
 def add(commands: Commands) -> None:
-    """Registers the command."""
-    features = commands.add_parser("features", help="make item features of texts or pictures")
+    """Register the command."""
+    features = commands.add_parser("features", help="compute item features from texts or pictures")
     actions = features.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
-    text = actions.add_parser("text", help="one row per item from its text")
+    text = actions.add_parser("text", help="compute one row per item from its text")
     _add_text_options(text)
     _add_output_options(text, name="text")
     text.set_defaults(run=_text)
-    image = actions.add_parser("image", help="one row per item from its picture")
+    image = actions.add_parser("image", help="compute one row per item from its picture")
     _add_image_options(image)
     _add_output_options(image, name="image")
     image.set_defaults(run=_image)
 
 
 def _add_text_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the data set")
     parser.add_argument(
         "--column",
         action="append",
         default=[],
         metavar="NAME",
-        help="what to read; again for more, joined (default: title, or text of a --from table)",
+        help="column to read; repeat to join several (default: title, or text of a --from table)",
     )
-    _add_table_options(parser, "texts")
+    _add_input_options(parser, "texts")
     parser.add_argument(
         "--encoder",
         default="tfidf",
         choices=["tfidf", "minilm", "sentence-transformers"],
-        help="default: tfidf, words weighted and reduced by an SVD",
+        help="default: tfidf, which weights words and reduces them by an SVD",
     )
-    parser.add_argument("--model", metavar="NAME", help="sentence-transformers: folder or hub name")
+    parser.add_argument(
+        "--model", metavar="NAME", help="sentence-transformers: folder or Hugging Face Hub name"
+    )
     parser.add_argument("--dim", type=int, metavar="D", help="tfidf: dimensions (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="tfidf: seed of the SVD (default: 0)")
     _add_device_options(parser)
 
 
 def _add_image_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="the data set")
     parser.add_argument(
         "--images",
         type=Path,
         metavar="FOLDER",
-        help="pictures named by item id, such as 42.jpg; with --from: where its paths start",
+        help="pictures named by item id, such as 42.jpg; with --from, the base of its paths",
     )
     parser.add_argument(
-        "--column", metavar="NAME", help="paths of the --from table (default: path or image)"
+        "--column",
+        metavar="NAME",
+        help="column with the paths in the --from table (default: path or image)",
     )
-    _add_table_options(parser, "paths")
-    parser.add_argument(
-        "--encoder",
-        default="timm",
-        choices=["timm", "torchvision", "open_clip", "torchscript"],
-        help="default: timm",
-    )
-    parser.add_argument("--model", metavar="NAME", help="as the library calls it")
+    _add_input_options(parser, "paths")
+    libraries = ["timm", "torchvision", "open_clip", "torchscript"]
+    parser.add_argument("--encoder", default="timm", choices=libraries, help="default: timm")
+    parser.add_argument("--model", metavar="NAME", help="name of the model in the library")
     parser.add_argument(
         "--weights",
         metavar="FILE",
-        help="safetensors or tensors only; 'random'; default: the library's, downloaded",
+        help="safetensors or torch.save of tensors only, or 'random' (default: download the "
+        "library's weights)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of random weights (default: 0)")
-    parser.add_argument("--size", type=int, metavar="S", help="input size (default: the model's)")
     parser.add_argument(
-        "--resize", type=int, metavar="R", help="shorter side before the central cut of --size"
+        "--seed", type=int, default=0, help="random seed of random weights (default: 0)"
+    )
+    parser.add_argument(
+        "--size", type=int, metavar="S", help="input size in pixels (default: the model's)"
+    )
+    parser.add_argument(
+        "--resize",
+        type=int,
+        metavar="R",
+        help="length of the shorter side before the central crop to --size (default: the model's)",
     )
     for name in ("mean", "std"):
         parser.add_argument(
             f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help="default: the model's"
         )
-    parser.add_argument("--workers", type=int, metavar="N", help="decoding processes")
     parser.add_argument(
-        "--strict", action="store_true", help="stop at a picture that can't be read"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of decoding processes (default: one per core, at most 8)",
     )
+    parser.add_argument("--strict", action="store_true", help="fail if a picture can't be read")
     _add_device_options(parser)
 
 
-def _add_table_options(parser: argparse.ArgumentParser, what: str) -> None:
+def _add_input_options(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("directory", type=Path, metavar="DIR", help="directory of the data set")
     parser.add_argument(
         "--from",
         dest="table",
         type=Path,
         metavar="FILE",
-        help=f"table of item ids and {what}: .csv, .tsv, .jsonl, also .gz",
+        help=f"table of item ids and {what}: .csv, .tsv or .jsonl, optionally with .gz",
     )
-    parser.add_argument("--id-column", metavar="NAME", help="of the table (default: its first)")
-    parser.add_argument("--encoding", default="utf-8", help="of the table (default: utf-8)")
+    parser.add_argument(
+        "--id-column", metavar="NAME", help="column with the item id (default: the first)"
+    )
+    parser.add_argument(
+        "--encoding", default="utf-8", help="text encoding of the table (default: utf-8)"
+    )
     parser.add_argument(
         "--on-duplicate",
         default="error",
         choices=["error", "first", "join"],
-        help="two different rows of one item (default: error)",
+        help="handling of different rows for the same item (default: error)",
     )
 
 
 def _add_device_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
-    parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
-    parser.set_defaults(ops=None)  # for resolve_device(): no op is used here
+    parser.add_argument(
+        "--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto"
+    )
+    parser.set_defaults(ops=None)  # resolve_device() reads it, but this command uses no op
 
 
 def _add_output_options(parser: argparse.ArgumentParser, name: str) -> None:
     parser.add_argument(
-        "--name", default=name, help=f"of the modality: NAME_feat.npy (default: {name})"
+        "--name",
+        default=name,
+        help=f"name of the modality, stored in NAME_feat.npy (default: {name})",
     )
     parser.add_argument(
         "--normalize",
         default="none",
         choices=["none", "l2", "zscore"],
-        help="rows of length 1, or columns of mean 0 and variance 1, after --pca",
+        help="l2: rows of length 1; zscore: columns of mean 0 and variance 1 (default: none)",
     )
-    parser.add_argument("--pca", type=int, metavar="D", help="keep D principal components")
-    parser.add_argument("--dtype", default="float16", choices=["float16", "float32"])
-    parser.add_argument("--force", action="store_true", help="replace features of this name")
-    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument(
+        "--pca", type=int, metavar="D", help="keep D principal components, before --normalize"
+    )
+    types = ["float16", "float32"]
+    parser.add_argument("--dtype", default="float16", choices=types, help="default: float16")
+    parser.add_argument(
+        "--force", action="store_true", help="replace existing features of this name"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def _text(arguments: argparse.Namespace) -> int:
@@ -185,7 +208,7 @@ def _image(arguments: argparse.Namespace) -> int:
     _print_written(extracted.written, dataset, content, "picture")
     broken = extracted.broken
     if broken:
-        print(f"  {len(broken):,} of them have a picture that can't be read:")
+        print(f"  {len(broken):,} of these have a picture that can't be read:")
     for item, reason in list(broken.items())[:SHOWN_IDS]:
         print(f"    {content.cells[item]}: {reason}")
     if len(broken) > SHOWN_IDS:
@@ -194,7 +217,7 @@ def _image(arguments: argparse.Namespace) -> int:
 
 
 def _pictures(arguments: argparse.Namespace, dataset: InteractionDataset) -> Content:
-    """A path per item."""
+    """Return the path of each item's picture."""
     from mmssl.features.content import item_ids, read_content
     from mmssl.features.pictures import find_pictures
 
@@ -202,7 +225,7 @@ def _pictures(arguments: argparse.Namespace, dataset: InteractionDataset) -> Con
         if arguments.images is None:
             raise InputError("features image: expected --images FOLDER or --from FILE, got neither")
         if arguments.column is not None or arguments.id_column is not None:
-            raise InputError("--column, --id-column: expected with --from FILE")
+            raise InputError("--column, --id-column: expected --from FILE, got none")
         return find_pictures(arguments.images, item_ids(dataset))
     content = read_content(
         arguments.table,
@@ -235,15 +258,17 @@ def _image_encoder(arguments: argparse.Namespace) -> ImageEncoder:
 
 
 def _check_text_options(arguments: argparse.Namespace) -> None:
-    """Options that say nothing with the others would be read as if they did."""
-    if arguments.encoder == "tfidf" and arguments.model is not None:
-        raise InputError("--model: expected with --encoder sentence-transformers, got tfidf")
+    """Reject options that the other options would silently disable."""
+    if arguments.encoder != "sentence-transformers" and arguments.model is not None:
+        raise InputError(
+            f"--model: expected --encoder sentence-transformers, got {arguments.encoder}"
+        )
     if arguments.encoder != "tfidf" and arguments.dim is not None:
-        raise InputError(f"--dim: expected with --encoder tfidf, got {arguments.encoder} (--pca?)")
-    if arguments.encoder == "minilm" and arguments.model is not None:
-        raise InputError("--model: expected with --encoder sentence-transformers, got minilm")
+        raise InputError(
+            f"--dim: expected --encoder tfidf, got {arguments.encoder}; --pca reduces its features"
+        )
     if arguments.table is None and arguments.id_column is not None:
-        raise InputError("--id-column: expected with --from FILE")
+        raise InputError("--id-column: expected --from FILE, got none")
 
 
 def _text_encoder(arguments: argparse.Namespace) -> TextEncoder:
@@ -260,18 +285,12 @@ def _text_encoder(arguments: argparse.Namespace) -> TextEncoder:
 def _output(arguments: argparse.Namespace) -> Output:
     from mmssl.features.output import Output
 
-    return Output(
-        folder=arguments.directory,
-        name=arguments.name,
-        pca=arguments.pca,
-        normalize=arguments.normalize,
-        dtype=arguments.dtype,
-        force=arguments.force,
-    )
+    fields = ("name", "pca", "normalize", "dtype", "force")
+    return Output(folder=arguments.directory, **{name: getattr(arguments, name) for name in fields})
 
 
 def _dataset(arguments: argparse.Namespace) -> InteractionDataset:
-    """The data set without its features."""
+    """Read the data set without its features."""
     from mmssl.data.readers import read_dataset
 
     return read_dataset(arguments.directory, modalities=[])
@@ -295,9 +314,9 @@ def _print_written(
             f"have zero rows: {_listed(first, written.missing.size)}"
         )
     if content.unknown_rows:
-        print(f"  {content.unknown_rows:,} rows of items that the data set doesn't have: skipped")
+        print(f"  skipped {content.unknown_rows:,} rows of items that are not in the data set")
     if content.repeated_rows:
-        print(f"  {content.repeated_rows:,} rows of items that had one before")
+        print(f"  {content.repeated_rows:,} rows repeat an item of an earlier row")
 
 
 def _listed(names: Sequence[str], total: int) -> str:
@@ -306,7 +325,7 @@ def _listed(names: Sequence[str], total: int) -> str:
 
 @contextmanager
 def _leaving_on_sigterm() -> Iterator[None]:
-    """SIGTERM leaves as Ctrl-C does, through the ``finally`` that removes what is half-written."""
+    """Let SIGTERM raise SystemExit, so that ``finally`` blocks remove incomplete files."""
 
     def leave(number: int, _frame: object) -> NoReturn:
         raise SystemExit(128 + number)

@@ -1,4 +1,4 @@
-"""`mmssl recommend`: the best items of users, one by one or in batches."""
+"""`mmssl recommend`: ranked lists of items for users."""
 
 from __future__ import annotations
 
@@ -28,30 +28,39 @@ _BATCH = 2048  # users ranked and written at a time
 
 
 def add(commands: Commands) -> None:
-    """Registers the command."""
-    recommend = commands.add_parser("recommend", help="print the best items of users")
+    """Register the command."""
+    recommend = commands.add_parser("recommend", help="print the best items for users")
     add_run_options(recommend)
     who = recommend.add_mutually_exclusive_group(required=True)
     who.add_argument("--user", nargs="+", metavar="ID", help="user ids")
-    who.add_argument("--users", type=Path, metavar="FILE", help="a file with one user id a line")
+    who.add_argument("--users", type=Path, metavar="FILE", help="file with one user id per line")
     who.add_argument("--all", action="store_true", help="every user")
-    recommend.add_argument("--top-k", type=int, default=20, metavar="K")
-    recommend.add_argument("--format", choices=["text", "json", "csv"], help="default: text")
-    recommend.add_argument("--json", action="store_true", help="the same as --format json")
-    recommend.add_argument("--out", type=Path, metavar="FILE", help="write there, whole or not")
     recommend.add_argument(
-        "--keep-seen", action="store_true", help="rank what the user has as well"
+        "--top-k", type=int, default=20, metavar="K", help="length of the lists (default: 20)"
+    )
+    recommend.add_argument("--format", choices=["text", "json", "csv"], help="default: text")
+    recommend.add_argument("--json", action="store_true", help="same as --format json")
+    recommend.add_argument(
+        "--out", type=Path, metavar="FILE", help="file to write atomically (default: stdout)"
+    )
+    recommend.add_argument(
+        "--keep-seen", action="store_true", help="include items that the user already has"
     )
     recommend.add_argument(
         "--seen",
         choices=["train", "all"],
-        help="what lists leave out: train interactions (default), or validation and test as well",
+        help="interactions to exclude from lists: those of train (default) or of all splits",
     )
     recommend.add_argument(
-        "--cold", action="store_true", help="rank items without train interactions by features"
+        "--cold",
+        action="store_true",
+        help="predict the vectors of items without train interactions from their features",
     )
     recommend.add_argument(
-        "--new-items", type=Path, metavar="DIR", help="rank these as well: NAME_feat.npy, items.tsv"
+        "--new-items",
+        type=Path,
+        metavar="DIR",
+        help="also rank the items of a directory with NAME_feat.npy and, optionally, items.tsv",
     )
     add_device_options(recommend)
     recommend.set_defaults(run=_recommend)
@@ -64,7 +73,7 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
     form = "json" if arguments.json else arguments.format or "text"
     if arguments.json and arguments.format not in (None, "json"):
-        raise InputError(f"--json: expected no other --format, got {arguments.format!r}")
+        raise InputError(f"--json: expected --format json or none, got {arguments.format!r}")
     if arguments.top_k < 1:
         raise InputError(f"--top-k: expected at least 1, got {arguments.top_k}")
     recommender = Recommender.load(
@@ -95,12 +104,12 @@ def _recommend(arguments: argparse.Namespace) -> int:
                 out.write(_FORMS[form](entry))
             progress.update(len(batch))
     if arguments.out is not None:
-        print(f"lists of {len(users)} users: {arguments.out}")
+        print(f"lists for {len(users)} users: {arguments.out}")
     return 0
 
 
 def _users(arguments: argparse.Namespace, recommender: Recommender) -> Sequence[str]:
-    """The ids asked for; all of them are known before anything is written."""
+    """Return the requested ids, after checking that all of them exist."""
     if arguments.all:
         return [recommender.users.id(index) for index in range(recommender.users.count)]
     if arguments.user is not None:
@@ -110,7 +119,9 @@ def _users(arguments: argparse.Namespace, recommender: Recommender) -> Sequence[
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: expected UTF-8 text, got byte {error.start}") from None
+        raise InputError(
+            f"{path}: expected UTF-8 text, got an invalid byte at offset {error.start}"
+        ) from None
     users = []
     for number, line in enumerate(lines, start=1):
         if user := line.strip():
@@ -120,7 +131,7 @@ def _users(arguments: argparse.Namespace, recommender: Recommender) -> Sequence[
                 raise InputError(f"{path}: line {number}: {error}") from None
             users.append(user)
     if not users:
-        raise InputError(f"{path}: expected one user id a line, got none")
+        raise InputError(f"{path}: expected one user id per line, got none")
     return users
 
 
@@ -131,7 +142,9 @@ def _with_new_items(recommender: Recommender, folder: Path) -> Recommender:
 
     fitted = recommender.tables.feature_map
     if fitted is None:
-        raise InputError(f"--new-items: {folder}: the run's data has no item features to map from")
+        raise InputError(
+            f"--new-items {folder}: expected a run with item features, got one without"
+        )
     features = {
         name: read_features(folder / f"{name}{FEATURE_SUFFIX}") for name in fitted.modalities
     }
@@ -147,7 +160,7 @@ def _with_new_items(recommender: Recommender, folder: Path) -> Recommender:
 
 @contextmanager
 def _output(path: Path | None) -> Iterator[TextIO]:
-    """Standard output, or a file that appears when all of it is written."""
+    """Provide standard output, or a file that is renamed to ``path`` once it is complete."""
     if path is None:
         yield sys.stdout
         return
@@ -162,7 +175,7 @@ def _output(path: Path | None) -> Iterator[TextIO]:
 
 
 def _text(entry: UserRecommendations) -> str:
-    lines = [f"user {entry.user}", "  has: " + "; ".join(entry.history)]
+    lines = [f"user {entry.user}", "  history: " + "; ".join(entry.history)]
     lines += [f"  {n:3d}. {score:8.4f}  {label}" for n, (label, score) in enumerate(entry.items, 1)]
     return "\n".join(map(printable, lines)) + "\n"
 

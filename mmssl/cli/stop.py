@@ -1,4 +1,4 @@
-"""Signals to a training command: save, then stop."""
+"""Signal handling of training commands: save a checkpoint, then stop."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import os
 import signal
 import time
 
-# A second signal so soon is the same request: shells, `timeout` and job managers often signal the
-# process and its group.
+# A second signal within this time is part of the same request: shells, `timeout` and job managers
+# often signal both the process and its group.
 _SAME_REQUEST_SECONDS = 1.0
 
 
 class StopOnSignal:
-    """SIGINT, SIGTERM and SIGHUP end a command politely.
+    """Context manager that turns SIGINT, SIGTERM and SIGHUP into a request to save and stop.
 
-    Before training polls :meth:`requested` for the first time there is nothing to save, and the
-    command ends at once. From then on training saves and stops. Another signal, a second later or
-    more, ends the command at once: the checkpoint is then the one before. The exit code is
-    128 + the signal's number in every case. Under ``nohup`` SIGHUP stays ignored.
+    Before training first polls :meth:`requested`, there is nothing to save and a signal ends the
+    command immediately. After that, training saves a checkpoint and stops. A further signal at
+    least one second later ends the command immediately and leaves the previous checkpoint. The exit
+    code is always 128 plus the signal number. Under ``nohup``, SIGHUP remains ignored.
     """
 
     def __init__(self) -> None:
@@ -26,13 +26,13 @@ class StopOnSignal:
         self._polled = False
 
     def requested(self) -> bool:
-        """Whether to save and stop."""
+        """Return whether training should save and stop."""
         self._polled = True
         return self._signal != 0
 
     @property
     def exit_code(self) -> int:
-        """What a shell reports for a process that the signal ended."""
+        """Exit code that shells use for a process ended by the signal."""
         return 128 + self._signal
 
     def __enter__(self) -> StopOnSignal:
