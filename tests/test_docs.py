@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from html import unescape
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,6 @@ def test_example(script, tmp_path):
     assert re.search(r"[0-9]", done.stdout) and not list(tmp_path.iterdir())
 
 
-def test_every_example_is_in_the_docs():
-    page = (ROOT / "docs/examples.md").read_text()
-    assert EXAMPLES and all(f"examples/{script.name}" in page for script in EXAMPLES)
+def test_the_code_of_every_example_is_in_the_site(site):
+    page = unescape(re.sub(r"<[^>]+>", "", (site / "examples.html").read_text()))
+    assert EXAMPLES and all(script.read_text().strip() in page for script in EXAMPLES)

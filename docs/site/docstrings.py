@@ -1,4 +1,4 @@
-"""Reads the docstrings' reStructuredText marks as Markdown."""
+"""Griffe extension that converts reStructuredText markup in docstrings to Markdown."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _ROLE = re.compile(r":(?:func|class|meth|mod|attr|data|exc):`~?([^`]+)`")
 
 
 class Roles(griffe.Extension):
-    """``:func:`x``` becomes code; the colon before a literal block stays one."""
+    """Extension that replaces roles (``:func:`x```) with code and ``::`` with a colon."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Called for every module, class, function and attribute."""
+        """Convert the docstring of a module, class, function or attribute."""
         if obj.docstring is not None:
             text = _ROLE.sub(r"`\1`", obj.docstring.value)
             obj.docstring.value = re.sub(r"::$", ":", text, flags=re.MULTILINE)
