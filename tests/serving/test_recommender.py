@@ -108,7 +108,7 @@ def test_new_items(recommender):
         (["n0"], None, "expected 2 ids and titles"),
         (["n0", "b3"], None, "new, unique ids, got 'b3' twice"),
         (["n0", "n0"], None, "got 'n0' twice"),
-        (["n0", "n1"], ["New"], "as many ids and titles"),
+        (["n0", "n1"], ["New"], "expected 2 ids and titles"),
     ):
         with pytest.raises(InputError, match=message):
             recommender.with_items(ids, features, titles)
