@@ -19,7 +19,9 @@ def add(commands: Commands) -> None:
     """Register the command."""
     evaluate = commands.add_parser("evaluate", help="rank all items and print the metrics")
     add_run_options(evaluate)
-    evaluate.add_argument("--split", choices=["val", "test"], default="test", help="default: test")
+    evaluate.add_argument(
+        "--split", choices=["val", "test"], default="test", help="split to evaluate (default: test)"
+    )
     evaluate.add_argument("--json", action="store_true", help="print the metrics as JSON")
     add_device_options(evaluate)
     evaluate.set_defaults(run=_evaluate)

@@ -45,11 +45,9 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
         help="column to read; repeat to join several (default: title, or text of a --from table)",
     )
     _add_input_options(parser, "texts")
+    encoders = ["tfidf", "minilm", "sentence-transformers"]
     parser.add_argument(
-        "--encoder",
-        default="tfidf",
-        choices=["tfidf", "minilm", "sentence-transformers"],
-        help="default: tfidf, which weights words and reduces them by an SVD",
+        "--encoder", default="tfidf", choices=encoders, help="text encoder (default: tfidf)"
     )
     parser.add_argument(
         "--model", metavar="NAME", help="sentence-transformers: folder or Hugging Face Hub name"
@@ -73,7 +71,9 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
     )
     _add_input_options(parser, "paths")
     libraries = ["timm", "torchvision", "open_clip", "torchscript"]
-    parser.add_argument("--encoder", default="timm", choices=libraries, help="default: timm")
+    parser.add_argument(
+        "--encoder", default="timm", choices=libraries, help="source of the encoder (default: timm)"
+    )
     parser.add_argument("--model", metavar="NAME", help="name of the model in the library")
     parser.add_argument(
         "--weights",
@@ -93,10 +93,9 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
         metavar="R",
         help="length of the shorter side before the central crop to --size (default: the model's)",
     )
-    for name in ("mean", "std"):
-        parser.add_argument(
-            f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help="default: the model's"
-        )
+    for name, words in (("mean", "mean"), ("std", "standard deviation")):
+        text = f"{words} of the color channels (default: the model's)"
+        parser.add_argument(f"--{name}", type=float, nargs=3, metavar=("R", "G", "B"), help=text)
     parser.add_argument(
         "--workers",
         type=int,
@@ -131,10 +130,11 @@ def _add_input_options(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_device_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="default: 64")
     parser.add_argument(
-        "--device", default="auto", choices=["auto", "cpu", "cuda"], help="default: auto"
+        "--batch-size", type=int, default=64, metavar="N", help="items per batch (default: 64)"
     )
+    devices = ["auto", "cpu", "cuda"]
+    parser.add_argument("--device", default="auto", choices=devices, help="device of the encoder")
     parser.set_defaults(ops=None)  # resolve_device() reads it, but this command uses no op
 
 
@@ -154,7 +154,9 @@ def _add_output_options(parser: argparse.ArgumentParser, name: str) -> None:
         "--pca", type=int, metavar="D", help="keep D principal components, before --normalize"
     )
     types = ["float16", "float32"]
-    parser.add_argument("--dtype", default="float16", choices=types, help="default: float16")
+    parser.add_argument(
+        "--dtype", default="float16", choices=types, help="type in the file (default: float16)"
+    )
     parser.add_argument(
         "--force", action="store_true", help="replace existing features of this name"
     )

@@ -38,7 +38,9 @@ def add(commands: Commands) -> None:
     recommend.add_argument(
         "--top-k", type=int, default=20, metavar="K", help="length of the lists (default: 20)"
     )
-    recommend.add_argument("--format", choices=["text", "json", "csv"], help="default: text")
+    recommend.add_argument(
+        "--format", choices=["text", "json", "csv"], help="output format (default: text)"
+    )
     recommend.add_argument("--json", action="store_true", help="same as --format json")
     recommend.add_argument(
         "--out", type=Path, metavar="FILE", help="file to write atomically (default: stdout)"
