@@ -162,7 +162,7 @@ def _read_json(path: Path) -> dict[str, object]:
         ) from None
     except (ValueError, RecursionError) as error:  # bad UTF-8 and huge ints are ValueErrors
         reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: expected valid JSON: {reason}") from None
+        raise InputError(f"{path}: expected JSON, got invalid JSON: {reason}") from None
     if not isinstance(table, dict):
         raise InputError(f"{path}: expected a JSON object, got {_kind(table)}")
     return table

@@ -66,10 +66,10 @@ def test_modalities_are_chosen_and_ordered(folder):
 @pytest.mark.parametrize(
     ("split", "content", "words"),
     [
-        ("train", "", "train.json: expected valid JSON"),
-        ("train", '{"0": [1', "train.json: expected valid JSON"),
-        ("val", b"\xff\xfe\xfa", "val.json: expected valid JSON"),
-        ("train", "[" * 100_000, "train.json: expected valid JSON"),
+        ("train", "", "train.json: expected JSON"),
+        ("train", '{"0": [1', "train.json: expected JSON"),
+        ("val", b"\xff\xfe\xfa", "val.json: expected JSON"),
+        ("train", "[" * 100_000, "train.json: expected JSON"),
         ("train", '{"0": [' + "9" * 5000 + "]}", "train.json: expected"),
         ("train", "[[0, 1]]", "expected a JSON object, got a list"),
         ("val", '{"0": [1], "0": [2]}', "val.json: expected unique keys, got duplicate key '0'"),

@@ -16,7 +16,7 @@ from mmssl.data import write_dataset
 from tests.conftest import make_dataset
 
 WORDS = (
-    "red green blue dark light old new small great silent river road house winter summer".split()
+    "red green blue dark light old new small great silent river road garden winter summer".split()
 )
 
 
