@@ -1,15 +1,15 @@
-"""What is fuzzed: readers, valid files to start from, and what a reader may answer."""
+"""Fuzzing targets: a reader, the contents to start from, and what the reader may answer."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
+import tomli_w
 import torch
 from safetensors.torch import save
 
@@ -17,11 +17,27 @@ from mmssl.errors import InputError
 
 
 class Fuzzed(NamedTuple):
-    """A reader over one file of a folder."""
+    """A reader of one file, and the contents that fuzzing starts from."""
 
-    check: Callable[[bytes], None]
-    """Raises what is neither a result nor an InputError."""
-    seeds: list[bytes]
+    read: Callable[[bytes], object]
+    """Writes the content where the reader expects it and reads it."""
+    valid: list[bytes]
+    """Contents that the reader must accept; a target that refuses them would fuzz nothing."""
+    malformed: list[bytes]
+    """Further contents to start from."""
+
+    @property
+    def seeds(self) -> list[bytes]:
+        """All contents to start from."""
+        return [*self.valid, *self.malformed]
+
+    def check(self, content: bytes) -> None:
+        """Raises unless the content is accepted or refused in one line."""
+        try:
+            self.read(content)
+        except InputError as error:
+            if "\n" in str(error) or len(str(error)) > 2000:
+                raise AssertionError(f"not one line: {str(error)[:100]!r}") from None
 
 
 Target = Callable[[Path], Fuzzed]
@@ -35,28 +51,30 @@ NASTY = [
 
 
 def structured(seed: bytes) -> list[bytes]:
-    """Mutations that keep most of a text valid: each number or string in turn made nasty."""
-    out = [seed, seed[: len(seed) // 2], seed * 2]
+    """Mutations that keep most of a text valid: each digit in turn replaced by a nasty value."""
+    out = [seed[: len(seed) // 2], seed * 2]
     text = seed[:2000]
     for at in [i for i, byte in enumerate(text) if chr(byte) in "0123456789"][:6]:
         out += [seed[:at] + nasty + seed[at + 1 :] for nasty in NASTY]
     return out
 
 
-def _check(read: Callable[[], object]) -> None:
-    try:
-        read()
-    except InputError as error:
-        if "\n" in str(error) or len(str(error)) > 2000:
-            raise AssertionError(f"not one line: {str(error)[:100]!r}") from None
+def _fuzzed(
+    path: Path,
+    read: Callable[[], object],
+    valid: Iterable[bytes],
+    malformed: Iterable[bytes] | None = None,
+) -> Fuzzed:
+    """The target of a reader of ``path``; malformed by default: `structured` of the valid ones."""
 
-
-def _fuzzed(path: Path, read: Callable[[], object], seeds: Iterable[bytes]) -> Fuzzed:
-    def check(content: bytes) -> None:
+    def read_content(content: bytes) -> object:
         path.write_bytes(content)
-        _check(read)
+        return read()
 
-    return Fuzzed(check, list(seeds))
+    valid = list(valid)
+    if malformed is None:
+        malformed = [mutated for seed in valid for mutated in structured(seed)]
+    return Fuzzed(read_content, valid, list(malformed))
 
 
 def _splits(folder: Path) -> Fuzzed:
@@ -66,22 +84,26 @@ def _splits(folder: Path) -> Fuzzed:
     for name, table in splits.items():
         (folder / f"{name}.json").write_text(json.dumps(table))
     seed = json.dumps(splits["train"]).encode()
-    return _fuzzed(folder / "train.json", lambda: read_dataset(folder), structured(seed))
+    return _fuzzed(folder / "train.json", lambda: read_dataset(folder), [seed])
 
 
 def _features(folder: Path) -> Fuzzed:
     from mmssl.data.npy import read_features
 
-    path, seeds = folder / "image_feat.npy", []
-    for dtype in ("<f4", ">f8", "<f2", "|b1", "<i8", "<U2"):
-        for order in "CF":
-            np.save(path, np.zeros((3, 2), dtype=dtype, order=order))
-            seeds.append(path.read_bytes())
+    path = folder / "image_feat.npy"
+
+    def saved(dtype: str, order: Literal["C", "F"]) -> bytes:
+        np.save(path, np.zeros((3, 2), dtype=dtype, order=order))
+        return path.read_bytes()
+
+    orders: tuple[Literal["C", "F"], ...] = ("C", "F")
+    valid = [saved(t, order) for t in ("<f4", ">f8", "<f2", "|b1", "<i8") for order in orders]
+    malformed = [saved("<U2", order) for order in orders]
     head = b"\x93NUMPY\x01\x00"
     for shape in (b"(3,)", b"(-3, 2)", b"(9999999999999, 2)", b"(3, 2, 1)", b"[3, 2]"):
         text = b"{'descr': '<f4', 'fortran_order': False, 'shape': " + shape + b"}\n"
-        seeds.append(head + struct.pack("<H", len(text)) + text + bytes(24))
-    return _fuzzed(path, lambda: read_features(path), seeds)
+        malformed.append(head + struct.pack("<H", len(text)) + text + bytes(24))
+    return _fuzzed(path, lambda: read_features(path), valid, malformed)
 
 
 def _tables(folder: Path) -> Fuzzed:
@@ -89,60 +111,78 @@ def _tables(folder: Path) -> Fuzzed:
 
     path = folder / "users.tsv"
     seed = b"user\tid\n0\tann\n1\tbob\n2\tcid\n"
-    return _fuzzed(path, lambda: read_table(path, "user", 3), structured(seed))
+    return _fuzzed(path, lambda: read_table(path, "user", 3), [seed])
 
 
 def _configs(folder: Path) -> Fuzzed:
     from mmssl.config import Config, load_config
 
     path = folder / "mine.toml"
-    seeds = [*structured(b"[model]\nembedding_dim = 8\n[training]\nlr = 0.1\n")]
-    seeds.append(Config().to_toml().encode())
-    return _fuzzed(path, lambda: load_config(file=path), seeds)
+    small = b"[model]\nembedding_dim = 8\n[training]\nlr = 0.1\n"
+    valid = [small, Config().to_toml().encode()]
+    return _fuzzed(path, lambda: load_config(file=path), valid, structured(small))
+
+
+_METRICS = b'{"val": {"recall@20": 0.5}, "test": {"recall@20": 0.25}, "best_epoch": 1}'
+_EPOCH = b'{"event": "epoch", "epoch": 1, "loss": {"bpr": 0.5}, "val": {}, "seconds": 1.5}\n'
+
+
+def _run_config(**sections: object) -> bytes:
+    from mmssl.training.run import RunInfo
+
+    info = RunInfo("mmssl", "d", "h", {"protocol": "random", "hash": "h"}, "0.1.0")
+    return tomli_w.dumps({"run": info._asdict(), **sections}).encode()
 
 
 def _runs(folder: Path) -> Fuzzed:
-    """config.toml of a run; then metrics.json and log.jsonl, by the first byte."""
-    from mmssl.report.log import read_run
+    """config.toml of a run."""
+    from mmssl.config import Config
     from mmssl.training.run import RunDirectory
 
-    metrics = b'{"val": {"recall@20": 0.5}, "test": {"recall@20": 0.25}, "best_epoch": 1}'
-    line = b'{"event": "epoch", "epoch": 1, "loss": {"bpr": 0.5}, "val": {}, "seconds": 1.5}\n'
-    config = b"variant = 'paper'\n[run]\nmodel = 'mmssl'\ndata = 'd'\ndata_hash = 'h'\n"
-    config += b"version = '0.1.0'\n"
-    files = {b"c": ("config.toml", config), b"m": ("metrics.json", metrics)}
-    files[b"l"] = ("log.jsonl", line)
+    small, whole = _run_config(), _run_config(**Config().to_dict())
+    path = folder / "config.toml"
+    return _fuzzed(path, lambda: RunDirectory.open(folder), [small, whole], structured(small))
 
-    def check(content: bytes) -> None:
-        for name, good in files.values():
-            (folder / name).write_bytes(good)
-        name, _ = files.get(content[:1], files[b"c"])
-        (folder / name).write_bytes(content[1:])
-        if name == "config.toml":
-            _check(lambda: RunDirectory.open(folder))
-            return
-        with contextlib.suppress(InputError):
-            _check(RunDirectory.open(folder).read_metrics)
-        _check(lambda: read_run(folder))
 
-    return Fuzzed(
-        check, [key + text for key, (_, good) in files.items() for text in structured(good)]
-    )
+def _metrics(folder: Path) -> Fuzzed:
+    """metrics.json as every command but ``mmssl report`` reads it."""
+    from mmssl.training.run import RunDirectory
+
+    (folder / "config.toml").write_bytes(_run_config())
+    run = RunDirectory.open(folder)
+    return _fuzzed(folder / "metrics.json", run.read_metrics, [_METRICS])
+
+
+def _reports(folder: Path) -> Fuzzed:
+    """metrics.json as ``mmssl report`` reads it."""
+    from mmssl.report.log import read_run
+
+    return _fuzzed(folder / "metrics.json", lambda: read_run(folder), [_METRICS])
+
+
+def _logs(folder: Path) -> Fuzzed:
+    """log.jsonl."""
+    from mmssl.report.log import read_run
+
+    (folder / "metrics.json").write_bytes(_METRICS)
+    return _fuzzed(folder / "log.jsonl", lambda: read_run(folder), [_EPOCH, _EPOCH * 2])
 
 
 def _checkpoints(folder: Path) -> Fuzzed:
     from mmssl.training.checkpoint import load_checkpoint, save_checkpoint
 
-    path, seeds = folder / "model.safetensors", []
+    path = folder / "model.safetensors"
+    valid: list[bytes] = []
+    malformed: list[bytes] = []
     for dtype in (torch.float32, torch.bfloat16, torch.int64, torch.bool):
         save_checkpoint(path, {"a": torch.ones(2, 2).to(dtype), "b": torch.ones(())}, {"x": 1})
-        seeds.append(path.read_bytes())
-    seeds.append(save({"a": torch.ones(2)}, metadata={"mmssl": "[1]"}))
-    seeds.append(save({"a": torch.ones(2)}, metadata={"mmssl": '{"state": 1, "sha256": "x"}'}))
+        valid.append(path.read_bytes())
+    malformed.append(save({"a": torch.ones(2)}, metadata={"mmssl": "[1]"}))
+    malformed.append(save({"a": torch.ones(2)}, metadata={"mmssl": '{"state": 1, "sha256": "x"}'}))
     for kind in ("F8_E4M3", "F4", "C64", "U64", "F8_E8M0", "F6_E2M3"):
         header = json.dumps({"a": {"dtype": kind, "shape": [8], "data_offsets": [0, 8]}})
-        seeds.append(struct.pack("<Q", len(header)) + header.encode() + bytes(8))
-    return _fuzzed(path, lambda: load_checkpoint(path), seeds)
+        malformed.append(struct.pack("<Q", len(header)) + header.encode() + bytes(8))
+    return _fuzzed(path, lambda: load_checkpoint(path), valid, malformed)
 
 
 def _archives(folder: Path) -> Fuzzed:
@@ -150,23 +190,18 @@ def _archives(folder: Path) -> Fuzzed:
     from tests.hostile.archives import GOOD, REFUSED
 
     small = [made for made in (make() for make in REFUSED.values()) if len(made) < 5000]
-
-    def check(content: bytes) -> None:
-        _check(lambda: read_members(content))
-
-    return Fuzzed(check, [GOOD, *small])
+    return Fuzzed(read_members, [GOOD], small)
 
 
 def _settings(folder: Path) -> Fuzzed:
     """Values of ``--set``, which are text of the command line."""
     from mmssl.config import load_config
 
-    def check(content: bytes) -> None:
-        text = content.decode("utf-8", "surrogateescape")
-        _check(lambda: load_config(settings=[text]))
+    def read(content: bytes) -> object:
+        return load_config(settings=[content.decode("utf-8", "surrogateescape")])
 
-    seeds = [b"model.embedding_dim=8", b"critic.dropout=[0.1, 0.2]", b"variant=paper"]
-    return Fuzzed(check, [mutated for seed in seeds for mutated in structured(seed)])
+    valid = [b"model.embedding_dim=8", b"critic.dropout=[0.1, 0.2]", b"variant=paper"]
+    return Fuzzed(read, valid, [mutated for seed in valid for mutated in structured(seed)])
 
 
 TARGETS: dict[str, Target] = {
@@ -176,6 +211,9 @@ TARGETS: dict[str, Target] = {
     "configs": _configs,
     "settings": _settings,
     "runs": _runs,
+    "metrics": _metrics,
+    "reports": _reports,
+    "logs": _logs,
     "checkpoints": _checkpoints,
     "archives": _archives,
 }

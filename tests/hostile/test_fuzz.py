@@ -1,4 +1,4 @@
-"""The fuzzer's targets, on their seeds and on hypothesis' mutations; atheris goes further."""
+"""The fuzzing targets on their seeds and on Hypothesis' mutations; atheris goes further."""
 
 from __future__ import annotations
 
@@ -7,6 +7,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.hostile.targets import NASTY, TARGETS
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_valid_seeds_are_accepted(name, tmp_path):
+    """A target whose reader refuses a valid seed at its first field fuzzes nothing behind it."""
+    target = TARGETS[name](tmp_path)
+    assert target.valid
+    for seed in target.valid:
+        assert target.read(seed) is not None, seed[:200]
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -29,8 +38,8 @@ def test_mutations(name, tmp_path):
     @given(seed=st.sampled_from(target.seeds), edits=st.lists(edit, min_size=1, max_size=4))
     def run(seed: bytes, edits: list[tuple[float, int, bytes]]) -> None:
         content = seed
-        for place, removed, added in edits:
-            at = round(place * len(content))
+        for position, removed, added in edits:
+            at = round(position * len(content))
             content = content[:at] + added + content[at + removed :]
         target.check(content)
 
