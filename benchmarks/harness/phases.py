@@ -11,6 +11,8 @@ from unittest import mock
 
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from mmssl.training.profile import quiet_kineto
+
 RANGE = "mmssl::"
 
 
@@ -49,7 +51,10 @@ def phases(job: Callable[[], object], repeats: int = 1) -> dict[str, float]:
     What lies in no range is ``other``, so the phases add up to the job. Host time: on a GPU that is
     the time to launch.
     """
-    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler:
+    with (
+        quiet_kineto(),
+        profile(activities=[ProfilerActivity.CPU], acc_events=True) as profiler,
+    ):
         start = time.perf_counter()
         for _ in range(repeats):
             job()

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,6 +45,25 @@ class StepProfile(NamedTuple):
         return [*rows, f"{'step, unprofiled':18s} {self.step_ms:9.1f} ms"]
 
 
+@contextlib.contextmanager
+def quiet_kineto() -> Iterator[None]:
+    """Keeps Kineto, the tracer under `torch.profiler`, from writing its own lines to stderr.
+
+    Kineto writes "USDT: ... profiler_start" for every trace, at its highest level, 5, and reads the
+    level from the environment when the process profiles for the first time. A level that the user
+    has set stays, so ``KINETO_LOG_LEVEL=1`` brings its messages back.
+    """
+    name = "KINETO_LOG_LEVEL"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = "6"
+    try:
+        yield
+    finally:
+        os.environ.pop(name, None)
+
+
 def profile_step(step: TrainingStep, trace: Path, *, steps: int = 5) -> StepProfile:
     """Runs some steps, which train the model, and writes a trace of the last ones.
 
@@ -63,7 +85,7 @@ def profile_step(step: TrainingStep, trace: Path, *, steps: int = 5) -> StepProf
     run(0, _WARM_UP_STEPS)
     seconds = run(_WARM_UP_STEPS, steps)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
-    with profile(activities=activities) as profiler:
+    with quiet_kineto(), profile(activities=activities) as profiler:
         run(_WARM_UP_STEPS + steps, steps)
     profiler.export_chrome_trace(str(trace))
     averages = {event.key: event for event in profiler.key_averages()}
