@@ -16,14 +16,15 @@ endif
 # What the compiled extension and the installed metadata depend on.
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test lint docs env clean cuda-check cuda-build sanitize
+.PHONY: demo test test-all lint docs env clean cuda-check cuda-build sanitize
 .PHONY: hardening test-minimums lock audit
 .DEFAULT_GOAL := help
 
 .PHONY: help
 help:
 	@echo "make demo        train on MovieLens-100K, compare with baselines, show recommendations"
-	@echo "make test        the whole test suite"
+	@echo "make test        the fast tests, about two minutes on two cores"
+	@echo "make test-all    the whole test suite, which CI runs"
 	@echo "make lint        ruff and mypy"
 	@echo "make docs        the documentation site, into build/site"
 	@echo "make sanitize    the op tests under address and undefined-behaviour sanitizers"
@@ -63,8 +64,14 @@ demo: $(STAMP)
 	$(PY) -m mmssl recommend $(DEMO)/mmssl --user 1 --top-k 10
 	$(PY) -m mmssl report $(DEMO)/mmssl $(DEMO)/lightgcn $(DEMO)/popularity --user 1
 
+# Two workers; each keeps a file's tests, and so its fixtures, to itself.
+PYTEST := -m pytest -n 2 --dist loadfile
+
 test: $(STAMP)
-	$(PY) -m pytest
+	$(PY) $(PYTEST) -m "not slow"
+
+test-all: $(STAMP)
+	$(PY) $(PYTEST)
 
 lint: $(STAMP)
 	$(PY) -m ruff check .

@@ -1,4 +1,4 @@
-"""Fixtures that several rooms of tests share."""
+"""Fixtures that several directories of tests share."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from mmssl.data.writers import write_dataset
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# A test suite that finds a new failing example on somebody else's change helps nobody; fuzzing with
-# fresh examples is `pytest --hypothesis-profile=default`.
+# The examples are the same in every run, so that a failure belongs to the change that is tested.
+# Fuzzing with fresh examples is `pytest --hypothesis-profile=default`.
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 # The models of the tests are tiny: on a busy machine a second thread costs far more than it gives.
 # Tests about threads set their own number.
 torch.set_num_threads(1)
+if "PYTEST_XDIST_WORKER" in os.environ:  # the processes that tests start share the cores as well
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
@@ -40,7 +42,7 @@ def make_dataset(num_users: int = 80, num_items: int = 50, seed: int = 0) -> Int
     rng = np.random.default_rng(seed)
     user_taste, item_taste = rng.integers(0, 4, num_users), rng.integers(0, 4, num_items)
     chance = np.where(user_taste[:, None] == item_taste[None, :], 0.5, 0.05)
-    chance[0] = 0.2  # nobody is without an interaction
+    chance[0] = 0.2  # every user has an interaction
     user, item = np.nonzero(rng.random(chance.shape) < chance)
     train, val, test = random_holdout(user, item, seed=seed)
     centers = rng.normal(size=(2, 4, 12))

@@ -30,12 +30,14 @@ def site(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_page_is_there(site):
     """mkdocs.yml is strict: a page outside the menu or a dead link ends the build."""
     pages = {p.relative_to(ROOT / "docs").with_suffix("") for p in ROOT.glob("docs/**/*.md")}
     assert {p.relative_to(site).with_suffix("") for p in site.glob("**/*.html")} >= pages
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched(site):
     """No font, script, style or picture from elsewhere."""
     fetched = re.compile(r"<(?:script|img|link|iframe)[^>]*(?:src|href)=\"?(?:https?:)?//[^\">]+")
@@ -43,6 +45,7 @@ def test_nothing_is_fetched(site):
         assert not fetched.findall(page.read_text()), page
 
 
+@pytest.mark.slow
 def test_formulas_and_signatures(site):
     model = (site / "model.html").read_text()
     assert model.count("<math") > 20 and "arithmatex" not in model and "$$" not in model
@@ -52,6 +55,7 @@ def test_formulas_and_signatures(site):
     assert ":func:" not in reference and "Parameters:" in reference
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
 def test_example(script, tmp_path):
     done = subprocess.run(

@@ -40,6 +40,7 @@ def smoke(tmp_path_factory):
     return folder, done.stdout
 
 
+@pytest.mark.slow
 def test_every_suite_writes_its_file(smoke):
     folder, text = smoke
     for suite in ("ops", "step", "evaluate", "scale"):
@@ -55,6 +56,7 @@ def test_every_suite_writes_its_file(smoke):
     assert "limit" in text and "times the baseline" in text
 
 
+@pytest.mark.slow
 def test_every_op_is_measured_against_its_reference(smoke):
     cases = {case.op: case for case in read(smoke[0] / "ops-cpu-smoke.json").cases}
     assert set(cases) == {
@@ -72,6 +74,7 @@ def test_every_op_is_measured_against_its_reference(smoke):
     assert cases["propagate"].limit.parts_ms.keys() == {"gathers", "writes"}
 
 
+@pytest.mark.slow
 def test_the_step_says_where_its_time_goes(smoke):
     (case,) = read(smoke[0] / "step-cpu-smoke.json").cases
     expected = {"sample", "forward", "similarity_rows", "real_rows", "critic_forward"}
@@ -85,6 +88,7 @@ def test_the_step_says_where_its_time_goes(smoke):
     assert max(case.rows[bench_train_step.PEER].extra["agreement"].values()) < 1e-2
 
 
+@pytest.mark.slow
 def test_evaluation_and_scale(smoke):
     (case,) = read(smoke[0] / "evaluate-cpu-smoke.json").cases
     assert set(case.rows) == {"mmssl", "torch: matmul, mask, topk", "released, 1 process"}
@@ -95,6 +99,7 @@ def test_evaluation_and_scale(smoke):
         assert row.peak_mb > 0 and row.extra["phases_ms"]["backward"] > 0
 
 
+@pytest.mark.slow
 def test_the_reports_need_nothing_else(smoke):
     text = (smoke[0] / "report.md").read_text()
     for title in ("### info_nce", "### training step", "### evaluation", "### step against size"):
@@ -108,6 +113,7 @@ def test_the_reports_need_nothing_else(smoke):
             assert f"<h3>{title}</h3>" in page
 
 
+@pytest.mark.slow
 def test_report_of_chosen_files(smoke, tmp_path, capsys):
     file = smoke[0] / "evaluate-cpu-smoke.json"
     assert main(["bench", "report", str(file), "--out", str(tmp_path)]) == 0

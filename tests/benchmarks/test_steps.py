@@ -29,6 +29,7 @@ def test_a_huge_peer_runs_once(monkeypatch):
     )
 
 
+@pytest.mark.slow
 def test_memory_of_a_fresh_process(monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     found = memory.in_fresh_process("bench_train_step", "released", "smoke")

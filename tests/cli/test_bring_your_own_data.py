@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import functools
 import json
 import os
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mmssl.cli import main
 from mmssl.data import read_dataset
 from tests.conftest import ROOT, make_dataset
 
@@ -32,8 +35,8 @@ def write_raw(folder: Path, dataset, titles: list[str], seed: int = 0) -> None:
     with open(folder / "ratings.csv", "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["userId", "movieId", "rating", "timestamp"])
-        for place in rng.permutation(len(rows)).tolist():
-            user, item = rows[place]
+        for position in rng.permutation(len(rows)).tolist():
+            user, item = rows[position]
             moment = 978_300_000 + int(rng.integers(0, 10**8))
             writer.writerow([user, item, rng.choice([2, 4, 4, 5, 5, 5]), moment])
     ids = dataset.item_ids or [f"m{i}" for i in range(dataset.num_items)]
@@ -43,7 +46,10 @@ def write_raw(folder: Path, dataset, titles: list[str], seed: int = 0) -> None:
         writer.writerows(zip(ids, titles, ["Drama|Comedy"] * len(ids), strict=True))
 
 
-def mmssl(folder: Path, command: str) -> str:
+Run = Callable[[str], str]  # arguments of mmssl -> what it prints
+
+
+def in_a_process(folder: Path, command: str) -> str:
     done = subprocess.run(
         [sys.executable, "-m", "mmssl", *shlex.split(command)],
         cwd=folder,
@@ -55,34 +61,40 @@ def mmssl(folder: Path, command: str) -> str:
     return done.stdout
 
 
-def walk(folder: Path, split: str, train: str = "") -> None:
+def walk(folder: Path, mmssl: Run, split: str, train: str = "") -> None:
     """The flow of docs/bring-your-own-data.md."""
-    printed = mmssl(folder, "data import ratings.csv --items movies.csv --name films --out log")
+    printed = mmssl("data import ratings.csv --items movies.csv --name films --out log")
     assert "user = userId, item = movieId, rating = rating, time = timestamp" in printed
-    printed = mmssl(folder, f"data split log --out films --min-rating 4 {split}")
+    printed = mmssl(f"data split log --out films --min-rating 4 {split}")
     dataset = read_dataset(folder / "films")
     assert dataset.interactions_hash() in printed and "rated below 4" in printed
-    mmssl(folder, "features text films --column title --column genres --dim 16")
+    mmssl("features text films --column title --column genres --dim 16")
     assert dataset.interactions_hash() == read_dataset(folder / "films").interactions_hash()
-    mmssl(folder, f"train --data films --out run --epochs 1 --quiet --device cpu {SMALL} {train}")
+    mmssl(f"train --data films --out run --epochs 1 --quiet --device cpu {SMALL} {train}")
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     assert metrics["data"]["split"]["hash"] == dataset.interactions_hash()
     assert metrics["data"]["split"]["protocol"] == dataset.split.protocol
     user = dataset.user_ids[int(dataset.test.user[0])]
-    printed = mmssl(folder, f"recommend run --user {user} --top-k 5")
+    printed = mmssl(f"recommend run --user {user} --top-k 5")
     assert sum(title in printed for title in dataset.item_titles) >= 5
-    assert dataset.interactions_hash() in mmssl(folder, "data inspect films")
+    assert dataset.interactions_hash() in mmssl("data inspect films")
 
 
-def test_a_small_shop(tmp_path):
+def test_a_small_shop(tmp_path, monkeypatch, capsys):
+    def in_this_process(command: str) -> str:
+        assert main(shlex.split(command)) == 0
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
     dataset = make_dataset(num_users=120, num_items=60)
     words = ["red", "old", "lost", "river", "night", "queen", "iron", "glass", "storm", "garden"]
     rng = np.random.default_rng(0)
     titles = [f'"{" ".join(rng.choice(words, 3))}", part {n}' for n in range(60)]
     write_raw(tmp_path, dataset, titles)
-    walk(tmp_path, "--k-core 3")
+    walk(tmp_path, in_this_process, "--k-core 3")
 
 
+@pytest.mark.slow
 def test_movielens_1m(tmp_path):
     root = Path(os.environ.get("MMSSL_DATA", ROOT.parent / "shared" / "data"))
     if not (root / "ml1m" / "items.tsv").is_file():
@@ -91,6 +103,7 @@ def test_movielens_1m(tmp_path):
     write_raw(tmp_path, dataset, list(dataset.item_titles))
     walk(
         tmp_path,
+        functools.partial(in_a_process, tmp_path),
         "--protocol leave-one-out --user-core 100 --item-core 80",
         "--model lightgcn",
     )

@@ -161,6 +161,7 @@ def test_sources_that_are_none(tmp_path):
     refused(tmp_path / "missing", tmp_path / "out", "expected a file or directory to import")
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(tmp_path):
     """SIGKILL while the files are written: no directory, and the next import clears the rest."""
     rows = "".join(f"{n % 5000},{n},5\n" for n in range(100_000))

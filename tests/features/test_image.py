@@ -185,6 +185,7 @@ def test_any_module_from_python(shop, pictures):
         extract_images(paths, wrong, Output(folder=shop, name="wrong"), workers=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupt_leaves_nothing(shop, command, pictures, untouched, number):
     """Like Ctrl-C and `timeout`, signal the whole process group, including workers."""

@@ -178,6 +178,7 @@ def test_an_interrupt_leaves_the_old_ones(shop, error):
     assert {p.name: p.read_bytes() for p in shop.iterdir()} == old
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line(shop, untouched):
     """Simulate a full disk by a limit on file sizes, which makes allocation fail the same way."""
     code = f"""

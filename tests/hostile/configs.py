@@ -7,7 +7,14 @@ from pathlib import Path
 
 from tests.hostile.world import Case, World, no_file_cases, sparse
 
+READ = ("config file",)
 CONFIG = ("config",)
+ON_THE_COMMAND_LINE = (
+    "no TOML",
+    "control characters",
+    "an unknown field",
+    "a field with a line end",
+)
 FILE = "mine.toml"
 
 
@@ -63,10 +70,15 @@ def _touched(w: World) -> Path:
 
 CASES = [
     *(
-        Case(f"{FILE}: {name}", _bytes(content), CONFIG, (FILE, words))
+        Case(
+            f"{FILE}: {name}",
+            _bytes(content),
+            CONFIG if name in ON_THE_COMMAND_LINE else READ,
+            (FILE, words),
+        )
         for name, (content, words) in _REFUSED.items()
     ),
-    *no_file_cases(FILE, CONFIG, _touched),
+    *no_file_cases(FILE, "config file", _touched),
     Case(
         f"{FILE}: a sparse terabyte",
         lambda w: sparse(2**40)(w.config),
@@ -90,7 +102,7 @@ CASES = [
         isolated=True,
         code=1,
     ),
-    Case(f"{FILE}: byte order mark", _bytes(b"\xef\xbb\xbf[model]\n"), CONFIG, None),
+    Case(f"{FILE}: byte order mark", _bytes(b"\xef\xbb\xbf[model]\n"), READ, None),
     Case(f"{FILE}: CRLF", _bytes(b"[model]\r\nembedding_dim = 8\r\n"), CONFIG, None),
-    Case(f"{FILE}: empty", _bytes(b""), CONFIG, None),
+    Case(f"{FILE}: empty", _bytes(b""), READ, None),
 ]

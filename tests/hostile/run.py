@@ -1,8 +1,8 @@
-"""Tries the corpus on the real command line: ``python -m tests.hostile.run [--isolated-only]``.
+"""Tries the corpus on readers and on the command line: ``python -m tests.hostile.run [NAME...]``.
 
-Each case has a folder of its own. A case holds when the command ends in the one line it should, or
-with the right result, and when nothing was executed, written or changed on the way. What could eat
-memory or wait for ever is tried in a process whose memory and time are limited.
+Each case has a folder of its own. A case holds when the reader or command ends in the one line it
+should, or with the right result, and when nothing was executed, written or changed on the way. What
+could exhaust memory or wait forever is tried in a process whose memory and time are limited.
 """
 
 from __future__ import annotations
@@ -19,17 +19,19 @@ import subprocess
 import sys
 import tempfile
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from mmssl.cli import main as mmssl
+from mmssl.errors import InputError
 from tests.hostile.corpus import CASES
-from tests.hostile.world import COMMANDS, Case, World, make_template, make_world, snapshot
+from tests.hostile.world import COMMANDS, READERS, Case, World, make_template, make_world, snapshot
 
 SECONDS = 60
 """Of one command; a hang ends here."""
 MEMORY = 2**30
 """What an isolated process may take beyond what it has when everything is imported."""
-_NOBODY = 65534
+_UNPRIVILEGED = 65534
 
 
 class TooLong(Exception):
@@ -38,16 +40,16 @@ class TooLong(Exception):
 
 def failure(case: Case, template: Path, root: Path) -> str:
     """Why a case does not hold, in one line; empty if it does."""
-    for number, command in enumerate(case.commands):
-        # New for every command: a recovered file is no malformed file any more.
+    for number, name in enumerate(case.meets):
+        # New for every attempt: a file that was recovered is no longer malformed.
         world = make_world(template, root / str(number))
         case.spoil(world)
         before = snapshot(world.root)
         with _unprivileged(world, "unreadable" in case.name):
-            code, out, err = _call(COMMANDS[command](world))
+            code, out, err = _attempt(name, world)
         why = _fault(case, world, before, code, out, err)
         if why:
-            return f"{case.name} ({command}): {why}"
+            return f"{case.name} ({name}): {why}"
     return ""
 
 
@@ -82,10 +84,8 @@ def _fault(
     return ""
 
 
-def _call(arguments: list[str]) -> tuple[int | None, str, str]:
-    """Exit code, output and errors; code None and the reason where the command broke."""
-    from mmssl.cli import main
-
+def _attempt(name: str, world: World) -> tuple[int | None, str, str]:
+    """Exit code, output and errors; code None and the reason where a command or reader broke."""
     out, err = io.StringIO(), io.StringIO()
 
     def stop(*_: object) -> None:
@@ -95,7 +95,7 @@ def _call(arguments: list[str]) -> tuple[int | None, str, str]:
     signal.alarm(SECONDS)
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            code = main(arguments)
+            code = mmssl(COMMANDS[name](world)) if name in COMMANDS else _read(READERS[name], world)
     except TooLong:
         return None, "", f"still running after {SECONDS} s"
     except BaseException as error:
@@ -108,16 +108,26 @@ def _call(arguments: list[str]) -> tuple[int | None, str, str]:
     return code, out.getvalue(), err.getvalue()
 
 
+def _read(reader: Callable[[World], object], world: World) -> int:
+    """A reader instead of a command, which would print its `InputError` as the one line."""
+    try:
+        reader(world)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
 @contextlib.contextmanager
 def _unprivileged(world: World, wanted: bool) -> Iterator[None]:
-    """Somebody whom permissions bind, where root is running the tests."""
+    """A user whom permissions bind, where root is running the tests."""
     if not wanted or os.geteuid() != 0:
         yield
         return
     for folder in [world.root, *world.root.parents]:
         if folder.stat().st_uid == 0 and folder != Path("/"):
             folder.chmod(folder.stat().st_mode | 0o055)
-    os.seteuid(_NOBODY)
+    os.seteuid(_UNPRIVILEGED)
     try:
         yield
     finally:
@@ -183,10 +193,10 @@ def _whole(root: Path, names: list[str]) -> int:
             shutil.rmtree(root / str(number), ignore_errors=True)
     failures = [why for why in found.values() if why]
     print("\n".join(failures), file=sys.stderr)
-    tried = sum(len(CASES[name].commands) for name in names)
+    on_command_line = sum(not READERS.keys() >= {*CASES[name].meets} for name in names)
     print(
-        f"corpus: {len(names)} malformed files, {tried} commands, {len(isolated)} files in a "
-        f"limited process; {len(failures)} failures"
+        f"corpus: {len(names)} malformed files, {on_command_line} of them on the command line, "
+        f"{len(isolated)} in a limited process; {len(failures)} failures"
     )
     return 1 if failures else 0
 

@@ -16,6 +16,13 @@ from mmssl.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.hostile.world import NO_FILES, NUM_USERS, Case, World, sparse
 
 USES = ("evaluate", "recommend")
+ON_THE_COMMAND_LINE = {  # of each file; of the others only the reader is tried
+    "model": ("a pickle", "a flipped bit", "users of another data set"),
+    "config": ("an unknown model", "a NUL in the data", "another hash"),
+    "checkpoint": ("what torch.save writes", "no tensors", "tables of another size"),
+    "metrics": ("text for a metric",),
+    "log": ("no JSON",),
+}
 MODEL = "model.safetensors"
 LAST = "checkpoint/last.safetensors"
 
@@ -236,12 +243,16 @@ _LOG: dict[str, tuple[Spoil, str]] = {
 }
 
 
-def _no_files(name: str, commands: tuple[str, ...]) -> list[Case]:
+def _meets(file: str, case: str, reader: str, commands: tuple[str, ...]) -> tuple[str, ...]:
+    return commands if case in ON_THE_COMMAND_LINE[file] else (reader,)
+
+
+def _no_files(name: str, reader: str) -> list[Case]:
     return [
         Case(
             f"{name}: {label}",
             lambda w, spoil=spoil: spoil(w.run / name),
-            commands,
+            (reader,),
             # A link to nothing is no file: the run counts as unfinished.
             (name.split("/")[-1], "" if name == "metrics.json" else words),
             isolated,
@@ -252,28 +263,46 @@ def _no_files(name: str, commands: tuple[str, ...]) -> list[Case]:
 
 
 CASES = [
-    *(Case(f"{MODEL}: {n}", spoil, USES, (w,)) for n, (spoil, w) in _MODEL.items()),
     *(
-        Case(f"config.toml of a run: {n}", spoil, (*USES, "resume"), (w,))
+        Case(f"{MODEL}: {n}", spoil, _meets("model", n, "model", USES), (w,))
+        for n, (spoil, w) in _MODEL.items()
+    ),
+    *(
+        Case(
+            f"config.toml of a run: {n}",
+            spoil,
+            _meets("config", n, "run", (*USES, "resume")),
+            (w,),
+        )
         for n, (spoil, w) in _CONFIG.items()
     ),
     *(
-        Case(f"last.safetensors: {n}", spoil, ("resume",), ("last.safetensors",))
+        Case(
+            f"last.safetensors: {n}",
+            spoil,
+            _meets("checkpoint", n, "checkpoint", ("resume",)),
+            ("last.safetensors",),
+        )
         for n, spoil in _CHECKPOINT.items()
     ),
     *(
-        Case(f"metrics.json: {n}", spoil, ("report",), ("metrics.json", w))
+        Case(
+            f"metrics.json: {n}",
+            spoil,
+            _meets("metrics", n, "record", ("report",)),
+            ("metrics.json", w),
+        )
         for n, (spoil, w) in _METRICS.items()
     ),
     *(
-        Case(f"log.jsonl: {n}", spoil, ("report",), ("log.jsonl", w))
+        Case(f"log.jsonl: {n}", spoil, _meets("log", n, "record", ("report",)), ("log.jsonl", w))
         for n, (spoil, w) in _LOG.items()
     ),
-    *_no_files(MODEL, USES),
-    *_no_files(LAST, ("resume",)),
-    *_no_files("metrics.json", ("report",)),
-    *_no_files("log.jsonl", ("report",)),
-    *_no_files("config.toml", USES[:1]),
+    *_no_files(MODEL, "model"),
+    *_no_files(LAST, "checkpoint"),
+    *_no_files("metrics.json", "record"),
+    *_no_files("log.jsonl", "record"),
+    *_no_files("config.toml", "run"),
     Case(
         f"{MODEL}: a terabyte of hole",
         lambda w: sparse(2**40)(w.run / MODEL),

@@ -1,4 +1,4 @@
-"""Malformed train.json, val.json, test.json, and what may lie beside them."""
+"""Malformed train.json, val.json, test.json, and what may lie next to them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,10 @@ import shutil
 
 from tests.hostile.world import Case, World, no_file_cases, sparse
 
+READ = ("data",)
 BOTH = ("inspect", "train")
+# One of each way to be refused; what the others contain is the reader's business alone.
+ON_THE_COMMAND_LINE = ("empty", "duplicate keys", "an item twice", "a user with a line end")
 
 
 def _val(content: bytes | str):
@@ -134,15 +137,20 @@ _REFUSED: dict[str, tuple[bytes | str, str]] = {
 
 CASES = [
     *(
-        Case(f"val.json: {name}", _val(content), BOTH, ("val.json", words))
+        Case(
+            f"val.json: {name}",
+            _val(content),
+            BOTH if name in ON_THE_COMMAND_LINE else READ,
+            ("val.json", words),
+        )
         for name, (content, words) in _REFUSED.items()
     ),
-    *no_file_cases("val.json", BOTH, lambda w: w.data / "val.json"),
-    Case("val.json: truncated", _truncated, BOTH, ("val.json", "expected JSON")),
-    Case("val.json: twice in a row", _twice, BOTH, ("val.json", "expected JSON")),
-    Case("val.json: edges of train.json", _overlap, BOTH, ("val.json", "overlap")),
-    Case("train.json: an edge twice", _first_twice, BOTH, ("train.json", "expected unique items")),
-    Case("train.json: item beyond the features", _added("train", "3", 999), BOTH, ("train.json",)),
+    *no_file_cases("val.json", "data", lambda w: w.data / "val.json"),
+    Case("val.json: truncated", _truncated, READ, ("val.json", "expected JSON")),
+    Case("val.json: twice in a row", _twice, READ, ("val.json", "expected JSON")),
+    Case("val.json: edges of train.json", _overlap, READ, ("val.json", "overlap")),
+    Case("train.json: an edge twice", _first_twice, READ, ("train.json", "expected unique items")),
+    Case("train.json: item beyond the features", _added("train", "3", 999), READ, ("train.json",)),
     Case("train.json: a pickle instead", _only_payload, BOTH, ("train.json", "pickle")),
     Case(
         "val.json: 8 GiB and a byte",
@@ -159,12 +167,12 @@ CASES = [
         isolated=True,
     ),
     Case("no data set", _no_data, BOTH, ("data", "expected the directory")),
-    Case("the data set is a file", _data_is_a_file, BOTH, ("data", "expected the directory")),
-    Case("the data set is a symlink loop", _data_is_a_loop, BOTH, ("data", "the directory")),
+    Case("the data set is a file", _data_is_a_file, READ, ("data", "expected the directory")),
+    Case("the data set is a symlink loop", _data_is_a_loop, READ, ("data", "the directory")),
     # Odd, and yet what it says is plain.
     Case("val.json: byte order mark", _reencoded("utf-8", b"\xef\xbb\xbf"), BOTH[:1], None),
-    Case("val.json: UTF-16", _reencoded("utf-16"), BOTH[:1], None),
-    Case("val.json: UTF-32, big-endian", _reencoded("utf-32-be"), BOTH[:1], None),
-    Case("val.json: CRLF", _crlf, BOTH[:1], None),
-    Case("train_mat: a pickle beside the splits", _payload_beside, BOTH[:1], None),
+    Case("val.json: UTF-16", _reencoded("utf-16"), READ, None),
+    Case("val.json: UTF-32, big-endian", _reencoded("utf-32-be"), READ, None),
+    Case("val.json: CRLF", _crlf, READ, None),
+    Case("train_mat: a pickle next to the splits", _payload_beside, BOTH[:1], None),
 ]

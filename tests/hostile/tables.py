@@ -6,7 +6,9 @@ from collections.abc import Callable
 
 from tests.hostile.world import NUM_ITEMS, NUM_USERS, Case, World, no_file_cases
 
+READ = ("data",)
 BOTH = ("inspect", "train")
+ON_THE_COMMAND_LINE = ("an id twice", "half a character")
 FILE = "users.tsv"
 
 
@@ -60,16 +62,21 @@ _RIGHT = {
 
 CASES = [
     *(
-        Case(f"{FILE}: {name}", _bytes(content), BOTH, (FILE, words))
+        Case(
+            f"{FILE}: {name}",
+            _bytes(content),
+            BOTH if name in ON_THE_COMMAND_LINE else READ,
+            (FILE, words),
+        )
         for name, (content, words) in _REFUSED.items()
     ),
-    *(Case(f"{FILE}: {name}", _bytes(data), BOTH[:1], None) for name, data in _RIGHT.items()),
+    *(Case(f"{FILE}: {name}", _bytes(data), READ, None) for name, data in _RIGHT.items()),
     *(
         case
-        for case in no_file_cases(FILE, BOTH, lambda w: w.data / FILE)
-        if not case.name.endswith(": unreadable")  # there is no such file to make unreadable
+        for case in no_file_cases(FILE, "data", lambda w: w.data / FILE)
+        if not case.name.endswith(": unreadable")  # the file does not exist
     ),
-    # Shown to people: nothing of it may reach the terminal as it is. tests/hostile/run.py looks.
+    # Titles are printed: control characters must not reach the terminal (checked by run.py).
     Case("items.tsv: escapes in titles", _titles("\x1b[2J\x07\u202e"), ("recommend",), None),
     Case("items.tsv: other line ends", _titles("a\x0b\x0c\x85\u2028b"), ("recommend",), None),
 ]

@@ -1,4 +1,4 @@
-"""Each malformed file ends in its one line or in the right result; nothing runs, hangs or stays."""
+"""Every malformed file ends in one line of error or in the right result, and changes nothing."""
 
 from __future__ import annotations
 
@@ -38,15 +38,10 @@ def test_case(name, template, tmp_path):
     assert not why, why
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ISOLATED)
 def test_case_under_limits(name, isolated):
     assert not isolated[name], isolated[name]
-
-
-def test_there_are_enough():
-    assert len(CASES) + len(archives.REFUSED) >= 60
-    for file in ("json", "npy", "tsv", "toml", "jsonl", "safetensors"):
-        assert any(f".{file}: " in name for name in CASES)
 
 
 @pytest.mark.parametrize("name", archives.REFUSED)

@@ -1,4 +1,4 @@
-"""What a malformed file is tried on: a small data set and a trained run, new for every case."""
+"""The readers and commands that malformed files are tried on, and a small world for each case."""
 
 from __future__ import annotations
 
@@ -11,6 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mmssl.cli import main
+from mmssl.config import load_config
+from mmssl.data import read_dataset
+from mmssl.data.writers import write_dataset
+from mmssl.report.log import read_run
+from mmssl.training.checkpoint import load_checkpoint
+from mmssl.training.run import RunDirectory
 from tests.conftest import make_dataset
 
 NUM_USERS, NUM_ITEMS = 24, 16
@@ -62,12 +69,12 @@ class World(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A malformed file, the commands that meet it and what they must say."""
+    """A malformed file, the readers or commands that meet it, and what they must say."""
 
     name: str
     spoil: Callable[[World], object]
-    commands: tuple[str, ...]
-    """Keys of ``COMMANDS``."""
+    meets: tuple[str, ...]
+    """What the file is tried on: keys of ``READERS``, or of ``COMMANDS``, which go end to end."""
     words: tuple[str, ...] | None
     """What the one line of the error holds, the file's name first; None: the right result."""
     isolated: bool = False
@@ -91,11 +98,23 @@ COMMANDS: dict[str, Callable[[World], list[str]]] = {
 }
 
 
+def _run(world: World) -> RunDirectory:
+    return RunDirectory.open(world.run)
+
+
+# The functions that the commands open their files with.
+READERS: dict[str, Callable[[World], object]] = {
+    "data": lambda w: read_dataset(w.data),
+    "config file": lambda w: load_config(file=w.config),
+    "run": lambda w: _run(w).read_data(),
+    "model": lambda w: _run(w).load_embeddings(),
+    "checkpoint": lambda w: load_checkpoint(_run(w).checkpoint_path),
+    "record": lambda w: read_run(w.run),
+}
+
+
 def make_template(root: Path) -> None:
     """``root/data`` and ``root/run``, which every case copies."""
-    from mmssl.cli import main
-    from mmssl.data.writers import write_dataset
-
     dataset = make_dataset(NUM_USERS, NUM_ITEMS)
     write_dataset(dataset, root / "data")
     command = [*TRAIN, "--data", str(root / "data"), "--out", str(root / "run")]
@@ -165,7 +184,7 @@ def unreadable(path: Path) -> None:
 
 
 def sparse(size: int) -> Callable[[Path], None]:
-    """A file of so many zeros that take no room on the disk."""
+    """A file of ``size`` zeros that take no space on the disk."""
 
     def make(path: Path) -> None:
         path.unlink(missing_ok=True)
@@ -187,13 +206,15 @@ NO_FILES: dict[str, tuple[Callable[[Path], None], str, bool]] = {
 }
 
 
-def no_file_cases(
-    name: str, commands: tuple[str, ...], path: Callable[[World], Path]
-) -> list[Case]:
-    """Everything in ``NO_FILES`` in the place of a file that the error calls ``name``."""
+def no_file_cases(name: str, reader: str, path: Callable[[World], Path]) -> list[Case]:
+    """Everything in ``NO_FILES`` instead of a file that the error calls ``name``."""
     return [
         Case(
-            f"{name}: {label}", lambda w, spoil=spoil: spoil(path(w)), commands, (name, words), only
+            f"{name}: {label}",
+            lambda w, spoil=spoil: spoil(path(w)),
+            (reader,),
+            (name, words),
+            only,
         )
         for label, (spoil, words, only) in NO_FILES.items()
     ]

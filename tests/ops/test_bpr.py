@@ -235,6 +235,7 @@ print(torch.ops.mmssl.cpu_capability(), digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 @needs_cpu_kernel
 def test_every_simd_level_gives_the_same_bits():
     assert_same_bits_at_every_simd_level(LEVEL_SCRIPT)
@@ -308,6 +309,7 @@ def test_bad_arguments_are_named(changes, message, backend):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_cuda_kernels_are_right_under_the_emulator(tmp_path):
     run_emulated(tmp_path, "bpr")

@@ -14,6 +14,7 @@ from tests.ops.kernels import CXX, ROOT, needs_compiler, run_emulated
 CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not (CUDA_HOME / "bin/nvcc").exists() or CXX is None,
     reason=f"no nvcc in {CUDA_HOME}/bin, or no C++ compiler",
@@ -29,6 +30,7 @@ def test_cuda_part_compiles_and_links(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_kernels_are_right_under_the_emulator(tmp_path):
     run_emulated(tmp_path, "spmm")

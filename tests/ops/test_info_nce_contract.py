@@ -133,6 +133,7 @@ def run_python(code: str, **environment: str) -> str:
     return done.stdout.strip()
 
 
+@pytest.mark.slow
 @needs_cpu_kernel
 @pytest.mark.parametrize("level", ["default", "avx2", "avx512"])
 def test_every_simd_level(level):
@@ -154,12 +155,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 @needs_cpu_kernel
 def test_memory_is_linear_in_the_rows():
     kilobytes = int(run_python(MEMORY, MMSSL_OPS="native"))
     assert kilobytes < 40_000  # one 12288 x 12288 float32 matrix would be 590,000
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_cuda_kernels_are_right_under_the_emulator(tmp_path):
     run_emulated(tmp_path, "info_nce")

@@ -121,6 +121,7 @@ def test_same_bits_for_any_number_of_threads():
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.slow
 @needs_cpu_kernel
 def test_same_bits_at_every_simd_level():
     assert_same_bits_at_every_simd_level(

@@ -203,6 +203,7 @@ print(torch.ops.mmssl.cpu_capability(), digest.hexdigest())
 """
 
 
+@pytest.mark.slow
 @needs_cpu_kernel
 def test_every_simd_level_gives_the_same_bits():
     assert_same_bits_at_every_simd_level(LEVEL_SCRIPT)

@@ -149,6 +149,7 @@ assert work() == (expected or work())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("parent", "used", "child"), [(1, True, 0), (2, False, 0), (2, False, 2), (2, True, 1)]
 )
@@ -190,5 +191,6 @@ print("leaving")
 """
 
 
+@pytest.mark.slow
 def test_the_main_thread_ends_before_others_leave_a_kernel():
     assert run_script(LEAVING) == "leaving\n"

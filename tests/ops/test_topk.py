@@ -267,6 +267,7 @@ def test_a_few_users_share_out_the_items(dtype, k):
     assert torch.equal(one[0], scores[17:18]) and torch.equal(one[1], items[17:18])
 
 
+@pytest.mark.slow
 @needs_cpu_kernel
 def test_same_bits_at_every_simd_level():
     """Of real scores at the levels that have a fused multiply-add; of exact ones at all."""
@@ -295,6 +296,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 
 
+@pytest.mark.slow
 @needs_cpu_kernel
 def test_no_matrix_of_scores():
     environment = {**os.environ, "MMSSL_OPS": "native"}
@@ -334,6 +336,7 @@ def test_torch_compile_in_one_graph():
     assert_equal(got, want)
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_cuda_kernel_is_right_under_the_emulator(tmp_path):
     run_emulated(tmp_path, "topk")

@@ -109,6 +109,7 @@ def test_same_bits_for_any_number_of_threads_and_strides(dtype):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
+@pytest.mark.slow
 @needs_cpu_kernel
 @pytest.mark.parametrize("level", ["avx2", "default"])
 def test_every_simd_level_is_right(level):

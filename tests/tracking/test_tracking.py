@@ -78,6 +78,7 @@ def test_every_epoch_once(tiny_directory, tmp_path, name, model):
     assert_shows_every_epoch_once(name, run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EVERY)
 def test_killed_and_resumed(tiny_directory, tmp_path, name):
     """SIGKILL at any point, then SIGTERM, then completion: one run, and no epoch occurs twice."""
@@ -163,6 +164,7 @@ def test_server_that_is_down(tiny_directory, tmp_path, monkeypatch, capsys):
     assert_shows_every_epoch_once("mlflow", run)
 
 
+@pytest.mark.slow
 def test_event_file_that_cannot_be_written(tiny_directory, tmp_path, capsys):
     """A full disk in the second epoch causes one warning; the next resume sends the epoch."""
     run = tmp_path / "run"

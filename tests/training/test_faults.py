@@ -16,6 +16,8 @@ import pytest
 from mmssl.training.checkpoint import load_checkpoint
 from tests.training.test_kill import OPTIONS, assert_same_result, finish, start
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 STEPWISE = [*OPTIONS, "--set=training.checkpoint_interval=1"]
 EPOCHS = 6  # of OPTIONS

@@ -13,6 +13,8 @@ import pytest
 
 from mmssl.training.checkpoint import load_checkpoint
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = [
     "--epochs=6",
     "--seed=3",

@@ -43,6 +43,7 @@ def test_summary(seeds, tiny_directory, tmp_path):
     assert one == (seeds / "seed-4" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_killed_and_resumed(seeds, tiny_directory, tmp_path):
     out = tmp_path / "x"
     process = start("--data", tiny_directory, "--out", out, *SMALL, "--seeds=3")

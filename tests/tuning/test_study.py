@@ -119,6 +119,7 @@ def test_trials_do_not_read_the_test_split(undisturbed):
     assert not list((undisturbed / "study").glob("trial-*/checkpoint"))
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_the_same_study(undisturbed, tiny_directory, tmp_path):
     """SIGKILL in the middle of a trial, SIGTERM in a later one: same trials, same values."""
     study = tmp_path / "study"
@@ -161,6 +162,7 @@ def start_two(data: Path, folder: Path) -> tuple[subprocess.Popen, int]:
     return process, other
 
 
+@pytest.mark.slow
 def test_killed_process_of_two(one_process, tiny_directory, tmp_path):
     """The remaining process continues its trial; no trial and no value differs."""
     process, other = start_two(tiny_directory, tmp_path)
@@ -172,6 +174,7 @@ def test_killed_process_of_two(one_process, tiny_directory, tmp_path):
     assert {trial["state"] for trial in one_process} == {"complete"}
 
 
+@pytest.mark.slow
 def test_killed_owner_of_two(one_process, tiny_directory, tmp_path):
     """The process that it started saves its trial and ends; a resume completes the study."""
     process, other = start_two(tiny_directory, tmp_path)
@@ -182,6 +185,7 @@ def test_killed_owner_of_two(one_process, tiny_directory, tmp_path):
     assert read_study(tmp_path)["trials"] == one_process
 
 
+@pytest.mark.slow
 def test_problem_in_another_process(tiny_directory, tmp_path):
     """What one process cannot train for reasons other than its parameters ends the study."""
     process = start(*command(tiny_directory, tmp_path, *LONG, "--jobs=2", space=LIGHTGCN))
@@ -195,6 +199,7 @@ def test_problem_in_another_process(tiny_directory, tmp_path):
     assert not (study / "study.json").exists()
 
 
+@pytest.mark.slow
 def test_trial_that_kills_its_process(tiny_directory, tmp_path):
     """After three deaths in the same epoch it is marked as failed; a resume tries it once more."""
     from optuna.trial import TrialState
