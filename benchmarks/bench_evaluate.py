@@ -11,6 +11,7 @@ Legend: U users, I items, D embedding dim, T users with a test item.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -91,6 +92,36 @@ def time_released(
     return Timing(*(ms + rest for ms in times["some"][:3]), times["some"].calls)
 
 
+class Prepared(NamedTuple):
+    """A set to be ranked, and what is timed on it: ours and a dense ranking that agrees with it."""
+
+    name: str
+    graph: InteractionGraph
+    test: Interactions
+    evaluator: Evaluator
+    user: Tensor
+    item: Tensor
+    works: dict[str, Work]
+    error: float
+
+
+def prepare(data: str, device: str) -> Prepared:
+    """Embeddings on one set, and the two rankings, once they agree."""
+    name, graph = workloads.load(data)
+    held_out = workloads.held_out(data, graph)
+    graph = graph.to(device)
+    user, item = embeddings(held_out.test, graph.num_users, graph.num_items)
+    user, item = user.to(device), item.to(device)
+    ours = Evaluator(held_out, "test", graph, metrics=("recall", "ndcg", *NAMES[1:]))
+
+    def dense() -> dict[str, float]:
+        return ours.evaluate_lists(torch_topk(user, item, ours.users, graph))
+
+    works = {OURS: Work(lambda: ours.evaluate(user, item)), DENSE: Work(dense)}
+    error = _check(DENSE, difference(dense(), ours.evaluate(user, item)), ours.users.numel())
+    return Prepared(name, graph, held_out.test, ours, user, item, works, error)
+
+
 def measure(
     data: str,
     device: str,
@@ -101,24 +132,13 @@ def measure(
     peers: Sequence[str] | None = None,
 ) -> Case:
     """Agreement, then times, on one set."""
-    name, graph = workloads.load(data)
-    held_out = workloads.held_out(data, graph)
-    graph = graph.to(device)
-    user, item = embeddings(held_out.test, graph.num_users, graph.num_items)
-    user, item = user.to(device), item.to(device)
-    ours = Evaluator(held_out, "test", graph, metrics=("recall", "ndcg", *NAMES[1:]))
+    name, graph, test, ours, user, item, works, error = prepare(data, device)
     everyone = ours.users.tolist()
     some = everyone[:: max(1, len(everyone) // users)][:users]
     per_user = ours.per_user(user, item)
     position = torch.searchsorted(ours.users, torch.tensor(some, device=device))
     means = dict(zip(ours.keys, per_user[position].mean(0).tolist(), strict=True))
     checked = {key: means[key] for key in means if not key.startswith("ndcg@")}
-
-    def dense() -> dict[str, float]:
-        return ours.evaluate_lists(torch_topk(user, item, ours.users, graph))
-
-    works = {OURS: Work(lambda: ours.evaluate(user, item)), DENSE: Work(dense)}
-    error = _check(DENSE, difference(dense(), ours.evaluate(user, item)), len(everyone))
     found = take_turns(works, clock_of(device), seconds=0, turns=turns, most_calls=3)
     rows = {
         key: Row(
@@ -132,7 +152,7 @@ def measure(
         key = f"released, {count} process{'es' if count > 1 else ''}"
         if peers is not None and key not in peers:
             continue
-        peer = released(graph, held_out.test, count)
+        peer = released(graph, test, count)
         error = _check(key, difference(peer.evaluate(user, item, some), checked), len(some))
         timing = time_released(peer, user, item, some, len(everyone), turns=1)
         note = f"measured on {len(some)} users, extended to {len(everyone)}"

@@ -76,7 +76,7 @@ def copying(count: float, device: str) -> Job:
     # Not zeros, which are one shared page until they are written and would be read from cache.
     source = torch.ones(max(1, int(count / 8)), device=device)
     target = torch.empty_like(source)
-    return Job("a copy of as many bytes", lambda: torch.mul(source, 1, out=target), device, count)
+    return Job("a copy of the same bytes", lambda: torch.mul(source, 1, out=target), device, count)
 
 
 class Gathers:

@@ -1,84 +1,67 @@
-"""``pytest benchmarks --benchmark-only``: what ``mmssl bench`` measures, one function at a time.
+"""One function of ``mmssl bench`` at a time, timed by pytest-benchmark, e.g. to tune a kernel.
 
-The same problems and peers, without turns, limits or memory: for tuning one kernel, with
-pytest-benchmark's ``--benchmark-autosave`` and ``--benchmark-compare``. Documents quote
-``mmssl bench``.
+    pytest benchmarks/test_speed.py --benchmark-only -k "propagate and tiktok and native"
+
+The problems, peers and checks of agreement are the harness's, and so are the callables that are
+timed; pytest-benchmark adds its statistics, ``--benchmark-autosave`` and ``--benchmark-compare``.
+What the harness adds is missing here: interleaved implementations, limits and memory. Documents
+therefore quote ``mmssl bench``.
 """
 
 from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from benchmarks import (
     bench_evaluate,
     bench_info_nce,
-    bench_layers,
     bench_propagate,
-    bench_step_parts,
     bench_topk,
     bench_train_step,
-    workloads,
+    suites,
 )
-from benchmarks.harness.problem import Problem
+from benchmarks.harness.problem import Problem, prepared
 from benchmarks.peers.ops import INFO_NCE, RANKING, SPARSE
-from benchmarks.peers.registry import Missing
-from mmssl.evaluation import Evaluator
 
-JOBS = ("forward", "full")
-
-
-def run(benchmark, problem: Problem, peer: str, job: str) -> None:
-    """Times a peer, or skips with the reason why it is missing."""
-    try:
-        work = problem.peers[peer]()
-    except Missing as reason:
-        pytest.skip(str(reason))
-    benchmark(getattr(work, job))
+# Peers by benchmark; the others are compared with the reference alone.
+PEERS = {bench_propagate: SPARSE, bench_info_nce: INFO_NCE, bench_topk: RANKING}
+STEPS = ("released", "paper", "paper, critic 512")
 
 
-@pytest.mark.parametrize("graph", ["tiktok", "sports"])
-@pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("peer", SPARSE)
-def test_propagate(benchmark, peer, job, graph):
-    run(benchmark, bench_propagate.problem(graph), peer, job)
+def op_cases() -> Iterator[Any]:
+    """Every problem of the suite ``ops`` with each of its peers."""
+    for bench in suites.OPS:
+        for make, budget in bench.cases("full", "cpu"):
+            options = [f"{key}={value}" for key, value in make.keywords.items() if key != "device"]
+            label = "-".join([bench.__name__.split("_", 1)[1], *map(str, make.args), *options])
+            names = list(PEERS.get(bench, ("native", "reference")))
+            for peer in (
+                names if budget.peers is None else {"native": None} | dict.fromkeys(budget.peers)
+            ):
+                yield pytest.param(make, peer, id=f"{label}-{peer}")
 
 
-@pytest.mark.parametrize("n", [1024, 4096])
-@pytest.mark.parametrize("dtype", bench_info_nce.DTYPES["cpu"])
-@pytest.mark.parametrize("job", JOBS)
-@pytest.mark.parametrize("peer", INFO_NCE)
-def test_info_nce(benchmark, peer, job, dtype, n):
-    run(benchmark, bench_info_nce.problem(n, dtype), peer, job)
+@pytest.mark.parametrize("job", ["forward", "full"])
+@pytest.mark.parametrize(("make", "peer"), list(op_cases()))
+def test_op(benchmark, make: functools.partial[Problem], peer: str, job: str):
+    works, missing, _ = prepared(make(), [peer])
+    if peer in missing:
+        pytest.skip(missing[peer])
+    if job == "forward" and not works[peer].inputs:
+        pytest.skip("it has no backward: forward is all of it")
+    benchmark(getattr(works[peer], job))
 
 
-@pytest.mark.parametrize("k", [20, 1000])
-@pytest.mark.parametrize("peer", RANKING)
-def test_masked_topk(benchmark, peer, k):
-    run(benchmark, bench_topk.problem("tiktok", k), peer, "forward")
+@pytest.mark.parametrize("name", STEPS)
+def test_step(benchmark, name: str):
+    benchmark(bench_train_step.runner(bench_train_step.BY_NAME[name], "tiktok", "cpu"))
 
 
-@pytest.mark.parametrize("part", bench_step_parts.PARTS)
-@pytest.mark.parametrize("peer", ["native", "reference"])
-def test_step_part(benchmark, peer, part):
-    run(benchmark, bench_step_parts.problem(part), peer, "full")
-
-
-@pytest.mark.parametrize("layer", bench_layers.LAYERS)
-@pytest.mark.parametrize("peer", ["native", "reference"])
-def test_layer(benchmark, peer, layer):
-    problem = bench_layers.problem(layer, *bench_layers.SIZES[layer])
-    run(benchmark, problem, peer, "full")
-
-
-@pytest.mark.parametrize("name", ["released", "paper", "paper, critic 512"])
-def test_step(benchmark, name):
-    configuration = bench_train_step.BY_NAME[name]
-    benchmark(bench_train_step.runner(configuration, "tiktok", "cpu"))
-
-
+@pytest.mark.parametrize("name", [bench_evaluate.OURS, bench_evaluate.DENSE])
 @pytest.mark.parametrize("data", ["tiktok", "gowalla"])
-def test_evaluation(benchmark, data):
-    graph = workloads.load(data).graph
-    held_out = workloads.held_out(data, graph)
-    user, item = bench_evaluate.embeddings(held_out.test, graph.num_users, graph.num_items)
-    benchmark(Evaluator(held_out, "test", graph).evaluate, user, item)
+def test_evaluation(benchmark, data: str, name: str):
+    benchmark(bench_evaluate.prepare(data, "cpu").works[name].compute)

@@ -85,8 +85,7 @@ def measure(problem: Problem, budget: Budget) -> Case:
         AssertionError: the package's own op disagrees with what is expected. A peer that does is
             left out, and the result says so.
     """
-    works, missing = problem.made(budget.peers)
-    errors = _agreement(problem, works, missing)
+    works, missing, errors = prepared(problem, budget.peers)
     clock = clock_of(problem.device)
     probe = problem.probe
     if problem.device == "cuda" and works[problem.baseline].timed(clock).full < GRAPHED_BELOW_S:
@@ -105,6 +104,25 @@ def measure(problem: Problem, budget: Budget) -> Case:
         problem.op, problem.workload, problem.dtype, problem.sizes, problem.baseline, rows, missing,
         limit, environment.commit(),
     )  # fmt: skip
+
+
+def prepared(
+    problem: Problem, wanted: Sequence[str] | None = None
+) -> tuple[dict[str, Work], dict[str, str], dict[str, float]]:
+    """What may be timed: the peers that are available and agree with what is expected.
+
+    Args:
+        problem: The case.
+        wanted: Names of peers in addition to the baseline; None for all.
+
+    Returns:
+        The callables by name, why the others are missing, and the worst deviations by name.
+
+    Raises:
+        AssertionError: The package's own op disagrees with what is expected.
+    """
+    works, missing = problem.made(wanted)
+    return works, missing, _agreement(problem, works, missing)
 
 
 def _agreement(

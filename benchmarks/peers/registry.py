@@ -55,5 +55,5 @@ def with_backend(backend: str, function: Callable[..., Any]) -> Callable[..., An
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     """torch.compile for the shapes at hand; what it kept of other shapes is dropped."""
-    torch._dynamo.reset()  # or it gives up after a few shapes and dtypes
+    torch.compiler.reset()  # or it gives up after a few shapes and dtypes
     return torch.compile(function, dynamic=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -183,3 +184,26 @@ def test_outside_a_checkout(tmp_path):
     assert done.returncode == 2
     assert "expected mmssl to be installed from a checkout" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_pytest_benchmark_times_the_harness_callables(tmp_path):
+    file = tmp_path / "speed.json"
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "benchmarks/test_speed.py", "-p", "no:cacheprovider",
+         "--benchmark-only", "--benchmark-max-time=0", "--benchmark-min-rounds=1",
+         f"--benchmark-json={file}", "-k", "keep_mask or norm_act or propagate-tiktok-native"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    names = {found["name"] for found in json.loads(file.read_text())["benchmarks"]}
+    assert names == {
+        "test_op[layers-keep_mask-2048-1677-native-full]",
+        "test_op[layers-keep_mask-2048-1677-reference-full]",
+        "test_op[layers-norm_act-2048-1677-native-forward]",
+        "test_op[layers-norm_act-2048-1677-native-full]",
+        "test_op[layers-norm_act-2048-1677-reference-forward]",
+        "test_op[layers-norm_act-2048-1677-reference-full]",
+        "test_op[propagate-tiktok-native-forward]",
+        "test_op[propagate-tiktok-native-full]",
+    }
