@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.hostile.world import Case, World, no_file_cases, sparse
+from tests.hostile.world import Case, World, cases, naming, no_file_cases, sparse
 
 READ = ("config file",)
 CONFIG = ("config",)
-ON_THE_COMMAND_LINE = (
-    "no TOML",
-    "control characters",
-    "an unknown field",
-    "a field with a line end",
-)
+ON_THE_COMMAND_LINE = ("not TOML", "control characters", "a field name with a line end")
 FILE = "mine.toml"
 
 
@@ -69,14 +64,13 @@ def _touched(w: World) -> Path:
 
 
 CASES = [
-    *(
-        Case(
-            f"{FILE}: {name}",
-            _bytes(content),
-            CONFIG if name in ON_THE_COMMAND_LINE else READ,
-            (FILE, words),
-        )
-        for name, (content, words) in _REFUSED.items()
+    *cases(
+        FILE,
+        naming(FILE, _REFUSED),
+        _bytes,
+        reader="config file",
+        commands=CONFIG,
+        on_command_line=ON_THE_COMMAND_LINE,
     ),
     *no_file_cases(FILE, "config file", _touched),
     Case(

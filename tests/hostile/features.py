@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.hostile.world import NUM_ITEMS, Case, World, no_file_cases
+from tests.hostile.world import NUM_ITEMS, Case, World, cases, naming, no_file_cases
 
 READ = ("data",)
 BOTH = ("inspect", "train")
@@ -59,7 +59,7 @@ def _named(name: str) -> Callable[[World], object]:
 
 
 def _terabyte(path: Path) -> None:
-    """A header that tells the truth of a file that is all hole."""
+    """The right header of a sparse file of a terabyte."""
     start = describing(f"({NUM_ITEMS}, {2**34})")
     with path.open("wb") as file:
         file.write(start)
@@ -120,20 +120,19 @@ _RIGHT = {
 }
 
 CASES = [
-    *(
-        Case(
-            f"{FILE}: {name}",
-            spoil,
-            BOTH if name in ON_THE_COMMAND_LINE else READ,
-            (FILE, words),
-        )
-        for name, (spoil, words) in _REFUSED.items()
+    *cases(
+        FILE,
+        naming(FILE, _REFUSED),
+        lambda spoil: spoil,
+        reader="data",
+        commands=BOTH,
+        on_command_line=ON_THE_COMMAND_LINE,
     ),
     *(Case(f"{FILE}: {name}", _array(rows), READ, None) for name, rows in _RIGHT.items()),
     *no_file_cases(FILE, "data", lambda w: w.data / FILE),
     Case(f"{FILE}: too few rows", _array(ROWS[1:]), READ, ("_feat.npy", "rows")),
     Case(
-        f"{FILE}: a terabyte of hole",
+        f"{FILE}: a sparse terabyte",
         lambda w: _terabyte(w.data / FILE),
         BOTH,
         (FILE, "fits in memory"),

@@ -13,16 +13,9 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from mmssl.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.hostile.world import NO_FILES, NUM_USERS, Case, World, sparse
+from tests.hostile.world import NO_FILES, NUM_USERS, Case, World, cases, naming, sparse
 
 USES = ("evaluate", "recommend")
-ON_THE_COMMAND_LINE = {  # of each file; of the others only the reader is tried
-    "model": ("a pickle", "a flipped bit", "users of another data set"),
-    "config": ("an unknown model", "a NUL in the data", "another hash"),
-    "checkpoint": ("what torch.save writes", "no tensors", "tables of another size"),
-    "metrics": ("text for a metric",),
-    "log": ("no JSON",),
-}
 MODEL = "model.safetensors"
 LAST = "checkpoint/last.safetensors"
 
@@ -243,10 +236,6 @@ _LOG: dict[str, tuple[Spoil, str]] = {
 }
 
 
-def _meets(file: str, case: str, reader: str, commands: tuple[str, ...]) -> tuple[str, ...]:
-    return commands if case in ON_THE_COMMAND_LINE[file] else (reader,)
-
-
 def _no_files(name: str, reader: str) -> list[Case]:
     return [
         Case(
@@ -262,41 +251,50 @@ def _no_files(name: str, reader: str) -> list[Case]:
     ]
 
 
+def _same(spoil: Spoil) -> Spoil:
+    return spoil
+
+
 CASES = [
-    *(
-        Case(f"{MODEL}: {n}", spoil, _meets("model", n, "model", USES), (w,))
-        for n, (spoil, w) in _MODEL.items()
+    *cases(
+        MODEL,
+        {name: (spoil, (word,)) for name, (spoil, word) in _MODEL.items()},
+        _same,
+        reader="model",
+        commands=USES,
+        on_command_line=("a pickle", "a flipped bit", "users of another data set"),
     ),
-    *(
-        Case(
-            f"config.toml of a run: {n}",
-            spoil,
-            _meets("config", n, "run", (*USES, "resume")),
-            (w,),
-        )
-        for n, (spoil, w) in _CONFIG.items()
+    *cases(
+        "config.toml of a run",
+        {name: (spoil, (word,)) for name, (spoil, word) in _CONFIG.items()},
+        _same,
+        reader="run",
+        commands=(*USES, "resume"),
+        on_command_line=("an unknown model", "a NUL in the data", "another hash"),
     ),
-    *(
-        Case(
-            f"last.safetensors: {n}",
-            spoil,
-            _meets("checkpoint", n, "checkpoint", ("resume",)),
-            ("last.safetensors",),
-        )
-        for n, spoil in _CHECKPOINT.items()
+    *cases(
+        "last.safetensors",
+        {name: (spoil, ("last.safetensors",)) for name, spoil in _CHECKPOINT.items()},
+        _same,
+        reader="checkpoint",
+        commands=("resume",),
+        on_command_line=("what torch.save writes", "no tensors", "tables of another size"),
     ),
-    *(
-        Case(
-            f"metrics.json: {n}",
-            spoil,
-            _meets("metrics", n, "record", ("report",)),
-            ("metrics.json", w),
-        )
-        for n, (spoil, w) in _METRICS.items()
+    *cases(
+        "metrics.json",
+        naming("metrics.json", _METRICS),
+        _same,
+        reader="record",
+        commands=("report",),
+        on_command_line=("text for a metric",),
     ),
-    *(
-        Case(f"log.jsonl: {n}", spoil, _meets("log", n, "record", ("report",)), ("log.jsonl", w))
-        for n, (spoil, w) in _LOG.items()
+    *cases(
+        "log.jsonl",
+        naming("log.jsonl", _LOG),
+        _same,
+        reader="record",
+        commands=("report",),
+        on_command_line=("no JSON",),
     ),
     *_no_files(MODEL, "model"),
     *_no_files(LAST, "checkpoint"),
@@ -304,7 +302,7 @@ CASES = [
     *_no_files("log.jsonl", "record"),
     *_no_files("config.toml", "run"),
     Case(
-        f"{MODEL}: a terabyte of hole",
+        f"{MODEL}: a sparse terabyte",
         lambda w: sparse(2**40)(w.run / MODEL),
         USES,
         (MODEL, "fits memory"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 
-from tests.hostile.world import Case, World, no_file_cases, sparse
+from tests.hostile.world import Case, World, cases, naming, no_file_cases, sparse
 
 READ = ("data",)
 BOTH = ("inspect", "train")
@@ -136,14 +136,13 @@ _REFUSED: dict[str, tuple[bytes | str, str]] = {
 }
 
 CASES = [
-    *(
-        Case(
-            f"val.json: {name}",
-            _val(content),
-            BOTH if name in ON_THE_COMMAND_LINE else READ,
-            ("val.json", words),
-        )
-        for name, (content, words) in _REFUSED.items()
+    *cases(
+        "val.json",
+        naming("val.json", _REFUSED),
+        _val,
+        reader="data",
+        commands=BOTH,
+        on_command_line=ON_THE_COMMAND_LINE,
     ),
     *no_file_cases("val.json", "data", lambda w: w.data / "val.json"),
     Case("val.json: truncated", _truncated, READ, ("val.json", "expected JSON")),

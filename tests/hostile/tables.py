@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.hostile.world import NUM_ITEMS, NUM_USERS, Case, World, no_file_cases
+from tests.hostile.world import NUM_ITEMS, NUM_USERS, Case, World, cases, naming, no_file_cases
 
 READ = ("data",)
 BOTH = ("inspect", "train")
@@ -61,14 +61,13 @@ _RIGHT = {
 }
 
 CASES = [
-    *(
-        Case(
-            f"{FILE}: {name}",
-            _bytes(content),
-            BOTH if name in ON_THE_COMMAND_LINE else READ,
-            (FILE, words),
-        )
-        for name, (content, words) in _REFUSED.items()
+    *cases(
+        FILE,
+        naming(FILE, _REFUSED),
+        _bytes,
+        reader="data",
+        commands=BOTH,
+        on_command_line=ON_THE_COMMAND_LINE,
     ),
     *(Case(f"{FILE}: {name}", _bytes(data), READ, None) for name, data in _RIGHT.items()),
     *(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -204,6 +204,49 @@ NO_FILES: dict[str, tuple[Callable[[Path], None], str, bool]] = {
     "endless device": (device, "a device", True),
     "unreadable": (unreadable, "Permission denied", False),
 }
+
+
+Content = TypeVar("Content")
+
+
+def cases(
+    label: str,
+    table: Mapping[str, tuple[Content, tuple[str, ...]]],
+    spoil: Callable[[Content], Callable[[World], object]],
+    *,
+    reader: str,
+    commands: tuple[str, ...],
+    on_command_line: tuple[str, ...],
+) -> list[Case]:
+    """The cases of a table: some on commands, the others on the reader that the commands use.
+
+    Args:
+        label: What the names of the cases begin with.
+        table: Name -> how the file is malformed, and the words of the error.
+        spoil: Makes the file from an entry of the table.
+        reader: Key of ``READERS``.
+        commands: Keys of ``COMMANDS``.
+        on_command_line: Names of the cases that go end to end.
+    """
+    unknown = [name for name in on_command_line if name not in table]
+    if unknown:
+        raise ValueError(f"{label}: no case is named {unknown[0]!r}")
+    return [
+        Case(
+            f"{label}: {name}",
+            spoil(content),
+            commands if name in on_command_line else (reader,),
+            words,
+        )
+        for name, (content, words) in table.items()
+    ]
+
+
+def naming(
+    file: str, table: Mapping[str, tuple[Content, str]]
+) -> dict[str, tuple[Content, tuple[str, ...]]]:
+    """A table whose errors name the file as well."""
+    return {name: (content, (file, word)) for name, (content, word) in table.items()}
 
 
 def no_file_cases(name: str, reader: str, path: Callable[[World], Path]) -> list[Case]:
