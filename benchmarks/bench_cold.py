@@ -1,9 +1,9 @@
-"""Cold items: what stands in for the vector of an item that nobody has in train yet.
+"""Cold items: ways to make a vector for an item that has no interaction in train yet.
 
-``python benchmarks/bench_cold.py --data DIR [--preset NAME] [--model lightgcn]`` takes a tenth of
-the items away from training altogether, trains, and ranks only those items for the users who have
-them: Recall@20 among the cold items, mean over users, one line per way and its spread over
-``--seeds`` draws of the items. ``--smoke`` draws a small data set of its own.
+``python benchmarks/bench_cold.py --data DIR [--preset NAME] [--model lightgcn]`` removes a tenth of
+the items from training, trains, and ranks only those items for the users who have them. It prints
+Recall@20 among the cold items, mean over users, one line per way with its spread over ``--seeds``
+draws of the items. ``--smoke`` generates a small data set instead.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from mmssl.training.trainer import Trainer  # noqa: E402
 
 K = 20
 SHARE = 0.1  # of the items with interactions, held out
-NEIGHBOURS = 20
+NEIGHBORS = 20
 
 
 def hold_out(dataset: InteractionDataset, seed: int) -> tuple[InteractionDataset, np.ndarray]:
-    """The data set without its cold items' edges, which become the test split; the cold items."""
+    """Return the data set whose test split is the edges of cold items, and the cold items."""
     rng = np.random.default_rng(seed)
     known = np.unique(dataset.train.item)
     cold = np.sort(rng.choice(known, max(1, round(SHARE * known.size)), replace=False))
@@ -47,7 +47,7 @@ def hold_out(dataset: InteractionDataset, seed: int) -> tuple[InteractionDataset
     in_train = np.isin(dataset.train.item, cold)
     in_val = np.isin(dataset.val.item, cold)
     train = Interactions(dataset.train.user[~in_train], dataset.train.item[~in_train])
-    # Somebody without a single train item can't be told anything.
+    # Users without a train item have no vector to rank with.
     asked = is_cold & np.isin(user, train.user)
     return (
         dataclasses.replace(
@@ -73,7 +73,7 @@ def train(dataset: InteractionDataset, model: str, config: Config, folder: Path)
 def ways(
     dataset: InteractionDataset, cold: np.ndarray, run: RunDirectory
 ) -> dict[str, Callable[[], tuple[Tensor, Tensor]]]:
-    """Name -> user vectors (U, D) and vectors of the cold items (N, D)."""
+    """Return name -> function of user vectors (U, D) and vectors of the cold items (N, D)."""
     tensors = run.load_model().tensors
     user, item = run.load_embeddings()
     rows = {name: torch.from_numpy(table) for name, table in dataset.features.items()}
@@ -89,13 +89,13 @@ def ways(
     def unweighted() -> tuple[Tensor, Tensor]:
         return user, fit_feature_map(rows, item, degree > 0)(cold_rows)
 
-    def neighbours() -> tuple[Tensor, Tensor]:
+    def neighbors() -> tuple[Tensor, Tensor]:
         similarity = content[index] @ content[warm].T
-        weight, nearest = similarity.topk(min(NEIGHBOURS, warm.numel()))
+        weight, nearest = similarity.topk(min(NEIGHBORS, warm.numel()))
         return user, (weight.clamp(min=0)[..., None] * item[warm][nearest]).mean(1)
 
     def projection() -> tuple[Tensor, Tensor]:
-        """The model's own feature path, a hop short: what an item without edges could have."""
+        """The model's own feature projection without propagation, which needs no edges."""
         total = torch.zeros(index.numel(), item.shape[1])
         for position, table in enumerate(cold_rows.values()):
             weight = tensors[f"parameter.projection.{position}.weight"]
@@ -105,7 +105,7 @@ def ways(
         return user, total
 
     def profile() -> tuple[Tensor, Tensor]:
-        """No model: how alike an item is to the user's train items, on average."""
+        """No model: the mean similarity of an item to the user's train items."""
         mean = torch.zeros(dataset.num_users, content.shape[1])
         owner = torch.from_numpy(dataset.train.user)
         mean.index_add_(0, owner, content[torch.from_numpy(dataset.train.item)])
@@ -119,7 +119,7 @@ def ways(
         "random vectors": random,
         "as trained": lambda: (user, item[index]),
         "content alone": profile,
-        f"{NEIGHBOURS} nearest neighbours": neighbours,
+        f"{NEIGHBORS} nearest neighbors": neighbors,
         "ridge map": unweighted,
         "ridge map, weighted by degree": ridge,
     }
@@ -129,7 +129,7 @@ def ways(
 
 
 def recall(dataset: InteractionDataset, cold: np.ndarray, user: Tensor, item: Tensor) -> float:
-    """Recall@K of ranking only the cold items, mean over the users who have some."""
+    """Return Recall@K of ranking only the cold items, mean over the users who have some."""
     users, row = np.unique(dataset.test.user, return_inverse=True)
     relevant = torch.zeros(users.size, cold.size, dtype=torch.bool)
     relevant[torch.from_numpy(row), torch.from_numpy(np.searchsorted(cold, dataset.test.item))] = 1

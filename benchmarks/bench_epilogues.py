@@ -1,9 +1,9 @@
-"""What fusing steps into the sparse products of a forward could save at most.
+"""Upper bound on what fusing steps into the sparse products of a forward could save.
 
 ``MMSSL_DATA=folder python -m benchmarks.bench_epilogues`` times a forward of the model on TikTok
-and Sports, and by themselves the two steps that a product could do on its way out: adding a layer
-to the running sum of the layers, and the L2 normalisation of the modality embeddings. A fused step
-still reads and writes the same rows once, so what is printed is more than could be saved.
+and Sports, and, separately, the two steps that could be fused into a product: adding a layer
+to the running sum of the layers, and the L2 normalization of the modality embeddings. A fused step
+still reads and writes the same rows once, so the printed figures overestimate the saving.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from mmssl.training.memory import keep_freed_memory
 
 
 def milliseconds(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
-    """Medians of ten turns."""
+    """Return the medians of ten interleaved rounds."""
     works = {name: Work(job) for name, job in jobs.items()}
     turns = take_turns(works, clock_of("cpu"), seconds=0, turns=10, most_calls=3)
     return {
@@ -36,12 +36,12 @@ def milliseconds(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
 
 @torch.no_grad()
 def measure(name: str) -> None:
-    """Prints one line."""
+    """Measure one data set and print one line."""
     data = read_dataset(Path(os.environ["MMSSL_DATA"], name))
     config = load_config("paper", preset=name).model
     graph = InteractionGraph.from_edges(*data.train, data.num_users, data.num_items)
     features = {key: torch.as_tensor(value) for key, value in data.features.items()}
-    if not features:  # narrow ones in their place, which make the forward shorter than it is
+    if not features:  # narrow random ones instead, which make the forward cheaper than it is
         features = {key: torch.randn(data.num_items, 128) for key in ("image", "text")}
     model = MMSSL(graph, features, config)
     # One graph per modality, as after structure learning.
@@ -62,7 +62,7 @@ def measure(name: str) -> None:
     norms, propagation = found["norms"], found["propagation"]
     print(
         f"{name}: forward {forward:.2f} ms, of which ID propagation {propagation:.2f}; layer sums"
-        f" {sums:.2f} ({100 * sums / forward:.1f} %), normalisation {norms:.2f}"
+        f" {sums:.2f} ({100 * sums / forward:.1f} %), normalization {norms:.2f}"
         f" ({100 * norms / forward:.1f} %)"
     )
 

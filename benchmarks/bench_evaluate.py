@@ -1,9 +1,9 @@
-"""Full-ranking evaluation against the released one (benchmarks/peers) and a dense torch ranking.
+"""Full-ranking evaluation compared with the released one and with a dense ranking in torch.
 
-All are first held to give the same metrics for seeded embeddings. The released evaluation takes
-minutes on the larger sets, so it ranks some of the users, and a quarter of those, and the line
-through the two times (its pool costs something once) is extended to all users. ``mmssl bench
-evaluate`` runs these cases; ``pytest benchmarks --benchmark-only`` times ours.
+All must first give the same metrics for seeded embeddings. The released evaluation takes minutes on
+the larger sets, so it is timed on some of the users and on a quarter of those, and the line through
+the two times (starting its pool has a fixed cost) is extrapolated to all users. ``mmssl bench
+evaluate`` runs these cases; ``benchmarks/test_speed.py`` times ours alone.
 
 Legend: U users, I items, D embedding dim, T users with a test item.
 """
@@ -30,13 +30,13 @@ from mmssl.ops.reference import edges_of_rows
 
 D = 64
 K = 50
-BLOCK_ELEMENTS = 1 << 24  # of a block of scores in the dense torch ranking: 64 MB
+BLOCK_ELEMENTS = 1 << 24  # block of scores in the dense torch ranking: 64 MB
 OURS = "mmssl"
 DENSE = "torch: matmul, mask, topk"
 
 
 def embeddings(test: Interactions, num_users: int, num_items: int) -> tuple[Tensor, Tensor]:
-    """Seeded (U, D) and (I, D), users pulled towards their test items so that there are hits."""
+    """Return seeded (U, D) and (I, D), users pulled towards their test items so that some hit."""
     generator = torch.Generator().manual_seed(0)
     user = torch.randn(num_users, D, generator=generator)
     item = torch.randn(num_items, D, generator=generator)
@@ -45,7 +45,7 @@ def embeddings(test: Interactions, num_users: int, num_items: int) -> tuple[Tens
 
 
 def torch_topk(user: Tensor, item: Tensor, users: Tensor, graph: InteractionGraph) -> Tensor:
-    """(T, K) items by matmul, mask and topk: what one writes without an op."""
+    """Return (T, K) items by matmul, mask and topk, as one writes it without an op."""
     lists, block = [], max(1, BLOCK_ELEMENTS // len(item))
     for start in range(0, users.numel(), block):
         ids = users[start : start + block]
@@ -56,7 +56,7 @@ def torch_topk(user: Tensor, item: Tensor, users: Tensor, graph: InteractionGrap
 
 
 def released(graph: InteractionGraph, test: Interactions, workers: int) -> ReleasedEvaluation:
-    """The released evaluation of the test lists."""
+    """Return the released evaluation of the test lists."""
     rowptr = graph.index.rowptr.cpu().numpy()
     train = [row.tolist() for row in np.split(graph.index.col.cpu().numpy(), rowptr[1:-1])]
     users, first = np.unique(test.user, return_index=True)
@@ -66,12 +66,12 @@ def released(graph: InteractionGraph, test: Interactions, workers: int) -> Relea
 
 
 def difference(got: dict[str, float], expected: dict[str, float]) -> float:
-    """Of two evaluations, the worst of the metrics that are expected."""
+    """Return the largest difference of two evaluations over the expected metrics."""
     return max(abs(got[key] - value) for key, value in expected.items())
 
 
 def _check(name: str, error: float, users: int) -> float:
-    """One pair of items may swap, their scores being one ulp."""
+    """Allow one pair of items to swap, since their scores may differ by one ulp."""
     assert error <= 1.0 / users, f"{name}: a metric is off by {error}"
     return error
 
@@ -79,7 +79,7 @@ def _check(name: str, error: float, users: int) -> float:
 def time_released(
     peer: ReleasedEvaluation, user: Tensor, item: Tensor, some: list[int], count: int, turns: int
 ) -> Timing:
-    """Of ``count`` users, from those of ``some`` of them."""
+    """Return the time for ``count`` users, extrapolated from ``some`` of them."""
     few = some[::4]
     works = {
         "some": Work(lambda: peer.evaluate(user, item, some)),
@@ -93,7 +93,7 @@ def time_released(
 
 
 class Prepared(NamedTuple):
-    """A set to be ranked, and what is timed on it: ours and a dense ranking that agrees with it."""
+    """A data set with embeddings, and what is timed on it: ours and a dense ranking that agrees."""
 
     name: str
     graph: InteractionGraph
@@ -106,7 +106,7 @@ class Prepared(NamedTuple):
 
 
 def prepare(data: str, device: str) -> Prepared:
-    """Embeddings on one set, and the two rankings, once they agree."""
+    """Draw embeddings for one data set and check that the two rankings agree."""
     name, graph = workloads.load(data)
     held_out = workloads.held_out(data, graph)
     graph = graph.to(device)
@@ -131,7 +131,7 @@ def measure(
     turns: int = 7,
     peers: Sequence[str] | None = None,
 ) -> Case:
-    """Agreement, then times, on one set."""
+    """Check agreement, then time, on one data set."""
     name, graph, test, ours, user, item, works, error = prepare(data, device)
     everyone = ours.users.tolist()
     some = everyone[:: max(1, len(everyone) // users)][:users]

@@ -1,4 +1,4 @@
-"""Seconds from a raw log to a data set: import, k-core, split; pyarrow against Python's csv.
+"""Seconds from a raw log to a data set: import, k-core, split; pyarrow compared with Python's csv.
 
 ``python benchmarks/bench_import.py [--rows N] [--smoke]`` writes a CSV of N rows (user, item,
 rating, timestamp; ids are strings, popularity falls off as in real logs) and prints one line per

@@ -1,8 +1,8 @@
-"""InfoNCE against eager PyTorch, torch.compile of it, chunks with checkpointing, and GPU packages.
+"""InfoNCE compared with eager PyTorch, torch.compile, checkpointed chunks, and GPU packages.
 
 The limit is 6 U FLOP with intra-view negatives (forward 1.5, backward 4.5, of which the symmetric
 s11 is formed half) and 4 U without (forward 1, backward 3), U = 2 N^2 D. ``mmssl bench ops`` runs
-these cases; ``pytest benchmarks --benchmark-only`` times the same functions.
+these cases; ``benchmarks/test_speed.py`` times the same functions.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ D = 64
 TEMPERATURE = 0.2
 DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "TF32", "bfloat16")}
 TOLERANCE = {"float32": 2e-4, "TF32": 5e-3, "bfloat16": 2e-2}
-SQUARES = {"eager": 10, "torch.compile": 6}  # N x N float32 arrays alive at once, about
-LARGE = 20_000  # beyond, what is expected is computed in chunks
+SQUARES = {"eager": 10, "torch.compile": 6}  # approximate number of live N x N float32 arrays
+LARGE = 20_000  # above this N the expected value is computed in chunks
 
 
 def problem(
@@ -70,7 +70,7 @@ def problem(
 
 
 def inputs(n: int, d: int, dtype: str, device: str) -> tuple[Tensor, Tensor]:
-    """Seeded anchors and positives that resemble them, (N, D), drawn on the CPU."""
+    """Return seeded anchors and similar positives, (N, D), drawn on the CPU."""
     generator = torch.Generator().manual_seed(0)
     anchor = torch.randn(n, d, generator=generator)
     positive = anchor + torch.randn(n, d, generator=generator)
@@ -89,14 +89,14 @@ def cases(size: str, device: str) -> Iterator[tuple[functools.partial[Problem], 
     for n in (1024, 4096, 9308, *large):
         for dtype in DTYPES[device]:
             budget = Budget(3 if n < 9000 else 1)
-            if device == "cpu" and dtype == "bfloat16":  # chunks gain nothing by it, nor do peaks
+            if device == "cpu" and dtype == "bfloat16":  # neither the chunks nor the peaks change
                 budget.peers, budget.memory = ["eager", "torch.compile"], False
             yield functools.partial(make, n, dtype), budget
     for dtype in DTYPES[device]:
         for n in (4096, *large[:2]):
             cross = functools.partial(make, n, dtype, intra_view=False)
             yield cross, Budget(1.5, peers=["eager", *CROSS_VIEW], memory=False)
-    if device == "cpu":  # a length at which peers take ten seconds a call
+    if device == "cpu":  # a length at which peers take ten seconds per call
         yield functools.partial(make, 16_384), Budget(0, 3, peers=[])
     for d in (16, 32, 128, 256):
         yield functools.partial(make, 2048, d=d), Budget(1.5, peers=["eager"], memory=False)

@@ -4,8 +4,7 @@ The limit of an elementwise layer is a copy of the bytes that it must at least r
 arrays forward and backward for norm_act (x, the gradient, the mask; y, the gradient of x), the
 views, queries and keys with their gradients for view_attention, table and views for add_normalized.
 The limit of a product is its FLOP (low rank in ``masked_similarity_linear``) at the multiply-add
-rate. ``mmssl bench ops`` runs these cases; ``pytest benchmarks/test_speed.py --benchmark-only``
-times the same functions one by one.
+rate. ``mmssl bench ops`` runs these cases; ``benchmarks/test_speed.py`` times the same functions.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ MEMORY = ("norm_act", "view_attention", "masked_similarity_linear")  # whose pea
 
 
 class Layer(NamedTuple):
-    """What one layer's problem has of its own."""
+    """What distinguishes the problem of one layer from the others."""
 
     workload: str
     sizes: dict[str, int]
@@ -74,7 +73,7 @@ def _peers(
     native: Callable[..., Tensor],
     plain: Callable[..., Tensor],
 ) -> dict[str, Callable[[], Work]]:
-    """An op, the plain PyTorch of it, and that compiled."""
+    """Return the peers: an op, its plain PyTorch, and that under torch.compile."""
     return {
         "native": lambda: work(native),
         "reference": lambda: work(plain),
@@ -123,7 +122,7 @@ def norm_act(n: int, h: int, device: str) -> Layer:
 
 
 def keep_mask(n: int, h: int, device: str) -> Layer:
-    """What dropout lets through."""
+    """The mask of dropout."""
     seed = torch.tensor([7], device=device)
     limit = round(RATE * 2**16) - 2**15
 

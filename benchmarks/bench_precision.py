@@ -1,7 +1,7 @@
-"""What bfloat16 products in the critic do to the training curve.
+"""The effect of bfloat16 products in the critic on the training curve.
 
 ``MMSSL_DATA=folder python -m benchmarks.bench_precision --data tiktok [--seeds 5] [--epochs 3]
-[--set a.b=c ...] [--json F]`` trains every seed with either precision, in turn, and prints
+[--set a.b=c ...] [--json F]`` trains every seed with both precisions, interleaved, and prints
 validation Recall@20 and NDCG@20 of every epoch: mean, standard deviation over the seeds, and the
 paired difference. With ``--json`` finished runs are kept and not run again.
 """
@@ -43,7 +43,7 @@ def train(folder: Path, variant: str, settings: list[str]) -> dict[str, Any]:
 
 
 def as_case(data: str, what: dict[str, Any], runs: Runs) -> Case:
-    """The runs in the schema of results: the times of steps, the curves beside them."""
+    """Return the runs in the schema of results: times of steps, and the curves as extra values."""
     rows = {}
     for precision in PRECISIONS:
         own = {k: run for k, run in runs.items() if k.startswith(f"{precision}-")}
@@ -57,7 +57,7 @@ def as_case(data: str, what: dict[str, Any], runs: Runs) -> Case:
 
 
 def finished(path: Path | None, what: dict[str, Any]) -> Runs:
-    """The runs of the same settings that a file holds."""
+    """Return the runs of a file that have the same settings."""
     runs: Runs = {}
     for case in read(path).cases if path is not None and path.exists() else ():
         for row in case.rows.values():

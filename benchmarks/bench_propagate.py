@@ -1,9 +1,8 @@
-"""Sparse propagation against torch.sparse, torch-sparse, torch-geometric, scipy, kept transposes.
+"""Sparse propagation compared with torch.sparse, torch-sparse, torch-geometric and scipy.
 
-The limit is measured in turn with the rest: the fastest way to gather the rows and read the index,
+The limit is measured in the same rounds: the fastest way to gather the rows and read the index in
 both directions, plus writing both results (benchmarks/limits.py). ``mmssl bench ops`` runs these
-cases; ``pytest benchmarks --benchmark-only`` times the same functions one by
-one.
+cases; ``benchmarks/test_speed.py`` times the same functions.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from benchmarks.peers.registry import Missing, need_bytes
 from mmssl.graph import GraphView
 
 D = 64
-SLOW_EDGES = 5_000_000  # beyond, what forms (E, D) arrays takes seconds a call on two cores
+SLOW_EDGES = 5_000_000  # above this, peers that form (E, D) arrays take seconds per call
 FORMS_EDGES = ("reference", "torch.compile", "torch-geometric")
 
 
@@ -35,7 +34,7 @@ def problem(
     device: str = "cpu",
     value_gradient: bool = False,
 ) -> Problem:
-    """``graph.ui @ x``, the gradient of x, and on request that of the edges' values."""
+    """``graph.ui @ x``, the gradient of x, and on request that of the edge values."""
     workload = workloads.load(graph)
     view = workload.graph.to(device).ui
     x, grad = inputs(view, d, dtype)
@@ -49,14 +48,14 @@ def problem(
 
     def make(name: str) -> Work:
         if name in FORMS_EDGES and device == "cpu" and view.nnz > SLOW_EDGES:
-            raise Missing("forms (E, D) arrays: seconds a call at this size, left out on the CPU")
+            raise Missing("forms (E, D) arrays: seconds per call at this size, left out on the CPU")
         if name in FORMS_EDGES:
             need_bytes(4 * 4 * view.nnz * d, device, "its (E, D) arrays")
         product = SPARSE[name](view)
         return Work(lambda: product(x), trained, (grad,))
 
     def expected() -> tuple[Tensor, ...]:
-        """By kept transposes, whose sums are torch's; in float32 whatever the case's dtype."""
+        """By kept transposes, summed by torch; always in float32."""
         if value_gradient:
             product = SPARSE["reference"](view)
             return Work(lambda: product(x), trained, (grad,)).full()
@@ -76,7 +75,9 @@ def problem(
         sizes={"users": view.num_rows, "items": view.num_cols, "edges": view.nnz, "d": d},
         peers={name: functools.partial(make, name) for name in names},
         expected=expected,
-        tolerance=2e-2 if dtype == "bfloat16" else 1e-4,  # the reference adds long rows one by one
+        tolerance=2e-2
+        if dtype == "bfloat16"
+        else 1e-4,  # the reference sums long rows sequentially
         probe=Gathers(view, x, grad) if limited else None,
         again=("bench_propagate", arguments),
     )
@@ -113,5 +114,5 @@ def cases(size: str, device: str) -> Iterator[tuple[functools.partial[Problem], 
     for graph in ("tiktok", "sports"):
         yield functools.partial(make, graph, dtype="bfloat16"), Budget(1.5, memory=False)
         yield functools.partial(make, graph, value_gradient=True), Budget(1.5, memory=False)
-    if device == "cuda":  # half a minute to draw
+    if device == "cuda":  # takes half a minute to generate
         yield functools.partial(make, "power-law-100m"), Budget(0, 3, memory=False)

@@ -1,8 +1,8 @@
-"""What a training step costs against the size of the data: time and peak memory.
+"""Time and peak memory of a training step as a function of the size of the data.
 
 Variant ``paper`` with a critic of fixed width on seeded power-law graphs, each size in a fresh
 process, in two sweeps: items, users and edges growing together, and edges alone. A size that would
-not fit into the free memory, by the growth of the two before it, is left out. ``mmssl bench scale``
+exceed the free memory, extrapolated from the two before it, is left out. ``mmssl bench scale``
 runs these cases.
 
 Legend: U users, I items, E edges.
@@ -32,7 +32,7 @@ NAME = "paper, critic 512"
 
 
 class Size(NamedTuple):
-    """A graph to be drawn."""
+    """Size of a random graph."""
 
     users: int
     items: int
@@ -51,7 +51,7 @@ SMOKE = {
 
 
 def measure_size(size: Size, device: str, turns: int) -> tuple[dict[str, int], Row]:
-    """Steps of one size in this process: seconds each, phases of one more, peak memory."""
+    """Measure steps of one size in this process: seconds, phases of one more step, peak memory."""
     keep_freed_memory()  # as `mmssl train` does
     graph = workloads.power_law(*size).to(device)
     features = workloads.random_features(size.items, WIDTHS)
@@ -78,14 +78,14 @@ def measure_size(size: Size, device: str, turns: int) -> tuple[dict[str, int], R
 
 
 def in_fresh_process(size: Size, device: str, turns: int) -> tuple[dict[str, int], Row]:
-    """:func:`measure_size` in a process of its own, so that its peak memory is its own."""
+    """Run `measure_size` in a fresh process, so that the peak memory is that of this size alone."""
     arguments = [*map(str, size), device, str(turns)]
     sizes, full, peak_mb, extra = memory.in_fresh_process("bench_scale", *arguments)
     return sizes, Row(Timing(*full), peak_mb=peak_mb, extra=extra)
 
 
 def expected_mb(before: Sequence[Case], size: Size) -> float:
-    """Peak memory of a size, on the line through the two sizes before it; 0 without them."""
+    """Extrapolate the peak memory of a size from the two sizes before it; 0 without them."""
     if len(before) < 2:
         return 0.0
     (edges0, mb0), (edges1, mb1) = ((c.sizes["edges"], c.rows[NAME].peak_mb) for c in before[-2:])
@@ -115,6 +115,6 @@ def cases(size: str, device: str) -> Iterator[Case]:
             yield case
 
 
-if __name__ == "__main__":  # one size, in a process of its own
+if __name__ == "__main__":  # one size, in a fresh process
     counts, measured = measure_size(Size(*map(int, sys.argv[1:4])), sys.argv[4], int(sys.argv[5]))
     print(json.dumps([counts, measured.full, measured.peak_mb, measured.extra]))

@@ -1,10 +1,10 @@
-"""Serving: how long one user waits, from tables of Gowalla's size; beside NumPy and FAISS.
+"""Serving latency for one user on tables of Gowalla's size, compared with NumPy and FAISS.
 
 ``python benchmarks/bench_serving.py [--smoke]`` exports seeded vectors, loads the export and asks
-for one user at a time, user after user: medians and 99th percentiles in milliseconds, and users a
-second in batches. Lists are checked first. FAISS can't leave out what a user has, so it fetches
-that much more and the caller filters; HNSW is approximate, and how much it finds is printed.
-``MMSSL_DATA=folder`` takes Gowalla's own interactions for what users have.
+for one user at a time: medians and 99th percentiles in milliseconds, and users per second in
+batches. Lists are checked first. FAISS cannot leave out the items that a user has, so it fetches
+more and the caller filters; HNSW is approximate, and its recall is printed. With
+``MMSSL_DATA=folder`` the items that users have are Gowalla's real interactions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Answer = Callable[[int], list[str]]
 
 
 def make_tables(name: str) -> ServingTables:
-    """Vectors with the spread of a trained model: a few directions carry most."""
+    """Return vectors with the spectrum of a trained model: a few directions dominate."""
     graph = workloads.load(name).graph
     generator = torch.Generator().manual_seed(0)
     scale = torch.arange(1, D + 1) ** -0.5
@@ -55,7 +55,7 @@ def make_tables(name: str) -> ServingTables:
 
 
 def numpy_peer(tables: ServingTables) -> Answer:
-    """What one writes by hand."""
+    """The same by hand."""
     user, item = tables.user.numpy(), tables.item.numpy()
     rowptr, col = tables.graph.index.rowptr.numpy(), tables.graph.index.col.numpy()
 
@@ -97,7 +97,7 @@ def overlap(answer: Answer, expected: Answer, users: list[int]) -> float:
 
 
 def seconds_of(answer: Callable[[int], object], users: list[int]) -> list[float]:
-    """Of single requests."""
+    """Time single requests."""
     for user in users[:20]:
         answer(user)
     spent = []

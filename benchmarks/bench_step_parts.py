@@ -1,9 +1,9 @@
 """The small parts of a training step: sampling, the batch's edges, BPR with L2, modality graphs.
 
-Peers are the reference, torch.compile of it, the loop of the released code for the sampler (written
-anew) and a general sort for the graphs. The limit of BPR is the time to make the two gradient
-tables and clear them, that of the graphs a copy of as many bytes as they hold. ``mmssl bench ops``
-runs these cases; ``pytest benchmarks --benchmark-only`` times them one by one.
+Peers are the reference, torch.compile of it, the loop of the released code for the sampler
+(rewritten) and a general sort for the graphs. The limit of BPR is the time to allocate the two
+gradient tables and clear them, that of the graphs a copy of the bytes that they hold. ``mmssl bench
+ops`` runs these cases; ``benchmarks/test_speed.py`` times the same functions.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Peers = dict[str, Callable[[], Work]]
 def problem(
     part: str = "sample_bpr", graph: str = "tiktok", device: str = "cpu", batch: int = BATCH
 ) -> Problem:
-    """One part of a step; what is expected is what the reference gives."""
+    """One part of a step; the reference gives the expected result."""
     name, loaded = workloads.load(graph)
     loaded = loaded.to(device)
     probe: Probe | None = None
@@ -79,7 +79,7 @@ def problem(
 
 
 def sampling(graph: InteractionGraph, batch: int) -> Peers:
-    """Users, a train item and another item each, from a seed."""
+    """Users with one train item and one other item each, from a seed."""
     device = str(graph.device)
 
     def draw() -> object:
@@ -111,7 +111,7 @@ def sampling(graph: InteractionGraph, batch: int) -> Peers:
 
         return Work(draw_in_python)
 
-    native = "native" if device == "cpu" else "auto"  # on a GPU plain PyTorch is meant to do
+    native = "native" if device == "cpu" else "auto"  # on a GPU this op is plain PyTorch
     return {
         "native": lambda: Work(with_backend(native, draw)),
         "reference": lambda: Work(with_backend("reference", draw)),
@@ -121,7 +121,7 @@ def sampling(graph: InteractionGraph, batch: int) -> Peers:
 
 
 def edges(graph: InteractionGraph, batch: int) -> Peers:
-    """The index arrays, both ways, of the rows of a batch."""
+    """The index arrays of the rows of a batch, in both directions."""
     generator = torch.Generator(graph.device).manual_seed(0)
     users = ops.sample_bpr(graph, batch, generator).user
 
@@ -156,7 +156,7 @@ def bpr(graph: InteractionGraph, batch: int) -> Peers:
 
 
 def rebuild(graph: InteractionGraph, k: int) -> Peers:
-    """Modality graphs of all users' lists of random items: the least that a cache can help."""
+    """Modality graphs from random lists for all users, the worst case for a cache."""
     generator = torch.Generator().manual_seed(0)
     step = max(1, graph.num_items // k)  # distinct items: a random start, then equal steps
     start = torch.randint(
@@ -182,7 +182,7 @@ def rebuild(graph: InteractionGraph, k: int) -> Peers:
 
 
 def in_plain_torch(job: Callable[[], object]) -> Callable[[], object]:
-    """Without the compiled index building."""
+    """Run a job without the compiled index building."""
 
     def call() -> object:
         with mock.patch.object(indexing, "_host_for", lambda array: None):

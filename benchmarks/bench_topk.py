@@ -1,9 +1,8 @@
-"""Full ranking: score, mask and select against matmul + mask + topk and its relatives.
+"""Full ranking: score, mask and select compared with matmul + mask + topk and similar ways.
 
-The limit is the time of the scores' multiply-adds alone. Embeddings are drawn. implicit keeps no
-order among equal scores; faiss can't leave out items per user, it ranks without any mask here.
-``mmssl bench ops`` runs these cases; ``pytest benchmarks --benchmark-only`` times the
-same functions one by one.
+The limit is the time of the multiply-adds of the scores alone. Embeddings are random. implicit has
+no fixed order among equal scores; faiss cannot leave out items per user and ranks without a mask.
+``mmssl bench ops`` runs these cases; ``benchmarks/test_speed.py`` times the same functions.
 """
 
 from __future__ import annotations
@@ -22,9 +21,9 @@ from benchmarks.peers.ops import RANKING, Ranking
 from benchmarks.peers.registry import need_bytes
 
 D = 64
-MOST_USERS = 4096  # of the larger graphs
+MOST_USERS = 4096  # users of a larger graph
 WHOLE = ("by hand", "torch.compile")  # form all scores at once
-SWAPPED = 1e-3  # share of the items that rounding may swap with a neighbour
+SWAPPED = 1e-3  # share of the items that rounding may swap with a neighbor
 
 
 def problem(
@@ -34,7 +33,7 @@ def problem(
     d: int = D,
     users: int | None = None,
 ) -> Problem:
-    """The k best items of the first users, their train items left out."""
+    """The k best items of the first users, without their train items."""
     workload = workloads.load(graph)
     view = workload.graph.to(device).ui
     generator = torch.Generator().manual_seed(0)
@@ -69,7 +68,7 @@ def problem(
 
 
 def agree(got: Sequence[Tensor], want: Sequence[Tensor]) -> float:
-    """Worst deviation of a score, of the largest; items may differ where rounding swaps them."""
+    """Return the worst deviation of a score, relative to the largest; rounding may swap items."""
     differs = float((got[1] != want[1]).float().mean())
     if differs > SWAPPED:
         raise AssertionError(f"{100 * differs:.2f} % of the items differ")

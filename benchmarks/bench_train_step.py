@@ -1,8 +1,8 @@
-"""A whole training step against the released arithmetic in plain PyTorch (benchmarks/peers).
+"""A whole training step compared with the released arithmetic in plain PyTorch.
 
-Both are first held to do the same; then every configuration runs one step a turn. Results carry
-where the time goes and the peak memory of a fresh process each. ``mmssl bench step`` runs these
-cases; ``pytest benchmarks --benchmark-only`` times single steps.
+Both are first checked to compute the same; then every configuration runs one step per round. The
+results include the time of each phase and the peak memory of a fresh process. ``mmssl bench step``
+runs these cases; ``benchmarks/test_speed.py`` times single steps.
 
 Legend: U users, I items, B batch.
 """
@@ -61,19 +61,19 @@ CONFIGURATIONS = (
 )  # fmt: skip
 BY_NAME = {c.name: c for c in CONFIGURATIONS}
 
-# What the peer of the paper's width needs, in FLOP, decides how often it is run on the CPU, and
-# whether slow configurations are run at all.
+# If the peer of the paper's width needs more FLOP than this, it runs only once on the CPU, and the
+# slow configurations are left out.
 LARGE_FLOP = 2e12
 NOT_IF_LARGE = (f"{PEER}, critic 512", "paper, reference ops")
-# Whose memory is measured, which costs a process each.
+# Configurations whose memory is measured, each in a process.
 WEIGHED = (PEER, "released", "paper", "paper, bfloat16", "paper, critic 512")
 
 
 class Runner:
     """One configuration on one data set, ready to step.
 
-    It starts with an epoch's second step, by which the released schedule has emptied the modality
-    graphs: the usual case. Where not every step has a penalty, a call is ``steps`` steps.
+    It starts with the second step of an epoch, when the released schedule has emptied the modality
+    graphs, which is the usual case. If not every step has a penalty, a call is ``steps`` steps.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Runner:
             del self.step
 
     def __call__(self) -> None:
-        """Draws a batch and trains on it."""
+        """Draw a batch and train on it."""
         step = self.peer if hasattr(self, "peer") else self.step
         with ops.backend(self.backend):
             for _ in range(self.steps):
@@ -100,14 +100,14 @@ class Runner:
                 step(step.draw(), self.number)
 
     def phases(self) -> dict[str, float]:
-        """Milliseconds a step spends in each phase; they add up to the step."""
+        """Return the milliseconds of each phase of a step; they add up to the step."""
         named = [] if hasattr(self, "peer") else named_functions(self.step)
         with annotated(named):
             spent = phases(self)
         return {name: milliseconds / self.steps for name, milliseconds in spent.items()}
 
     def state_mb(self) -> float:
-        """The critic's parameters, gradients and two moments, in MiB."""
+        """Return the size of the critic's parameters, gradients and two moments, in MiB."""
         owner = self.peer if hasattr(self, "peer") else self.step
         assert owner.critic is not None
         return 4 * sum(p.numel() * p.element_size() for p in owner.critic.parameters()) / 2**20
@@ -137,7 +137,7 @@ def load(data: str, device: str) -> tuple[InteractionGraph, dict[str, Tensor]]:
 
 
 def peak(name: str, data: str, device: str) -> dict[str, float]:
-    """Peak memory of two steps; on the CPU to be called in a process of its own."""
+    """Return the peak memory of two steps; on the CPU, call it in a fresh process."""
     keep_freed_memory()
     run = runner(BY_NAME[name], data, device)
     if device == "cuda":
@@ -163,8 +163,8 @@ def measure(
     profile: bool = True,
     with_memory: bool = True,
 ) -> Case:
-    """Agreement, turns, phases and memory on one data set."""
-    keep_freed_memory()  # as `mmssl train` does; the peer, in the same process, gains from it too
+    """Check agreement, then measure times, phases and memory on one data set."""
+    keep_freed_memory()  # as `mmssl train` does; the peer benefits too
     name = workloads.load(data).name
     graph, features = load(data, device)
     config = configure(CONFIGURATIONS[0], data)
@@ -237,5 +237,5 @@ def cases(size: str, device: str, peers: Sequence[str] | None) -> Iterator[Case]
         yield measure(data, device, peers=peers)
 
 
-if __name__ == "__main__":  # one configuration's memory, in a process of its own
+if __name__ == "__main__":  # memory of one configuration, in a fresh process
     print(json.dumps(peak(sys.argv[1], sys.argv[2], "cpu")))

@@ -1,4 +1,4 @@
-"""Whether a result file is slower than another: `mmssl bench compare A.json B.json`.
+"""Check whether a result file is slower than another: `mmssl bench compare A.json B.json`.
 
 A row counts as a regression where its median is longer by the threshold *and* the quartiles do not
 overlap, so that noise alone does not fail a build. Only the package's own rows count; what the
@@ -17,14 +17,14 @@ from mmssl.errors import InputError
 
 
 class Comparison(NamedTuple):
-    """What to print, and how many regressions there are."""
+    """The lines to print and the number of regressions."""
 
     lines: list[str]
     regressions: int
 
 
 def compare(before: Path, after: Path, threshold: float) -> Comparison:
-    """Compares every row that both files hold.
+    """Compare every row that both files hold.
 
     Raises:
         InputError: a file is not a result, the threshold is no ratio above 1, or the files have no
@@ -62,7 +62,7 @@ def compare(before: Path, after: Path, threshold: float) -> Comparison:
 
 
 def judge(before: Timing, after: Timing, threshold: float) -> str:
-    """Says "slower", "faster" or "same"."""
+    """Return "slower", "faster" or "same"."""
     if after.median_ms >= threshold * before.median_ms and after.q1_ms > before.q3_ms:
         return "slower"
     if before.median_ms >= threshold * after.median_ms and before.q1_ms > after.q3_ms:
@@ -71,7 +71,7 @@ def judge(before: Timing, after: Timing, threshold: float) -> str:
 
 
 def is_ours(case: Case, name: str) -> bool:
-    """Whether a row is the package's, and no peer's."""
+    """Return whether a row is the package's and not a peer's."""
     kind = name.split(",")[0]
     if case.op == "evaluation":
         return kind == "mmssl"

@@ -37,7 +37,7 @@ class _Direction(ctypes.Structure):
 
 
 class Limit(NamedTuple):
-    """Seconds of one forward and backward."""
+    """Seconds per forward and backward."""
 
     gather: float  # 256 B a gathered row and 4 B of index an edge, both directions
     write: float  # 256 B a row of y and of the gradient of x
@@ -83,7 +83,7 @@ class Probe:
         self.writes: list[list[float]] = [[], []]
 
     def turn(self, repetitions: int) -> None:
-        """Every variant once untimed, then that often."""
+        """Run every variant once untimed, then ``calls`` times."""
         for variant, kept in enumerate(self.gathers):
             streaming = variant % 2
             for repetition in range(repetitions + 1):
@@ -93,7 +93,7 @@ class Probe:
                     self.writes[streaming].append(write)
 
     def limit(self) -> Limit:
-        """The fastest variant by its median."""
+        """Return the fastest variant by its median."""
         return Limit(
             min(statistics.median(seconds) for seconds in self.gathers),
             min(statistics.median(seconds) for seconds in self.writes),

@@ -21,7 +21,7 @@ from mmssl import ops
 from mmssl.graph import InteractionGraph
 from mmssl.ops.dispatch import why_not_native
 
-# float32 products are TF32 on a GPU unless torch is told otherwise, which main() does.
+# main() turns off TF32 for float32 products on a GPU.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 3e-2, "float64": 1e-10}
 USERS, ITEMS, D, N = 203, 131, 33, 129
 Check = tuple[str, str, Callable[[], Sequence[Tensor]], Callable[[], Sequence[Tensor]]]
@@ -38,7 +38,7 @@ def graph() -> InteractionGraph:
 
 
 def draw(*shape: int, seed: int = 0) -> Tensor:
-    """Float64 on the CPU: the truth starts from the same numbers, rounded to the dtype."""
+    """Return float64 on the CPU of the same numbers, rounded to the dtype."""
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
@@ -119,7 +119,7 @@ def ranking(device: str, dtype: str) -> Check:
 
 
 def sampled(device: str) -> float:
-    """1 if a drawn positive is none or a drawn negative is one."""
+    """Return 1 if a drawn positive is not an edge or a drawn negative is one."""
     here = graph().to(device)
     known = here.ui.to_dense() > 0
     users, positives, negatives = ops.sample_bpr(here, 64, torch.Generator(device).manual_seed(0))

@@ -1,7 +1,7 @@
-"""The limits that results are measured against, each taken in turn with what it limits.
+"""The limits that results are compared with, measured in the same rounds.
 
-On the CPU they are loops that do nothing but the work in question (probes.py, gather.cpp); on a GPU
-bytes and FLOP at the rates of probes_gpu.py.
+On the CPU they are loops that do only the work in question (probes.py, gather.cpp); on a GPU they
+are bytes and FLOP at the rates of probes_gpu.py.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ class Products:
     """FLOP at the machine's multiply-add rate; on a GPU at that of torch.mm in the same precision.
 
     Args:
-        flop: of the work.
+        flop: FLOP of the work.
         device: "cpu" or "cuda".
-        dtype: "float32", "TF32" or "bfloat16"; on the CPU all are held to the float32 rate.
-        bytes: that must be moved at least, for the roofline.
+        dtype: "float32", "TF32" or "bfloat16"; on the CPU all use the float32 rate.
+        bytes: Minimum number of bytes moved, for the roofline.
     """
 
     def __init__(self, flop: float, device: str, dtype: str, bytes: float) -> None:
@@ -36,12 +36,12 @@ class Products:
         self.rates: list[float] = []
 
     def turn(self) -> None:
-        """Measures the rate."""
+        """Measure the rate."""
         if self.device == "cpu":
             self.rates.append(fma_gflop_s(torch.get_num_threads()))
 
     def limit(self) -> Limit:
-        """At the median rate."""
+        """Return the limit at the median rate."""
         if self.device == "cpu":
             rate, kind = statistics.median(self.rates), "multiply-adds in float32"
         else:
@@ -51,7 +51,7 @@ class Products:
 
 
 class Job:
-    """The time of another job, e.g. to write what must be written."""
+    """The time of another job, e.g. of writing the result."""
 
     def __init__(self, kind: str, job: Callable[[], Any], device: str, bytes: float) -> None:
         self.kind, self.bytes = kind, bytes
@@ -59,20 +59,20 @@ class Job:
         self.seconds: list[float] = []
 
     def turn(self) -> None:
-        """Once untimed, then nine times."""
+        """Run the job once untimed, then nine times."""
         for number in range(10):
             call = self.work.timed(self.clock)
             if number:
                 self.seconds.append(call.full)
 
     def limit(self) -> Limit:
-        """Its median."""
+        """Return the median."""
         ms = 1e3 * statistics.median(self.seconds)
         return Limit(ms, self.kind, {self.kind: ms}, None, self.bytes)
 
 
 def copying(count: float, device: str) -> Job:
-    """A copy that reads and writes ``count`` bytes in all, between the same buffers each time."""
+    """Return a copy between two fixed buffers that reads and writes ``count`` bytes in total."""
     # Not zeros, which are one shared page until they are written and would be read from cache.
     source = torch.ones(max(1, int(count / 8)), device=device)
     target = torch.empty_like(source)
@@ -95,16 +95,16 @@ class Gathers:
         self.flop = 4.0 * edges * width
         self.rows = max(rows, columns)
         self.probe = gather.Probe(view, x.detach(), grad) if x.device.type == "cpu" else None
-        # About 15 ms a turn at 50 GB/s.
+        # About 15 ms per round at 50 GB/s.
         self.calls = max(1, min(20, round(0.015 * 50e9 / self.read)))
 
     def turn(self) -> None:
-        """Every way to gather, some times."""
+        """Run every way to gather a few times."""
         if self.probe is not None:
             self.probe.turn(self.calls)
 
     def limit(self) -> Limit:
-        """The fastest way."""
+        """Return the limit of the fastest way."""
         if self.probe is not None:
             found = self.probe.limit()
             gathers, writes = 1e3 * found.gather, 1e3 * found.write
@@ -121,12 +121,12 @@ class Gathers:
 
 
 def view_shape(view: GraphView) -> tuple[int, int]:
-    """(R, C)."""
+    """Return (R, C)."""
     return view.num_rows, view.num_cols
 
 
 def machine(device: str) -> dict[str, float]:
-    """Rates for the roofline: of products, and of bytes from memory and from cache."""
+    """Return rates for the roofline: of products, and of bytes from memory and from cache."""
     if device == "cuda":
         return probes_gpu.all_probes()
     rate = statistics.median(fma_gflop_s(torch.get_num_threads()) for _ in range(3))

@@ -1,4 +1,4 @@
-"""What this machine can do at most: multiply-adds kept in registers (gather.py: gathers of rows).
+"""Peak rate of multiply-adds in registers on this machine (gather.py: gathers of rows).
 
 The loop is compiled when it is first asked for (a C++ compiler is needed) and called through
 ctypes, so that the package itself carries no benchmark code.
@@ -72,7 +72,7 @@ def _fma_rate() -> ctypes._NamedFuncPointer:
 
 
 def fma_gflop_s(threads: int, seconds: float = 0.05) -> float:
-    """float32 GFLOP/s of multiply-adds in registers, summed over ``threads`` at once."""
+    """Return float32 GFLOP/s of multiply-adds in registers, summed over concurrent ``threads``."""
     function = _fma_rate()
     rates = [0.0] * threads
 

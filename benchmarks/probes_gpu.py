@@ -1,4 +1,4 @@
-"""What a CUDA device can do at most, by plain calls of torch: products, copies, gathers.
+"""Peak rates of a CUDA device by plain calls of torch: products, copies, gathers.
 
 ``python -m benchmarks.probes_gpu`` prints all of them. Not run on a GPU yet.
 """
@@ -20,7 +20,7 @@ WIDTH = 64
 
 
 def seconds(job: Callable[[], object]) -> float:
-    """Median by events, after three calls that do not count."""
+    """Return the median by events, after three warm-up calls."""
     taken = []
     for number in range(CALLS + 3):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
@@ -35,7 +35,7 @@ def seconds(job: Callable[[], object]) -> float:
 
 @contextlib.contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """Under a precision of torch: "highest" is float32, "high" TF32."""
+    """Run under a precision of torch: "highest" is float32, "high" TF32."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
@@ -46,7 +46,7 @@ def float32_products(precision: str) -> Iterator[None]:
 
 @functools.cache
 def product_gflop_s(kind: str) -> float:
-    """Of torch.mm on squares of 8192: "bfloat16", "TF32" or "float32"."""
+    """Return the rate of torch.mm on squares of 8192, in "bfloat16", "TF32" or "float32"."""
     dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
     a, b = torch.randn(2, MATRIX, MATRIX, device="cuda", dtype=dtype).unbind()
     with float32_products("high" if kind == "TF32" else "highest"):
@@ -55,7 +55,7 @@ def product_gflop_s(kind: str) -> float:
 
 @functools.cache
 def copy_gb_s() -> float:
-    """Bytes read and written a second by a copy of 1 GiB."""
+    """Return the gigabytes per second that a copy of 1 GiB reads and writes."""
     source = torch.empty(COPY_BYTES, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     return 2e-9 * COPY_BYTES / seconds(lambda: target.copy_(source))
@@ -63,7 +63,7 @@ def copy_gb_s() -> float:
 
 @functools.cache
 def gather_gb_s(table_rows: int, gathered: int = 4_000_000) -> float:
-    """Bytes of 256 B rows read a second at random places of a table, summed 32 at a time.
+    """Return the rate of reading 256 B rows at random positions of a table, summed 32 at a time.
 
     The sums are those of ``embedding_bag``: one row is written for 32 that are read.
     """
@@ -78,7 +78,7 @@ def gather_gb_s(table_rows: int, gathered: int = 4_000_000) -> float:
 
 
 def all_probes() -> dict[str, float]:
-    """By the names that results carry."""
+    """Return all rates by the names that results use."""
     return {
         "bfloat16_gflop_s": product_gflop_s("bfloat16"),
         "tf32_gflop_s": product_gflop_s("TF32"),

@@ -20,7 +20,7 @@ from mmssl.training.step import TrainingStep
 def make_step(
     graph: InteractionGraph, features: dict[str, Tensor], config: Config, seed: int = 0
 ) -> TrainingStep:
-    """A fresh model, critic and structure with their optimisers, seeded, on the graph's device."""
+    """A fresh model, critic and structure with their optimizers, seeded, on the graph's device."""
     device = graph.device
     torch.manual_seed(seed)
     model = MMSSL(graph, features, config.model).to(device)
@@ -31,7 +31,7 @@ def make_step(
 
 
 def named_functions(step: TrainingStep) -> list[Named]:
-    """Parts of a step that the profiler is to see beside the ranges that the step itself has."""
+    """Parts of a step to profile in addition to the ranges that the step itself has."""
     return [
         Named(step_module, "similarity_rows", "similarity_rows"),
         Named(step_module, "real_rows", "real_rows"),

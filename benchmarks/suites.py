@@ -1,4 +1,4 @@
-"""The committed suites: which cases there are, run one after the other into one file each."""
+"""The committed suites and their cases; each suite runs into one file."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ OPS = (bench_propagate, bench_info_nce, bench_topk, bench_step_parts, bench_laye
 
 
 class Failure(NamedTuple):
-    """A case that could not be measured: our own op disagrees, or the benchmark is wrong."""
+    """A case that could not be measured: our own op disagrees, or the benchmark has an error."""
 
     what: str
 
 
 class Options(NamedTuple):
-    """What the command line says."""
+    """Options of the command line."""
 
     device: str = "cpu"
     smoke: bool = False
     out: Path = RESULTS
     peers: Sequence[str] | None = None  # None: all
     only: str | None = None  # ops whose name contains it
-    budget_s: float | None = None  # no new case begins after so many seconds
+    budget_s: float | None = None  # seconds after which no new case starts
 
 
 def ops_cases(options: Options) -> Iterator[Case | Failure]:
@@ -63,12 +63,12 @@ def ops_cases(options: Options) -> Iterator[Case | Failure]:
             budget.seconds = min(budget.seconds, 1.0)
         try:
             yield problem.measure(make(), budget)
-        except Exception as error:  # the other cases are still worth having
+        except Exception as error:  # the other cases can still be measured
             yield Failure(f"{make.func.__module__} {make.args}: {type(error).__name__}: {error}")
 
 
 def _in_turn(benches: list[Iterator[Any]], options: Options) -> Iterator[Any]:
-    """One benchmark after the other; with a budget one case of each, so that none is left out."""
+    """Run one benchmark after the other; with a budget interleaved, so that each gets a case."""
     if options.budget_s is None:
         yield from itertools.chain.from_iterable(benches)
         return
@@ -100,7 +100,7 @@ SUITES: dict[str, Callable[[Options], Iterator[Case | Failure]]] = {
 
 
 def peer_names() -> list[str]:
-    """What ``--peers`` takes."""
+    """Return the names that ``--peers`` accepts."""
     tables = (
         peers_of_ops.SPARSE, peers_of_ops.INFO_NCE, peers_of_ops.CROSS_VIEW, peers_of_ops.RANKING,
         bench_train_step.BY_NAME, ("released, 1 process", "released, 2 processes", "Python loop"),
@@ -109,7 +109,7 @@ def peer_names() -> list[str]:
 
 
 def run(suite: str, options: Options) -> tuple[Path, list[Failure]]:
-    """Runs a suite, prints a line per implementation, and writes its file after every case.
+    """Run a suite, prints a line per implementation, and writes its file after every case.
 
     What fails is printed and returned, and the rest goes on.
 
@@ -124,7 +124,7 @@ def run(suite: str, options: Options) -> tuple[Path, list[Failure]]:
     if suite == "ops":
         keep_freed_memory()  # for every peer alike; see benchmarks/NOTES.md
     if options.smoke:
-        torch.set_num_threads(1)  # nothing is timed in earnest: a busy machine must not stall it
+        torch.set_num_threads(1)  # times do not matter, but a busy machine must not stall it
     found = environment.environment(options.device, smoke=options.smoke)
     print(environment.heading(found))
     if line := environment.warning(found):
@@ -146,20 +146,20 @@ def run(suite: str, options: Options) -> tuple[Path, list[Failure]]:
         found["seconds"] = time.perf_counter() - start
         write(path, Results(suite, found, [case]))
         if options.budget_s is not None and found["seconds"] > options.budget_s:
-            print(f"{suite}: the rest is left out, the budget of {options.budget_s:.0f} s is spent")
+            print(f"{suite}: cases are left out, the budget of {options.budget_s:.0f} s is spent")
             break
     print(f"{path}: {time.perf_counter() - start:.0f} s")
     return path, failures
 
 
 def file_name(suite: str, found: dict[str, object]) -> str:
-    """``ops-cpu.json``, or with the GPU's name."""
+    """Return e.g. ``ops-cpu.json``, or the same with the GPU's name."""
     name = "cpu" if found["device"] == "cpu" else str(found["name"]).lower().replace(" ", "-")
     return f"{suite}-{name}{'-smoke' if found['smoke'] else ''}.json"
 
 
 def show(case: Case) -> None:
-    """A heading, and a line per implementation."""
+    """Print a heading and a line per implementation."""
     sizes = ", ".join(f"{key} {value:,}" for key, value in case.sizes.items())
     print(f"\n{case.op}, {case.workload}, {case.dtype} ({sizes})")
     if case.limit is not None:

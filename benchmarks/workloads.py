@@ -1,8 +1,8 @@
-"""What benchmarks run on: public data sets, or seeded graphs and features of their shapes.
+"""Workloads: public data sets, or seeded graphs and features of their shapes.
 
-Without data at hand a power-law graph of the same users, items and edges stands in, named
-``NAME-like``; with ``MMSSL_DATA=folder`` the real interactions are read from there, and the real
-features and held-out lists where the set has them.
+Without the data, a power-law graph with the same numbers of users, items and edges replaces it,
+named ``NAME-like``. With ``MMSSL_DATA=folder`` the real interactions are read from there, and the
+real features and held-out lists if the set has them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from mmssl.graph import InteractionGraph
 
 
 class Workload(NamedTuple):
-    """A graph and what to call it."""
+    """A graph and its name."""
 
     name: str
     graph: InteractionGraph
@@ -39,7 +39,7 @@ SHAPES = {
 }
 
 # Width of each modality's raw features. TikTok and ML-1M as published; Baby's public surrogates;
-# of Sports, whose features are not public, the widths.
+# of Sports, whose features are not public, only the widths.
 WIDTHS = {
     "tiktok": {"image": 128, "audio": 128},
     "baby": {"image": 128, "text": 128},
@@ -52,7 +52,7 @@ HELD_OUT = {"tiktok": 6_130, "baby": 20_559, "ml1m": 51_487, "gowalla": 217_242,
 
 
 class HeldOut(NamedTuple):
-    """What an evaluator needs of a data set."""
+    """The part of a data set that an evaluator needs."""
 
     num_users: int
     num_items: int
@@ -71,14 +71,14 @@ def element_type(dtype: str, device: str) -> torch.dtype:
 
 
 def _folder(name: str, file: str) -> Path | None:
-    """The set's folder under ``MMSSL_DATA`` if it holds the file."""
+    """Return the folder of the set under ``MMSSL_DATA`` if it holds the file."""
     root = os.environ.get("MMSSL_DATA")
     folder = Path(root or "") / name
     return folder if root and (folder / file).exists() else None
 
 
 def load(name: str) -> Workload:
-    """The real set where ``MMSSL_DATA`` has it, else its stand-in."""
+    """Return the real set if ``MMSSL_DATA`` has it, else its stand-in."""
     users, items, edges = SHAPES[name]
     if folder := _folder(name, "train.npz"):
         import scipy.sparse
@@ -98,7 +98,7 @@ def load(name: str) -> Workload:
 
 
 def features(name: str, num_items: int) -> dict[str, Tensor]:
-    """Modality -> (I, d) raw features: the real ones where they are, else seeded normal draws."""
+    """Modality -> (I, d) raw features: the real ones if available, else seeded normal draws."""
     if folder := _folder(name, "train.json"):
         from mmssl.data import read_dataset
 
@@ -117,7 +117,7 @@ def random_features(num_items: int, widths: dict[str, int]) -> dict[str, Tensor]
 
 
 def held_out(name: str, graph: InteractionGraph) -> HeldOut:
-    """Test lists of a loaded set: the real ones, or random items that the users lack."""
+    """Return test lists of a loaded set: the real ones, or random items that the users lack."""
     if folder := _folder(name, "test.npz"):
         import scipy.sparse
 
@@ -136,14 +136,14 @@ def held_out(name: str, graph: InteractionGraph) -> HeldOut:
 
 
 def power_law(users: int, items: int, edges: int, seed: int = 0) -> InteractionGraph:
-    """Ids with Zipf-like popularity (exponent about 0.8), in random order, repeated edges merged.
+    """Return a graph with Zipf-like popularity (exponent about 0.8), repeated edges merged.
 
-    A little more than ``edges`` are drawn, since repetitions vanish.
+    Slightly more than ``edges`` are drawn, since repetitions are merged.
     """
     rng = np.random.default_rng(seed)
 
     def ids(count: int) -> np.ndarray:
-        # The inverse of the cumulated density x^-0.8 on [0, 1].
+        # The inverse of the cumulative density x^-0.8 on [0, 1].
         position = (rng.random(int(edges * 1.15)) ** 5 * count).astype(np.int64)
         return rng.permutation(count)[np.minimum(position, count - 1)]
 

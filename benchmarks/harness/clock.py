@@ -1,9 +1,9 @@
-"""How a call is timed, and how implementations take turns.
+"""Timing of single calls, and interleaving of implementations.
 
-On the CPU a call is over when it returns. On a GPU it is put between events on the stream and
-waited for, so the time is what the device took, gaps between launches included. A turn runs every
-implementation once untimed, so that none starts in caches which the one before filled, then for
-about 30 ms; the order moves on by one each turn. A slow minute of the machine hits all of them.
+On the CPU a call is over when it returns. On a GPU it is placed between events on the stream and
+synchronized, so the time is that of the device, gaps between launches included. A round ("turn")
+runs every implementation once untimed, so that none starts from caches that another one filled,
+and then for about 30 ms; the order rotates by one each round. A slow minute affects all of them.
 """
 
 from __future__ import annotations
@@ -17,32 +17,34 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-TURN_S = 0.03  # of timed calls
-SLOW_S = 0.3  # a call above it needs no other before it
+TURN_S = 0.03  # timed, per implementation and round
+SLOW_S = 0.3  # calls above this need no warm-up in each round
 MIN_TURNS = 3
-MAX_CALLS = 200  # a turn
+MAX_CALLS = 200  # per round
 
 
 class Work(NamedTuple):
     """An implementation with its arguments bound."""
 
     compute: Callable[[], Any]
-    inputs: tuple[Tensor, ...] = ()  # what gradients are taken for; (): forward only
-    grads: tuple[Tensor, ...] | None = None  # of the outputs; None: they are scalars
+    inputs: tuple[Tensor, ...] = ()  # gradients are taken for these; (): forward only
+    grads: tuple[Tensor, ...] | None = (
+        None  # gradients of the outputs; None: the outputs are scalars
+    )
 
     def forward(self) -> Any:
-        """Without what backward needs."""
+        """Compute the outputs without recording for backward."""
         with torch.no_grad():
             return self.compute()
 
     def full(self) -> tuple[Tensor, ...]:
-        """Outputs and gradients."""
+        """Return outputs and gradients."""
         values = outputs(self.compute())
         gradients = self._backward(values) if self.inputs else ()
         return (*(v.detach() for v in values), *gradients)
 
     def timed(self, clock: Clock) -> Call:
-        """Seconds of the forward, and of all of it."""
+        """Return the seconds of the forward and of forward and backward."""
         clock.settle()
         start = clock.mark()
         value = self.compute()
@@ -62,7 +64,7 @@ class Work(NamedTuple):
 
 
 def outputs(value: Any) -> tuple[Tensor, ...]:
-    """As a tuple."""
+    """Return one or several outputs as a tuple."""
     return (value,) if isinstance(value, Tensor) else tuple(value)
 
 
@@ -74,41 +76,41 @@ class Call(NamedTuple):
 
 
 class Clock:
-    """Of the CPU."""
+    """Clock of the CPU."""
 
     def settle(self) -> None:
-        """Waits for what was asked for before."""
+        """Wait for earlier work to finish."""
 
     def mark(self) -> Any:
-        """A moment."""
+        """Return the current time."""
         return time.perf_counter()
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds."""
+        """Return the seconds between two marks."""
         return float(end - start)
 
 
 class CudaClock(Clock):
-    """Of the current CUDA device and stream."""
+    """Clock of the current CUDA device and stream."""
 
     def settle(self) -> None:
-        """Waits for the device."""
+        """Wait for the device."""
         torch.cuda.synchronize()
 
     def mark(self) -> Any:
-        """An event on the stream."""
+        """Record an event on the stream."""
         event = torch.cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def between(self, start: Any, end: Any) -> float:
-        """Seconds between two events, waiting for the second."""
+        """Return the seconds between two events, waiting for the second."""
         end.synchronize()
         return float(start.elapsed_time(end)) / 1e3
 
 
 def clock_of(device: str) -> Clock:
-    """For "cpu" or "cuda"."""
+    """Return the clock for "cpu" or "cuda"."""
     return CudaClock() if device == "cuda" else Clock()
 
 
@@ -125,16 +127,17 @@ def take_turns(
     warm_up: bool = True,
     each_turn: Callable[[], object] = lambda: None,
 ) -> Turns:
-    """Turns for about so many seconds, at least ``turns`` of them.
+    """Run interleaved rounds for about ``seconds``, at least ``turns`` of them.
 
     Args:
-        works: in the order of the first turn.
-        clock: of the device that they run on.
-        seconds: after which no new turn begins.
-        turns: the least number.
-        most_calls: of one implementation in one turn; with 1 only the first turn warms up.
-        warm_up: False where a call takes minutes.
-        each_turn: called at the start of each, e.g. to measure the limit.
+        works: Implementations, in the order of the first round.
+        clock: Clock of the device that they run on.
+        seconds: No new round starts after this time.
+        turns: Minimum number of rounds.
+        most_calls: Maximum number of calls per implementation and round; with 1 only the first
+            round warms up.
+        warm_up: False if a call takes minutes.
+        each_turn: Called at the start of each round, e.g. to measure the limit.
     """
     names, kept = list(works), {name: [] for name in works}
     warm: dict[str, float] = {}
@@ -157,7 +160,7 @@ def take_turns(
 
 
 def ratios(turns: Turns, name: str, baseline: str) -> list[float]:
-    """Full time of one over another's, turn by turn."""
+    """Return the ratio of two full times, round by round."""
     pairs = zip(turns[name], turns[baseline], strict=True)
     return [_median(mine) / _median(other) for mine, other in pairs]
 

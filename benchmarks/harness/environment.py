@@ -1,4 +1,4 @@
-"""What a result was measured with, and whether the machine was free for it."""
+"""The environment of a measurement, and whether the machine was otherwise idle."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ import mmssl
 from benchmarks.peers.registry import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
-BUSY_LOAD = 0.5  # processes wanting a core
+BUSY_LOAD = 0.5  # runnable processes
 BUSY_CORES = 0.2  # cores in use while this process sleeps
 
 
 def environment(device: str = "cpu", *, smoke: bool = False) -> dict[str, Any]:
-    """The record that every file carries."""
+    """Return the record that every file carries."""
     load, used, cuda = load_average(), cores_in_use(), device == "cuda"
     return {
         "device": device,
@@ -34,7 +34,7 @@ def environment(device: str = "cpu", *, smoke: bool = False) -> dict[str, Any]:
         **({"driver": gpu("driver_version"), "cuda": torch.version.cuda} if cuda else {}),
         "load_at_start": load,
         "cores_in_use_at_start": used,
-        # The load is a mean over the last minute, which what has just ended still weighs on.
+        # The load is a mean over the last minute and still includes what has just ended.
         "busy": used > BUSY_CORES if used is not None else (load or 0.0) > BUSY_LOAD,
         "mmssl": mmssl.__version__,
         "torch": torch.__version__,
@@ -47,7 +47,7 @@ def environment(device: str = "cpu", *, smoke: bool = False) -> dict[str, Any]:
 
 
 def warning(found: dict[str, Any]) -> str:
-    """One line if the machine is not free, else empty."""
+    """Return one line if the machine is busy, else an empty string."""
     if not found["busy"]:
         return ""
     used = found["cores_in_use_at_start"]
@@ -59,7 +59,7 @@ def warning(found: dict[str, Any]) -> str:
 
 
 def heading(found: dict[str, Any]) -> str:
-    """One line on what is measured with."""
+    """Return one line that describes the environment."""
     return (
         f"{found['name']}, {found['threads']} threads, {found['simd']}, torch {found['torch']}, "
         f"commit {found['commit']}"
@@ -67,7 +67,7 @@ def heading(found: dict[str, Any]) -> str:
 
 
 def cores_in_use(seconds: float = 0.5) -> float | None:
-    """By everybody, while this process sleeps; None where the system does not say (Linux does)."""
+    """Return the cores in use while this process sleeps; None if the system does not tell."""
 
     def ticks() -> tuple[int, int]:
         values = [int(v) for v in Path("/proc/stat").read_text().splitlines()[0].split()[1:9]]
@@ -84,13 +84,13 @@ def cores_in_use(seconds: float = 0.5) -> float | None:
 
 
 def load_average() -> float | None:
-    """Of the last minute."""
+    """Return the load of the last minute."""
     return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 @functools.cache
 def cpu_name() -> str:
-    """The model as the kernel names it."""
+    """Return the processor model as the kernel names it."""
     with_names = Path("/proc/cpuinfo")
     if with_names.exists():
         for line in with_names.read_text().splitlines():
@@ -100,7 +100,7 @@ def cpu_name() -> str:
 
 
 def clocks_mhz(device: str) -> list[float]:
-    """What the cores (or the GPU) run at now, as far as the system says so."""
+    """Return the current clocks of the cores or of the GPU, if the system reports them."""
     if device == "cuda":
         found = gpu("clocks.sm").split()  # "1980 MHz", "[N/A]" or nothing
         return [float(found[0])] if found and found[0].isdigit() else []
@@ -110,7 +110,7 @@ def clocks_mhz(device: str) -> list[float]:
 
 
 def gpu(field: str) -> str:
-    """A field of ``nvidia-smi``, empty without it."""
+    """Return a field of ``nvidia-smi``, empty without it."""
     command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader", "--id=0"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
@@ -121,7 +121,7 @@ def gpu(field: str) -> str:
 
 @functools.cache
 def commit() -> str:
-    """The checkout's commit, with a + if files differ from it; "unknown" outside one."""
+    """Return the commit, with a + if files were modified; "unknown" outside a checkout."""
     try:
         head = _git("rev-parse", "--short=10", "HEAD")
         changed = _git(
@@ -133,7 +133,7 @@ def commit() -> str:
 
 
 def version(package: str) -> str:
-    """Of an installed package."""
+    """Return the version of an installed package."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:

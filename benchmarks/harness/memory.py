@@ -1,4 +1,4 @@
-"""Peak memory: of a process of its own on the CPU, by torch's allocator on a GPU."""
+"""Peak memory: of a fresh process on the CPU, by torch's allocator on a GPU."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def reset_peak() -> None:
-    """Forgets the peak so far where the kernel can (Linux); elsewhere it stays the process's."""
+    """Reset the peak if the kernel supports it (Linux); elsewhere it covers the whole process."""
     gc.collect()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_mb() -> float:
-    """Largest resident set since :func:`reset_peak`, MiB."""
+    """Return the largest resident set since `reset_peak`, in MiB."""
     found = _status_mb("VmHWM:")
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if found is None else found
 
 
 def available_mb() -> float:
-    """What the system can still give; without /proc, anything."""
+    """Return the memory that is available, in MiB; infinite without /proc."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/meminfo").read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -42,7 +42,7 @@ def available_mb() -> float:
 
 
 def growth_mb(job: Callable[[], object], device: str) -> float | None:
-    """By how much a second call of a job raises the peak; None where the system can't say.
+    """Return how much a second call of a job raises the peak; None if the system cannot tell.
 
     The first call compiles, loads and starts threads. On the CPU this is to be called in a process
     of its own, whose allocator holds no freed memory of others.
@@ -67,7 +67,7 @@ def growth_mb(job: Callable[[], object], device: str) -> float | None:
 
 
 def in_fresh_process(module: str, *arguments: str) -> Any:
-    """Runs a module of the benchmarks and reads the JSON value on its last line.
+    """Run a module of the benchmarks and read the JSON value on its last line.
 
     Raises:
         RuntimeError: it failed; with the end of what it wrote.

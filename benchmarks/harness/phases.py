@@ -1,4 +1,4 @@
-"""Where the time of a job goes, by the profiler ranges ``mmssl::...`` that it passes through."""
+"""Time spent in each of the profiler ranges ``mmssl::...`` of a job."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RANGE = "mmssl::"
 
 
 class Named(NamedTuple):
-    """A function to be seen by the profiler: ``getattr(owner, attribute)`` under a phase's name."""
+    """A function to profile: ``getattr(owner, attribute)`` under the name of a phase."""
 
     owner: Any
     attribute: str
@@ -26,7 +26,7 @@ class Named(NamedTuple):
 
 @contextlib.contextmanager
 def annotated(functions: Iterable[Named]) -> Iterator[None]:
-    """Gives functions of the package a profiler range for a while; unknown ones are passed over."""
+    """Wrap functions in a profiler range within the context; unknown ones are ignored."""
     with contextlib.ExitStack() as stack:
         for owner, attribute, phase in functions:
             original = getattr(owner, attribute, None)
@@ -46,10 +46,10 @@ def _ranged(function: Callable[..., Any], name: str) -> Callable[..., Any]:
 
 
 def phases(job: Callable[[], object], repeats: int = 1) -> dict[str, float]:
-    """Milliseconds spent in each ``mmssl::`` range, without those inside it; mean of the runs.
+    """Return the milliseconds spent in each ``mmssl::`` range, excluding nested ranges.
 
-    What lies in no range is ``other``, so the phases add up to the job. Host time: on a GPU that is
-    the time to launch.
+    Time outside of all ranges is ``other``, so the phases add up to the job; the mean of the runs
+    is returned. This is host time: on a GPU, the time to launch.
     """
     with (
         quiet_kineto(),

@@ -1,4 +1,4 @@
-"""One case to be measured: agreement first, then turns, then memory."""
+"""Measurement of one case: agreement first, then time, then memory."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from benchmarks.harness.record import Case, Limit, Row, Spread, Timing
 from benchmarks.peers.ops import OTHER_FUNCTION
 from benchmarks.peers.registry import Missing
 
-GRAPHED_BELOW_S = 1e-3  # on a GPU, what launches dominate is captured in a CUDA graph as well
+GRAPHED_BELOW_S = 1e-3  # on a GPU, calls below this are measured as a CUDA graph, too
 
 
 class Probe(Protocol):
-    """Measures a limit in turn with everything else."""
+    """Measures a limit in the same rounds as everything else."""
 
     def turn(self) -> None:
-        """Once a turn."""
+        """Measure; called once per round."""
 
     def limit(self) -> Limit:
-        """After the last."""
+        """Return the limit; called after the last round."""
 
 
 @dataclasses.dataclass
 class Problem:
-    """An op on a workload, and who computes it."""
+    """An op on a workload, and the implementations of it."""
 
     op: str
     workload: str
@@ -44,14 +44,14 @@ class Problem:
     sizes: dict[str, int]
     peers: dict[str, Callable[[], Work]]
     expected: Callable[[], Sequence[Tensor]]  # outputs, then gradients
-    tolerance: float = 1e-4  # of the largest entry
+    tolerance: float = 1e-4  # relative to the largest entry
     probe: Probe | None = None
     agree: Callable[[Sequence[Tensor], Sequence[Tensor]], float] | None = None
     again: tuple[str, dict[str, Any]] | None = None  # module of benchmarks, arguments of problem()
     baseline: str = "native"
 
     def made(self, wanted: Sequence[str] | None = None) -> tuple[dict[str, Work], dict[str, str]]:
-        """The peers that there are and the reasons why the others are missing."""
+        """Return the available peers, and the reasons why the others are missing."""
         works: dict[str, Work] = {}
         missing: dict[str, str] = {}
         for name, make in self.peers.items():
@@ -70,7 +70,7 @@ class Problem:
 
 @dataclasses.dataclass
 class Budget:
-    """How long to measure, and what besides time."""
+    """How long to measure, and whether to measure memory."""
 
     seconds: float = 2.0
     turns: int = 3
@@ -79,11 +79,11 @@ class Budget:
 
 
 def measure(problem: Problem, budget: Budget) -> Case:
-    """Measures a case.
+    """Measure a case.
 
     Raises:
-        AssertionError: the package's own op disagrees with what is expected. A peer that does is
-            left out, and the result says so.
+        AssertionError: The package's own op disagrees with what is expected. A peer that disagrees
+            is left out, and the result says so.
     """
     works, missing, errors = prepared(problem, budget.peers)
     clock = clock_of(problem.device)
@@ -109,7 +109,7 @@ def measure(problem: Problem, budget: Budget) -> Case:
 def prepared(
     problem: Problem, wanted: Sequence[str] | None = None
 ) -> tuple[dict[str, Work], dict[str, str], dict[str, float]]:
-    """What may be timed: the peers that are available and agree with what is expected.
+    """Prepare what may be timed: peers that are available and agree with what is expected.
 
     Args:
         problem: The case.
@@ -128,7 +128,7 @@ def prepared(
 def _agreement(
     problem: Problem, works: dict[str, Work], missing: dict[str, str]
 ) -> dict[str, float]:
-    """Worst deviations by peer; moves peers that fail or disagree to the missing ones."""
+    """Return the worst deviations; peers that fail or disagree move to the missing ones."""
     expected = problem.expected()
     agree = problem.agree or largest_deviation
     errors: dict[str, float] = {}
@@ -142,7 +142,7 @@ def _agreement(
                     f"disagrees: {errors[name]:.1e} of the largest entry, "
                     f"expected at most {problem.tolerance:.0e}"
                 )
-        except Exception as error:  # whatever a peer raises is its line of the result
+        except Exception as error:  # becomes the row of the peer
             if name == problem.baseline:
                 raise
             del works[name]
@@ -153,7 +153,7 @@ def _agreement(
 
 
 def largest_deviation(got: Sequence[Tensor], expected: Sequence[Tensor]) -> float:
-    """Over all tensors, relative to the largest entry of each; integers must be equal."""
+    """Return the largest deviation relative to the largest entry; integers must be equal."""
     worst = 0.0
     for mine, right in zip(got, expected, strict=True):
         if not right.is_floating_point():
@@ -182,7 +182,7 @@ def _row(turns: Turns, name: str, baseline: str, limit: Limit | None) -> Row:
 
 
 def _add_graphed(problem: Problem, works: dict[str, Work], missing: dict[str, str]) -> None:
-    """The package's op as one replayed CUDA graph: what is left without launches and Python."""
+    """Add the package's op as one replayed CUDA graph, without launches and Python."""
     name = f"{problem.baseline}, CUDA graph"
     try:
         works[name] = graphed(works[problem.baseline])
@@ -191,7 +191,7 @@ def _add_graphed(problem: Problem, works: dict[str, Work], missing: dict[str, st
 
 
 def graphed(work: Work) -> Work:
-    """Forward and backward captured; only the sum of both can be timed."""
+    """Capture forward and backward; only their sum can be timed."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -210,7 +210,7 @@ def graphed(work: Work) -> Work:
 
 
 def peak_mb(problem: Problem, name: str, work: Work) -> float | None:
-    """Growth of memory over one forward and backward."""
+    """Return the growth of memory over one forward and backward."""
     if problem.device == "cuda":
         return memory.growth_mb(work.full, "cuda")
     if not sys.platform.startswith("linux"):
@@ -231,13 +231,13 @@ def _reason(error: BaseException) -> str:
 
 @functools.cache
 def problem_of(module: str) -> Callable[..., Problem]:
-    """``problem()`` of a benchmark's module."""
+    """Return ``problem()`` of a benchmark's module."""
     import importlib
 
     make: Callable[..., Problem] = importlib.import_module(f"benchmarks.{module}").problem
     return make
 
 
-if __name__ == "__main__":  # one peer's memory, in a process of its own
+if __name__ == "__main__":  # memory of one peer, in a fresh process
     made = problem_of(sys.argv[1])(**json.loads(sys.argv[2]))
     print(json.dumps(memory.growth_mb(made.peers[sys.argv[3]]().full, "cpu")))

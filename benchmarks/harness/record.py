@@ -1,4 +1,4 @@
-"""The one schema of results: what a file in ``benchmarks/results`` holds, read and written whole.
+"""The schema of the files in ``benchmarks/results``, read and written as a whole.
 
 ``{"schema": 1, "suite": ..., "environment": {...}, "cases": [...]}``. A case is one job on one
 workload (an op on a graph, a training step on a data set) with a row per implementation. Times are
@@ -30,16 +30,16 @@ class Timing(NamedTuple):
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> Timing:
-        """Quartiles of one call are that call."""
+        """Return median and quartiles; those of a single call are that call."""
         return cls(*(1e3 * s for s in _quartiles(seconds)), len(seconds))
 
     def divided(self, count: int) -> Timing:
-        """Of one of ``count`` equal parts of a call."""
+        """Return the timing of one of ``count`` equal parts of a call."""
         return Timing(self.median_ms / count, self.q1_ms / count, self.q3_ms / count, self.calls)
 
 
 class Spread(NamedTuple):
-    """Median and quartiles over turns of a ratio taken within each turn."""
+    """Median and quartiles over rounds of a ratio taken within each round."""
 
     median: float
     q1: float
@@ -48,7 +48,7 @@ class Spread(NamedTuple):
 
     @classmethod
     def of(cls, ratios: Sequence[float]) -> Spread:
-        """Quartiles of one turn are that turn."""
+        """Return median and quartiles; those of a single round are that round."""
         return cls(*_quartiles(ratios), len(ratios))
 
 
@@ -60,10 +60,10 @@ def _quartiles(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 class Limit(NamedTuple):
-    """The least time that the work itself allows on this machine, measured in the same turns."""
+    """The minimum time that the work allows on this machine, measured in the same rounds."""
 
     ms: float
-    kind: str  # what of: "multiply-adds", "gathers + writes", ...
+    kind: str  # e.g. "multiply-adds", "gathers + writes"
     parts_ms: dict[str, float]
     flop: float | None = None  # of the work, for the roofline
     bytes: float | None = None
@@ -73,14 +73,14 @@ class Limit(NamedTuple):
 class Row:
     """One implementation on one case."""
 
-    full: Timing  # forward and backward; forward alone where nothing has a gradient
+    full: Timing  # forward and backward; forward alone without gradients
     forward: Timing | None = None  # with what backward needs
     backward: Timing | None = None
-    relative: Spread | None = None  # full over the baseline's full, turn by turn
+    relative: Spread | None = None  # ratio to the baseline's full time, by round
     of_limit: float | None = None
     peak_mb: float | None = None
     error: float | None = None  # worst deviation from what was expected, relative to the largest
-    note: str | None = None  # e.g. what it does not do
+    note: str | None = None  # e.g. what the implementation leaves out
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
@@ -96,29 +96,29 @@ class Case:
     rows: dict[str, Row]
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
     limit: Limit | None = None
-    commit: str = "unknown"  # a file may hold cases of several commits, not of several machines
+    commit: str = "unknown"  # cases of one file may have different commits, not machines
 
     @property
     def key(self) -> tuple[object, ...]:
-        """What makes a case the same one in another file."""
+        """Return what identifies a case across files."""
         return (self.op, self.workload, self.dtype, tuple(sorted(self.sizes.items())))
 
 
 @dataclasses.dataclass
 class Results:
-    """A file."""
+    """The content of a file."""
 
     suite: str
     environment: dict[str, Any]
     cases: list[Case]
 
 
-# Where these differ, two files are of different machines or set-ups and are never merged.
+# If these differ, two files are of different machines or set-ups and are never merged.
 IDENTITY = ("device", "name", "threads", "simd", "torch", "smoke")
 
 
 def write(path: Path, results: Results) -> None:
-    """Writes a file, keeping the cases of the same machine that were not measured again."""
+    """Write a file, keeping cases of the same machine that were not measured again."""
     if path.exists():
         old = read(path)
         if all(old.environment.get(k) == results.environment.get(k) for k in IDENTITY):
@@ -137,7 +137,7 @@ def write(path: Path, results: Results) -> None:
 
 
 def read(path: Path) -> Results:
-    """Reads a file.
+    """Read a file.
 
     Raises:
         InputError: it is not one of this schema.
@@ -157,7 +157,7 @@ def read(path: Path) -> Results:
 
 
 def read_all(paths: Iterable[Path]) -> list[Results]:
-    """Several files, those of a folder by name; by suite."""
+    """Read several files or folders; returns the results by suite."""
     files: list[Path] = []
     for path in paths:
         files += sorted(path.glob("*.json")) if path.is_dir() else [path]
@@ -186,7 +186,7 @@ def _row(content: dict[str, Any]) -> Row:
 
 
 def _without_none(value: Any) -> Any:
-    """Named tuples as objects, and without what is None or empty (``missing`` stays)."""
+    """Convert named tuples to objects, without None and empty values (``missing`` stays)."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         value = value._asdict()
     if isinstance(value, dict):
@@ -200,7 +200,7 @@ def _without_none(value: Any) -> Any:
 
 
 def _rounded(value: Any) -> Any:
-    """Six significant digits: more are noise and make diffs unreadable."""
+    """Round to six significant digits; more would be noise in diffs."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Whether the package's step and the peer's do the same: losses, gradients and moved parameters."""
+"""Check that the package's step and the peer's agree: losses, gradients, updated parameters."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ NO_DROPOUT = {"model": {"dropout": 0.0}, "critic": {"dropout": [0.0, 0.0]}}
 
 
 def make_peer(step: TrainingStep, seed: int = 0) -> ReleasedStep:
-    """The released arithmetic from the same parameters."""
+    """Return the released arithmetic with the same parameters."""
     assert step.critic is not None
     return ReleasedStep(step.model, step.critic, step.config, seed)
 
 
 def as_batch(inputs: StepInput, num_items: int) -> Batch:
-    """The package's draws for the peer; noise on whole rows only where the package draws it."""
+    """Return the package's draws for the peer; noise on whole rows only if the package draws it."""
     uniform = inputs.uniform
     whole = uniform is not None and uniform.shape == (len(inputs.batch.user), num_items)
     return Batch(*(ids.tolist() for ids in inputs.batch), uniform if whole else None, inputs.alpha)
@@ -38,7 +38,7 @@ def as_batch(inputs: StepInput, num_items: int) -> Batch:
 def check_agreement(
     graph: InteractionGraph, features: dict[str, Tensor], config: Config
 ) -> dict[str, float]:
-    """One step of either from equal parameters with equal draws, without dropout.
+    """Run one step of each from equal parameters with equal draws, without dropout.
 
     Returns:
         The worst deviations of losses, gradients and of the parameters moved, each relative.
@@ -87,7 +87,7 @@ def _compare(
     lr: float,
     scale: float,
 ) -> None:
-    """Raises ``worst`` to the deviations of one parameter.
+    """Raise ``worst`` to the deviations of one parameter.
 
     A gradient is judged by its largest entry, or by ``scale`` if that is larger.
     """

@@ -84,7 +84,7 @@ _world: tuple[Sequence[list[int]], dict[int, list[int]], int, tuple[int, ...]] |
 
 
 def _enter(*world: object) -> None:
-    """What every worker keeps."""
+    """Store the lists that every worker needs."""
     global _world
     _world = world  # type: ignore[assignment]
 

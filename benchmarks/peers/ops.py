@@ -1,7 +1,7 @@
-"""Who the ops are measured against: every peer, the package it needs, and what it leaves out.
+"""The peers of the ops: the package that each needs, and what it leaves out.
 
-A maker binds a peer to a problem and returns what is timed; where a package, a device or the memory
-is missing it raises :class:`Missing` with the reason, which becomes a line of the result.
+A maker binds a peer to a problem and returns the callable that is timed. If a package, a device or
+memory is missing, it raises `Missing` with the reason, which becomes a line of the result.
 ``pip install -r benchmarks/requirements-peers.txt`` has the packages.
 """
 
@@ -67,7 +67,7 @@ class _Pair(torch.autograd.Function):
 
 
 def _kept_transpose(view: GraphView) -> Product:
-    """What one writes by hand: a CSR for each direction."""
+    """One CSR per direction, as written by hand."""
     matrix, transposed = _csr(view), _csr(view.transpose())
     return lambda x: _Pair.apply(x, matrix.__matmul__, transposed.__matmul__)
 
@@ -101,7 +101,7 @@ def _torch_geometric(view: GraphView) -> Product:
     """A convolution over an edge list: gather, weigh, scatter-add, as most of its layers do."""
     nn = require("torch_geometric.nn", "torch-geometric")
     edges, weight = torch.stack([view.col.long(), view.row_of_edge()]), _values(view)
-    rows = torch.empty(view.num_rows, 0, device=view.device)  # only says how many there are
+    rows = torch.empty(view.num_rows, 0, device=view.device)  # only for the number of rows
     convolution = nn.SimpleConv(aggr="sum")
     return lambda x: convolution((x, rows), edges, weight)
 
@@ -127,7 +127,7 @@ SPARSE: dict[str, Callable[[GraphView], Product]] = {
 
 
 def _chunked(temperature: float, intra_view: bool) -> Loss:
-    """Rows in chunks, each recomputed in backward: what one writes without a kernel."""
+    """Rows in chunks that are recomputed in backward, as one writes it without a kernel."""
 
     def loss(anchor: Tensor, positive: Tensor) -> Tensor:
         z1, z2 = F.normalize(anchor.float(), dim=-1), F.normalize(positive.float(), dim=-1)
@@ -232,7 +232,7 @@ OTHER_FUNCTION = {
 
 
 class Ranking(NamedTuple):
-    """The k best items of some users, their edges in ``view`` left out."""
+    """The k best items of some users, without their edges in ``view``."""
 
     user: Tensor  # (U, D)
     item: Tensor  # (I, D)
@@ -275,7 +275,7 @@ def _implicit(r: Ranking) -> Callable[[], Lists]:
     items, query, threads = r.item.numpy(), r.user[r.users].numpy(), torch.get_num_threads()
 
     def rank() -> Lists:
-        with limits(1, "blas"):  # it calls BLAS from threads of its own
+        with limits(1, "blas"):  # it calls BLAS from its own threads
             found, score = topk(items, query, r.k, filter_query_items=own, num_threads=threads)
         return torch.from_numpy(score), torch.from_numpy(found).long()
 

@@ -1,4 +1,4 @@
-"""What peers share: the packages they come from, and how one that is missing says so."""
+"""Helpers of the peers: optional packages, and the exception for a missing peer."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ PACKAGES = (
 
 
 class Missing(Exception):
-    """Why a peer can't be measured here."""
+    """A peer cannot be measured here, for the given reason."""
 
 
 def require(module: str, package: str) -> Any:
-    """An optional package."""
+    """Import an optional package."""
     try:
         return importlib.import_module(module)
-    except Exception as error:  # some fail at import with whatever a missing driver raises
+    except Exception as error:  # some fail with the error of a missing driver
         text = (str(error).splitlines() or [""])[0]
         raise Missing(f"{package}: {type(error).__name__}: {text}") from None
 
 
 def need_bytes(count: float, device: str, what: str) -> None:
-    """Leaves a peer out that would not fit."""
+    """Raise `Missing` for a peer that would not fit into memory."""
     if device == "cuda":
         free = float(torch.cuda.mem_get_info()[0])
     else:
@@ -43,7 +43,7 @@ def need_bytes(count: float, device: str, what: str) -> None:
 
 
 def with_backend(backend: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Under ``ops.backend(...)``."""
+    """Wrap a function to run under ``ops.backend(...)``."""
 
     @functools.wraps(function)
     def call(*arguments: Any, **options: Any) -> Any:
@@ -54,6 +54,6 @@ def with_backend(backend: str, function: Callable[..., Any]) -> Callable[..., An
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """torch.compile for the shapes at hand; what it kept of other shapes is dropped."""
-    torch.compiler.reset()  # or it gives up after a few shapes and dtypes
+    """Compile for the given shapes; what was compiled for other shapes is dropped."""
+    torch.compiler.reset()  # else it gives up after a few shapes and dtypes
     return torch.compile(function, dynamic=False)

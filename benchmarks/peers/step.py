@@ -20,13 +20,13 @@ from mmssl.config import Config
 from mmssl.models.critic import Critic
 from mmssl.models.mmssl import MMSSL
 
-# Of the released code: guards of its logarithms and scale of the penalty.
+# From the released code: guards of its logarithms, and scale of the penalty.
 _EPS = 1e-8
 _PENALTY = 0.3
 
 
 class Batch(NamedTuple):
-    """What a step trains on; noise that is None is drawn on the way."""
+    """The batch of a step; noise that is None is drawn during the step."""
 
     users: list[int]  # (B,)
     pos_items: list[int]
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class ReleasedStep:
-    """Model, critic, optimisers and the loop's state.
+    """Model, critic, optimizers and the loop's state.
 
     Args:
         model: of variant ``released``; parameters are copied, features shared.
@@ -123,7 +123,7 @@ class ReleasedStep:
             terms = self._losses(out, fake, batch)
         self.optimizer.zero_grad()
         with record_function("mmssl::backward"):
-            sum(terms.values()).backward()  # the critic's weights get gradients that nobody reads
+            sum(terms.values()).backward()  # the critic's weights get gradients that are not used
         with record_function("mmssl::optimizer"):
             self.optimizer.step()
         return {name: term.detach() for name, term in terms.items()}
@@ -147,7 +147,7 @@ class ReleasedStep:
         }
 
     def similarity(self, user: Tensor, item: Tensor, users: list[int]) -> Tensor:
-        """(B, I) scores with the train items set to 0, in blocks of items, then normalised."""
+        """(B, I) scores with the train items set to 0, in blocks of items, then normalized."""
         mine, known = user[users], self._dense(users)
         width, blocks = self.batch_size, []
         for first in range(0, item.shape[0], width):
@@ -181,7 +181,7 @@ class ReleasedStep:
         return _PENALTY * (grad.norm(2, dim=1) - 1).square().mean()
 
     def _contrastive(self, first: Tensor, second: Tensor) -> Tensor:
-        """InfoNCE of (B, D) rows against blocks of rows, each pair of blocks normalised again."""
+        """InfoNCE of (B, D) rows against blocks of rows, each pair of blocks normalized again."""
         size, losses = self.batch_size, []
         for start in range(0, len(first), size):
             rows = first[start : start + size]
