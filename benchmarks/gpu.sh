@@ -59,7 +59,7 @@ export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
 name=$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader --id=0 2>/dev/null)
 echo "${name:-unknown GPU}; $("$python" -c 'import torch; print("torch", torch.__version__)'); commit $commit"
 
-if [ -n "$wheels" ]; then # in addition to the installed packages, which take precedence
+if [ -n "$wheels" ]; then # in a separate folder: the installed packages stay as they are
   site=$out/site
   if [ ! -d "$site" ]; then
     "$python" -m pip install -q --no-index --no-deps --find-links "$wheels" --target "$site" \

@@ -30,7 +30,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # the processes that tests start share 
 
 @pytest.fixture(scope="session")
 def oracle():
-    """Arrays recorded from the released code; sizes are always read from them."""
+    """Arrays recorded from the released code; all sizes are read from them."""
     folder = Path(os.environ.get("MMSSL_ORACLE", ROOT.parent / "shared" / "oracle"))
     if not folder.is_dir():
         pytest.skip(f"no recorded oracle: folder {folder} does not exist (set MMSSL_ORACLE)")
@@ -38,7 +38,7 @@ def oracle():
 
 
 def make_dataset(num_users: int = 80, num_items: int = 50, seed: int = 0) -> InteractionDataset:
-    """A small world with something to learn: users and items of four tastes, two modalities."""
+    """Make a small learnable data set: users and items of four tastes, two modalities."""
     rng = np.random.default_rng(seed)
     user_taste, item_taste = rng.integers(0, 4, num_users), rng.integers(0, 4, num_items)
     chance = np.where(user_taste[:, None] == item_taste[None, :], 0.5, 0.05)
@@ -68,7 +68,7 @@ def tiny_dataset() -> InteractionDataset:
 
 @pytest.fixture(scope="session")
 def tiny_directory(tiny_dataset, tmp_path_factory) -> Path:
-    """The same, on disk."""
+    """The tiny data set on disk."""
     directory = tmp_path_factory.mktemp("data") / "tiny"
     write_dataset(tiny_dataset, directory)
     return directory

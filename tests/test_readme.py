@@ -1,4 +1,4 @@
-"""The Python examples of README and docs, run as they stand there."""
+"""The Python examples of README and docs run as written."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_there_are_examples():
 
 @pytest.mark.parametrize("code", EXAMPLES)
 def test_example(code, tiny_directory, tmp_path, monkeypatch, capsys):
-    """Only the data set differs: the demo's would have to be downloaded."""
+    """Only the data set is replaced, since the demo's would have to be downloaded."""
     monkeypatch.chdir(tmp_path)
     code = code.replace("data/ml-100k", str(tiny_directory))
     code = code.replace('preset="ml-100k"', 'settings=["training.epochs=2"]')

@@ -1,4 +1,4 @@
-"""The files that pin versions agree with each other and name nothing but packages."""
+"""The files that pin versions agree with each other and contain only packages."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def allowed() -> list[Requirement]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_names_packages_and_no_places(name):
+def test_names_packages_and_no_addresses(name):
     text = (ROOT / name).read_text(encoding="utf-8")
     assert not re.search(r"://|--\S*(index|find-links|trusted)|\s@\s", text)
     assert requirements(name)
@@ -53,14 +53,14 @@ def test_minimums_are_the_lower_bounds(allowed):
         for specifier in requirement.specifier:
             lowest = {version for name, version in bounds if name == requirement.name}
             same = {v for v in lowest if specifier.contains(v) or is_patch_of(specifier.version, v)}
-            assert same, f"{requirement} is no lower bound of pyproject.toml: {lowest}"
+            assert same, f"{requirement} is not a lower bound of pyproject.toml: {lowest}"
     core = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     for text in core["project"]["dependencies"]:
         assert Requirement(text).name in {requirement.name for requirement in pinned}
 
 
 def is_patch_of(version: str, bound: str) -> bool:
-    """1.11.1 of 1.11: the first release of a bound is not always one that has wheels."""
+    """1.11.1 of 1.11: the first release of a version does not always have wheels."""
     return version.startswith(f"{bound}.")
 
 

@@ -1,4 +1,4 @@
-"""`mmssl bench` as a user runs it: the smoke run of all suites, reports, README, bad input."""
+"""`mmssl bench` on the command line: smoke run of all suites, reports, README, bad input."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """In a process of its own, without the machine's data."""
+    """Run in a subprocess, without the real data sets."""
     variables = {k: v for k, v in os.environ.items() if k != "MMSSL_DATA"}
     return subprocess.run(
         [sys.executable, "-m", "mmssl", "bench", *arguments],
@@ -32,7 +32,7 @@ def bench(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """All suites, once."""
+    """The smoke run of all suites."""
     folder = tmp_path_factory.mktemp("bench")
     done = bench("--smoke", "--out", str(folder))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
@@ -108,7 +108,7 @@ def test_the_reports_need_nothing_else(smoke):
     page = (smoke[0] / "report.html").read_text()
     assert "http" not in re.sub(r'xmlns(:\w+)?="[^"]*"', "", page)
     assert "<script" not in page and "src=" not in page
-    if "No pictures" not in page:  # matplotlib is there
+    if "No pictures" not in page:  # with matplotlib
         assert page.count("<svg") >= 4
         for title in ("Roofline", "Native, reference, peers", "Training step"):
             assert f"<h3>{title}</h3>" in page
@@ -124,8 +124,8 @@ def test_report_of_chosen_files(smoke, tmp_path, capsys):
     assert "expected result files, got none" in capsys.readouterr().err
 
 
-def test_documents_are_what_the_command_makes(tmp_path):
-    """Else: mmssl bench report --readme."""
+def test_documents_match_the_results(tmp_path):
+    """If this fails, run: mmssl bench report --readme."""
     text, notes = readme.README.read_text(), readme.NOTES.read_text()
     assert readme.with_block(text, readme.block()) == text
     assert readme.with_block(notes, readme.limits_block()) == notes
@@ -170,7 +170,7 @@ def test_cuda_without_a_device(capsys):
     import torch
 
     if torch.cuda.is_available():
-        pytest.skip("there is a CUDA device")
+        pytest.skip("a CUDA device is available")
     assert main(["bench", "ops", "--device", "cuda"]) == 2
     assert "--device cuda: no CUDA device is usable" in capsys.readouterr().err
 

@@ -1,7 +1,7 @@
 """gpu.sh: its order, budgets, resuming and exit codes, with stand-ins for what needs a GPU.
 
-What the parts do on a device is not tested here and can't be; that the pass over every op holds its
-results to the reference is, on the CPU.
+What the parts do on a device cannot be tested here. The pass over every op, which compares results
+with the reference, is tested on the CPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(
     not (shutil.which("bash") and shutil.which("timeout")), reason="no bash or no timeout"
 )
 
-# Says what it was asked to do, and fails where a file of that name tells it to.
+# Prints its arguments, and fails if a file of that name exists.
 PYTHON = """#!/bin/bash
 echo "$*" >> "$STUB/calls"
 for word in setup.py benchmarks.gpu_pass pytest bench; do

@@ -1,4 +1,4 @@
-"""Turns, agreement, the schema of results, and comparisons of two files."""
+"""The benchmark harness: rounds, agreement, the schema of results, comparison of two files."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_turns_interleave_and_rotate():
     order: list[str] = []
     works = {name: Work(lambda name=name: order.append(name)) for name in "ab"}
     turns = take_turns(works, Ticks(), seconds=0, turns=2, most_calls=1)
-    # A warm-up each in the first turn; the second turn begins with the other.
+    # A warm-up each in the first round; the second round starts with the other one.
     assert "".join(order) == "aabbba"[:4] + "ba"
     assert [len(calls) for calls in turns["a"]] == [1, 1]
     assert ratios(turns, "a", "b") == [1.0, 1.0]
@@ -142,7 +142,7 @@ def test_files_round_trip_and_merge(tmp_path):
     assert [(c.op, c.rows["native"].full.median_ms) for c in read(path).cases] == [
         ("a", 10.0), ("b", 20.0), ("c", 10.0)
     ]  # fmt: skip
-    write(path, results(case("d"), threads=4))  # another set-up: nothing is kept
+    write(path, results(case("d"), threads=4))  # another set-up: earlier cases are dropped
     assert [c.op for c in read(path).cases] == ["d"]
     assert list(tmp_path.iterdir()) == [path]
 
@@ -183,7 +183,7 @@ def test_compare_fails_only_where_quartiles_are_apart(compared):
     code, text = compared(results(case()), results(case(ms=13.0)))
     assert code == 1
     assert "slower: info_nce, N = 4, float32, native: 10.000 ms" in text and "1.30x" in text
-    assert "peers: 1.30x" in text  # the machine itself, it seems
+    assert "peers: 1.30x" in text  # the machine itself became slower
     assert compared(results(case(spread=3.0)), results(case(ms=13.0, spread=3.0)))[0] == 0
     assert compared(results(case()), results(case(ms=13.0)), "--threshold", "1.5")[0] == 0
     code, text = compared(results(case(ms=13.0)), results(case()))

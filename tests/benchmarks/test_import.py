@@ -1,4 +1,4 @@
-"""The benchmark of importing runs in its smoke mode; both readers agree there."""
+"""The benchmark of importing runs in its smoke mode, and both readers agree."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The peers of the benchmarks compute what the released code and this package compute."""
+"""The peers of the benchmarks agree with the released code and with this package."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_one_step_as_the_package(world, settings):
     assert worst["loss"] < 1e-5 and 0 < worst["gradient"] < 1e-3
 
 
-def test_disagreement_is_seen(world, monkeypatch):
+def test_disagreement_is_detected(world, monkeypatch):
     monkeypatch.setattr("benchmarks.peers.step._PENALTY", 0.31)
     with pytest.raises(AssertionError, match="differ|against the peer"):
         check_agreement(*world, load_config("released", settings=SMALL))

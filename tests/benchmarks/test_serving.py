@@ -1,4 +1,4 @@
-"""The benchmarks of serving and of cold items run, and what they write adds up."""
+"""The benchmarks of serving and of cold items run and write consistent results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.harness.record import read
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
-    """Whatever data the machine has, the smoke modes draw their own."""
+    """The smoke modes use generated data even if real data is available."""
     monkeypatch.delenv("MMSSL_DATA", raising=False)
 
 
@@ -29,6 +29,6 @@ def test_cold(tmp_path, capsys):
     (case,) = read(file).cases
     found = {name: row.extra["recall@20"] for name, row in case.rows.items()}
     assert all(0 <= value <= 1 for row in found.values() for value in row)
-    # Features tell the tastes of this small world.
+    # In this data set the features reveal the tastes.
     assert found["ridge map"][0] > found["random vectors"][0] + 0.1
     assert "40 of 400 items cold" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""What the benchmarks of whole steps do beyond a smoke run: huge peers, memory, phases, sizes."""
+"""Benchmarks of whole steps beyond a smoke run: huge peers, memory, phases, sizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.harness.record import Case, Row, Timing
 
 @pytest.fixture(autouse=True)
 def stand_ins(monkeypatch):
-    """Whatever data the machine has, the smoke sizes draw their own."""
+    """The smoke sizes use generated data even if real data is available."""
     monkeypatch.delenv("MMSSL_DATA", raising=False)
 
 
@@ -41,7 +41,7 @@ def test_a_process_that_fails_is_reported():
         memory.in_fresh_process("no_such")
 
 
-def test_scale_foresees_memory():
+def test_scale_extrapolates_memory():
     def case(edges: int, peak_mb: float) -> Case:
         row = Row(Timing.of([1.0]), peak_mb=peak_mb)
         rows = {bench_scale.NAME: row}
@@ -52,7 +52,7 @@ def test_scale_foresees_memory():
     assert bench_scale.expected_mb(rows[:1], bench_scale.Size(1, 1, 50)) == 0
 
 
-def test_phases_leave_out_what_is_inside_them():
+def test_phases_exclude_nested_phases():
     import time
 
     class Work:

@@ -1,4 +1,4 @@
-"""Every bad input: one line on stderr, exit code 2, the run directory untouched."""
+"""Every bad input ends in one line on stderr and exit code 2, with the run directory untouched."""
 
 from __future__ import annotations
 
@@ -134,7 +134,7 @@ def test_bad_options(tiny_directory, tmp_path, capsys, options, words):
     import torch
 
     if options == ["--device", "cuda"] and torch.cuda.is_available():
-        pytest.skip("there is a CUDA device, so asking for one is no mistake")
+        pytest.skip("a CUDA device is available, so asking for one is valid")
     run = tmp_path / "run"
     assert main(["train", "--data", str(tiny_directory), "--out", str(run), *options]) == 2
     out, err = capsys.readouterr()

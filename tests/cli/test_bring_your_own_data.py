@@ -1,4 +1,4 @@
-"""From a raw CSV and a table of titles to recommendations, by `mmssl` commands only."""
+"""From a raw CSV and a table of titles to recommendations, with `mmssl` commands only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SMALL = "--set model.embedding_dim=16 --set critic.hidden=32 --set training.batc
 
 
 def write_raw(folder: Path, dataset, titles: list[str], seed: int = 0) -> None:
-    """What a shop would export: ratings with times, low ones too, in no order; titles quoted."""
+    """Write what a shop exports: ratings with times, low ones too, unordered; quoted titles."""
     rng = np.random.default_rng(seed)
     rows = [
         (f"user-{u}", dataset.item_ids[i] if dataset.item_ids else f"m{i}")

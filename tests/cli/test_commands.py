@@ -1,4 +1,4 @@
-"""The commands on a small data set, in order, as a user runs them."""
+"""The commands on a small data set, in the order in which a user runs them."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Checks too long for the test suite: ``python -m tests.hardening`` runs all and counts."""
+"""Checks that are too long for the test suite; ``python -m tests.hardening`` runs them all."""

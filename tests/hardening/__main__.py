@@ -1,8 +1,8 @@
-"""``make hardening``: runs the long checks and prints one table of what they counted.
+"""``make hardening``: run the long checks and print one table of their counts.
 
-Each part is a command of its own, whose last line of output is its count. Results are kept in
-``build/hardening``, so parts can be run one by one (``python -m tests.hardening corpus fuzz``) and
-the table still shows all of them. Exit code 1 if a part failed, 2 for a part there is none of.
+Each part is a command whose last line of output is its count. Results are kept in
+``build/hardening``, so that parts can be run one by one (``python -m tests.hardening corpus fuzz``)
+and the table still shows all of them. The exit code is 1 if a part failed, 2 for an unknown part.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ PARTS = {
 
 
 def run(name: str) -> dict[str, object]:
-    """Runs one part and keeps its result and everything it printed."""
+    """Run one part and keep its result and its output."""
     part = PARTS[name]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHON": sys.executable}
     start = time.monotonic()
@@ -78,7 +78,7 @@ def _commit() -> str:
 
 
 def main() -> int:
-    """Runs the parts named, or all; prints the table of all that were ever run here."""
+    """Run the named parts or all of them; print the table of all kept results."""
     names = sys.argv[1:] or list(PARTS)
     unknown = [name for name in names if name not in PARTS]
     if unknown:

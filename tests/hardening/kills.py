@@ -1,11 +1,11 @@
-"""SIGKILL at random moments of real training processes; resumed, a run must end with the same bits.
+"""SIGKILL at random moments of training processes; a resumed run must end with the same bits.
 
     python -m tests.hardening.kills --count 100
 
-Processes are forked from one that has imported everything, every tenth is a fresh interpreter. A
-checkpoint is written after every step, and every second kill waits for a write to begin, so a good
-share hits inside a save. A killed run is resumed, and killed again, until it comes to its end; then
-its model, its last checkpoint, its metrics and its log are compared with an undisturbed run's.
+Processes are forked from one that has imported everything; every tenth is a fresh interpreter. A
+checkpoint is written after every step, and every second kill waits for a write to begin, so that
+many kills hit a save. A killed run is resumed and killed again until it finishes; then its model,
+its last checkpoint, its metrics and its log are compared with those of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from tests.conftest import make_dataset
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ("model.embedding_dim=16", "training.batch_size=16", "training.checkpoint_interval=1")
-# Every counter that a run carries from step to step is in force in one of them.
+# Every counter that a run carries from step to step is used by one of them.
 WORLDS = {
     "paper": (
         *("--epochs=3", "--seed=3", "--set=structure.top_k_rate=0.06"),
@@ -49,7 +49,7 @@ WORLDS = {
 
 
 class Counts(NamedTuple):
-    """What happened."""
+    """Numbers of kills, of kills inside a save, and of finished runs."""
 
     kills: int
     in_save: int
@@ -57,17 +57,17 @@ class Counts(NamedTuple):
 
 
 def options(world: str) -> list[str]:
-    """Of a new run."""
+    """Return the options of a new run."""
     return [*WORLDS[world], *(f"--set={setting}" for setting in SMALL)]
 
 
 class Process:
-    """``mmssl train`` in a process of its own, forked or started anew; its output goes to a file.
+    """``mmssl train`` in a forked process or a fresh interpreter; its output goes to a file.
 
     Args:
-        arguments: of ``mmssl train``.
-        output: where stdout and stderr go.
-        fresh: start an interpreter instead of forking this one.
+        arguments: Arguments of ``mmssl train``.
+        output: File for stdout and stderr.
+        fresh: Start an interpreter instead of forking this one.
     """
 
     def __init__(self, arguments: list[str], output: Path, *, fresh: bool) -> None:
@@ -91,11 +91,11 @@ class Process:
                     os._exit(code)
 
     def ended(self) -> bool:
-        """Whether it is over; it stays to be waited for."""
+        """Return whether it has ended, without reaping it."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def kill(self) -> bool:
-        """SIGKILL; False if it had ended by itself, which must have been without an error."""
+        """Send SIGKILL; return False if it had already ended, which must be without an error."""
         os.kill(self.pid, signal.SIGKILL)
         code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         if code not in (0, -signal.SIGKILL):
@@ -103,14 +103,14 @@ class Process:
         return code != 0
 
     def finish(self) -> None:
-        """Waits for its end, which must be without an error."""
+        """Wait for the end, which must be without an error."""
         while not self.ended():
             time.sleep(0.002)
         assert not self.kill()
 
 
 def results(run: Path) -> dict[str, object]:
-    """Everything of a finished run that must not depend on what happened to it."""
+    """Return everything of a finished run that must not depend on kills."""
     directory = RunDirectory.open(run)
     last = load_checkpoint(directory.checkpoint_path)
     # Sizes of the log's lines vary with the digits of the seconds in them.
@@ -142,13 +142,13 @@ def _without_clocks(value):  # noqa: ANN001, ANN202
 
 
 def differences(run: Path, undisturbed: Path) -> list[str]:
-    """Names of what differs; empty if all is the same, bit for bit."""
+    """Return the names of what differs; empty if everything is the same, bit for bit."""
     got, expected = results(run), results(undisturbed)
     return [name for name in expected if got[name] != expected[name]]
 
 
 def temporary_files(run: Path) -> set[tuple[str, int, int]]:
-    """What a write that was cut off left behind."""
+    """Return the temporary files that an interrupted write left behind."""
     files = [p for p in run.rglob(".*") if p.suffix in (".tmp", ".link")] if run.exists() else []
     return {(str(p), p.stat().st_mtime_ns, p.stat().st_size) for p in files}
 
@@ -156,10 +156,10 @@ def temporary_files(run: Path) -> set[tuple[str, int, int]]:
 def kill_somewhere(
     process: Process, run: Path, rng: random.Random, seconds: float, *, aim: bool
 ) -> tuple[bool, bool]:
-    """Kills after a random time; with ``aim``, once the next write has begun.
+    """Kill after a random time; with ``aim``, once the next write has begun.
 
     Returns:
-        Whether it was still alive, and whether it was inside a save.
+        Whether the process was still alive, and whether it was inside a save.
     """
     before = temporary_files(run)
     time.sleep(rng.uniform(0, seconds))
@@ -172,13 +172,13 @@ def kill_somewhere(
 
 
 def run(count: int, folder: Path, *, seed: int = 0, fresh_every: int = 10) -> Counts:
-    """Kills ``count`` processes; raises SystemExit at the first run that ends differently.
+    """Kill ``count`` processes; raises SystemExit at the first run that ends differently.
 
     Args:
-        count: of kills.
-        folder: empty, on the file system to be tried.
-        seed: of the moments.
-        fresh_every: one process of so many is a fresh interpreter.
+        count: Number of kills.
+        folder: Empty folder on the file system to test.
+        seed: Seed of the random moments.
+        fresh_every: Every process with this number is a fresh interpreter.
     """
     rng = random.Random(seed)
     torch.set_num_threads(1)
@@ -195,7 +195,7 @@ def run(count: int, folder: Path, *, seed: int = 0, fresh_every: int = 10) -> Co
         whole, seconds = undisturbed[world]
         path = folder / f"run-{runs}"
         while True:
-            # Killed before it had a configuration, a run is started again instead of resumed.
+            # A run that was killed before it had a configuration is started again.
             begun = (path / "config.toml").exists()
             arguments = ["--resume"] if begun else new
             processes += 1
@@ -204,7 +204,7 @@ def run(count: int, folder: Path, *, seed: int = 0, fresh_every: int = 10) -> Co
             if kills == count:
                 process.finish()
                 break
-            # About three kills a run; the imports of a fresh interpreter take two seconds.
+            # About three kills per run; the imports of a fresh interpreter take two seconds.
             wait = 0.5 * seconds + (2.0 if fresh else 0.0)
             killed, saving = kill_somewhere(process, path, rng, wait, aim=kills % 2 == 0)
             if not killed:
@@ -224,7 +224,7 @@ def run(count: int, folder: Path, *, seed: int = 0, fresh_every: int = 10) -> Co
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)

@@ -1,7 +1,7 @@
-"""Writes requirements-lock.txt: one version of every package of the development environment.
+"""Write requirements-lock.txt: one version of every package of the development environment.
 
-Resolved by uv for every Python that the package supports; torch is held where requirements-dev.txt
-holds it. To install it: ``pip install -c requirements-lock.txt -r requirements-dev.txt``.
+uv resolves it for every supported version of Python; torch is pinned as in requirements-dev.txt. To
+install it: ``pip install -c requirements-lock.txt -r requirements-dev.txt``.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ HEADER = """\
 
 
 def main() -> int:
-    """Resolves and writes; 1 if uv can't."""
+    """Resolve and write; return 1 if uv fails."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
     command += ["--python-version", "3.10", "--no-header", "--no-annotate"]
     command += [f"--extra={extra}" for extra in EXTRAS]
@@ -31,7 +31,7 @@ def main() -> int:
     if done.returncode != 0:
         print(f"error: uv could not resolve: {done.stderr.strip()[-500:]}", file=sys.stderr)
         return 1
-    # Where a package came from is the business of whoever installs it.
+    # Index addresses are left out: they depend on where the file was made.
     lines = [line for line in done.stdout.splitlines() if re.match(r"[A-Za-z0-9]", line)]
     LOCK.write_text(HEADER + "\n".join(lines) + "\n", encoding="utf-8")
     print(f"{LOCK.name}: {len(lines)} packages")

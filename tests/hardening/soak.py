@@ -1,10 +1,10 @@
-"""A long training run: memory, files and threads must stay where they are.
+"""A long training run, during which memory, open files and threads must not grow.
 
     python -m tests.hardening.soak --steps 10000
 
-A real ``mmssl train`` on a small data set, a checkpoint every ten steps and after every epoch, its
-process watched from outside. The slope of its resident memory is that of a least-squares line
-through the samples after the warm-up, a fifth of the run.
+``mmssl train`` runs on a small data set with a checkpoint every ten steps and after every epoch, and
+its process is observed from outside. The slope of its memory is that of a least-squares line
+through the samples after the warm-up, which is a fifth of the run.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _SECONDS_PER_SAMPLE = 0.1
 
 
 class Sample(NamedTuple):
-    """One look at the process."""
+    """One observation of the process."""
 
     seconds: float
     rss_mb: float
@@ -40,7 +40,7 @@ class Sample(NamedTuple):
 
 
 class Soak(NamedTuple):
-    """What a run came to."""
+    """The measurements of a run."""
 
     steps: int
     seconds: float
@@ -51,7 +51,7 @@ class Soak(NamedTuple):
     checkpoints: list[str]  # left at the end
 
     def faults(self) -> list[str]:
-        """What is not flat."""
+        """Return what grew, one line each."""
         found = []
         if self.slope_mb >= MAX_MB_PER_1K_STEPS:
             found.append(f"RSS grows by {self.slope_mb:.2f} MB per 1,000 steps")
@@ -65,7 +65,7 @@ class Soak(NamedTuple):
         return found
 
     def line(self) -> str:
-        """One line of figures."""
+        """Return the measurements in one line."""
         return (
             f"soak: {self.steps} steps in {self.seconds:.0f} s, RSS {self.rss_mb[0]:.1f} to "
             f"{self.rss_mb[1]:.1f} MB, slope {self.slope_mb:+.3f} MB per 1,000 steps, files "
@@ -74,8 +74,8 @@ class Soak(NamedTuple):
         )
 
 
-def look(pid: int, start: float) -> Sample | None:
-    """From /proc; None once the process is over."""
+def observe(pid: int, start: float) -> Sample | None:
+    """Read /proc; None once the process has ended."""
     try:
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         files = len(os.listdir(f"/proc/{pid}/fd"))
@@ -89,7 +89,7 @@ def look(pid: int, start: float) -> Sample | None:
 
 
 def run(steps: int, folder: Path) -> Soak:
-    """Trains so many steps or a few more, to the end of an epoch."""
+    """Train for ``steps`` steps or slightly more, up to the end of an epoch."""
     dataset = make_dataset()
     write_dataset(dataset, folder / "data")
     batch = 16
@@ -109,11 +109,11 @@ def run(steps: int, folder: Path) -> Soak:
     log, metrics = folder / "run" / "log.jsonl", folder / "run" / "metrics.json"
     samples: list[Sample] = []
     while process.poll() is None:
-        # Neither set-up nor what comes after the last step is training.
+        # Only training counts, without set-up and what follows the last step.
         if (
             log.exists()
             and not metrics.exists()
-            and (sample := look(process.pid, start)) is not None
+            and (sample := observe(process.pid, start)) is not None
         ):
             samples.append(sample)
         time.sleep(_SECONDS_PER_SAMPLE)
@@ -125,9 +125,9 @@ def run(steps: int, folder: Path) -> Soak:
     length = samples[-1].seconds - first
     flat = [s for s in samples if s.seconds - first >= _WARM_UP * length]
     done = epochs * steps_per_epoch
-    # Steps take the same time, so a sample's place in time is its place in steps.
-    place = [(s.seconds - first) / length * done / 1000 for s in flat]
-    slope = float(np.polyfit(place, [s.rss_mb for s in flat], 1)[0])
+    # Steps take equal time, so the position of a sample in time is its position in steps.
+    position = [(s.seconds - first) / length * done / 1000 for s in flat]
+    slope = float(np.polyfit(position, [s.rss_mb for s in flat], 1)[0])
     files, tasks = [s.files for s in flat], [s.threads for s in flat]
     return Soak(
         done,
@@ -141,7 +141,7 @@ def run(steps: int, folder: Path) -> Soak:
 
 
 def main() -> None:
-    """The command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=10_000)
     arguments = parser.parse_args()

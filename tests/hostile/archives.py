@@ -17,7 +17,7 @@ def archive(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> 
     """A zip archive with these members."""
     stream = io.BytesIO()
     with warnings.catch_warnings(), zipfile.ZipFile(stream, "w", method) as file:
-        warnings.simplefilter("ignore")  # of names that come twice
+        warnings.simplefilter("ignore")  # about duplicate names
         for name, content in members:
             file.writestr(name, content)
     return stream.getvalue()
@@ -48,7 +48,7 @@ REFUSED: dict[str, Callable[[], bytes]] = {
     "members missing": lambda: archive(("other", b"x")),
     "one member missing": lambda: archive((INTER, b"x")),
     "a bomb": lambda: archive((INTER, b"\0" * (MAX_MEMBER_BYTES + 1)), (ITEM, b"")),
-    "a bomb that tells another size": lambda: _lying_bomb(),
+    "a bomb with a wrong size": lambda: _lying_bomb(),
     "encrypted": lambda: _changed(_CENTRAL, 8, b"\x01\x00"),
     "an unknown compression": lambda: _changed(_CENTRAL, 10, b"\x63\x00"),
     "a wrong checksum": lambda: _changed(_CENTRAL, 16, b"\xde\xad\xbe\xef"),
@@ -68,12 +68,14 @@ def _lying_bomb() -> bytes:
     return bytes(content)
 
 
-# What nobody asked for is left where it is; nothing is extracted.
+# Other members are ignored; nothing is extracted to disk.
 RIGHT: dict[str, Callable[[], bytes]] = {
-    "path traversal beside": lambda: archive(
+    "path traversal in another member": lambda: archive(
         ("../../executed", b"x"), ("/tmp/mmssl-executed", b"x"), (INTER, b"a"), (ITEM, b"b")
     ),
-    "a symlink beside": lambda: archive(("link", b"/etc/passwd"), (INTER, b"a"), (ITEM, b"b")),
+    "a symlink as another member": lambda: archive(
+        ("link", b"/etc/passwd"), (INTER, b"a"), (ITEM, b"b")
+    ),
     "stored": lambda: archive((INTER, b"a"), (ITEM, b"b"), method=zipfile.ZIP_STORED),
     "a name twice": lambda: archive((INTER, b"a"), (ITEM, b"b"), (INTER, b"c")),
 }

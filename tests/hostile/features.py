@@ -1,4 +1,4 @@
-"""Malformed .npy files, and .npy files that look odd and are right."""
+"""Malformed .npy files, and unusual .npy files that are valid."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ _REFUSED: dict[str, tuple[Callable[[World], object], str]] = {
     "deep lists for a dtype": (_bytes(describing("(16, 3)", "[" * 90 + "]" * 90)), ".npy header"),
     "a header longer than the file": (_bytes(header("{}", length=65535)), ".npy header"),
     "a header of 4 GiB": (_bytes(header("{}", b"\x02\x00", 2**32 - 1)), ".npy header"),
-    "a header that is no text": (_bytes(b"\x93NUMPY\x01\x00\x04\x00\xff\xfe\xfd\xfc"), ".npy"),
+    "a header that is not text": (_bytes(b"\x93NUMPY\x01\x00\x04\x00\xff\xfe\xfd\xfc"), ".npy"),
     "format 3.0": (_bytes(header("{}", b"\x03\x00")), "format 1.0 or 2.0"),
     "format 9.9": (_bytes(header("{}", b"\x09\x09")), "format 1.0 or 2.0"),
     "NaN": (_array(_spoiled(np.nan)), "row 5, column 1"),

@@ -1,8 +1,8 @@
 """Coverage-guided fuzzing of the readers: ``python -m tests.hostile.fuzz [--seconds N] [GROUP]``.
 
-Needs atheris (the ``fuzz`` extra). A group starts from valid files, and from these with single
-values made nasty; libFuzzer changes bytes from there, towards code not reached yet. InputError is
-what a reader may answer; every other exception is a finding, kept in ``build/fuzz/GROUP``.
+Needs atheris (the ``fuzz`` extra). A group starts from valid files and from mutations of single
+values; libFuzzer changes bytes from there, towards code that was not reached yet. A reader may
+raise InputError; every other exception is a finding, kept in ``build/fuzz/GROUP``.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ INSTRUMENTED = ["mmssl", "json", "tomllib", "tomli", "zipfile", "numpy.lib"]
 
 
 def fuzz(name: str, seconds: int) -> None:
-    """Fuzzes one group in this process, which ends with it."""
+    """Fuzz one group in this process, which ends with it."""
     import atheris
 
-    # What is imported in here reports which branches an input took; the rest of torch need not.
+    # Only these modules report the branches that an input took.
     with atheris.instrument_imports(include=INSTRUMENTED):
         import mmssl.config
         import mmssl.data.catalog
@@ -48,7 +48,7 @@ def fuzz(name: str, seconds: int) -> None:
 
 
 def run_group(name: str, seconds: int) -> tuple[int, str]:
-    """Executions of one group in a process of its own, and why it ended early."""
+    """Run one group in a subprocess; return its executions and why it ended early."""
     command = [sys.executable, "-m", "tests.hostile.fuzz", "--child", name]
     command += ["--seconds", str(seconds)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -64,10 +64,12 @@ def run_group(name: str, seconds: int) -> tuple[int, str]:
 
 
 def main() -> int:
-    """Fuzzes the groups one after the other; prints one line of counts."""
+    """Fuzz the groups one after the other and print one line of counts."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("groups", nargs="*", help="of tests/hostile/targets.py; default: all")
-    parser.add_argument("--seconds", type=int, default=20, help="for each group")
+    parser.add_argument(
+        "groups", nargs="*", help="targets of tests/hostile/targets.py; default: all"
+    )
+    parser.add_argument("--seconds", type=int, default=20, help="seconds for each group")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.child:

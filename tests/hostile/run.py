@@ -28,18 +28,18 @@ from tests.hostile.corpus import CASES
 from tests.hostile.world import COMMANDS, READERS, Case, World, make_template, make_world, snapshot
 
 SECONDS = 60
-"""Of one command; a hang ends here."""
+"""Time limit of one command."""
 MEMORY = 2**30
-"""What an isolated process may take beyond what it has when everything is imported."""
+"""Memory that an isolated process may take in addition to what its imports need."""
 _UNPRIVILEGED = 65534
 
 
 class TooLong(Exception):
-    """A command that did not end."""
+    """A command that did not end in time."""
 
 
 def failure(case: Case, template: Path, root: Path) -> str:
-    """Why a case does not hold, in one line; empty if it does."""
+    """Return why a case fails, in one line; empty if it passes."""
     for number, name in enumerate(case.meets):
         # New for every attempt: a file that was recovered is no longer malformed.
         world = make_world(template, root / str(number))
@@ -85,7 +85,7 @@ def _fault(
 
 
 def _attempt(name: str, world: World) -> tuple[int | None, str, str]:
-    """Exit code, output and errors; code None and the reason where a command or reader broke."""
+    """Return exit code, output and errors; code None and the reason if it raised."""
     out, err = io.StringIO(), io.StringIO()
 
     def stop(*_: object) -> None:
@@ -135,7 +135,7 @@ def _unprivileged(world: World, wanted: bool) -> Iterator[None]:
 
 
 def run_isolated(names: Sequence[str], template: Path) -> dict[str, str]:
-    """Case -> why it does not hold, tried in one limited process."""
+    """Try cases in one limited process; return case -> why it fails."""
     command = [sys.executable, "-m", "tests.hostile.run", "--template", str(template), *names]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
@@ -150,7 +150,7 @@ def run_isolated(names: Sequence[str], template: Path) -> dict[str, str]:
 
 
 def _limit_memory() -> None:
-    import torch  # what a command needs is loaded before the limit counts
+    import torch  # everything is imported before the limit is set
 
     import mmssl.report
     import mmssl.training.trainer  # noqa: F401
@@ -162,7 +162,7 @@ def _limit_memory() -> None:
 
 
 def main() -> int:
-    """Tries the named cases under limits, or the whole corpus; prints one line of counts."""
+    """Try the named cases under limits, or the whole corpus; print one line of counts."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--template", type=Path, help="of another process: try the named cases")
     parser.add_argument("names", nargs="*")

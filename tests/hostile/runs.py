@@ -61,7 +61,7 @@ def _safetensors(header: object, data: bytes = b"", length: int | None = None) -
 
 
 def _torch_save(name: str) -> Spoil:
-    """What torch.load would unpickle."""
+    """A file that torch.load would unpickle."""
 
     def spoil(w: World) -> None:
         from tests.hostile.world import Payload
@@ -72,7 +72,7 @@ def _torch_save(name: str) -> Spoil:
 
 
 def _rewritten(name: str, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> Spoil:
-    """A file that this package wrote, hash and all, with other content."""
+    """A file written by this package, with a valid hash and other content."""
 
     def spoil(w: World) -> None:
         tensors, state = load_checkpoint(w.run / name)
@@ -83,7 +83,7 @@ def _rewritten(name: str, change: Callable[[dict[str, Any], dict[str, Any]], Non
 
 
 def _hashed(state_text: str) -> Spoil:
-    """A model whose hash fits, with any text for its state."""
+    """A model with a valid hash over an arbitrary state text."""
 
     def spoil(w: World) -> None:
         digest = hashlib.sha256(state_text.encode()).hexdigest()
@@ -169,13 +169,13 @@ _MODEL: dict[str, tuple[Spoil, str]] = {
         "safetensors",
     ),
     "no metadata": (_foreign(None), "not a file of this package"),
-    "metadata that is no JSON": (_foreign({"mmssl": "hello"}), "damaged"),
+    "metadata that is not JSON": (_foreign({"mmssl": "hello"}), "damaged"),
     "deep metadata": (_foreign({"mmssl": "[" * 50_000}), "damaged"),
     "a number for a state": (_foreign({"mmssl": '{"state": 7, "sha256": "x"}'}), "damaged"),
     "a list for metadata": (_foreign({"mmssl": "[1]"}), "damaged"),
-    "a right hash over no JSON": (_hashed("hello"), "expected a state"),
-    "a right hash over a list": (_hashed("[]"), "expected a state"),
-    "a right hash over depth": (_hashed("[" * 50_000), "expected a state"),
+    "a valid hash over text": (_hashed("hello"), "expected a state"),
+    "a valid hash over a list": (_hashed("[]"), "expected a state"),
+    "a valid hash over deep lists": (_hashed("[" * 50_000), "expected a state"),
     "no tensors": (_rewritten(MODEL, _no_tensors), "embedding.user"),
     "no item table": (_rewritten(MODEL, _drop("embedding.item")), "embedding.item"),
     "integers": (
@@ -216,10 +216,10 @@ _METRICS: dict[str, tuple[Spoil, str]] = {
     "text for a metric": (_metrics(**{"recall@20": "best"}), "metrics.json"),
     "an object for a metric": (_metrics(**{"recall@20": {}}), "metrics.json"),
     "400 digits for a metric": (_metrics(**{"recall@20": 10**400}), "metrics.json"),
-    "no UTF-8": (_bytes("metrics.json", b"\xff{}"), "UTF-8"),
+    "not UTF-8": (_bytes("metrics.json", b"\xff{}"), "UTF-8"),
 }
 _LOG: dict[str, tuple[Spoil, str]] = {
-    "no JSON": (_appended("hello\n"), "log.jsonl"),
+    "not JSON": (_appended("hello\n"), "log.jsonl"),
     "a list": (_appended("[]\n"), "log.jsonl"),
     "deep": (_appended("[" * 50_000 + "\n"), "log.jsonl"),
     "an epoch that is text": (_appended('{"event": "epoch", "epoch": "two"}\n'), "log.jsonl"),
@@ -232,7 +232,7 @@ _LOG: dict[str, tuple[Spoil, str]] = {
         "log.jsonl",
     ),
     "a list of losses": (_appended('{"event": "epoch", "epoch": 2, "loss": [1]}\n'), "log.jsonl"),
-    "no UTF-8": (_bytes("log.jsonl", b"\xff\xfe\n"), "UTF-8"),
+    "not UTF-8": (_bytes("log.jsonl", b"\xff\xfe\n"), "UTF-8"),
 }
 
 
@@ -242,7 +242,7 @@ def _no_files(name: str, reader: str) -> list[Case]:
             f"{name}: {label}",
             lambda w, spoil=spoil: spoil(w.run / name),
             (reader,),
-            # A link to nothing is no file: the run counts as unfinished.
+            # A dangling link is not a file: the run counts as unfinished.
             (name.split("/")[-1], "" if name == "metrics.json" else words),
             isolated,
         )
@@ -294,7 +294,7 @@ CASES = [
         _same,
         reader="record",
         commands=("report",),
-        on_command_line=("no JSON",),
+        on_command_line=("not JSON",),
     ),
     *_no_files(MODEL, "model"),
     *_no_files(LAST, "checkpoint"),

@@ -9,7 +9,7 @@ from tests.hostile.world import Case, World, cases, naming, no_file_cases, spars
 
 READ = ("data",)
 BOTH = ("inspect", "train")
-# One of each way to be refused; what the others contain is the reader's business alone.
+# One of each kind of error; for the others the reader decides alone.
 ON_THE_COMMAND_LINE = ("empty", "duplicate keys", "an item twice", "a user with a line end")
 
 
@@ -89,7 +89,7 @@ def _data_is_a_loop(w: World) -> None:
 _REFUSED: dict[str, tuple[bytes | str, str]] = {
     "empty": ("", "expected JSON"),
     "only white space": ("  \n\n ", "expected JSON"),
-    "no UTF-8": (b'{"0": [\xff]}', "expected JSON"),
+    "not UTF-8": (b'{"0": [\xff]}', "expected JSON"),
     "NUL bytes": (b"\0" * 64, "expected JSON"),
     "a pickle": (b"\x80\x04K\x01.", "expected JSON"),
     "gzip": (b"\x1f\x8b\x08\0\0\0\0\0", "expected JSON"),
@@ -129,7 +129,7 @@ _REFUSED: dict[str, tuple[bytes | str, str]] = {
     "an empty user": ('{"": [1]}', "user keys"),
     "an object of items": ('{"0": {"1": 1}}', "a list of items"),
     "an item twice": ('{"2": [1, 3, 1]}', "expected unique items"),
-    "no UTF-8 in a key": (b'{"\xc3\x28": [1]}', "expected JSON"),
+    "not UTF-8 in a key": (b'{"\xc3\x28": [1]}', "expected JSON"),
     "100,000 open lists": ("[" * 100_000, "expected JSON"),
     "100,000 open objects": ('{"0":' * 100_000, "expected JSON"),
     "10,000 closed lists": ('{"0":' + "[" * 10_000 + "]" * 10_000 + "}", "val.json"),
@@ -168,7 +168,7 @@ CASES = [
     Case("no data set", _no_data, BOTH, ("data", "expected the directory")),
     Case("the data set is a file", _data_is_a_file, READ, ("data", "expected the directory")),
     Case("the data set is a symlink loop", _data_is_a_loop, READ, ("data", "the directory")),
-    # Odd, and yet what it says is plain.
+    # Unusual, but unambiguous.
     Case("val.json: byte order mark", _reencoded("utf-8", b"\xef\xbb\xbf"), BOTH[:1], None),
     Case("val.json: UTF-16", _reencoded("utf-16"), READ, None),
     Case("val.json: UTF-32, big-endian", _reencoded("utf-32-be"), READ, None),

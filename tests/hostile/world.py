@@ -34,7 +34,7 @@ class Payload:
 
 
 class World(NamedTuple):
-    """One case's own folder."""
+    """The folder of one case."""
 
     root: Path
 
@@ -48,7 +48,7 @@ class World(NamedTuple):
 
     @property
     def out(self) -> Path:
-        """Where a command would write; must not exist after an error."""
+        """Output of a command; must not exist after an error."""
         return self.root / "out"
 
     @property
@@ -57,7 +57,7 @@ class World(NamedTuple):
 
     @property
     def trap(self) -> Path:
-        """Exists once something was executed that should not have been."""
+        """Exists if a payload was executed."""
         return self.root / "executed"
 
     def pickle(self) -> bytes:
@@ -78,9 +78,9 @@ class Case(NamedTuple):
     words: tuple[str, ...] | None
     """What the one line of the error holds, the file's name first; None: the right result."""
     isolated: bool = False
-    """Only ever tried in a process of its own, with its memory and its time limited."""
+    """Tried in a separate process only, with limited memory and time."""
     code: int = 2
-    """Of an error."""
+    """Exit code of the error."""
 
 
 TRAIN = ["train", "--device", "cpu", "--epochs", "1", "--quiet", "--set=training.batch_size=8"]
@@ -114,7 +114,7 @@ READERS: dict[str, Callable[[World], object]] = {
 
 
 def make_template(root: Path) -> None:
-    """``root/data`` and ``root/run``, which every case copies."""
+    """Make ``root/data`` and ``root/run``, which every case copies."""
     dataset = make_dataset(NUM_USERS, NUM_ITEMS)
     write_dataset(dataset, root / "data")
     command = [*TRAIN, "--data", str(root / "data"), "--out", str(root / "run")]
@@ -123,7 +123,7 @@ def make_template(root: Path) -> None:
 
 
 def make_world(template: Path, root: Path) -> World:
-    """A copy of the template; the run's data is the copy as well."""
+    """Copy the template; the copied run refers to the copied data."""
     root.mkdir(parents=True)
     root.chmod(0o755)
     for name in ("data", "run"):
@@ -135,7 +135,7 @@ def make_world(template: Path, root: Path) -> World:
 
 
 def snapshot(root: Path) -> dict[str, tuple[int, int]]:
-    """Name -> kind and size of everything below, without following or opening anything."""
+    """Return name -> kind and size of everything below, without opening or following it."""
     found = {}
     for folder, folders, files in os.walk(root):
         for name in [*folders, *files]:
@@ -146,7 +146,7 @@ def snapshot(root: Path) -> dict[str, tuple[int, int]]:
     return found
 
 
-# Ways to put something else where a file is expected.
+# Ways to replace a file by something else.
 
 
 def symlink_loop(path: Path) -> None:
@@ -194,7 +194,7 @@ def sparse(size: int) -> Callable[[Path], None]:
     return make
 
 
-# Name -> (how, words of the error, whether it may only be tried in isolation).
+# Name -> (how, words of the error, whether it is tried in isolation only).
 NO_FILES: dict[str, tuple[Callable[[Path], None], str, bool]] = {
     "symlink loop": (symlink_loop, "symbolic links", False),
     "dangling symlink": (dangling, "No such file", False),

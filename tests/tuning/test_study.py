@@ -259,6 +259,7 @@ def test_crashes_end_the_study(tiny_directory, tmp_path, monkeypatch, capsys):
     assert [trial["retry_of"] for trial in trials if "retry_of" in trial] == [0, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_two_processes(tiny_directory, tmp_path):
     """Random search draws by trial number: two processes find what one does."""
     results = []
@@ -307,6 +308,7 @@ def test_divergence_is_a_bad_trial_not_an_end(tiny_directory, tmp_path, capsys):
     assert all(t["state"] == "pruned" and "diverged" in t["reason"] for t in bad)
 
 
+@pytest.mark.slow
 def test_timeout_stops_within_a_trial(tiny_directory, tmp_path, capsys):
     options = ["--epochs=5000", "--set=training.patience=5000", "--timeout=4", "--trials=1"]
     assert main(command(tiny_directory, tmp_path, *options)) == 0
