@@ -2,8 +2,8 @@
 
     python -m tests.hardening.soak --steps 10000
 
-``mmssl train`` runs on a small data set with a checkpoint every ten steps and after every epoch, and
-its process is observed from outside. The slope of its memory is that of a least-squares line
+``mmssl train`` runs on a small data set with a checkpoint every ten steps and after every epoch.
+Its process is observed from outside. The slope of its memory is that of a least-squares line
 through the samples after the warm-up, which is a fifth of the run.
 """
 
