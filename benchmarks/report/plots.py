@@ -6,18 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks.harness.record import Case, Results, Row
-from benchmarks.report.figure import (
-    INK,
-    MUTED,
-    NATIVE,
-    Panel,
-    color,
-    draw,
-    log_scales,
-    marker,
-    short,
-)  # fmt: skip
+from benchmarks.report.figure import NATIVE, Panel, color, draw, log_scales, marker
 from benchmarks.report.tables import RELEASED, family, label, ratio
+from mmssl.plotting import INK, MUTED, short
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

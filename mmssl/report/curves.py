@@ -6,9 +6,9 @@ import math
 import statistics
 from collections.abc import Sequence
 
+from mmssl.report.charts import Line, line_chart
 from mmssl.report.entries import Entry
 from mmssl.report.log import Epoch, RunRecord
-from mmssl.report.svg import Line, line_chart
 
 _VALIDATION = ("recall@20", "ndcg@20")
 _MAX_LOSSES = 7  # more charts than this nobody compares

@@ -5,17 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
-from importlib import resources
 from typing import NamedTuple
 
 from mmssl import __version__
 from mmssl.report.analysis import Analysis
+from mmssl.report.charts import bar_chart, color_name, percent, scatter, stylesheet
 from mmssl.report.curves import best_epoch, curve_charts
 from mmssl.report.embedding_map import EmbeddingMap
 from mmssl.report.entries import Entry
 from mmssl.report.examples import Example, Shown
 from mmssl.report.run_details import run_details
-from mmssl.report.svg import bar_chart, color, percent, scatter
 
 _SHOWN_AT = "20"  # the cut-off of the comparison table; the paper's
 _PROTOCOL = (
@@ -60,7 +59,6 @@ def render(report: Report) -> str:
     sections.append(_section("All metrics", "", _all_metrics(entries)))
     sections.append(_section("Runs", "", "".join(map(run_details, entries))))
     title = " · ".join(entry.name for entry in entries)
-    style = (resources.files("mmssl.report") / "style.css").read_text(encoding="utf-8")
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
@@ -68,7 +66,7 @@ def render(report: Report) -> str:
         f"<title>{escape(title)}: MMSSL report</title>"
         # Without one, browsers ask the server for it.
         '<link rel="icon" href="data:,">'
-        f"<style>{style}</style></head>\n"
+        f"<style>{stylesheet()}</style></head>\n"
         f"<body><main>\n{''.join(sections)}"
         f"<footer>mmssl {escape(__version__)}. Self-contained: no script, nothing is fetched."
         "</footer></main></body></html>\n"
@@ -96,7 +94,7 @@ def _any_seeds(entries: Iterable[Entry]) -> bool:
 
 
 def _key(position: int | None) -> str:
-    return f'<span class=key style="background:{color(position)}"></span>'
+    return f'<span class=key style="background:var(--{color_name(position)})"></span>'
 
 
 def _legend(entries: Sequence[Entry]) -> str:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import InputError
+from mmssl.plotting import require_matplotlib
 from mmssl.report.analysis import analyse
 from mmssl.report.embedding_map import map_items
 from mmssl.report.entries import Entry, read_entries
@@ -49,6 +50,7 @@ def write_report(
         InputError: A run that is missing, unfinished, malformed or of other data; an unknown
             user; a library that is missing; a page that can't be written.
     """
+    require_matplotlib()
     entries = read_entries([Path(run) for run in runs])
     dataset, where = _read_data(entries[0], data, needed=bool(users) or images is not None)
     report = Report(entries, where)

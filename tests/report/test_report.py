@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 import statistics
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from mmssl import plotting
 from mmssl.cli import main
 from mmssl.data.dataset import InteractionDataset
 from mmssl.data.writers import write_dataset
 from mmssl.errors import InputError
 from mmssl.report import write_report
+from mmssl.report.charts import light_theme
+from tests.conftest import ROOT
 from tests.report.conftest import epoch_line, write_run
 
+matplotlib = pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra report)")
 PAYLOAD = "<script>alert('x')</script>\"&amp;"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -91,7 +97,7 @@ def test_everything_of_several_runs(finished):
         assert wanted in page.text, wanted
     # curves: recall, ndcg, losses; two charts of exposure; the map
     assert page.tags.count("svg") >= 8
-    assert page.tags.count("polygon") >= 2  # the range over the seeds
+    assert page.attributes.count(("class", "band")) >= 2  # the range over the seeds
     assert page.tags.count("ol") == 9
 
 
@@ -101,7 +107,7 @@ def test_nothing_is_fetched_and_no_script_runs(finished):
     for name, value in page.attributes:
         assert not name.startswith("on"), name
         if name in ("src", "href", "xlink:href"):
-            assert (value or "").startswith("data:"), value
+            assert (value or "").startswith(("data:", "#")), value
     text = (finished / "mmssl" / "report.html").read_text()
     assert "http:" not in text and "https:" not in text
     assert "@import" not in text and "url(" not in text
@@ -109,7 +115,34 @@ def test_nothing_is_fetched_and_no_script_runs(finished):
     assert "prefers-color-scheme: dark" in text
 
 
-def test_text_of_strangers_is_escaped(tmp_path, tiny_dataset):
+def test_ids_are_unique_and_links_stay_in_their_chart(finished):
+    """Two inline SVGs share one document: an id that repeats would draw another chart's marker."""
+    report_of(finished / "mmssl", finished / "seeds", map_method="pca")
+    text = (finished / "mmssl" / "report.html").read_text()
+    identifiers = re.findall(r' id="([^"]*)"', text)
+    assert len(identifiers) >= 8 and len(set(identifiers)) == len(identifiers)
+    charts = re.findall("<svg.*?</svg>", text, re.DOTALL)
+    labels = [re.search('role="img" aria-label="([^"]+)"', chart)[1] for chart in charts]
+    assert len(set(labels)) == len(labels) >= 8
+    for chart in charts:
+        links = set(re.findall(' href="#([^"]*)"', chart))
+        assert links == set(re.findall(' id="([^"]*)"', chart))
+
+
+def test_colors_are_stated_once(finished):
+    """Charts hold names of colors, so both themes apply; the light theme has no color twice."""
+    theme = light_theme()
+    assert len(set(theme.values())) == len(theme) > 12
+    assert {plotting.INK, plotting.MUTED, plotting.LINE, plotting.BLUE} <= set(theme.values())
+    report_of(finished / "mmssl", map_method="pca")
+    text = (finished / "mmssl" / "report.html").read_text()
+    body = text[text.index("<body>") :]
+    assert not re.search("#[0-9a-f]{6}", body)
+    names = set(re.findall(r"var\(--(\w+)\)", body))
+    assert names >= {"muted", "line", "panel", "s0", "p0", "p4"} and names <= set(theme)
+
+
+def test_untrusted_text_is_escaped(tmp_path, tiny_dataset):
     run = write_run(
         tmp_path / "<b>run",
         tmp_path / "moved",
@@ -133,7 +166,7 @@ def test_text_of_strangers_is_escaped(tmp_path, tiny_dataset):
     assert "Loss: $\\frac{" in page.text
 
 
-def test_titles_of_strangers_are_escaped(tmp_path, tiny_dataset):
+def test_untrusted_titles_are_escaped(tmp_path, tiny_dataset):
     fields = {**vars(tiny_dataset), "item_titles": (PAYLOAD,) * tiny_dataset.num_items}
     fields["user_ids"] = tuple(f"{PAYLOAD}{n}" for n in range(tiny_dataset.num_users))
     write_dataset(InteractionDataset(**fields), tmp_path / "data")
@@ -155,7 +188,7 @@ def test_a_better_run_is_shown_as_better(tmp_path, tiny_dataset, run_dir):
     assert table.index("EASE") < table.index("a-run")
 
 
-def test_runs_of_one_name_are_told_apart(tmp_path, tiny_dataset):
+def test_runs_of_one_name_are_distinguished(tmp_path, tiny_dataset):
     runs = [
         write_run(tmp_path / where / "same", tmp_path / "moved", tiny_dataset)
         for where in ("one", "two")
@@ -195,10 +228,12 @@ def test_a_run_without_epochs_has_no_picture(run_dir):
 
 
 def test_the_same_runs_give_the_same_bytes(finished, tmp_path):
+    """Whatever the user's matplotlibrc says."""
     pages = []
-    for name in ("first.html", "again.html"):
-        write_report([finished / "mmssl", finished / "seeds"], tmp_path / name)
-        pages.append((tmp_path / name).read_bytes())
+    for size in (10.0, 25.0):
+        with matplotlib.rc_context({"font.size": size, "lines.linestyle": ":"}):
+            write_report([finished / "mmssl", finished / "seeds"], tmp_path / f"{size}.html")
+        pages.append((tmp_path / f"{size}.html").read_bytes())
     assert pages[0] == pages[1]
     assert b"t-SNE of the item vectors" in pages[0]
 
@@ -270,6 +305,25 @@ def test_a_failed_write_keeps_the_old_report(run_dir, monkeypatch):
     assert (run_dir / "report.html").read_bytes() == before
     names = ["config.toml", "log.jsonl", "metrics.json", "report.html"]
     assert sorted(path.name for path in run_dir.iterdir()) == names
+
+
+def test_without_matplotlib_the_extra_is_named(run_dir, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.style", None)
+    assert main(["report", str(run_dir)]) == 2
+    message = capsys.readouterr().err
+    assert 'expected it installed (pip install "mmssl[report]")' in message
+    assert message.count("\n") == 1 and not (run_dir / "report.html").exists()
+
+
+def test_matplotlib_is_imported_only_to_draw():
+    code = "import sys, mmssl.report; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+
+
+def test_names_that_fit_no_utf8(run_dir):
+    """JSON may escape half a character; the page shows a question mark."""
+    (run_dir / "log.jsonl").write_text(epoch_line(1, loss_name="\ud800"))
+    assert "Loss: ?" in report_of(run_dir).text
 
 
 def test_without_scikit_learn_the_extra_is_named(finished, tmp_path, monkeypatch):
