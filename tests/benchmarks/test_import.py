@@ -1,4 +1,4 @@
-"""The benchmark of importing runs in its smoke mode, and both readers agree."""
+"""The benchmark of importing runs in its smoke mode."""
 
 from __future__ import annotations
 

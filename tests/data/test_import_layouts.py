@@ -48,7 +48,7 @@ def test_the_released_layout(folder, tmp_path):
     assert read_dataset(tmp_path / "out").content_hash() == read_dataset(folder).content_hash()
     image = (tmp_path / "out" / "image_feat.npy").read_bytes()
     assert image == (folder / "image_feat.npy").read_bytes()
-    refused(folder, tmp_path / "x", "min-rating does nothing for the format mmssl", min_rating=3)
+    refused(folder, tmp_path / "x", "min-rating has no effect for the format mmssl", min_rating=3)
 
 
 @pytest.fixture
@@ -93,7 +93,12 @@ def test_mmrec_without_labels_or_ids(mmrec, tmp_path):
         ("baby.inter", "1\t1\t5", "1\t4\t5", "expected items in 0 .. 3, as i_id_mapping.csv has 4"),
         ("baby.inter", "itemID", "thing", "expected a column of item ids"),
         ("i_id_mapping.csv", "B1\t1", "B1\t2", "line 4: expected each number of 0 .. 3 once"),
-        ("i_id_mapping.csv", "B3\t3\n", "", "image_feat.npy: expected 3 items, as many as i_id_"),
+        (
+            "i_id_mapping.csv",
+            "B3\t3\n",
+            "",
+            "expected 3 items, the number in i_id_mapping",
+        ),
         ("u_id_mapping.csv", "userID", "number", "expected each number of 0 .. 1 once, got 'AXB'"),
     ],
 )
@@ -135,7 +140,7 @@ def test_recbole_in_parts(recbole, tmp_path):
         assert dataset.train.item.tolist() == [0] and dataset.val.item.tolist() == [1]
         assert dataset.test.user.tolist() == [1] and dataset.name == "shop"
     (recbole / "shop.test.inter").unlink()
-    refused(recbole, tmp_path / "x", "shop.test.inter: expected a file beside the other parts")
+    refused(recbole, tmp_path / "x", "shop.test.inter: expected a file next to the other parts")
 
 
 @pytest.mark.parametrize(

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mmssl.cli import main
 from mmssl.data.importing import Dialect, ImportOptions, arrow, import_data
 from mmssl.data.importing.rows import natural_order, numbers
 from mmssl.data.importing.text import TextFile
 from mmssl.data.log import read_log
 from mmssl.errors import InputError
+from tests.conftest import ROOT
+
+pytest.importorskip("pyarrow", reason="importing tables needs pyarrow (extra data)")
 
 HEADER = "userId,movieId,rating,timestamp\n"
 
@@ -154,7 +163,14 @@ def test_times(bring, cells, kind, expected):
         (HEADER + "1,a,5,1\n1,b,5,2024-01-01\n", {}, "line 3: expected a time, a number as in the"),
         (HEADER + "1,a,5,2024-01-01\n1,b,5,2024-13-01\n", {}, "line 3: expected a time like"),
         (HEADER + '1,"a,5,1\n2,b,5,1\n', {}, "line 2: expected cells with closed quotes"),
-        (HEADER + '1,"a"x,5,1\n', {}, "line 2: expected cells with closed quotes"),
+        (
+            HEADER + '1,"a"x,5,1\n',
+            {},
+            "line 2: expected cells with closed quotes, got '\"a\"x,5,1' (",
+        ),
+        (HEADER + '1,"a,5,1\n2,"b",5,1\n', {}, "line 2: expected cells with closed quotes, got"),
+        (HEADER + '1,"a\nb",5,1\n2,"""b"",5,1\n', {}, "line 4: expected cells with closed quotes"),
+        (HEADER + '1,a,5,1\n2,""b"",5,1\n', {}, "line 3: expected cells with closed quotes"),
         (
             b"user,item\n1,a\n2,\xe9\n",
             {},
@@ -182,8 +198,6 @@ def test_times(bring, cells, kind, expected):
     ],
 )
 def test_refuses(bring, content, options, words):
-    if options.get("format") == "parquet":
-        pytest.importorskip("pyarrow", reason="Parquet needs mmssl[data]")
     with pytest.raises(InputError) as caught:
         bring(content, **options)
     message = str(caught.value)
@@ -239,9 +253,9 @@ def test_refuses_tables_of_items(bring, content, words):
 
 
 def test_parquet(bring, tmp_path):
-    pa = pytest.importorskip("pyarrow", reason="Parquet needs mmssl[data]")
     from datetime import datetime
 
+    import pyarrow as pa
     from pyarrow import parquet
 
     table = pa.table(
@@ -265,11 +279,21 @@ def test_parquet(bring, tmp_path):
         import_data(tmp_path / "c.parquet", tmp_path / "c", ImportOptions())
 
 
-def test_parquet_without_pyarrow(tmp_path, monkeypatch):
-    monkeypatch.setattr(arrow, "available", lambda: False)
-    (tmp_path / "log.parquet").write_bytes(b"PAR1")
-    with pytest.raises(InputError, match=r'pip install "mmssl\[data\]"'):
-        import_data(tmp_path / "log.parquet", tmp_path / "out", ImportOptions())
+@pytest.mark.parametrize("name", ["log.parquet", "log.csv"])
+def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (tmp_path / name).write_bytes(b"user,item\n1,2\n")
+    assert main(["data", "import", str(tmp_path / name), "--out", str(tmp_path / "out")]) == 2
+    message = capsys.readouterr().err
+    assert f'{name}: importing tables needs pyarrow: expected it installed (pip install "mms' in (
+        message
+    )
+    assert message.count("\n") == 1 and [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_pyarrow_is_imported_only_to_read():
+    code = "import sys, mmssl.data.importing; assert 'pyarrow' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
 NASTY = st.text(
@@ -297,29 +321,62 @@ def test_any_ids_survive_a_csv(tmp_path, rows, quoting):
     assert set(pairs(log)) == set(rows) and log.num_edges == len(set(rows))
 
 
-LINES = st.lists(st.sampled_from(["a,b", "", "x, y", "é,", "a,b,c", "a", '"q",z', "\x1f,\x0b"]))
+PIECES = st.lists(
+    st.sampled_from(["a", "b,c", ",", '"', '""', '"x"', '"x\ny"', "\n", " ", "\r\n", "\r", "é"]),
+    max_size=14,
+)
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(lines=LINES, end=st.sampled_from(["\n", "\r\n", "\r"]))
-def test_both_readers_agree(tmp_path, lines, end):
-    pytest.importorskip("pyarrow", reason="the second reader is mmssl[data]")
-    (tmp_path / "log.csv").write_bytes(end.join(["user,item", *lines]).encode())
-    file = TextFile(tmp_path / "log.csv", Dialect(","))
-    fast, exact = file.read([0, 1]), file.read([1, 0], exact=True)
-    if fast.places is None:  # else the reference had to read it
-        assert not exact.faults
-        for column, other in zip(fast.columns, reversed(exact.columns), strict=True):
-            assert [column.values[c] for c in column.codes] == [
-                other.values[c] for c in other.codes
-            ]
+def _by_csv(text: str) -> tuple[list[tuple[int, list[str]]], int | None]:
+    """(line, cells) of the rows as Python's csv reads them; the line of a row it can't read."""
+    reader, rows, end = csv.reader(io.StringIO(text, newline=""), strict=True), [], 0
+    try:
+        for row in reader:
+            rows += [(end + 1, row)] if row else []
+            end = reader.line_num
+    except csv.Error:
+        return rows, end + 1
+    return rows, None
 
 
-def test_plain_files_take_the_fast_reader(tmp_path):
-    pytest.importorskip("pyarrow", reason="the second reader is mmssl[data]")
-    rows = "".join(f"{n % 97},{n % 89}\n" for n in range(5000))
-    (tmp_path / "log.csv").write_text("user,item\n" + rows)
-    assert TextFile(tmp_path / "log.csv", Dialect()).read([0, 1]).places is None
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(pieces=PIECES, block=st.sampled_from([1, 7, 1 << 22]))
+def test_rows_lines_and_quotes_are_those_of_pythons_csv(tmp_path, pieces, block):
+    text = "user,item\n" + "".join(pieces)
+    (tmp_path / "log.csv").write_bytes(text.encode())
+    rows, malformed = _by_csv(text)
+    with mock.patch("mmssl.data.importing.lines._BLOCK", block):
+        if malformed is not None:
+            with pytest.raises(InputError, match="expected cells with closed quotes") as caught:
+                TextFile(tmp_path / "log.csv", Dialect(","))
+            line = int(re.search(r"line (\d+):", str(caught.value))[1])
+            assert malformed <= line <= text.count("\n") + text.count("\r") + 1
+            return
+        table = TextFile(tmp_path / "log.csv", Dialect(",")).read([1, 0])
+    good = [(line, row) for line, row in rows[1:] if len(row) == 2]
+    assert table.locations.tolist() == [line for line, _ in good]
+    cells = [[column.values[code] for code in column.codes] for column in table.columns]
+    plain = [[cell.replace("\r\n", "\n").replace("\r", "\n") for cell in row] for _, row in good]
+    assert cells == [[row[1] for row in plain], [row[0] for row in plain]]
+    bad = [(line, f"expected 2 cells, got {len(row)}") for line, row in rows[1:] if len(row) != 2]
+    assert [(fault.location, fault.message) for fault in table.faults] == bad
+
+
+def test_rows_longer_than_a_block_and_lines_after_them(bring, monkeypatch):
+    monkeypatch.setattr(arrow, "_BLOCK", 64)
+    long = "x" * 1000
+    log, _ = bring(f'user,item\n{long},a\n"b\n{long}",\n', bad_rows="skip")
+    assert pairs(log) == [(long, "a")]
+    with pytest.raises(InputError, match=f"line 3: expected .*got 'b.n{long[:40]}"):
+        import_data(bring.path / "log.csv", bring.path / "x", ImportOptions())
+
+
+def test_bad_rows_are_named_across_blocks(bring, monkeypatch):
+    monkeypatch.setattr(arrow, "_BLOCK", 64)
+    rows = [f"u{n},i\n" for n in range(500)]
+    rows[333] = "\nu,i,x\n"
+    with pytest.raises(InputError, match="line 336: expected 2 cells, got 3 "):
+        bring("user,item\n" + "".join(rows))
 
 
 def test_natural_order_and_numbers():

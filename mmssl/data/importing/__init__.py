@@ -1,8 +1,9 @@
-"""From the files people have to a directory of this package: one file per layout.
+"""Import of data in other layouts into a directory of this package.
 
-``text.py`` and ``arrow.py`` read tables, ``roles.py`` finds the columns, ``rows.py`` checks every
-cell, ``assemble.py`` numbers what is left; ``logs.py``, ``mmssl.py``, ``mmrec.py`` and
-``recbole.py`` each know one layout; ``importer.py`` picks one and writes the directory.
+``text.py``, ``lines.py`` and ``arrow.py`` read tables, ``roles.py`` finds the columns, ``rows.py``
+checks every cell, ``assemble.py`` numbers the users and items; ``logs.py``, ``mmssl.py``,
+``mmrec.py`` and ``recbole.py`` each read one layout; ``importer.py`` picks one of them and writes
+the directory.
 """
 
 from mmssl.data.importing.importer import ImportReport, import_data

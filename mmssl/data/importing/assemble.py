@@ -1,4 +1,4 @@
-"""From checked rows to numbered interactions: one per user and item, ids with a place each."""
+"""Numbers checked rows: one interaction per user and item, one index per id."""
 
 from __future__ import annotations
 
@@ -8,23 +8,26 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmssl.data.dataset import IntArray, InteractionDataset, Interactions
+from mmssl.data.importing.roles import column_name
 from mmssl.data.importing.rows import Rows, natural_order, one_per_pair
-from mmssl.data.importing.table import Column
+from mmssl.data.importing.table import Column, TableFile
 from mmssl.data.log import InteractionLog
+from mmssl.data.manifest import Source
 from mmssl.errors import InputError
 
 KEEP = ("last", "first")
 
 
 class IdMap(NamedTuple):
-    """A numbering that the source has already: names[n] is the id of number n, None without any."""
+    """A numbering that comes with the source."""
 
     size: int
     names: tuple[str, ...] | None
+    """The id of each number, None where the source names no ids."""
 
 
 def joined(parts: Sequence[Rows]) -> Rows:
-    """Rows of several files, one after the other."""
+    """Concatenate the rows of several files."""
     dropped: dict[str, int] = {}
     for part in parts:
         for reason, count in part.dropped.items():
@@ -46,17 +49,19 @@ def _joined_columns(columns: Sequence[Column]) -> Column:
     number: dict[str, int] = {}
     codes = []
     for column in columns:
-        place = [number.setdefault(value, len(number)) for value in column.values]
-        codes.append(np.array(place, dtype=np.int64)[column.codes])
+        merged = [number.setdefault(value, len(number)) for value in column.values]
+        codes.append(np.array(merged, dtype=np.int64)[column.codes])
     return Column(np.concatenate(codes), list(number))
 
 
 class Numbered(NamedTuple):
-    """A log, the split label of each of its interactions, and what was left out on the way."""
+    """A log and how its rows became it."""
 
     log: InteractionLog
     label: IntArray | None
+    """Split label of each interaction."""
     dropped: dict[str, int]
+    """Number of rows left out, by reason."""
 
 
 def number_rows(
@@ -68,22 +73,23 @@ def number_rows(
     users: IdMap | None = None,
     items: IdMap | None = None,
 ) -> Numbered:
-    """Makes a log of rows.
+    """Make a log of rows.
 
-    Of the rows with one user and one item, the first or the last is kept, by time and else by place
-    in the file; then those rated too low are left out; then users and items are numbered by id
-    (:func:`~mmssl.data.importing.rows.natural_order`), those without an interaction left out.
+    Of the rows with the same user and item, the first or the last is kept, by time or, without
+    times, by the order in the file. Then rows rated too low are left out. Then the users and items
+    that still have an interaction are numbered by id
+    (:func:`~mmssl.data.importing.rows.natural_order`).
 
     Args:
-        name: Of the log.
-        rows: What was read.
+        name: Name of the log.
+        rows: The rows that were read.
         keep: ``first`` or ``last``.
         min_rating: Lowest rating of an interaction; needs ratings.
-        users: A numbering to keep; the rows' ids are its numbers.
-        items: The same.
+        users: A numbering of users to keep; the user ids of the rows are its numbers.
+        items: A numbering of items to keep, likewise.
 
     Raises:
-        InputError: ``min_rating`` without ratings, or nothing is left.
+        InputError: ``min_rating`` without ratings, or no row is left.
     """
     if min_rating is not None and rows.rating is None:
         raise InputError("a minimum rating needs a column of ratings (--rating-col), got none")
@@ -116,7 +122,7 @@ def number_rows(
 
 
 def split_by_label(log: InteractionLog, label: IntArray) -> InteractionDataset:
-    """The data set whose splits the labels (E,) are: 0 train, 1 validation, 2 test."""
+    """Make a data set of a log and its labels (E,): 0 train, 1 validation, 2 test."""
     train, val, test = (
         Interactions(log.user[label == split], log.item[label == split]) for split in range(3)
     )
@@ -134,8 +140,8 @@ def split_by_label(log: InteractionLog, label: IntArray) -> InteractionDataset:
     )
 
 
-def _numbers(column: Column, told: IdMap | None) -> IntArray:
-    if told is not None:
+def _numbers(column: Column, given: IdMap | None) -> IntArray:
+    if given is not None:
         return np.array(list(map(int, column.values)), dtype=np.int64)[column.codes]
     order = natural_order(column.values)
     rank = np.empty_like(order)
@@ -143,20 +149,48 @@ def _numbers(column: Column, told: IdMap | None) -> IntArray:
     return rank[column.codes]
 
 
-def _compact(ids: IntArray, column: Column, told: IdMap | None) -> tuple[IntArray, IdMap]:
-    """Numbers without gaps and what they stand for; a numbering that was told stays."""
-    if told is not None:
-        return ids, told
+def _compact(ids: IntArray, column: Column, given: IdMap | None) -> tuple[IntArray, IdMap]:
+    """Return numbers without gaps and their ids; a given numbering stays as it is."""
+    if given is not None:
+        return ids, given
     used = np.flatnonzero(np.bincount(ids))
     order = natural_order(column.values)
-    names = tuple(column.values[place] for place in order[used].tolist())
-    place = np.zeros(int(used[-1]) + 1, dtype=np.int64)
-    place[used] = np.arange(used.size)
-    return place[ids], IdMap(int(used.size), names)
+    names = tuple(column.values[code] for code in order[used].tolist())
+    number = np.zeros(int(used[-1]) + 1, dtype=np.int64)
+    number[used] = np.arange(used.size)
+    return number[ids], IdMap(int(used.size), names)
 
 
 def with_items(
     log: InteractionLog, titles: tuple[str, ...] | None, columns: Mapping[str, tuple[str, ...]]
 ) -> InteractionLog:
-    """The log with what is known of its items in words."""
+    """Return the log with the titles and other columns of its items."""
     return InteractionLog(**{**vars(log), "item_titles": titles, "item_columns": dict(columns)})
+
+
+def describe_source(
+    layout: str,
+    file: TableFile,
+    positions: Mapping[str, int | None],
+    rows: Rows,
+    numbered: Numbered,
+    other_files: Mapping[str, str],
+) -> Source:
+    """Record where a log comes from, for ``dataset.toml``.
+
+    Args:
+        layout: Name of the layout.
+        file: The file of interactions, or the first of them.
+        positions: Field of :class:`~mmssl.data.importing.rows.Rows` -> position of its column.
+        rows: The rows that were read.
+        numbered: What became of them.
+        other_files: Name -> SHA-256 of the other files.
+    """
+    return Source(
+        format=layout,
+        files={file.path.name: file.sha256, **other_files},
+        columns={role: column_name(file, at) for role, at in positions.items() if at is not None},
+        rows_read=rows.rows_read,
+        rows_kept=numbered.log.num_edges,
+        dropped=numbered.dropped,
+    )

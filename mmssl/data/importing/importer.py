@@ -1,4 +1,4 @@
-"""``mmssl data import``: from files of other layouts to a directory of this package."""
+"""``mmssl data import``: picks the reader of a layout and writes the new directory."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ _READERS: dict[str, Callable[[Path, ImportOptions], Imported]] = {
 
 
 class ImportReport(NamedTuple):
-    """What :func:`import_data` did."""
+    """What :func:`import_data` read and wrote."""
 
     directory: Path
     imported: Imported
 
     @property
     def lines(self) -> list[str]:
-        """To print."""
+        """The report in words."""
         data, source, features, items = self.imported
         columns = ", ".join(f"{role} = {name}" for role, name in source.columns.items())
         where = f" ({columns})" if columns else ""
@@ -65,15 +65,15 @@ class ImportReport(NamedTuple):
 
 
 def import_data(source: str | Path, out: str | Path, options: ImportOptions) -> ImportReport:
-    """Imports ``source`` into the new directory ``out``, all of it or nothing.
+    """Import ``source`` into the new directory ``out``, all of it or nothing.
 
     Raises:
-        InputError: One line: file and line, what was expected, what was got.
+        InputError: The source can't be used; the message names the file and the line.
     """
     path, target = Path(source), Path(out)
     check_writable(target)
     if not os.path.exists(path):
-        raise InputError(f"{path}: expected a file or directory to import, got none there")
+        raise InputError(f"{path}: expected a file or directory to import, got none")
     kind = _detect(path) if options.format == "auto" else options.format
     imported = _READERS[kind](path, options)
     with staged(target) as folder:
@@ -90,7 +90,7 @@ def import_data(source: str | Path, out: str | Path, options: ImportOptions) -> 
 
 
 def _detect(path: Path) -> str:
-    """The layout of a source, by its names and, for ``.inter`` files, by the header."""
+    """Return the layout of a source, by file names and, for ``.inter`` files, by the header."""
     if os.path.isdir(path):
         names = sorted(os.listdir(path))
         if "train.json" in names:

@@ -1,4 +1,4 @@
-"""A table of items beside a log: ids, titles, whatever else is known of them."""
+"""The table of items that accompanies a log: ids, titles and other columns."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ _RESERVED = ("item", "id", "title")
 
 
 class ItemTable(NamedTuple):
-    """One row per item of the log, in its order."""
+    """What a table says of the items of a log, in their order."""
 
     titles: tuple[str, ...] | None
     columns: dict[str, tuple[str, ...]]
     found: list[int | None]
-    """Row of the table of each item, from 0."""
+    """Row of each item in the table, from 0; None for an item that it lacks."""
 
     @property
     def missing(self) -> int:
-        """Number of items that the table doesn't have: their cells are empty."""
+        """Number of items that the table lacks; their cells are empty."""
         return self.found.count(None)
 
 
@@ -34,40 +34,40 @@ def read_items(
     title: str | None = None,
     leave_out: Sequence[int] = (),
 ) -> ItemTable:
-    """Reads what a table says of some items.
+    """Read the rows of some items from a table.
 
-    The ids are in the column that is called like the log's, else in one with a known name, else in
-    the first. Tabs and line ends in cells become spaces.
+    The ids are in the column that has the name of the log's item column, else in one with a known
+    name, else in the first. Tabs and line ends in cells become spaces.
 
     Args:
-        file: With a header.
-        item_ids: Of the log, in its order.
-        like: What the log calls its item column.
+        file: A table with a header.
+        item_ids: Ids of the items, in the order of the log.
+        like: Name of the log's item column.
         title: Name or number of the column of titles; found by a known name when None.
-        leave_out: Columns that aren't wanted.
+        leave_out: Positions of columns to skip.
 
     Raises:
-        InputError: An id twice, rows of another width, or none of the items is in the table.
+        InputError: An id occurs twice, a row has another width, or the table has none of the
+            items.
     """
-    names = [column_name(file, place).split(":")[0] for place in range(file.width)]
+    names = [column_name(file, position).split(":")[0] for position in range(file.width)]
     bare = [plain(name) for name in names]
     same = plain(like) in bare and like
     at = bare.index(plain(like)) if same else find_role(file, "item", None) or 0
     title_at = find_role(file, "title", title)
-    places = [at] + [p for p in range(file.width) if p != at and p not in leave_out]
-    table = file.read(places, exact=True)
+    positions = [at] + [p for p in range(file.width) if p != at and p not in leave_out]
+    table = file.read(positions)
     if table.faults:
         fault = table.faults[0]
-        raise InputError(f"{file.path}: {file.unit} {fault.place}: {fault.message}")
+        raise InputError(f"{file.path}: {file.unit} {fault.location}: {fault.message}")
     ids = table.columns[0]
     row_of: dict[str, int] = {}
     for row, code in enumerate(ids.codes.tolist()):
         first = row_of.setdefault(ids.values[code], row)
         if first != row:
-            assert table.places is not None
             raise InputError(
-                f"{file.path}: {file.unit} {table.places[row]}: expected each item once, got "
-                f"{ids.values[code]!r:.60} again (first in {file.unit} {table.places[first]})"
+                f"{file.path}: {file.unit} {table.locations[row]}: expected each item once, got "
+                f"{ids.values[code]!r:.60} again (first in {file.unit} {table.locations[first]})"
             )
     found = [row_of.get(item) for item in item_ids]
     if found.count(None) == len(item_ids):
@@ -77,19 +77,20 @@ def read_items(
         )
     titles: tuple[str, ...] | None = None
     columns: dict[str, tuple[str, ...]] = {}
-    for place, column in zip(places[1:], table.columns[1:], strict=True):
+    for position, column in zip(positions[1:], table.columns[1:], strict=True):
         clean = [one_line(value) for value in column.values]
         codes = column.codes.tolist()
         cells = tuple("" if row is None else clean[codes[row]] for row in found)
-        if place == title_at:
+        if position == title_at:
             titles = cells
         else:
-            columns[_free_name(one_line(names[place]) or f"column{place + 1}", columns)] = cells
+            name = one_line(names[position]) or f"column{position + 1}"
+            columns[_free_name(name, columns)] = cells
     return ItemTable(titles, columns, found)
 
 
 def one_line(text: str) -> str:
-    """Tabs and line ends as spaces: what a tab-separated file can hold."""
+    """Replace tabs and line ends, which a tab-separated file can't hold, by spaces."""
     plain_text = "\t" not in text and "\n" not in text and "\r" not in text
     return text if plain_text else " ".join(text.split())
 

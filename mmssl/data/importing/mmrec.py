@@ -1,19 +1,18 @@
 """MMRec's layout: ``NAME.inter`` with ``x_label``, ``*_feat.npy`` and the id mappings.
 
-Users and items are numbered there already, and the rows of the features follow the items' numbers,
-so the numbering is kept. ``x_label`` is 0 for training, 1 for validation, 2 for test.
+Its users and items are numbered, and the rows of the features follow the numbers of the items, so
+the numbering is kept. ``x_label`` is 0 for training, 1 for validation, 2 for test.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from mmssl.data.importing.assemble import IdMap, number_rows, split_by_label
-from mmssl.data.importing.options import Imported, ImportOptions, told_items
-from mmssl.data.importing.roles import column_name, find_roles, plain
+from mmssl.data.importing.assemble import IdMap, describe_source, number_rows, split_by_label
+from mmssl.data.importing.options import Imported, ImportOptions, with_item_table
+from mmssl.data.importing.roles import find_roles, plain
 from mmssl.data.importing.rows import is_plain_integer, usable_rows
 from mmssl.data.importing.text import Dialect, TextFile
-from mmssl.data.manifest import Source
 from mmssl.data.npy import read_features
 from mmssl.data.readers import feature_paths
 from mmssl.errors import InputError
@@ -22,23 +21,24 @@ MAPPINGS = {"user": "u_id_mapping.csv", "item": "i_id_mapping.csv"}
 
 
 def import_mmrec(path: Path, options: ImportOptions) -> Imported:
-    """A directory, or the ``.inter`` file in it.
+    """Import a directory, or the ``.inter`` file in it.
 
     Raises:
-        InputError: A file, row or number that doesn't fit the others.
+        InputError: A file, row or number does not fit the others.
     """
     options.refuse("mmrec", "header")
     file = TextFile(one_inter_file(path), Dialect("\t", False, options.dialect.encoding))
     roles = find_roles(file, options.columns)
     assert file.names is not None  # it was opened with a header
     names = [plain(name) for name in file.names]
-    places = {**roles._asdict(), "label": names.index("xlabel") if "xlabel" in names else None}
-    rows = usable_rows(file, places, skip_bad=options.skip_bad, numbered=True)
+    label = names.index("xlabel") if "xlabel" in names else None
+    positions = {**roles._asdict(), "label": label}
+    rows = usable_rows(file, positions, skip_bad=options.skip_bad, numbered=True)
 
     folder = file.path.parent
     features = feature_paths(folder)
     widths = {modality: read_features(found).shape for modality, found in features.items()}
-    files = {file.path.name: file.sha256}
+    files: dict[str, str] = {}
     maps = {}
     for role, column in (("user", rows.user), ("item", rows.item)):
         needed = int(max(map(int, column.values))) + 1
@@ -55,22 +55,16 @@ def import_mmrec(path: Path, options: ImportOptions) -> Imported:
         users=maps["user"],
         items=maps["item"],
     )
-    log, items, item_files = told_items(options, numbered.log, "")
-    source = Source(
-        format="mmrec",
-        files={**files, **item_files},
-        columns={role: column_name(file, at) for role, at in places.items() if at is not None},
-        rows_read=rows.rows_read,
-        rows_kept=log.num_edges,
-        dropped=numbered.dropped,
-    )
+    log, items, item_files = with_item_table(options, numbered.log, "")
+    others = {**files, **item_files}
+    source = describe_source("mmrec", file, positions, rows, numbered, others)
     data = log if numbered.label is None else split_by_label(log, numbered.label)
     copies = {found.name: found for found in features.values()}
     return Imported(data, source, copies, items)
 
 
 def one_inter_file(path: Path) -> Path:
-    """The ``.inter`` file that a path means: itself, the one in it, or the one named like it."""
+    """Return the ``.inter`` file of a path: itself, the only one in it, or the one of its name."""
     if not path.is_dir():
         return path
     found = sorted(path.glob("*.inter"))
@@ -86,7 +80,7 @@ def one_inter_file(path: Path) -> Path:
 def _id_map(
     folder: Path, role: str, needed: int, counts: dict[str, int], inter: TextFile
 ) -> tuple[IdMap, dict[str, str]]:
-    """How many users or items there are, and their ids where a mapping tells them."""
+    """Return the number of users or items, and their ids where a mapping names them."""
     path = folder / MAPPINGS[role]
     names, files = None, {}
     if path.exists():
@@ -97,7 +91,7 @@ def _id_map(
         first = next(iter(counts))
         if count != counts[first]:
             raise InputError(
-                f"{folder / name}: expected {counts[first]} {role}s, as many as {first} has, "
+                f"{folder / name}: expected {counts[first]} {role}s, the number in {first}, "
                 f"got {count}"
             )
         if count < needed:
@@ -109,27 +103,26 @@ def _id_map(
 
 
 def _read_mapping(file: TextFile, role: str) -> tuple[str, ...]:
-    """Column ``userID`` or ``itemID`` numbers from 0 what the other column calls it."""
+    """Return the ids in the order of their numbers, column ``userID`` or ``itemID``, from 0."""
     names = file.names or ()
     bare = [plain(name) for name in names]
     number = f"{role}id"
-    exact = [place for place, name in enumerate(names) if name == f"{role}ID"]
+    exact = [position for position, name in enumerate(names) if name == f"{role}ID"]
     at = exact[0] if exact else bare.index(number) if number in bare else None
     if at is None or len(names) != 2:
         raise InputError(
             f"{file.path}: expected a column {role}ID and one of ids, got {', '.join(names)}"
         )
-    table = file.read([at, 1 - at], exact=True)
-    assert table.places is not None
-    if table.faults:
-        raise InputError(f"{file.path}: line {table.faults[0].place}: {table.faults[0].message}")
+    table = file.read([at, 1 - at])
+    for fault in table.faults[:1]:
+        raise InputError(f"{file.path}: line {fault.location}: {fault.message}")
     numbers, ids = table.columns
-    found: list[str | None] = [None] * table.num_rows
+    found: list[str | None] = [None] * table.locations.size
     for row, (code, value) in enumerate(zip(numbers.codes, ids.codes, strict=True)):
         text = numbers.values[code]
         if not is_plain_integer(text) or int(text) >= len(found) or found[int(text)] is not None:
             raise InputError(
-                f"{file.path}: line {table.places[row]}: expected each number of 0 .. "
+                f"{file.path}: line {table.locations[row]}: expected each number of 0 .. "
                 f"{len(found) - 1} once, got {text!r:.60}"
             )
         found[int(text)] = ids.values[value]

@@ -1,4 +1,4 @@
-"""The layout of MMSSL itself: checked, and written again with its ``dataset.toml``."""
+"""The layout of MMSSL itself: it is checked and copied, and gets its ``dataset.toml``."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX, SPLITS, read_dataset
 
 
 def import_mmssl(path: Path, options: ImportOptions) -> Imported:
-    """A directory with ``train.json``, ``val.json`` and ``test.json``; features are copied as is.
+    """Import a directory of ``train.json``, ``val.json``, ``test.json``; copy its features.
 
     Raises:
-        InputError: As :func:`~mmssl.data.readers.read_dataset`, or an option that does nothing.
+        InputError: As :func:`~mmssl.data.readers.read_dataset`, or an option does not apply.
     """
     options.refuse("mmssl", "columns", "header", "dialect", "items", "min_rating", "keep")
     options.refuse("mmssl", "bad_rows")

@@ -1,4 +1,4 @@
-"""What a user can say of an import, and what the reader of a layout gives back."""
+"""The options of an import, and what the reader of a layout returns."""
 
 from __future__ import annotations
 
@@ -23,24 +23,25 @@ BAD_ROWS = ("stop", "skip")
 
 @dataclass(frozen=True, kw_only=True)
 class ImportOptions:
-    """What the command line offers; every field has a default that fits most files."""
+    """Options of ``mmssl data import``; the defaults fit most files."""
 
     format: str = "auto"
     """One of :data:`FORMATS`, or ``auto``: by suffix and content."""
     name: str | None = None
-    """Of the data set; that of the source when None."""
+    """Name of the data set; the name of the source when None."""
     columns: Mapping[str, str | None] = field(default_factory=dict)
     """Role (user, item, rating, time, title) -> name or number of its column."""
     header: bool | None = None
-    """Whether the first row holds names; when None, unless columns are told by number."""
+    """Whether the first row holds names; when None, unless columns are given by number."""
     dialect: Dialect = Dialect()
     items: Path | None = None
     """A table of items, text or Parquet."""
     min_rating: float | None = None
+    """Lowest rating of an interaction."""
     keep: str = "last"
-    """Which of the rows with one user and one item counts."""
+    """Which of the rows with the same user and item counts: ``last`` or ``first``."""
     bad_rows: str = "stop"
-    """``stop`` at the first row that can't be used, or ``skip`` and count them."""
+    """``stop`` at the first row that can't be used, or ``skip`` such rows and count them."""
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -53,22 +54,22 @@ class ImportOptions:
 
     @property
     def skip_bad(self) -> bool:
-        """Whether bad rows are counted instead of fatal."""
+        """Whether bad rows are left out and counted."""
         return self.bad_rows == "skip"
 
     def refuse(self, kind: str, *names: str) -> None:
-        """Raises InputError when a field was set that a layout has no use for."""
+        """Raise InputError if one of these fields, which a layout does not use, was set."""
         defaults = ImportOptions()
         for name in names:
             if getattr(self, name) != getattr(defaults, name):
-                raise InputError(f"{name.replace('_', '-')} does nothing for the format {kind}")
+                raise InputError(f"{name.replace('_', '-')} has no effect for the format {kind}")
 
 
 class Imported(NamedTuple):
-    """What the reader of a layout gives."""
+    """What the reader of a layout returns."""
 
     data: InteractionLog | InteractionDataset
-    """A log to be split, or a data set whose splits were given; without its features."""
+    """A log to be split, or a data set with the splits of the source; without features."""
     source: Source
     features: Mapping[str, Path | FloatArray] = {}
     """File name in the new directory -> file to copy, or rows to write."""
@@ -76,7 +77,7 @@ class Imported(NamedTuple):
 
 
 def open_table(path: Path, dialect: Dialect, *, header: bool = True) -> TableFile:
-    """A table of any kind, by its suffix.
+    """Open a table of any kind, by its suffix.
 
     Raises:
         InputError: It can't be read.
@@ -86,13 +87,18 @@ def open_table(path: Path, dialect: Dialect, *, header: bool = True) -> TableFil
     return TextFile(path, dialect, header=header)
 
 
-def told_items(
+def with_item_table(
     options: ImportOptions, log: InteractionLog, like: str
 ) -> tuple[InteractionLog, ItemTable | None, dict[str, str]]:
-    """The log with what ``--items`` says of its items; the table and its hash by file name."""
+    """Add the columns of the table ``--items`` to a log.
+
+    Returns:
+        The log, the table, and its SHA-256 by file name.
+    """
     if options.items is None:
         return log, None, {}
-    # The log's separator is its own; quotes and encoding are likely those of one exporter.
+    # Both files probably come from one exporter, so quotes and encoding are the same; the
+    # separator of the log may differ.
     file = open_table(options.items, replace(options.dialect, separator=None))
     ids = log.item_ids or tuple(map(str, range(log.num_items)))
     items = read_items(file, ids, like=like, title=options.columns.get("title"))

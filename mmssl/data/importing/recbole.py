@@ -11,15 +11,20 @@ from pathlib import Path
 import numpy as np
 
 from mmssl.data.dataset import MODALITY_NAME, FloatArray
-from mmssl.data.importing.assemble import joined, number_rows, split_by_label, with_items
+from mmssl.data.importing.assemble import (
+    describe_source,
+    joined,
+    number_rows,
+    split_by_label,
+    with_items,
+)
 from mmssl.data.importing.items import ItemTable, read_items
 from mmssl.data.importing.mmrec import one_inter_file
-from mmssl.data.importing.options import Imported, ImportOptions, told_items
+from mmssl.data.importing.options import Imported, ImportOptions, with_item_table
 from mmssl.data.importing.roles import column_name, find_roles
 from mmssl.data.importing.rows import Rows, numbers, usable_rows
 from mmssl.data.importing.text import Dialect, TextFile
 from mmssl.data.log import InteractionLog
-from mmssl.data.manifest import Source
 from mmssl.data.readers import FEATURE_SUFFIX
 from mmssl.errors import InputError
 
@@ -28,10 +33,10 @@ VECTOR = "float_seq"
 
 
 def import_recbole(path: Path, options: ImportOptions) -> Imported:
-    """A directory, or a ``.inter`` file in it.
+    """Import a directory, or a ``.inter`` file in it.
 
     Raises:
-        InputError: A file or row that is not what it should be.
+        InputError: A file is missing, or a file or row is malformed.
     """
     options.refuse("recbole", "header")
     dialect = Dialect("\t", False, options.dialect.encoding)
@@ -41,41 +46,31 @@ def import_recbole(path: Path, options: ImportOptions) -> Imported:
     rows = joined(
         [
             _labelled(
-                usable_rows(file, places._asdict(), skip_bad=options.skip_bad),
+                usable_rows(file, found._asdict(), skip_bad=options.skip_bad),
                 label if len(files) > 1 else None,
             )
-            for label, (file, places) in enumerate(zip(files, roles, strict=True))
+            for label, (file, found) in enumerate(zip(files, roles, strict=True))
         ]
     )
     numbered = number_rows(
         options.name or stem.name, rows, keep=options.keep, min_rating=options.min_rating
     )
     like = column_name(files[0], roles[0].item).split(":")[0]
-    log, items, hashes = told_items(options, numbered.log, like)
+    log, items, hashes = with_item_table(options, numbered.log, like)
     features: dict[str, Path | FloatArray] = {}
     item_path = stem.with_name(f"{stem.name}.item")
     if options.items is None and item_path.exists():
         table = _open(item_path, dialect)
         hashes = {item_path.name: table.sha256}
         log, items, features = _with_item_file(log, table, like, options)
-    source = Source(
-        format="recbole",
-        files={**{file.path.name: file.sha256 for file in files}, **hashes},
-        columns={
-            role: column_name(files[0], at)
-            for role, at in roles[0]._asdict().items()
-            if at is not None
-        },
-        rows_read=rows.rows_read,
-        rows_kept=log.num_edges,
-        dropped=numbered.dropped,
-    )
+    others = {**{file.path.name: file.sha256 for file in files[1:]}, **hashes}
+    source = describe_source("recbole", files[0], roles[0]._asdict(), rows, numbered, others)
     data = log if numbered.label is None else split_by_label(log, numbered.label)
     return Imported(data, source, features, items)
 
 
 def _inter_files(path: Path) -> tuple[Path, list[Path]]:
-    """The data set's path without suffix, and its one file or its three."""
+    """Return the path of the data set without suffix, and its one file or its three parts."""
     known = {part for names in PARTS for part in names}
     folder = path if path.is_dir() else path.parent
     parts = [f for f in sorted(folder.glob("*.*.inter")) if f.stem.rsplit(".", 1)[-1] in known]
@@ -93,7 +88,7 @@ def _inter_files(path: Path) -> tuple[Path, list[Path]]:
         choices = [folder / f"{stems[0]}.{name}.inter" for name in names]
         file = next((choice for choice in choices if choice.exists()), None)
         if file is None:
-            raise InputError(f"{choices[0]}: expected a file beside the other parts, got none")
+            raise InputError(f"{choices[0]}: expected a file next to the other parts, got none")
         found.append(file)
     return folder / stems[0], found
 
@@ -119,7 +114,7 @@ def _with_item_file(
     log: InteractionLog, table: TextFile, like: str, options: ImportOptions
 ) -> tuple[InteractionLog, ItemTable, dict[str, Path | FloatArray]]:
     names = table.names or ()
-    vectors = [place for place, name in enumerate(names) if name.endswith(f":{VECTOR}")]
+    vectors = [at for at, name in enumerate(names) if name.endswith(f":{VECTOR}")]
     items = read_items(
         table,
         log.item_ids or (),
@@ -128,20 +123,19 @@ def _with_item_file(
         leave_out=vectors,
     )
     features: dict[str, Path | FloatArray] = {}
-    for place in vectors:
-        name = names[place].removesuffix(f":{VECTOR}")
+    for position in vectors:
+        name = names[position].removesuffix(f":{VECTOR}")
         if not MODALITY_NAME.fullmatch(name):
             raise InputError(
                 f"{table.path}: expected a modality of letters, digits, '_' and '-', got {name!r}"
             )
-        features[f"{name}{FEATURE_SUFFIX}"] = _vectors(table, place, items)
+        features[f"{name}{FEATURE_SUFFIX}"] = _vectors(table, position, items)
     return with_items(log, items.titles, items.columns), items, features
 
 
-def _vectors(table: TextFile, place: int, items: ItemTable) -> FloatArray:
-    """(I, d) features of the items; zeros for one without a row or a vector."""
-    content = table.read([place], exact=True)
-    assert content.places is not None
+def _vectors(table: TextFile, position: int, items: ItemTable) -> FloatArray:
+    """Return the (I, d) features of the items, zeros for one without a row or a vector."""
+    content = table.read([position])
     (column,) = content.columns
     parsed = [numbers(value.split()).astype(np.float32) for value in column.values]
     width = max((vector.size for vector in parsed), default=0)
@@ -149,15 +143,15 @@ def _vectors(table: TextFile, place: int, items: ItemTable) -> FloatArray:
     for item, row in enumerate(items.found):
         vector = np.empty(0) if row is None else parsed[column.codes[row]]
         if row is not None and (vector.size not in (0, width) or not np.isfinite(vector).all()):
-            name = column_name(table, place)
+            name = column_name(table, position)
             raise InputError(
-                f"{table.path}: line {content.places[row]}: expected {width} finite numbers in "
+                f"{table.path}: line {content.locations[row]}: expected {width} finite numbers in "
                 f"{name!r}, got {column.values[column.codes[row]]!r:.60}"
             )
         if vector.size:
             rows[item] = vector
     if not width:
         raise InputError(
-            f"{table.path}: expected vectors in {column_name(table, place)!r}, got none"
+            f"{table.path}: expected vectors in {column_name(table, position)!r}, got none"
         )
     return rows

@@ -1,4 +1,4 @@
-"""Which column of a log is the user, the item, the rating, the time."""
+"""Finds the columns of a log: user, item, rating, time."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from mmssl.data.importing.table import TableFile
 from mmssl.errors import InputError
 
 NONE = "none"
-"""What to call a column that shall not be used."""
+"""Given instead of a name, it says that a column is not used."""
 
-# Compared in lower case without "_", "-" and spaces; the first that is there is taken.
+# Compared in lower case without "_", "-", "." and spaces; the first name that a file has counts.
 KNOWN = {
     "user": (
         "user", "userid", "uid", "reviewerid", "customerid", "customer", "visitorid", "memberid",
@@ -29,7 +29,7 @@ KNOWN = {
 
 
 class Roles(NamedTuple):
-    """Place of each column, from 0; None where there is none."""
+    """Position of each column, from 0; None for a column that the file lacks."""
 
     user: int
     item: int
@@ -37,61 +37,61 @@ class Roles(NamedTuple):
     time: int | None
 
 
-def find_roles(file: TableFile, told: Mapping[str, str | None]) -> Roles:
-    """Columns of a log.
+def find_roles(file: TableFile, given: Mapping[str, str | None]) -> Roles:
+    """Find the columns of a log.
 
     Args:
-        file: With or without a header.
-        told: Role -> name, number from 1, ``none`` (rating and time only) or None to find it.
+        file: A table with or without a header.
+        given: Role -> name, number from 1, ``none`` (rating and time only) or None to find it.
 
     Raises:
-        InputError: No such column, or none that can be told to be the user or the item.
+        InputError: A given column does not exist, or no column is known to hold users or items.
     """
-    places = {role: find_role(file, role, told.get(role)) for role in Roles._fields}
+    positions = {role: find_role(file, role, given.get(role)) for role in Roles._fields}
     for role in ("user", "item"):
-        place = places[role]
-        if place is None:
+        position = positions[role]
+        if position is None:
             raise InputError(
                 f"{file.path}: expected a column of {role} ids, got {_shown(file)}: name it with "
                 f"--{role}-col, or number the columns of a file without a header "
                 "(--user-col 1 --item-col 2)"
             )
-        unfit = file.unfit_for_ids(place)
+        unfit = file.unfit_for_ids(position)
         if unfit is not None:
             raise InputError(
-                f"{file.path}: column {column_name(file, place)!r}: expected text or integers as "
-                f"{role} ids, got {unfit}"
+                f"{file.path}: column {column_name(file, position)!r}: expected text or integers "
+                f"as {role} ids, got {unfit}"
             )
     taken: dict[int, str] = {}
-    for role, place in places.items():
-        if place is not None and taken.setdefault(place, role) != role:
+    for role, position in positions.items():
+        if position is not None and taken.setdefault(position, role) != role:
             raise InputError(
-                f"{file.path}: expected different columns, got {column_name(file, place)!r} as "
-                f"{taken[place]} and {role}"
+                f"{file.path}: expected different columns, got {column_name(file, position)!r} as "
+                f"{taken[position]} and {role}"
             )
-    return Roles(**places)  # type: ignore[arg-type]
+    return Roles(**positions)  # type: ignore[arg-type]
 
 
-def find_role(file: TableFile, role: str, told: str | None) -> int | None:
-    """Place of one column; None when it isn't told and no known name is there."""
-    if told is not None:
-        return _told(file, role, told)
+def find_role(file: TableFile, role: str, given: str | None) -> int | None:
+    """Return the position of a column; None if it is not given and no name is known."""
+    if given is not None:
+        return _given(file, role, given)
     if file.names is None:
         return None
     names = [plain(name) for name in file.names]
     return next((names.index(known) for known in KNOWN[role] if known in names), None)
 
 
-def is_numbered(told: Mapping[str, str | None]) -> bool:
-    """Whether the columns are told by number, which means that the file has no header."""
-    return any(name is not None and name.isdecimal() for name in told.values())
+def is_numbered(given: Mapping[str, str | None]) -> bool:
+    """Return whether columns are given by number, which means that the file has no header."""
+    return any(name is not None and name.isdecimal() for name in given.values())
 
 
 def refuse_hidden_header(file: TableFile, roles: Roles) -> None:
-    """A file that is said to have no header must not have one."""
+    """Raise InputError if a file that is declared to have no header seems to have one."""
     if file.names is not None or not file.first:
         return
-    user, item = (plain(file.first[place]) for place in (roles.user, roles.item))
+    user, item = (plain(file.first[at]) for at in (roles.user, roles.item))
     if user in KNOWN["user"] or item in KNOWN["item"]:
         raise InputError(
             f"{file.path}: line 1: expected ids, got what looks like a header: name the columns "
@@ -99,29 +99,29 @@ def refuse_hidden_header(file: TableFile, roles: Roles) -> None:
         )
 
 
-def column_name(file: TableFile, place: int) -> str:
-    """The column's name, or its number from 1."""
-    return str(place + 1) if file.names is None else file.names[place]
+def column_name(file: TableFile, position: int) -> str:
+    """Return the name of a column, or its number from 1."""
+    return str(position + 1) if file.names is None else file.names[position]
 
 
 def plain(name: str) -> str:
-    """For comparing: ``User_ID`` and ``userId`` are the same; RecBole's types are left out."""
+    """Normalize a name: ``User_ID``, ``userId`` and RecBole's ``user_id:token`` are the same."""
     return name.split(":")[0].lower().translate(str.maketrans("", "", "_- ."))
 
 
-def _told(file: TableFile, role: str, told: str) -> int | None:
-    if told == NONE and role not in ("user", "item"):
+def _given(file: TableFile, role: str, given: str) -> int | None:
+    if given == NONE and role not in ("user", "item"):
         return None
     names = [] if file.names is None else list(file.names)
     bare = [name.split(":")[0] for name in names]
-    if told in names or told in bare:
-        found = names if told in names else bare
-        if found.count(told) > 1:
-            raise InputError(f"{file.path}: expected one column {told!r}, got {found.count(told)}")
-        return found.index(told)
-    if told.isdecimal() and len(told) < 6 and 1 <= int(told) <= file.width:
-        return int(told) - 1
-    raise InputError(f"{file.path}: expected a column {told!r} as {role}, got {_shown(file)}")
+    if given in names or given in bare:
+        found = names if given in names else bare
+        if (count := found.count(given)) > 1:
+            raise InputError(f"{file.path}: expected one column {given!r}, got {count}")
+        return found.index(given)
+    if given.isdecimal() and len(given) < 6 and 1 <= int(given) <= file.width:
+        return int(given) - 1
+    raise InputError(f"{file.path}: expected a column {given!r} as {role}, got {_shown(file)}")
 
 
 def _shown(file: TableFile) -> str:

@@ -1,4 +1,4 @@
-"""From raw cells to interactions: checks, numbers, times, one row per user and item."""
+"""Turns raw cells into interactions: checks ids, parses numbers and times."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MICROSECOND = 1_000_000
 
 
 class Rows(NamedTuple):
-    """Usable rows of a log, in the order of the file."""
+    """The usable rows of a log, in the order of the file."""
 
     user: Column  # (N,)
     item: Column  # (N,)
@@ -35,47 +35,43 @@ class Rows(NamedTuple):
     label: IntArray | None = None  # (N,) 0 train, 1 validation, 2 test
     rows_read: int = 0
     dropped: Mapping[str, int] = {}
-    """Reason -> rows."""
+    """Number of rows left out, by reason."""
 
 
 class _Checked(NamedTuple):
     values: npt.NDArray[np.generic] | None
-    """What the column's different values stand for; None for ids."""
+    """The parsed values of the column; None for ids, which stay text."""
     bad: BoolArray
-    """Which of them can't be used."""
+    """Which values can't be used."""
     reason: str
+    """What rows with a bad value are counted under."""
     expected: str
+    """For the message."""
 
 
 def usable_rows(
     file: TableFile,
-    places: Mapping[str, int | None],
+    positions: Mapping[str, int | None],
     *,
     skip_bad: bool = False,
     numbered: bool = False,
 ) -> Rows:
-    """Reads the columns of a log and checks every cell.
+    """Read the columns of a log and check every cell.
 
     Args:
-        file: Where from.
-        places: Field of :class:`Rows` -> place of its column; None for one that isn't there.
+        file: The table of the log.
+        positions: Field of :class:`Rows` -> position of its column; None for one that is missing.
         skip_bad: Leave out rows that can't be used, instead of stopping at the first.
-        numbered: Ids are numbers from 0 that a table or the features' rows refer to.
+        numbered: Ids are numbers from 0, which a table or the rows of features refer to.
 
     Raises:
-        InputError: The first bad row by its line, unless ``skip_bad``; or no row is left.
+        InputError: A row can't be used (the first one is named) unless ``skip_bad``; or no row is
+            left.
     """
-    wanted = {role: place for role, place in places.items() if place is not None}
+    wanted = {role: position for role, position in positions.items() if position is not None}
     checks = _CHECKS | ({"user": _check_number, "item": _check_number} if numbered else {})
-
-    def attempt(exact: bool) -> tuple[RawTable, list[_Checked]]:
-        table = file.read(list(wanted.values()), exact=exact)
-        pairs = zip(wanted, table.columns, strict=True)
-        return table, [checks[role](column) for role, column in pairs]
-
-    table, checked = attempt(exact=False)
-    if table.places is None and any(found.bad.any() for found in checked):
-        table, checked = attempt(exact=True)
+    table = file.read(list(wanted.values()))
+    checked = [checks[role](column) for role, column in zip(wanted, table.columns, strict=True)]
     bad, dropped, faults = _collect(table, checked)
     if faults and not skip_bad:
         raise InputError(f"{file.path}: {describe(file.unit, faults[0], sum(dropped.values()))}")
@@ -86,7 +82,7 @@ def usable_rows(
             read[role] = kept
         else:
             read[role] = check.values[column.codes if bad is None else column.codes[~bad]]
-    rows = Rows(**read, rows_read=table.num_rows + len(table.faults), dropped=dropped)
+    rows = Rows(**read, rows_read=table.locations.size + len(table.faults), dropped=dropped)
     if not rows.user.codes.size:
         raise InputError(
             f"{file.path}: expected at least one usable row, got none of {rows.rows_read}"
@@ -95,22 +91,22 @@ def usable_rows(
 
 
 def _without(column: Column, bad: BoolArray) -> Column:
-    """The column without some rows, and without the values that only they had."""
+    """Return the column without some rows, and without the values that only they have."""
     used, codes = np.unique(column.codes[~bad], return_inverse=True)
     return Column(codes.astype(np.int64), [column.values[code] for code in used.tolist()])
 
 
 def describe(unit: str, fault: Fault, total: int) -> str:
-    """One bad row in words, and what to do about it and others."""
+    """Describe a bad row, and how to leave it and the other ``total`` - 1 out."""
     them = f"it and {total - 1} more" if total > 1 else "it"
-    return f"{unit} {fault.place}: {fault.message} (--bad-rows skip leaves {them} out)"
+    return f"{unit} {fault.location}: {fault.message} (--bad-rows skip leaves {them} out)"
 
 
 def _collect(
     table: RawTable, checked: Sequence[_Checked]
 ) -> tuple[BoolArray | None, dict[str, int], list[Fault]]:
-    """Which rows are bad, how many by reason, and the first few by place."""
-    bad = np.zeros(table.num_rows, dtype=np.bool_)
+    """Return which rows are bad, their number by reason, and the faults in order."""
+    bad = np.zeros(table.locations.size, dtype=np.bool_)
     faults = list(table.faults)
     dropped: dict[str, int] = {}
     for fault in faults:
@@ -123,11 +119,10 @@ def _collect(
         if rows.size:
             dropped[check.reason] = int(rows.size)
         for row in rows[:5].tolist():
-            assert table.places is not None
             got = column.values[column.codes[row]]
             message = f"expected {check.expected}, got {f'{got!r:.60}' if got else 'nothing'}"
-            faults.append(Fault(int(table.places[row]), check.reason, message))
-    faults.sort(key=lambda fault: fault.place)
+            faults.append(Fault(int(table.locations[row]), check.reason, message))
+    faults.sort(key=lambda fault: fault.location)
     return (bad if bad.any() else None), dropped, faults
 
 
@@ -167,13 +162,16 @@ def _check_ratings(column: Column) -> _Checked:
 
 
 def numbers(texts: Iterable[str]) -> npt.NDArray[np.float64]:
-    """Decimal numbers; NaN for everything else, which Python's float() would take some of."""
+    """Parse decimal numbers; NaN for all else, including what only Python's float() accepts."""
     full = _NUMBER.fullmatch
     return np.array([float(text) if full(text) else np.nan for text in texts], dtype=np.float64)
 
 
 def check_times(column: Column) -> _Checked:
-    """Integers as they are, other numbers as float64, ISO 8601 as microseconds since 1970 UTC."""
+    """Parse times: integers stay, other numbers become float64, ISO 8601 microseconds since 1970.
+
+    The kind follows from the first row, and ISO times without a zone are UTC.
+    """
     used = np.bincount(column.codes, minlength=len(column.values)) > 0
     first = next((text for text, kept in zip(column.values, used, strict=True) if kept), "")
     reason = "time not a number or ISO 8601"
@@ -216,9 +214,9 @@ def _microseconds(text: str) -> int | None:
 
 
 def natural_order(values: Sequence[str]) -> IntArray:
-    """Order of different ids: by value when all are integers, else by code point.
+    """Return the order of distinct ids: by value if all are integers, else by code point.
 
-    So the numbering depends on which ids there are, not on the order of the rows.
+    The numbering then depends on the set of ids, not on the order of the rows.
     """
     if all(map(is_plain_integer, values)):
         return np.argsort(np.array(list(map(int, values)), dtype=np.int64), kind="stable")
@@ -226,21 +224,21 @@ def natural_order(values: Sequence[str]) -> IntArray:
 
 
 def is_plain_integer(text: str) -> bool:
-    """Whether a text is a number from 0 in its one spelling."""
+    """Return whether a text is a non-negative integer without leading zeros or a sign."""
     return (
         text.isascii() and text.isdecimal() and len(text) <= 18 and (text[0] != "0" or text == "0")
     )
 
 
 def one_per_pair(key: IntArray, time: npt.NDArray[np.generic] | None, keep: str) -> IntArray:
-    """Rows to keep, sorted by key: the first or last of each by time, then by place.
+    """Return the rows to keep, sorted by key: the first or last row of each key.
 
     Args:
-        key: (N,) what a user and an item are numbered together.
-        time: (N,) or None for the order of the rows alone.
+        key: (N,) number of each pair of a user and an item.
+        time: (N,) times that order the rows of a key, None for the order of the file.
         keep: ``first`` or ``last``.
     """
-    # lexsort is stable: rows of one key and one time stay in the order of the file.
+    # lexsort is stable: rows with the same key and time stay in the order of the file.
     order = np.argsort(key, kind="stable") if time is None else np.lexsort((time, key))
     step = np.flatnonzero(np.diff(key[order])) + 1
     if keep == "first":

@@ -1,4 +1,4 @@
-"""A few columns of a file, each as its different values and where they stand."""
+"""A few columns of a file, each as its distinct values and the rows that hold them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-import numpy as np
-
 from mmssl.data.dataset import IntArray
 from mmssl.errors import InputError
 
 
 class Column(NamedTuple):
-    """Cell n of the column is ``values[codes[n]]``; a log repeats its ids, so values are few."""
+    """Cell n is ``values[codes[n]]``; the cells of a log repeat, so the values are few."""
 
     codes: IntArray  # (N,)
     values: list[str]
@@ -24,12 +22,12 @@ class Column(NamedTuple):
 class Fault(NamedTuple):
     """A row that can't be used."""
 
-    place: int
-    """Line of a text file, row of another, from 1."""
+    location: int
+    """Line of a text file, row of a Parquet file, from 1."""
     reason: str
-    """To count by."""
+    """What such rows are counted under."""
     message: str
-    """Expected and got."""
+    """What was expected and what was found."""
 
 
 @dataclass(frozen=True)
@@ -37,9 +35,8 @@ class RawTable:
     """Columns of N rows as they stand in a file, nothing interpreted."""
 
     columns: tuple[Column, ...]
-    num_rows: int
-    places: IntArray | None
-    """(N,) line or row of each; None when the reader was too quick to notice."""
+    locations: IntArray  # (N,)
+    """Line or row of each, as in :class:`Fault`."""
     faults: list[Fault] = field(default_factory=list)
     """Rows that have another number of cells and are in none of the columns."""
 
@@ -50,44 +47,24 @@ class TableFile(Protocol):
     path: Path
     sha256: str
     unit: str
-    """What a place is called: ``line`` or ``row``."""
+    """What a location is called: ``line`` or ``row``."""
     names: tuple[str, ...] | None
     """The header, None without one."""
     first: tuple[str, ...]
-    """The first row that isn't the header, to say what is there; empty without rows."""
+    """The first row of a text without a header, else empty."""
     width: int
 
-    def read(self, places: Sequence[int], *, exact: bool = False) -> RawTable:
-        """The columns at ``places``; with ``exact`` the place of each row is known."""
+    def read(self, positions: Sequence[int]) -> RawTable:
+        """Read the columns at ``positions``, counted from 0."""
         ...
 
-    def unfit_for_ids(self, place: int) -> str | None:
-        """The type of a column that can't hold ids, None when it can."""
+    def unfit_for_ids(self, position: int) -> str | None:
+        """Return the type of a column that can't hold ids, None when it can."""
         ...
-
-
-class Encoder:
-    """Builds a :class:`Column` from pieces."""
-
-    def __init__(self) -> None:
-        self._codes: dict[str, int] = {}
-        self._parts: list[IntArray] = []
-
-    def add(self, cells: Sequence[str]) -> None:
-        """Appends cells."""
-        codes = self._codes
-        for value in dict.fromkeys(cells):
-            codes.setdefault(value, len(codes))
-        self._parts.append(np.fromiter(map(codes.__getitem__, cells), np.int64, len(cells)))
-
-    def column(self) -> Column:
-        """All that was added."""
-        parts = self._parts or [np.empty(0, dtype=np.int64)]
-        return Column(np.concatenate(parts), list(self._codes))
 
 
 def read_bytes(path: Path) -> tuple[bytes, str]:
-    """Content of a file and its SHA-256 (hex).
+    """Return the content of a file and its SHA-256 (hex).
 
     Raises:
         InputError: It can't be read.
