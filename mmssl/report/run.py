@@ -50,8 +50,8 @@ def write_report(
         InputError: A run that is missing, unfinished, malformed or of other data; an unknown
             user; a library that is missing; a page that can't be written.
     """
-    require_matplotlib()
     entries = read_entries([Path(run) for run in runs])
+    require_matplotlib()  # before the work that takes time
     dataset, where = _read_data(entries[0], data, needed=bool(users) or images is not None)
     report = Report(entries, where)
     if dataset is not None:

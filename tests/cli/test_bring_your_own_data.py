@@ -20,6 +20,7 @@ from mmssl.data import read_dataset
 from tests.conftest import ROOT, make_dataset
 
 pytest.importorskip("sklearn", reason="features from text need mmssl[text]")
+pytest.importorskip("pyarrow", reason="importing tables needs pyarrow (extra data)")
 
 SMALL = "--set model.embedding_dim=16 --set critic.hidden=32 --set training.batch_size=4096"
 

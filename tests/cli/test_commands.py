@@ -77,6 +77,7 @@ def test_recommend(runs, tiny_dataset, capsys):
 
 
 def test_report(runs, capsys):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed (extra report)")
     command = ["report", str(runs / "mmssl"), "--against", str(runs / "lightgcn")]
     assert main([*command, "--user", "3"]) == 0
     out = capsys.readouterr().out

@@ -20,6 +20,8 @@ from mmssl.data.staging import staged
 from mmssl.errors import InputError
 from tests.data.test_writers import assert_same
 
+pytest.importorskip("pyarrow", reason="importing tables needs pyarrow (extra data)")
+
 
 def bring(source: Path, out: Path, **options):
     import_data(source, out, ImportOptions(**options))
