@@ -1,4 +1,4 @@
-"""What the plots share: the look, panels side by side as one SVG, log scales, colours."""
+"""What the plots share: panels side by side as one SVG, log scales, colors, markers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ NATIVE = BLUE
 _OTHERS = (
     "#c2571a", "#3a8f5c", "#8a4fa3", "#b08a1e", "#c23b5e", "#2b8c96", "#7a6a58", "#3d3f8f",
 )  # fmt: skip
-_MARKERS = "osD^v"  # another one each time the colours are used up
+_MARKERS = "osD^v"  # the next one each time the colors are used up
 _FIXED = {"native": NATIVE, "mmssl": NATIVE, "reference": MUTED, "limit": INK}
 
 
 class Panel(NamedTuple):
-    """Axes to be drawn: what against what."""
+    """Axes to be drawn."""
 
     title: str
     x: str
@@ -45,7 +45,7 @@ def draw(panels: Sequence[Panel], *, width: float = 4.4, height: float = 3.2) ->
 
 
 def log_scales(axes: Axes, *, x: bool = True, y: bool = True) -> None:
-    """Log scales with plain numbers."""
+    """Give axes log scales whose labels are plain numbers."""
     from matplotlib.ticker import FuncFormatter, NullFormatter
 
     axes.set(**({"xscale": "log"} if x else {}), **({"yscale": "log"} if y else {}))
@@ -56,16 +56,16 @@ def log_scales(axes: Axes, *, x: bool = True, y: bool = True) -> None:
 
 
 def color(name: str, names: Sequence[str]) -> str:
-    """The same one for the same name everywhere in a figure."""
+    """Return the color of a name, the same everywhere in a figure."""
     if name in _FIXED:
         return _FIXED[name]
-    return _OTHERS[_place(name, names) % len(_OTHERS)]
+    return _OTHERS[_index(name, names) % len(_OTHERS)]
 
 
 def marker(name: str, names: Sequence[str]) -> str:
-    """Tells those apart that share a colour."""
-    return "o" if name in _FIXED else _MARKERS[_place(name, names) // len(_OTHERS)]
+    """Return the marker of a name, which differs among names of the same color."""
+    return "o" if name in _FIXED else _MARKERS[_index(name, names) // len(_OTHERS)]
 
 
-def _place(name: str, names: Sequence[str]) -> int:
+def _index(name: str, names: Sequence[str]) -> int:
     return [n for n in names if n not in _FIXED].index(name)

@@ -10,11 +10,12 @@ from mmssl.cli.common import Commands, Parser
 from mmssl.errors import InputError
 
 FORMATS = ("auto", "mmssl", "mmrec", "recbole", "csv", "tsv", "parquet")
+ROLES = ("user", "item", "rating", "time", "title")
 PROTOCOLS = ("random", "random-global", "leave-one-out", "temporal", "cold-item")
 
 
 def add(commands: Commands) -> None:
-    """Registers the command."""
+    """Register the command."""
     data = commands.add_parser("data", help="fetch, import, split or inspect a data set")
     actions = data.add_subparsers(metavar="ACTION", required=True, parser_class=Parser)
     fetch = actions.add_parser("fetch", help="download a public data set and convert it")
@@ -23,38 +24,38 @@ def add(commands: Commands) -> None:
     fetch.set_defaults(run=_fetch)
     _add_import(actions)
     _add_split(actions)
-    inspect = actions.add_parser("inspect", help="check a data set and say what is in it")
+    inspect = actions.add_parser("inspect", help="check a data set and print its statistics")
     inspect.add_argument("directory", type=Path, metavar="DIR")
     inspect.add_argument("--json", action="store_true", help="machine-readable output")
     inspect.set_defaults(run=_inspect)
 
 
 def _add_import(actions: Commands) -> None:
-    parser = actions.add_parser("import", help="make a data set of files in another layout")
+    parser = actions.add_parser("import", help="make a data set from files in another layout")
     parser.add_argument("source", type=Path, metavar="SRC", help="file or directory")
-    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new directory")
+    _add_target(parser, "name of the source")
     parser.add_argument("--format", default="auto", choices=FORMATS, help="default: auto")
-    parser.add_argument("--name", help="of the data set (default: the source's)")
     parser.add_argument(
         "--items", "--titles", type=Path, metavar="FILE", help="table of items: ids, titles, more"
     )
-    for role in ("user", "item", "rating", "time", "title"):
-        found = "found by its name" if role != "title" else "of --items; found by its name"
+    for role in ROLES:
+        where = " of --items" if role == "title" else ""
         parser.add_argument(
-            f"--{role}-col", metavar="COL", help=f"name or number from 1 (default: {found})"
+            f"--{role}-col",
+            metavar="COL",
+            help=f"{role} column{where}: name, or number from 1 (default: found by its name)",
         )
-    parser.add_argument("--min-rating", type=float, metavar="X", help="leave out lower ratings")
     parser.add_argument(
         "--keep",
         default="last",
         choices=["last", "first"],
-        help="of the rows with the same user and item (default: last)",
+        help="which of the rows with the same user and item to keep (default: last)",
     )
     parser.add_argument(
         "--bad-rows",
         default="stop",
         choices=["stop", "skip"],
-        help="stop at the first row that can't be used (default), or leave them out and count",
+        help="stop at the first row that can't be used (default), or skip and count such rows",
     )
     parser.add_argument("--sep", metavar="S", help="separator: one or more characters, or tab")
     parser.add_argument(
@@ -67,33 +68,37 @@ def _add_import(actions: Commands) -> None:
         action=argparse.BooleanOptionalAction,
         help='whether " quotes cells (default: unless the separator is a tab)',
     )
-    parser.add_argument("--encoding", default="utf-8", help="of text files (default: utf-8)")
+    parser.add_argument("--encoding", default="utf-8", help="encoding of text (default: utf-8)")
     parser.set_defaults(run=_import)
 
 
 def _add_split(actions: Commands) -> None:
     parser = actions.add_parser("split", help="split an imported log into train, val and test")
-    parser.add_argument("directory", type=Path, metavar="DIR", help="what `data import` made")
-    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new directory")
+    parser.add_argument("directory", type=Path, metavar="DIR", help="output of `data import`")
+    _add_target(parser, "name of the log")
     parser.add_argument(
-        "--protocol", default="random", choices=PROTOCOLS, help="default: random, of each user"
+        "--protocol", default="random", choices=PROTOCOLS, help="default: random, for each user"
     )
     parser.add_argument("--ratio", default="8:1:1", metavar="A:B:C", help="default: 8:1:1")
     parser.add_argument("--seed", type=int, default=2022, metavar="N", help="default: 2022")
     parser.add_argument(
-        "--k-core", type=int, metavar="K", help="fewest interactions of a user and of an item"
+        "--k-core", type=int, metavar="K", help="minimum interactions of each user and item"
     )
-    parser.add_argument("--user-core", type=int, metavar="K", help="of a user only")
-    parser.add_argument("--item-core", type=int, metavar="K", help="of an item only")
-    parser.add_argument("--min-rating", type=float, metavar="X", help="leave out lower ratings")
+    parser.add_argument("--user-core", type=int, metavar="K", help="minimum of each user alone")
+    parser.add_argument("--item-core", type=int, metavar="K", help="minimum of each item alone")
     parser.add_argument(
         "--cold-items",
         default="keep",
         choices=["keep", "drop"],
-        help="what to do with items that train doesn't have (default: keep)",
+        help="whether to keep items without train interactions (default: keep)",
     )
-    parser.add_argument("--name", help="of the data set (default: as imported)")
     parser.set_defaults(run=_split)
+
+
+def _add_target(parser: argparse.ArgumentParser, name: str) -> None:
+    parser.add_argument("--out", type=Path, metavar="DIR", required=True, help="a new directory")
+    parser.add_argument("--name", help=f"name of the data set (default: {name})")
+    parser.add_argument("--min-rating", type=float, metavar="X", help="leave out lower ratings")
 
 
 def _fetch(arguments: argparse.Namespace) -> int:
@@ -106,11 +111,8 @@ def _fetch(arguments: argparse.Namespace) -> int:
 def _import(arguments: argparse.Namespace) -> int:
     from mmssl.data.importing import Dialect, ImportOptions, import_data
 
-    columns = {
-        role: getattr(arguments, f"{role}_col")
-        for role in ("user", "item", "rating", "time", "title")
-        if getattr(arguments, f"{role}_col") is not None
-    }
+    given = {role: getattr(arguments, f"{role}_col") for role in ROLES}
+    columns = {role: column for role, column in given.items() if column is not None}
     options = ImportOptions(
         format=arguments.format,
         name=arguments.name,

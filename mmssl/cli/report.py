@@ -1,4 +1,4 @@
-"""`mmssl report`: runs side by side in one HTML page."""
+"""`mmssl report`: compares runs on one HTML page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _COLUMNS = ("recall@10", "recall@20", "precision@20", "ndcg@20", "hit@20")
 
 
 def add(commands: Commands) -> None:
-    """Registers the command."""
+    """Register the command."""
     report = commands.add_parser("report", help="compare runs and write report.html")
     report.add_argument(
         "runs",
@@ -22,20 +22,35 @@ def add(commands: Commands) -> None:
         help="run directories, or directories of seeds; the others are compared with the first",
     )
     report.add_argument(
-        "--against", nargs="+", type=Path, default=[], metavar="RUN", help="the same as more RUNs"
+        "--against",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN",
+        help="further runs, as after RUN",
     )
     report.add_argument("--data", type=Path, metavar="DIR", help="the data set, if it has moved")
     report.add_argument(
         "--out", type=Path, metavar="FILE", help="default: report.html in the first RUN"
     )
-    report.add_argument("--user", nargs="+", default=[], metavar="ID", help="show their lists")
+    report.add_argument("--user", nargs="+", default=[], metavar="ID", help="users to show")
     report.add_argument(
-        "--examples", type=int, default=3, metavar="N", help="users shown without --user"
+        "--examples",
+        type=int,
+        default=3,
+        metavar="N",
+        help="users shown without --user (default: 3)",
     )
     report.add_argument(
-        "--images", type=Path, metavar="FOLDER", help="pictures of items, named by their ids"
+        "--images", type=Path, metavar="FOLDER", help="pictures of items, named by item id"
     )
-    report.add_argument("--map", choices=["tsne", "pca", "none"], default="tsne", dest="map_method")
+    report.add_argument(
+        "--map",
+        choices=["tsne", "pca", "none"],
+        default="tsne",
+        dest="map_method",
+        help="projection of the item vectors (default: tsne)",
+    )
     report.set_defaults(run=_report)
 
 

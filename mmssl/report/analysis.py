@@ -1,4 +1,4 @@
-"""What the runs do to the catalogue and to users: coverage, popularity bias, recall by activity.
+"""Analyzes the lists of runs: catalog coverage, popularity bias, recall by user activity.
 
 Legend: U users, I items, K length of the lists.
 """
@@ -25,34 +25,34 @@ _GROUPS = 4
 
 
 class Exposure(NamedTuple):
-    """Of one entry, mean over its seeds."""
+    """Metrics of the lists of one entry, averaged over its seeds."""
 
     coverage: float
     gini: float
     popularity: float
-    """Train interactions of a listed item."""
+    """Mean number of train interactions of a listed item."""
     tail: float
     """Share of the lists outside the most popular items."""
     by_popularity: tuple[float, ...]
-    """Share of what is listed, by groups of items from the most popular to the least."""
+    """Share of the lists in each group of items, from the most popular group to the least."""
     by_activity: tuple[float, ...]
-    """Recall of the users' groups by train interactions; NaN for an empty one."""
+    """Recall of each group of users by train interactions; NaN for an empty group."""
 
 
 class Analysis(NamedTuple):
-    """Of all entries, and what the held-out interactions themselves look like."""
+    """Metrics of the lists of all entries and of the held-out interactions."""
 
     entries: tuple[Exposure, ...]
     held_out: Exposure
-    """Of the test interactions as lists; nothing in `by_activity`."""
+    """Metrics of the test interactions taken as lists; `by_activity` is empty."""
     item_groups: tuple[int, ...]
     """Number of items in each group; each group has the same share of the train interactions."""
     user_groups: tuple[str, ...]
-    """Names of the groups of users: their train interactions."""
+    """Ranges of train interactions that name the groups of users."""
 
 
-def analyse(entries: Sequence[Entry], dataset: InteractionDataset) -> Analysis:
-    """Ranks every user's list for every run. Lists leave out train items."""
+def analyze(entries: Sequence[Entry], dataset: InteractionDataset) -> Analysis:
+    """Rank the list of every user for every run, without the user's train items."""
     graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
     degree = graph.index.colptr.diff()
     evaluator = Evaluator(dataset, "test", graph, ks=(K,), metrics=("recall",))
@@ -114,7 +114,7 @@ def _mean(runs: Sequence[Exposure]) -> Exposure:
 
 
 def _as_lists(dataset: InteractionDataset) -> Tensor:
-    """The test interactions as (T, longest) lists, filled up with -1."""
+    """Return the test interactions as lists (T, longest), padded with -1."""
     _, counts = np.unique(dataset.test.user, return_counts=True)
     parts = torch.from_numpy(dataset.test.item).split(counts.tolist())
     return torch.nn.utils.rnn.pad_sequence(list(parts), batch_first=True, padding_value=-1)

@@ -1,4 +1,4 @@
-"""The learning curves: one small chart a quantity, one line a run, a band where there are seeds."""
+"""Learning curves: one small chart per quantity, one line per run, a band for several seeds."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mmssl.report.entries import Entry
 from mmssl.report.log import Epoch, RunRecord
 
 _VALIDATION = ("recall@20", "ndcg@20")
-_MAX_LOSSES = 7  # more charts than this nobody compares
-_LOG_FROM = 4  # runs that differ so much in length share a logarithmic axis
+_MAX_LOSSES = 7  # charts; more of them are hard to compare
+_LOG_FROM = 4  # ratio of the lengths of runs from which the epoch axis is logarithmic
 
 
 def curve_charts(entries: Sequence[Entry]) -> list[tuple[str, str]]:
-    """(title, SVG) of what there is to draw: two validation metrics, then the losses."""
+    """Draw two validation metrics, then the losses, as (title, SVG)."""
     logged = [epoch for entry in entries for record in entry.records for epoch in record.epochs]
     validated = list(dict.fromkeys(key for epoch in logged for key in epoch.val))
     chosen = [name for name in _VALIDATION if name in validated] or validated[:2]
@@ -37,7 +37,7 @@ def curve_charts(entries: Sequence[Entry]) -> list[tuple[str, str]]:
 
 
 def best_epoch(record: RunRecord) -> int | None:
-    """The epoch that was kept, where metrics.json names one."""
+    """Return the epoch whose weights were kept, None if metrics.json names none."""
     best = record.metrics.get("best_epoch")
     return best if isinstance(best, int) and not isinstance(best, bool) else None
 
@@ -53,7 +53,7 @@ def _chart(title: str, lines: Sequence[Line]) -> str:
 
 
 def _line(entry: Entry, split: str, name: str, number: int) -> Line | None:
-    """Mean over the seeds that got so far, with the range between them."""
+    """Return the mean and the range over the seeds that reached each epoch."""
     values: dict[int, list[float]] = {}
     for record in entry.records:
         for epoch in record.epochs:

@@ -1,4 +1,4 @@
-"""The items' vectors on a plane: t-SNE or PCA of a sample, coloured by popularity."""
+"""Projects item vectors to a plane: t-SNE or PCA of a sample, colored by popularity."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ from mmssl.evaluation.exposure import activity_groups
 from mmssl.serving import item_label
 
 Method = Literal["tsne", "pca"]
-_MAX_ITEMS = 1200  # what a page carries and t-SNE does in seconds
+_MAX_ITEMS = 1200  # keeps the page small and t-SNE within seconds
 CLASSES = 5
 _MIN_ITEMS = 10
 
 
 class EmbeddingMap(NamedTuple):
-    """Points of a sample of the items."""
+    """A sample of the items as points of a plane."""
 
     method: Method
     points: list[tuple[float, float]]
     classes: list[int]
     """0 .. `CLASSES` - 1 by popularity, the most popular items last."""
     tips: list[str]
-    """What each point is."""
+    """Label and train interactions of each item."""
     legend: list[str]
-    """Train interactions of each class; "0" for one that ties have left empty."""
+    """Train interactions of each class; "0" for a class that ties have left empty."""
 
 
 def map_items(item: Tensor, dataset: InteractionDataset, method: Method) -> EmbeddingMap | None:
-    """Projects the items that have train interactions, the same sample every time.
+    """Project items that have train interactions; equal inputs give the same sample.
 
-    Rows are taken at unit length: the direction says what an item is like, the length mostly how
-    popular it is, and colour says that already.
+    Vectors are scaled to unit length: their direction holds what an item is like, their length
+    mostly its popularity, which the color shows.
 
     Args:
-        item: (I, D).
-        dataset: Gives the train interactions and the titles.
+        item: Item vectors (I, D).
+        dataset: The source of train interactions and titles.
         method: "tsne" (needs scikit-learn) or "pca".
 
     Returns:
-        None where there is nothing to see: vectors of one dimension, or hardly an item.
+        The map, None if vectors have one dimension or fewer than ten items have interactions.
 
     Raises:
-        InputError: scikit-learn is missing for "tsne".
+        InputError: Scikit-learn is not installed and the method is "tsne".
     """
     degree = torch.from_numpy(np.bincount(dataset.train.item, minlength=dataset.num_items))
     warm = degree.nonzero().squeeze(1)
@@ -75,10 +75,10 @@ def map_items(item: Tensor, dataset: InteractionDataset, method: Method) -> Embe
 
 
 def _pca(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    centred = rows - rows.mean(0)
-    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    centered = rows - rows.mean(0)
+    left, scale, _ = np.linalg.svd(centered, full_matrices=False)
     points: npt.NDArray[np.float64] = left[:, :2] * scale[:2]
-    # The sign of a singular vector is anybody's; fix it, so that equal runs give equal pages.
+    # The sign of a singular vector is arbitrary; fix it, so that equal runs give equal pages.
     return points * np.sign(points[np.abs(points).argmax(0), [0, 1]] + 1e-300)
 
 
@@ -94,7 +94,7 @@ def _tsne(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     start = _pca(rows)
     start = start / start[:, 0].std() * 1e-4
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    # So few points gain nothing from threads, and lose much where others want the cores.
+    # A thousand points gain nothing from threads, which would compete with other processes.
     with threadpool_limits(1):
         tsne = TSNE(init=start, perplexity=perplexity, random_state=0)
         points: npt.NDArray[np.float64] = tsne.fit_transform(rows)

@@ -1,4 +1,4 @@
-"""What the report compares: runs, alone or one per seed, under one name."""
+"""The entries of a report: single runs, or the runs of several seeds under one name."""
 
 from __future__ import annotations
 
@@ -15,51 +15,52 @@ from mmssl.training.run import RunDirectory
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of the comparison: a run, or the runs of several seeds."""
+    """One row of the comparison: a run, or the runs of several seeds."""
 
     name: str
     directories: tuple[RunDirectory, ...]
-    """At least one."""
+    """One or more runs."""
     records: tuple[RunRecord, ...]
-    """As many."""
+    """What each run recorded."""
 
     @property
     def kind(self) -> str:
-        """Model and variant, in words."""
+        """Model and variant."""
         metrics = self.records[0].metrics
         return " ".join(str(metrics[key]) for key in ("model", "variant") if key in metrics)
 
     @property
     def seeds(self) -> tuple[str, ...]:
-        """The seeds, as text."""
+        """The seeds as text."""
         return tuple(str(record.metrics.get("seed", "?")) for record in self.records)
 
     def values(self, split: str, key: str) -> list[float]:
-        """A metric of every run that has it and where it is finite."""
+        """Return the finite values that the runs have of a metric."""
         tables = (record.val if split == "val" else record.test for record in self.records)
         return [table[key] for table in tables if key in table and math.isfinite(table[key])]
 
     def mean(self, split: str, key: str) -> float | None:
-        """Mean over the seeds, None where no run has the metric."""
+        """Return the mean over the seeds, None if no run has the metric."""
         values = self.values(split, key)
         return statistics.fmean(values) if values else None
 
     def deviation(self, split: str, key: str) -> float | None:
-        """Standard deviation over the seeds (n - 1), None for fewer than two."""
+        """Return the standard deviation over the seeds (n - 1), None for fewer than two."""
         values = self.values(split, key)
         return statistics.stdev(values) if len(values) > 1 else None
 
     def keys(self, split: str) -> list[str]:
-        """The metrics that any of the runs has."""
+        """Return the names of the metrics that any of the runs has."""
         tables = [record.val if split == "val" else record.test for record in self.records]
         return list(dict.fromkeys(key for table in tables for key in table))
 
 
 def read_entries(paths: Sequence[Path]) -> list[Entry]:
-    """Reads run directories, and directories of seeds (``seed-*/``) as one entry each.
+    """Read run directories; a directory of seeds (``seed-*/``) is one entry.
 
     Raises:
-        InputError: not a run, an unfinished one, or one trained on other data than the first.
+        InputError: A path is not a run, or a run is unfinished or was trained on other data than
+            the first.
     """
     entries = [_read_entry(path, name) for path, name in zip(paths, _names(paths), strict=True)]
     first = entries[0].directories[0]
@@ -82,7 +83,7 @@ def _read_entry(path: Path, name: str) -> Entry:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, with the one before it where the last alone is not enough."""
+    """Return the last part of each path, with its parent where several end alike."""
     resolved = [path.resolve() for path in paths]
     names = [path.name for path in resolved]
     return [

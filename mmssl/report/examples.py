@@ -1,4 +1,4 @@
-"""Sample lists: what some users have, and what each run would show them."""
+"""Example users: their train items, and the list that each run recommends."""
 
 from __future__ import annotations
 
@@ -18,35 +18,35 @@ _HISTORY = 12
 
 
 class Shown(NamedTuple):
-    """An item of a list."""
+    """An item as it is shown."""
 
     label: str
     picture: str | None
-    """A data URL."""
+    """Data URL of its picture."""
     is_hit: bool = False
-    """In the user's test items."""
+    """Whether it is one of the user's test items."""
 
 
 class Example(NamedTuple):
-    """One user."""
+    """A user and the lists of the user."""
 
     user: str
     num_train: int
     num_test: int
     history: list[Shown]
-    """Some of the train items, the most popular ones."""
+    """The most popular of the train items."""
     lists: list[list[Shown]]
-    """One per entry."""
+    """The recommended items, one list per entry."""
 
 
 def example_users(dataset: InteractionDataset, count: int) -> list[int]:
-    """Users with test items, from inactive to active ones, the same ones every time."""
+    """Choose users with test items, evenly from inactive to active; the choice is fixed."""
     users = np.unique(dataset.test.user)
     activity = np.bincount(dataset.train.user, minlength=dataset.num_users)[users]
     ordered = users[np.argsort(activity, kind="stable")]
     ordered = ordered[np.sort(activity) > 0]
-    places = (np.arange(count) + 0.5) / max(count, 1) * ordered.size
-    return list(dict.fromkeys(ordered[places.astype(int)].tolist())) if ordered.size else []
+    positions = (np.arange(count) + 0.5) / max(count, 1) * ordered.size
+    return list(dict.fromkeys(ordered[positions.astype(int)].tolist())) if ordered.size else []
 
 
 def make_examples(
@@ -55,7 +55,7 @@ def make_examples(
     users: Sequence[int],
     pictures: Pictures | None,
 ) -> list[Example]:
-    """The lists of the first run of each entry."""
+    """Recommend items to users by the first run of each entry."""
     graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
     ranked = [
         recommend(*entry.directories[0].load_embeddings(), graph, users, LENGTH)

@@ -1,4 +1,4 @@
-"""Reads what a run directory holds: metrics.json and, if there, log.jsonl and config.toml."""
+"""Reads the records of a run: metrics.json and, where they exist, log.jsonl and config.toml."""
 
 from __future__ import annotations
 
@@ -20,35 +20,36 @@ class Epoch:
     number: int
     loss: dict[str, float]
     val: dict[str, float]
-    """Empty where the epoch was not validated."""
+    """Validation metrics, empty if the epoch was not validated."""
     seconds: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Everything the report shows of a run."""
+    """The records of a run."""
 
     name: str
     metrics: dict[str, Any]
-    """metrics.json as it is."""
+    """Content of metrics.json."""
     val: dict[str, float]
     test: dict[str, float]
     epochs: list[Epoch]
-    """By epoch number; of an epoch that was run again after a resume, the last line counts."""
+    """By number; if an epoch was repeated after a resume, its last line counts."""
     config: str | None
-    """config.toml as it is."""
+    """Text of config.toml."""
 
 
 def read_run(directory: Path) -> RunRecord:
-    """Reads a run directory.
+    """Read a run directory.
 
-    A last line of log.jsonl that was cut short (the run was killed) is left out.
+    The last line of log.jsonl is ignored if it is incomplete, as after a kill.
 
     Raises:
-        InputError: no metrics.json, or a malformed file; the line names the file and its line.
+        InputError: metrics.json is missing, or a file is malformed; the message names the file
+            and the line.
     """
     path = directory / "metrics.json"
-    metrics = _parse_object(_read_text(path), str(path))
+    metrics = _parse_object(read_text(path), str(path))
     val, test = (_numbers(metrics.get(split, {}), f"{path}: {split}") for split in ("val", "test"))
     config = directory / "config.toml"
     return RunRecord(
@@ -57,12 +58,8 @@ def read_run(directory: Path) -> RunRecord:
         val=val,
         test=test,
         epochs=_read_epochs(directory / "log.jsonl"),
-        config=_read_text(config) if config.is_file() else None,
+        config=read_text(config) if config.is_file() else None,
     )
-
-
-def _read_text(path: Path) -> str:
-    return read_text(path)
 
 
 def _parse_object(text: str, where: str) -> dict[str, Any]:
@@ -90,7 +87,7 @@ def _numbers(value: object, where: str) -> dict[str, float]:
 def _read_epochs(path: Path) -> list[Epoch]:
     if not os.path.lexists(path):  # popularity has no epochs to log
         return []
-    lines = _read_text(path).split("\n")
+    lines = read_text(path).split("\n")
     epochs: dict[int, Epoch] = {}
     for position, line in enumerate(lines, start=1):
         if not line.strip():

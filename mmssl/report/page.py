@@ -1,4 +1,4 @@
-"""The report's HTML: one file, no script, nothing fetched, every outside text escaped."""
+"""The HTML of the report: one file without scripts or requests; untrusted text is escaped."""
 
 from __future__ import annotations
 
@@ -16,34 +16,34 @@ from mmssl.report.entries import Entry
 from mmssl.report.examples import Example, Shown
 from mmssl.report.run_details import run_details
 
-_SHOWN_AT = "20"  # the cut-off of the comparison table; the paper's
+_SHOWN_AT = "20"  # cut-off of the comparison table, as in the paper
 _PROTOCOL = (
-    "Full ranking over all items with the user's train items left out; mean over the users who "
-    "have held-out items. The epoch was picked on validation; test was read once, at the end."
+    "All items are ranked except the user's train items; metrics are means over the users who "
+    "have held-out items. The epoch was chosen on validation; test was evaluated once, at the end."
 )
-# A page that can neither fetch nor run anything, whatever is in it.
+# The browser enforces it: the page can neither fetch nor run anything.
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 class Report(NamedTuple):
-    """Everything that the page shows."""
+    """The content of the page."""
 
     entries: Sequence[Entry]
     data: str
-    """Name and size of the data set, or why it is not here."""
+    """Name and size of the data set, or why it is missing."""
     analysis: Analysis | None = None
     items: EmbeddingMap | None = None
-    """Of the first entry."""
+    """Map of the items of the first entry."""
     examples: Sequence[Example] = ()
 
 
 def render(report: Report) -> str:
-    """The whole page."""
+    """Return the page."""
     entries = report.entries
     charts = curve_charts(entries)
     several = len(entries) > 1
     curves = _charts(charts) if charts else "<p class=muted>No epoch was logged.</p>"
-    note = "Mean over the seeds, with their range. " if _any_seeds(entries) else ""
+    note = "Lines are means over the seeds, bands their range. " if _any_seeds(entries) else ""
     ring = "A ring marks the epoch that was kept. " if charts else ""
     sections = [
         _header(report),
@@ -64,18 +64,18 @@ def render(report: Report) -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<title>{escape(title)}: MMSSL report</title>"
-        # Without one, browsers ask the server for it.
+        # Browsers request an icon from the server unless the page has one.
         '<link rel="icon" href="data:,">'
         f"<style>{stylesheet()}</style></head>\n"
         f"<body><main>\n{''.join(sections)}"
-        f"<footer>mmssl {escape(__version__)}. Self-contained: no script, nothing is fetched."
+        f"<footer>mmssl {escape(__version__)}. Self-contained: no scripts, no requests."
         "</footer></main></body></html>\n"
     )
 
 
 _EXAMPLES = (
-    "What some users have, from hardly active to very active ones, and the first ten items that "
-    "each run would show them. Held-out test items are marked."
+    "Some users, from the least to the most active, and the first ten items that each run "
+    "recommends to them. Held-out test items are marked."
 )
 
 
@@ -85,7 +85,7 @@ def _section(title: str, note: str, body: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """Four decimals, a dash where there is nothing."""
+    """Format a metric: four decimals, a dash if it is missing."""
     return "–" if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
@@ -98,7 +98,7 @@ def _key(position: int | None) -> str:
 
 
 def _legend(entries: Sequence[Entry]) -> str:
-    """Names of the runs that have curves."""
+    """Return the legend of the runs that have curves."""
     items = [
         f"<li>{_key(position)}{escape(entry.name)}</li>"
         for position, entry in enumerate(entries)
@@ -108,7 +108,7 @@ def _legend(entries: Sequence[Entry]) -> str:
 
 
 def _described(entry: Entry) -> str:
-    """The name, and what it stands for where the name does not say that."""
+    """Return the name of an entry, with its model and number of seeds if the name differs."""
     words = [entry.kind] if entry.kind and entry.kind != entry.name else []
     words += [f"{len(entry.records)} seeds"] if len(entry.records) > 1 else []
     return escape(entry.name) + (f" <small>{escape(', '.join(words))}</small>" if words else "")
@@ -129,7 +129,7 @@ def _header(report: Report) -> str:
     ]
     if report.analysis is not None:
         own = report.analysis.entries[0]
-        tiles.append(_tile("catalogue shown", f"{own.coverage:.0%}", "in some list of 20"))
+        tiles.append(_tile("catalog coverage", f"{own.coverage:.0%}", "items in any list of 20"))
     title = escape(first.name)
     if others:
         title += " <span class=muted>against " + ", ".join(escape(e.name) for e in others)
@@ -261,9 +261,10 @@ def _exposure(analysis: Analysis, entries: Sequence[Entry]) -> str:
     ]
     return _section(
         "Coverage and popularity bias",
-        "Lists of 20 for every user. Coverage: items that are in some list. Gini: 0 when all items "
-        "are listed alike, 1 when one takes all. Mean popularity: train interactions of a listed "
-        "item. Tail share: listed items outside the most popular fifth of the items.",
+        "Lists of 20 items for every user. Coverage: share of the items that are in any list. "
+        "Gini: 0 if all items are listed equally often, 1 if one item takes all. Mean popularity: "
+        "train interactions of a listed item. Tail share: share of the lists outside the most "
+        "popular fifth of the items.",
         _table(["run", *(name for name, _ in columns)], rows) + _charts(charts, "charts two"),
     )
 
@@ -279,7 +280,7 @@ def _map(items: EmbeddingMap, entry: Entry) -> str:
     return _section(
         "Map of the items",
         f"{method} of the item vectors of {escape(entry.name)}, {len(items.points)} items, at unit "
-        "length. Items near each other are alike to the model.",
+        "length. Items near each other have similar vectors.",
         f"<figure class=map><ul class=legend>{legend}</ul>"
         f"{scatter(items.points, items.classes, items.tips, label)}</figure>",
     )
@@ -299,12 +300,13 @@ def _examples(examples: Sequence[Example], entries: Sequence[Entry]) -> str:
             if item.picture is not None
         )
         strip = f"<div class=strip>{pictures}</div>" if pictures else ""
-        history = ", ".join(escape(item.label) for item in one.history) or "nothing"
+        history = ", ".join(escape(item.label) for item in one.history) or "none"
         more = one.num_train - len(one.history)
         cards.append(
             f"<div class=user><h3>User {escape(one.user)} <span class=muted>{one.num_train} in "
-            f"train, {one.num_test} held out</span></h3>{strip}<p class=muted>Has {history}"
-            f"{f' and {more} more' if more > 0 else ''}.</p><div class=lists>{lists}</div></div>"
+            f"train, {one.num_test} held out</span></h3>{strip}<p class=muted>Train items: "
+            f"{history}{f' and {more} more' if more > 0 else ''}.</p>"
+            f"<div class=lists>{lists}</div></div>"
         )
     return "".join(cards)
 

@@ -1,4 +1,4 @@
-"""Small pictures of items, as data URLs."""
+"""Thumbnails of items as data URLs."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from pathlib import Path
 from mmssl.errors import InputError
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
-_SIZE = (72, 96)  # drawn at half of it: sharp on dense screens
-_MAX_BYTES = 1_200_000  # of all pictures of a page
+_SIZE = (72, 96)  # twice the size on the page: sharp on dense screens
+_MAX_BYTES = 1_200_000  # of all pictures on a page
 
 
 class Pictures:
     """Thumbnails from a folder of files named by item id (``ID.jpg``, ``.png``, ``.webp``).
 
     Args:
-        folder: Where they are.
+        folder: The folder.
 
     Raises:
-        InputError: No such folder, none of its files is a picture, or Pillow is missing.
+        InputError: The folder can't be read or holds no pictures, or Pillow is not installed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,10 +46,10 @@ class Pictures:
         self._made: dict[str, str | None] = {}
         self._bytes = 0
         self.broken: list[Path] = []
-        """Files that are no picture."""
+        """Files that can't be read as pictures."""
 
     def url(self, item: str) -> str | None:
-        """``data:image/webp;base64,...`` of an item; None without a picture, or past the limit."""
+        """Return the data URL of an item; None without a picture, or beyond the size limit."""
         if item not in self._made:
             self._made[item] = self._make(self._files.get(item))
         return self._made[item]

@@ -1,4 +1,4 @@
-"""Writes the report of runs."""
+"""Writes a report."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import InputError
 from mmssl.plotting import require_matplotlib
-from mmssl.report.analysis import analyse
+from mmssl.report.analysis import analyze
 from mmssl.report.embedding_map import map_items
 from mmssl.report.entries import Entry, read_entries
 from mmssl.report.examples import example_users, make_examples
@@ -29,26 +29,26 @@ def write_report(
     images: str | Path | None = None,
     map_method: Literal["tsne", "pca", "none"] = "tsne",
 ) -> tuple[Path, list[Entry]]:
-    """Writes one self-contained HTML page that compares runs on one data set.
+    """Write one self-contained HTML page that compares runs on one data set.
 
-    Without the data set, where it has moved, the page has the metrics and the curves only.
+    If the data set can't be found, the page has the metrics and the curves only.
 
     Args:
-        runs: Run directories, or directories with a run per seed (``seed-*/``). The first is the
-            one that the others are compared with.
-        out: The page; ``report.html`` in the first directory by default. Replaced at once.
+        runs: Run directories, or directories with a run per seed (``seed-*/``). The others are
+            compared with the first.
+        out: The page, replaced atomically; ``report.html`` in the first directory by default.
         data: The data set, if it has moved.
         users: Ids of users whose lists are shown.
-        examples: How many users are shown without ``users``.
+        examples: Number of users that are shown if ``users`` is empty.
         images: A folder with pictures named by item id.
-        map_method: How the items' vectors are drawn; "tsne" needs scikit-learn.
+        map_method: Projection of the item vectors; "tsne" needs scikit-learn.
 
     Returns:
-        The page's path, and what it compares.
+        The path of the page, and the entries that it compares.
 
     Raises:
-        InputError: A run that is missing, unfinished, malformed or of other data; an unknown
-            user; a library that is missing; a page that can't be written.
+        InputError: A run is missing, unfinished, malformed or of other data; a user is unknown; a
+            library is not installed; or the page can't be written.
     """
     entries = read_entries([Path(run) for run in runs])
     require_matplotlib()  # before the work that takes time
@@ -61,12 +61,12 @@ def write_report(
         report = Report(
             entries,
             f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items",
-            analyse(entries, dataset),
+            analyze(entries, dataset),
             None if map_method == "none" else map_items(item, dataset, map_method),
             make_examples(entries, dataset, asked or example_users(dataset, examples), pictures),
         )
     page = Path(out) if out is not None else Path(runs[0]) / "report.html"
-    # Lone surrogates pass through JSON escapes but fit no UTF-8 file.
+    # JSON escapes may hold lone surrogates, which UTF-8 can't encode.
     atomic_write(page, render(report).encode("utf-8", "replace"))
     return page, entries
 
@@ -74,7 +74,7 @@ def write_report(
 def _read_data(
     entry: Entry, data: str | Path | None, *, needed: bool
 ) -> tuple[InteractionDataset | None, str]:
-    """The data set, or None and a word on it where it isn't found and nobody asked for it."""
+    """Return the data set, or None and the reason if it is not found and not needed."""
     run = entry.directories[0]
     if data is None and not needed and not Path(run.info.data).is_dir():
         return None, "data set not found, so no coverage, map or examples"
@@ -83,4 +83,4 @@ def _read_data(
     except InputError as error:
         if data is not None or needed:
             raise
-        raise InputError(f"{error} (--data DIR names another place)") from None
+        raise InputError(f"{error} (--data DIR names another directory)") from None

@@ -1,4 +1,4 @@
-"""How long each run took, what it ran on, its whole configuration."""
+"""The timing, environment and configuration of a run as HTML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mmssl.report.entries import Entry
 
 
 def run_details(entry: Entry) -> str:
-    """A block that opens on demand."""
+    """Return a collapsed block with the details of an entry's first run."""
     record = entry.records[0]
     rows: list[tuple[str, str]] = []
     timed = [epoch.seconds for epoch in record.epochs if epoch.seconds is not None]

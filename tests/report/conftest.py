@@ -1,4 +1,4 @@
-"""Finished runs of the tiny data set, and one made by hand that holds whatever a test wants."""
+"""Finished runs of the tiny data set, and one written by hand for tests to change."""
 
 from __future__ import annotations
 
@@ -59,5 +59,5 @@ def write_run(directory: Path, data: Path, dataset, **metrics) -> Path:
 
 @pytest.fixture
 def run_dir(tmp_path, tiny_dataset) -> Path:
-    """Its data set is nowhere to be found, so the page has metrics and curves only."""
+    """A run whose data set does not exist, so the page has metrics and curves only."""
     return write_run(tmp_path / "a-run", tmp_path / "moved", tiny_dataset)

@@ -89,7 +89,7 @@ def test_everything_of_several_runs(finished):
     for wanted in (
         "mmssl against seeds, popularity",
         "tiny: 80 users, 50 items",
-        *("lightgcn, 2 seeds", "Mean over the seeds, with their range"),
+        *("lightgcn, 2 seeds", "Lines are means over the seeds"),
         *("Coverage and popularity bias", "Gini", "what users chose (test)"),
         *("PCA of the item vectors of mmssl, 50 items", "train interactions of the user"),
         *("Examples", "held out", "Held-out test items are marked."),
