@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import gzip
-import io
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from mmssl.cli import main
-from mmssl.data.importing import Dialect, ImportOptions, arrow, import_data
+from mmssl.data.importing import Dialect, ImportOptions, import_data
 from mmssl.data.importing.rows import natural_order, numbers
-from mmssl.data.importing.text import TextFile
 from mmssl.data.log import read_log
 from mmssl.errors import InputError
 from tests.conftest import ROOT
@@ -294,89 +287,6 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch, capsys, name)
 def test_pyarrow_is_imported_only_to_read():
     code = "import sys, mmssl.data.importing; assert 'pyarrow' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
-
-
-NASTY = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r\0"), min_size=1, max_size=6
-).filter(str.strip)
-CELL = NASTY | st.sampled_from(
-    ['"', ",", '""', "a,b", "'", "é", "a\u2028b", "a\x1fb", "::", " 1", "01"]
-)
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=12), quoting=st.sampled_from([0, 1])
-)
-def test_any_ids_survive_a_csv(tmp_path, rows, quoting):
-    import shutil
-
-    shutil.rmtree(tmp_path / "out", ignore_errors=True)
-    with open(tmp_path / "log.csv", "w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, quoting=quoting)
-        writer.writerow(["user", "item"])
-        writer.writerows(rows)
-    import_data(tmp_path / "log.csv", tmp_path / "out", ImportOptions(dialect=Dialect(",")))
-    log, _ = read_log(tmp_path / "out")
-    assert set(pairs(log)) == set(rows) and log.num_edges == len(set(rows))
-
-
-PIECES = st.lists(
-    st.sampled_from(["a", "b,c", ",", '"', '""', '"x"', '"x\ny"', "\n", " ", "\r\n", "\r", "é"]),
-    max_size=14,
-)
-
-
-def _by_csv(text: str) -> tuple[list[tuple[int, list[str]]], int | None]:
-    """(line, cells) of the rows as Python's csv reads them; the line of a row it can't read."""
-    reader, rows, end = csv.reader(io.StringIO(text, newline=""), strict=True), [], 0
-    try:
-        for row in reader:
-            rows += [(end + 1, row)] if row else []
-            end = reader.line_num
-    except csv.Error:
-        return rows, end + 1
-    return rows, None
-
-
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
-@given(pieces=PIECES, block=st.sampled_from([1, 7, 1 << 22]))
-def test_rows_lines_and_quotes_are_those_of_pythons_csv(tmp_path, pieces, block):
-    text = "user,item\n" + "".join(pieces)
-    (tmp_path / "log.csv").write_bytes(text.encode())
-    rows, malformed = _by_csv(text)
-    with mock.patch("mmssl.data.importing.lines._BLOCK", block):
-        if malformed is not None:
-            with pytest.raises(InputError, match="expected cells with closed quotes") as caught:
-                TextFile(tmp_path / "log.csv", Dialect(","))
-            line = int(re.search(r"line (\d+):", str(caught.value))[1])
-            assert malformed <= line <= text.count("\n") + text.count("\r") + 1
-            return
-        table = TextFile(tmp_path / "log.csv", Dialect(",")).read([1, 0])
-    good = [(line, row) for line, row in rows[1:] if len(row) == 2]
-    assert table.locations.tolist() == [line for line, _ in good]
-    cells = [[column.values[code] for code in column.codes] for column in table.columns]
-    plain = [[cell.replace("\r\n", "\n").replace("\r", "\n") for cell in row] for _, row in good]
-    assert cells == [[row[1] for row in plain], [row[0] for row in plain]]
-    bad = [(line, f"expected 2 cells, got {len(row)}") for line, row in rows[1:] if len(row) != 2]
-    assert [(fault.location, fault.message) for fault in table.faults] == bad
-
-
-def test_rows_longer_than_a_block_and_lines_after_them(bring, monkeypatch):
-    monkeypatch.setattr(arrow, "_BLOCK", 64)
-    long = "x" * 1000
-    log, _ = bring(f'user,item\n{long},a\n"b\n{long}",\n', bad_rows="skip")
-    assert pairs(log) == [(long, "a")]
-    with pytest.raises(InputError, match=f"line 3: expected .*got 'b.n{long[:40]}"):
-        import_data(bring.path / "log.csv", bring.path / "x", ImportOptions())
-
-
-def test_bad_rows_are_named_across_blocks(bring, monkeypatch):
-    monkeypatch.setattr(arrow, "_BLOCK", 64)
-    rows = [f"u{n},i\n" for n in range(500)]
-    rows[333] = "\nu,i,x\n"
-    with pytest.raises(InputError, match="line 336: expected 2 cells, got 3 "):
-        bring("user,item\n" + "".join(rows))
 
 
 def test_natural_order_and_numbers():

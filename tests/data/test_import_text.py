@@ -1,0 +1,102 @@
+"""Text against Python's csv: the same cells and lines, and no quote is left open unnoticed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+import shutil
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mmssl.data.importing import Dialect, ImportOptions, arrow, import_data
+from mmssl.data.importing.text import TextFile
+from mmssl.data.log import read_log
+from mmssl.errors import InputError
+
+pytest.importorskip("pyarrow", reason="importing tables needs pyarrow (extra data)")
+
+NASTY = st.text(
+    st.characters(exclude_categories=["Cs"], exclude_characters="\t\n\r\0"), min_size=1, max_size=6
+).filter(str.strip)
+CELL = NASTY | st.sampled_from(
+    ['"', ",", '""', "a,b", "'", "é", "a\u2028b", "a\x1fb", "::", " 1", "01"]
+)
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    rows=st.lists(st.tuples(CELL, CELL), min_size=1, max_size=12), quoting=st.sampled_from([0, 1])
+)
+def test_any_ids_survive_a_csv(tmp_path, rows, quoting):
+    shutil.rmtree(tmp_path / "out", ignore_errors=True)
+    with open(tmp_path / "log.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=quoting)
+        writer.writerow(["user", "item"])
+        writer.writerows(rows)
+    import_data(tmp_path / "log.csv", tmp_path / "out", ImportOptions(dialect=Dialect(",")))
+    log, _ = read_log(tmp_path / "out")
+    found = {(log.user_ids[u], log.item_ids[i]) for u, i in zip(log.user, log.item, strict=True)}
+    assert found == set(rows) and log.num_edges == len(set(rows))
+
+
+PIECES = st.lists(
+    st.sampled_from(["a", "b,c", ",", '"', '""', '"x"', '"x\ny"', "\n", " ", "\r\n", "\r", "é"]),
+    max_size=14,
+)
+
+
+def _by_csv(text: str) -> tuple[list[tuple[int, list[str]]], int | None]:
+    """(line, cells) of the rows as Python's csv reads them; the line of a row it can't read."""
+    reader, rows, end = csv.reader(io.StringIO(text, newline=""), strict=True), [], 0
+    try:
+        for row in reader:
+            rows += [(end + 1, row)] if row else []
+            end = reader.line_num
+    except csv.Error:
+        return rows, end + 1
+    return rows, None
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@given(pieces=PIECES, block=st.sampled_from([1, 7, 1 << 22]))
+def test_rows_lines_and_quotes_are_those_of_pythons_csv(tmp_path, pieces, block):
+    text = "user,item\n" + "".join(pieces)
+    (tmp_path / "log.csv").write_bytes(text.encode())
+    rows, malformed = _by_csv(text)
+    with mock.patch("mmssl.data.importing.lines._BLOCK", block):
+        if malformed is not None:
+            with pytest.raises(InputError, match="expected cells with closed quotes") as caught:
+                TextFile(tmp_path / "log.csv", Dialect(","))
+            line = int(re.search(r"line (\d+):", str(caught.value))[1])
+            assert malformed <= line <= text.count("\n") + text.count("\r") + 1
+            return
+        table = TextFile(tmp_path / "log.csv", Dialect(",")).read([1, 0])
+    good = [(line, row) for line, row in rows[1:] if len(row) == 2]
+    assert table.locations.tolist() == [line for line, _ in good]
+    cells = [[column.values[code] for code in column.codes] for column in table.columns]
+    plain = [[cell.replace("\r\n", "\n").replace("\r", "\n") for cell in row] for _, row in good]
+    assert cells == [[row[1] for row in plain], [row[0] for row in plain]]
+    bad = [(line, f"expected 2 cells, got {len(row)}") for line, row in rows[1:] if len(row) != 2]
+    assert [(fault.location, fault.message) for fault in table.faults] == bad
+
+
+def test_rows_longer_than_a_block_and_lines_after_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrow, "_BLOCK", 64)
+    long = "x" * 1000
+    (tmp_path / "log.csv").write_text(f'user,item\n{long},a\n"b\n{long}",\nc,\n')
+    table = TextFile(tmp_path / "log.csv", Dialect()).read([0])
+    assert table.columns[0].values == [long, f"b\n{long}", "c"]
+    assert table.locations.tolist() == [2, 3, 5]
+
+
+def test_bad_rows_are_named_across_blocks(tmp_path, monkeypatch):
+    monkeypatch.setattr(arrow, "_BLOCK", 64)
+    rows = [f"u{n},i\n" for n in range(500)]
+    rows[333] = "\nu,i,x\n"
+    (tmp_path / "log.csv").write_text("user,item\n" + "".join(rows))
+    with pytest.raises(InputError, match="line 336: expected 2 cells, got 3 "):
+        import_data(tmp_path / "log.csv", tmp_path / "out", ImportOptions())
