@@ -80,7 +80,7 @@ def html(results: Sequence[Results]) -> str:
 
 
 def _figures(file: Results) -> list[str]:
-    """The pictures; where matplotlib is missing, why there are none."""
+    """Return the pictures, or without matplotlib the reason why they are missing."""
     try:
         return [_figure(picture) for picture in pictures([file])]
     except InputError as reason:

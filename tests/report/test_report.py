@@ -361,7 +361,7 @@ def test_the_command(finished, tmp_path, capsys):
     assert "recall@20" in printed and "+-" in printed and f"report: {out}" in printed
     assert "User 3" in out.read_text()
     for options, message in (
-        (["--user", "nobody"], "got 'nobody'"),
+        (["--user", "unknown"], "got 'unknown'"),
         (["--examples", "-1"], "--examples: expected at least 0"),
         (["--images", str(tmp_path / "none")], "No such file"),
         (["--data", str(tmp_path)], "train.json"),
