@@ -1,10 +1,12 @@
-"""What documents quote, made of the committed results: ``mmssl bench report --readme``.
+"""Figures of the documents, generated from the results by ``mmssl bench report --readme``.
 
-README's tables and picture, and the table of limits in benchmarks/NOTES.md.
+The summary in the README, the tables and the picture in docs/benchmarks.md, and the table of limits
+in benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from benchmarks.harness.record import Case, Results, read
@@ -16,8 +18,9 @@ from mmssl.errors import InputError
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
-PICTURE = RESULTS / "overview-cpu.svg"
+PICTURE = ROOT / "docs" / "images" / "benchmarks-cpu.svg"
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+PAGE = ROOT / "docs" / "benchmarks.md"
 NOTES = ROOT / "benchmarks" / "NOTES.md"
 
 SHOWN = {
@@ -35,32 +38,69 @@ OP_ROWS = (
 )  # fmt: skip
 
 
-def write_readme(readme: Path = README, picture: Path = PICTURE, notes: Path = NOTES) -> list[Path]:
-    """Rewrites the blocks between the marks, and the picture.
+# Data set and rows of the step's suite, and the op rows, of the summary.
+SUMMARY_STEPS = (("paper", "`paper`"), ("paper, critic 512", "`paper`, `critic.hidden=512`"))
+SUMMARY_OPS = (
+    ("info_nce", "N = 9,308"), ("propagate", "power-law-10m"), ("masked_topk, k = 50", "gowalla"),
+)  # fmt: skip
+
+
+def write_documents(
+    readme: Path = README, page: Path = PAGE, notes: Path = NOTES, picture: Path = PICTURE
+) -> list[Path]:
+    """Rewrite the blocks between the markers, and the picture.
 
     Raises:
-        InputError: a document lacks the marks, or a result is missing.
+        InputError: A document lacks the markers, or a result is missing.
     """
-    for path, new in ((readme, block()), (notes, limits_block())):
+    for path, new in ((readme, summary_block()), (page, block()), (notes, limits_block())):
         text = with_block(path.read_text(encoding="utf-8"), new)
         path.write_text(text, encoding="utf-8")
     picture.write_text(overview(), encoding="utf-8")
-    return [readme, notes, picture]
+    return [readme, page, notes, picture]
 
 
 def with_block(text: str, new: str) -> str:
-    """A document's text with another block."""
+    """Return a document's text with the block between the markers replaced."""
     if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
         raise InputError(f"bench report: expected {BEGIN} ... {END} once each, in this order")
     before, rest = text.split(BEGIN)
     return f"{before}{BEGIN}\n{new}\n{END}{rest.split(END)[1]}"
 
 
-def block() -> str:
-    """What stands between the marks."""
+def _results() -> tuple[Results, Results, Results]:
     step, evaluate, ops = (
         read(RESULTS / f"{name}-cpu.json") for name in ("step", "evaluate", "ops")
     )
+    return step, evaluate, ops
+
+
+def summary_block() -> str:
+    """Return the README's table: one line per result, each against its strongest competitor."""
+    step, evaluate, ops = _results()
+    training = next(case for case in step.cases if case.workload == "tiktok")
+    ranking = next(case for case in evaluate.cases if case.workload == "tiktok")
+    rows = []
+    for name, shown in SUMMARY_STEPS:
+        spent = f"{ms(training.rows[name].full.median_ms)} ms"
+        factor = times(1 / ratio(training, name))
+        rows.append(
+            [f"training step, {shown}", "TikTok", spent, factor, "the released code's step"]
+        )
+    spent = f"{ms(ranking.rows['mmssl'].full.median_ms)} ms"
+    factor = times(ratio(ranking, "released, 1 process"))
+    rows.append(["full-ranking evaluation", "TikTok", spent, factor, "the released evaluation"])
+    for case in _chosen(ops, SUMMARY_OPS):
+        op, on, spent, _, fastest, _ = _op_row(case)
+        factor, _, peer = fastest.partition(" ")
+        rows.append([op, on, spent, factor, f"{peer.strip('()')}, the fastest peer"])
+    header = ["forward + backward", "on", "time", "faster", "than"]
+    return f"Medians, {_machine(ops)}:\n\n" + Table("", "", header, rows).markdown()
+
+
+def block() -> str:
+    """Return the tables of docs/benchmarks.md: the training step, evaluation and the ops."""
+    step, evaluate, ops = _results()
     return "\n".join(
         [
             "One training step (batch 1,024) against the released code's own arithmetic in plain",
@@ -74,7 +114,7 @@ def block() -> str:
             "",
             _op_table(ops).markdown(),
             "",
-            f"![time of the ops against size, and of a training step]({PICTURE.relative_to(ROOT)})",
+            f"![time of the ops against size, and of a training step](images/{PICTURE.name})",
         ]
     )
 
@@ -155,14 +195,18 @@ def _step_table(step: Results, evaluate: Results) -> Table:
 
 
 def _op_table(ops: Results) -> Table:
-    rows = []
-    for op, workload in OP_ROWS:
-        for case in ops.cases:
-            chosen = (case.op, case.workload) == (op, workload) and case.sizes["d"] == 64
-            if chosen and case.dtype == "float32":
-                rows.append(_op_row(case))
+    rows = [_op_row(case) for case in _chosen(ops, OP_ROWS)]
     header = ["op", "on", "native", "of the limit", "fastest peer", "plain PyTorch"]
     return Table("ops", "", header, rows)
+
+
+def _chosen(ops: Results, names: Iterable[tuple[str, str]]) -> Iterator[Case]:
+    """Yield the float32 cases with 64 columns of (op, workload) pairs, in their order."""
+    for op, workload in names:
+        for case in ops.cases:
+            if (case.op, case.workload, case.dtype) == (op, workload, "float32"):
+                if case.sizes["d"] == 64:
+                    yield case
 
 
 def _op_row(case: Case) -> list[str]:

@@ -1,7 +1,7 @@
-"""`mmssl bench`: the committed suites of `benchmarks/`, their reports, and comparisons.
+"""`mmssl bench`: the suites of `benchmarks/`, their reports, and comparisons.
 
-The suites belong to a checkout and are not installed: their results are committed beside them, and
-some compile probes of the machine. Everywhere else the command says so in one line.
+The suites are part of a checkout and are not installed: their results are committed next to them,
+and some of them compile probes of the machine. Without a checkout the command fails in one line.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _SUITES = {
 
 
 def add(commands: Commands) -> None:
-    """Registers the command."""
+    """Register the command."""
     bench = commands.add_parser("bench", help="run, report and compare the committed benchmarks")
     _add_options(bench)
     bench.set_defaults(run=_run, suites=list(_SUITES))
@@ -41,24 +41,28 @@ def add(commands: Commands) -> None:
         "--threshold", type=float, default=1.1, metavar="X", help="ratio that counts (1.1)"
     )
     compare.set_defaults(run=_compare)
-    report = parts.add_parser("report", help="Markdown and HTML of result files, README's block")
+    report = parts.add_parser("report", help="Markdown and HTML of result files")
     report.add_argument("files", nargs="*", type=Path, metavar="FILE|DIR", help="default: results/")
-    report.add_argument("--out", type=Path, metavar="DIR", help="default: beside the results")
-    report.add_argument("--readme", action="store_true", help="rewrite README's block and picture")
+    report.add_argument("--out", type=Path, metavar="DIR", help="default: next to the results")
+    report.add_argument(
+        "--readme", action="store_true", help="rewrite the figures in README and docs"
+    )
     report.set_defaults(run=_report)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    # A suite's own parser must not undo what was said before its name.
+    # The parser of a suite must not reset an option given before its name.
     off = argparse.SUPPRESS if parser.argument_default is argparse.SUPPRESS else False
     parser.add_argument("--smoke", action="store_true", default=off, help="tiny sizes, one minute")
     parser.add_argument("--out", type=Path, metavar="DIR", help="default: benchmarks/results")
-    parser.add_argument("--peers", nargs="+", metavar="NAME", help="only these beside our own")
-    parser.add_argument("--only", metavar="TEXT", help="of ops: names that hold this")
+    parser.add_argument(
+        "--peers", nargs="+", metavar="NAME", help="measure only these peers, and our own"
+    )
+    parser.add_argument("--only", metavar="TEXT", help="only ops whose name contains this")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the real data sets")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cpu")
     parser.add_argument(
-        "--budget", type=float, metavar="S", help="begin no case after so many seconds of a suite"
+        "--budget", type=float, metavar="S", help="start no new case after S seconds of a suite"
     )
 
 
@@ -107,22 +111,22 @@ def _report(arguments: argparse.Namespace) -> int:
     for page in report.write(files, out):
         print(f"report: {page}")
     if arguments.readme:
-        for path in report.write_readme():
+        for path in report.write_documents():
             print(f"rewritten: {path}")
     return 0
 
 
 def _benchmarks(module: str) -> Any:
-    """A module of the checkout's ``benchmarks``.
+    """Import a module of the checkout's ``benchmarks``.
 
     Raises:
-        InputError: the package is not installed from a checkout.
+        InputError: The package is not installed from a checkout.
     """
     root = Path(__file__).resolve().parents[2]
     if not (root / "benchmarks" / "suites.py").is_file():
         raise InputError(
-            "bench: expected mmssl to be installed from a checkout, which holds benchmarks/ "
-            f"(git clone, then pip install -e .); got the package alone in {root}"
+            "bench: expected mmssl to be installed from a checkout, which contains benchmarks/ "
+            f"(git clone, then pip install -e .); got the package without it in {root}"
         )
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))

@@ -126,17 +126,19 @@ def test_report_of_chosen_files(smoke, tmp_path, capsys):
 
 def test_documents_match_the_results(tmp_path):
     """If this fails, run: mmssl bench report --readme."""
-    text, notes = readme.README.read_text(), readme.NOTES.read_text()
-    assert readme.with_block(text, readme.block()) == text
-    assert readme.with_block(notes, readme.limits_block()) == notes
+    documents = (readme.README, readme.PAGE, readme.NOTES)
+    texts = [path.read_text() for path in documents]
+    blocks = [readme.summary_block(), readme.block(), readme.limits_block()]
+    for text, block in zip(texts, blocks, strict=True):
+        assert readme.with_block(text, block) == text
     report = readme.RESULTS / "report.md"
     assert report.read_text() == markdown(read_all([readme.RESULTS]))
-    pytest.importorskip("matplotlib")
-    copies = tmp_path / "README.md", tmp_path / "picture.svg", tmp_path / "NOTES.md"
-    copies[0].write_text(text)
-    copies[2].write_text(notes)
-    readme.write_readme(*copies)
-    assert (copies[0].read_text(), copies[2].read_text()) == (text, notes)
+    pytest.importorskip("matplotlib", reason='the picture needs pip install "mmssl[report]"')
+    copies = [tmp_path / path.name for path in documents]
+    for copy, text in zip(copies, texts, strict=True):
+        copy.write_text(text)
+    readme.write_documents(*copies, tmp_path / "picture.svg")
+    assert [copy.read_text() for copy in copies] == texts
     assert readme.PICTURE.read_text().startswith("<svg")
     assert (tmp_path / "picture.svg").read_text().startswith("<svg")
 
