@@ -66,24 +66,17 @@ Tensor spmm_value_grad(const Tensor& grad_, const Tensor& x_, const Tensor& rowp
                        const Tensor& col, const Tensor& t_rowptr, const Tensor& t_col,
                        const OptTensor& row_scale, const OptTensor& col_scale,
                        const OptTensor& edge, const OptTensor& t_edge) {
-  STD_TORCH_CHECK(t_rowptr.dim() == 1 && rowptr.dim() == 1 && x_.dim() == 2 && grad_.dim() == 2 &&
-                      x_.size(0) == t_rowptr.size(0) - 1 && grad_.size(0) == rowptr.size(0) - 1 &&
-                      grad_.size(1) == x_.size(1) && grad_.scalar_type() == x_.scalar_type() &&
-                      mmssl::on_device_of(x_, grad_),
-                  "mmssl::spmm_value_grad: grad must be (R, D) and x (C, D) of one dtype");
-  const Tensor x = mmssl::as_contiguous(x_), grad = mmssl::as_contiguous(grad_);
-  const View view(x, rowptr, col, row_scale, col_scale, std::nullopt, edge, x.size(0));
-  check_rowptr(view);
-  Tensor out = torch::stable::new_empty(x, {view.nnz()},
-                                        mmssl::accumulation_type(x.scalar_type()));
-  mmssl::for_dtype(x.scalar_type(), [&](auto storage, auto sum) {
+  const mmssl::ValueGradOperands o(grad_, x_, rowptr, col, t_rowptr, row_scale, col_scale, edge);
+  check_rowptr(o.view);
+  Tensor out = o.new_out();
+  mmssl::for_dtype(o.x.scalar_type(), [&](auto storage, auto sum) {
     using T = decltype(storage);
     using A = decltype(sum);
-    const bool good =
-        mmssl::cpu::spmm_value_grad(view.args<A>(), mmssl::data<T>(grad), mmssl::data<T>(x),
-                                    mmssl::mutable_data<A>(out), x.size(1), torch_threads());
+    const bool good = mmssl::cpu::spmm_value_grad(
+        o.view.args<A>(), mmssl::data<T>(o.grad), mmssl::data<T>(o.x),
+        mmssl::mutable_data<A>(out), o.x.size(1), torch_threads());
     if (good) return;
-    check_index(view);
+    check_index(o.view);
     STD_TORCH_CHECK(false, "mmssl::spmm: col or edge changed during the call");
   });
   return out;

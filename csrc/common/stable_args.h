@@ -40,7 +40,8 @@ inline Tensor as_contiguous(const Tensor& t) {
 
 // A kernel would follow the pointer of another device's memory.
 inline bool on_device_of(const Tensor& x, const Tensor& t) {
-  return x.is_cuda() == t.is_cuda() && x.get_device_index() == t.get_device_index();
+  return x.is_cuda() == t.is_cuda() && x.is_cpu() == t.is_cpu() &&
+         x.get_device_index() == t.get_device_index();
 }
 
 inline ScalarType accumulation_type(ScalarType storage) {
@@ -143,6 +144,35 @@ struct Batch {
 
   Tensors x, y;  // (C, D) and (R, D) each
   std::vector<View> view;
+};
+
+// The operands of the gradient for the values of one product: grad (R, D), x (C, D).
+struct ValueGradOperands {
+  ValueGradOperands(const Tensor& grad_, const Tensor& x_, const Tensor& rowptr, const Tensor& col,
+                    const Tensor& t_rowptr, const OptTensor& row_scale, const OptTensor& col_scale,
+                    const OptTensor& edge)
+      : grad(as_contiguous(checked(grad_, x_, rowptr, t_rowptr))),
+        x(as_contiguous(x_)),
+        view(x, rowptr, col, row_scale, col_scale, std::nullopt, edge, x.size(0)) {}
+
+  Tensor new_out() const {
+    return torch::stable::new_empty(x, {view.nnz()}, accumulation_type(x.scalar_type()));
+  }
+
+  Tensor grad, x;
+  View view;
+
+ private:
+  static const Tensor& checked(const Tensor& grad, const Tensor& x, const Tensor& rowptr,
+                               const Tensor& t_rowptr) {
+    STD_TORCH_CHECK(
+        t_rowptr.dim() == 1 && rowptr.dim() == 1 && x.dim() == 2 && grad.dim() == 2 &&
+            x.size(0) == t_rowptr.size(0) - 1 && grad.size(0) == rowptr.size(0) - 1 &&
+            grad.size(1) == x.size(1) && grad.scalar_type() == x.scalar_type() &&
+            on_device_of(x, grad),
+        "mmssl::spmm_value_grad: grad must be (R, D) and x (C, D) of one dtype on one device");
+    return grad;
+  }
 };
 
 // Calls f(storage value, sum value) with zeros of the two types that belong to a dtype.

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -54,6 +55,31 @@ def run_emulated(folder: Path, name: str) -> None:
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok" in done.stdout
+
+
+def build_emulated_bindings(folder: Path) -> Path:
+    """Builds the CUDA bindings, with their kernels on the emulator, as a library for the CPU.
+
+    Loaded after ``mmssl._C``, it takes the place of the CPU kernels: ``torch.ops.mmssl`` then runs
+    the CUDA bindings on CPU tensors.
+    """
+    library = folder / "emulated.so"
+    sources = ["csrc/cuda/ops_cuda.cpp", "csrc/cuda/spmm.cu"]
+    torch_root = Path(torch.__file__).parent
+    includes = ["-Icsrc", "-isystem", str(torch_root / "include")]
+    includes += ["-isystem", sysconfig.get_paths()["include"]]
+    flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-w", "-DMMSSL_EMULATE_CUDA"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    link = [f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    assert CXX is not None
+    done = subprocess.run(
+        [CXX, *flags, *includes, "-x", "c++", *sources, "-o", str(library), *link],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return library
 
 
 def assert_same_bits_at_every_simd_level(script: str) -> None:

@@ -1,0 +1,59 @@
+// What every CUDA binding starts with: its device made current, the stream to launch on, and the
+// dispatch key of its kernels. Under MMSSL_EMULATE_CUDA the same binding is built for the CPU, with
+// the kernels on the emulator, so that a test can call it without a GPU.
+#pragma once
+#include "common/stable_args.h"
+
+#if defined(MMSSL_EMULATE_CUDA)
+#include "emu/cuda_emu.h"
+// It replaces the CPU kernels, and takes meta tensors too: they stand for tensors of another device.
+#define MMSSL_CUDA_LIBRARY(m)                                                     \
+  static void register_cuda_kernels(torch::stable::detail::StableLibrary& m);                   \
+  STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, library) { register_cuda_kernels(library); }  \
+  STABLE_TORCH_LIBRARY_IMPL(mmssl, Meta, library) { register_cuda_kernels(library); } \
+  static void register_cuda_kernels(torch::stable::detail::StableLibrary& m)
+#define MMSSL_CUDA_CHECK(call) STD_TORCH_CHECK((call) == cudaSuccess, "mmssl: a launch failed")
+#else
+#include <cuda_runtime_api.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/macros.h>
+#define MMSSL_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mmssl, CUDA, m)
+#define MMSSL_CUDA_CHECK(call) STD_CUDA_CHECK(call)
+#endif
+
+namespace mmssl::cuda {
+
+// Makes the device of a tensor current for as long as it lives.
+class CurrentDevice {
+ public:
+#if defined(MMSSL_EMULATE_CUDA)
+  explicit CurrentDevice(const Tensor& t) : index_(t.get_device_index()) {}
+  int processors() const { return 4; }
+  const cudaStream_t stream = nullptr;
+
+ private:
+  int32_t index_;
+#else
+  explicit CurrentDevice(const Tensor& t)
+      : stream(stream_of(t.get_device_index())),
+        index_(t.get_device_index()),
+        guard_(t.get_device_index()) {}
+  int processors() const {
+    int count = 1;
+    MMSSL_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index_));
+    return count;
+  }
+  const cudaStream_t stream;
+
+ private:
+  static cudaStream_t stream_of(int32_t device) {
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    return static_cast<cudaStream_t>(stream);
+  }
+  int32_t index_;
+  torch::stable::accelerator::DeviceGuard guard_;
+#endif
+};
+
+}  // namespace mmssl::cuda
