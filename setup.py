@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,11 +30,19 @@ from setuptools.errors import CompileError
 
 # The API of torch 2.11, whichever torch is installed: one build serves every later one.
 STABLE_API = "-DTORCH_TARGET_VERSION=0x020b000000000000"
-# What the kernels are compiled for where no CUDA device is there to ask.
+# The architectures that the kernels are compiled for on a machine without a CUDA device.
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 CSRC = str(Path(__file__).resolve().parent / "csrc")  # absolute: ninja runs elsewhere
 
+# Files of csrc/ops/<op>/ that are not part of mmssl._C: the CUDA binding and the tests of kernels.
+NOT_OF_CPU = ("cuda.cpp", "emulator_test.cpp", "race.cpp")
+
 built: dict[str, dict[str, Any]] = {}  # module -> {"built": bool, "reason": str}
+
+
+def named(paths: Iterable[Path]) -> list[str]:
+    """The paths as the extensions take them, in one order on every machine."""
+    return sorted(str(path) for path in paths)
 
 
 def leave_out(module: str, reason: str) -> None:
@@ -93,7 +102,7 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
         return {
             "include_dirs": [CSRC],
             "extra_link_args": list(link),
-            "depends": [str(path) for path in sorted(Path("csrc").rglob("*.h*"))],
+            "depends": named([*Path("csrc").rglob("*.h"), *Path("csrc").rglob("*.cuh")]),
             "language": "c++",
         }
 
@@ -107,7 +116,7 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
         options = common()
         options["include_dirs"].append(pybind11.get_include())
         options["extra_link_args"].append("-pthread")
-        sources = [str(path) for path in sorted(Path("csrc/host").glob("*.cpp"))]
+        sources = named(Path("csrc/host").glob("*.cpp"))
         extensions.append(
             Extension("mmssl._host", sources, extra_compile_args=[*flags, "-pthread"], **options)
         )
@@ -129,12 +138,13 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
     # Imported only now: it looks for CUDA_HOME when it is imported.
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    sources = [str(path) for path in sorted(Path("csrc").glob("ops*.cpp"))]
-    sources += [str(path) for path in sorted(Path("csrc/cpu").glob("*.cpp"))]
+    csrc = Path("csrc")
+    sources = [csrc / "library.cpp", *csrc.glob("common/*.cpp")]
+    sources += [path for path in csrc.glob("ops/*/*.cpp") if path.name not in NOT_OF_CPU]
     arguments = {"cxx": [*flags, STABLE_API]}
     extensions.append(
         CppExtension(
-            "mmssl._C", sources, extra_compile_args=arguments, py_limited_api=True, **common()
+            "mmssl._C", named(sources), extra_compile_args=arguments, py_limited_api=True, **common()
         )
     )
     if no_cuda:
@@ -146,11 +156,13 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
         extensions.append(
             CUDAExtension(
                 "mmssl._C_cuda",
-                [
-                    str(p)
-                    for p in sorted(Path("csrc/cuda").iterdir())
-                    if p.suffix in (".cpp", ".cu")
-                ],
+                named(
+                    [
+                        csrc / "library_cuda.cpp",
+                        *csrc.glob("ops/*/cuda.cpp"),
+                        *csrc.glob("ops/*/*.cu"),
+                    ]
+                ),
                 extra_compile_args={"cxx": [*flags, STABLE_API, "-DUSE_CUDA"], "nvcc": nvcc},
                 py_limited_api=True,
                 **common(),

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Checks the CUDA part on a machine with nvcc, without a GPU and with any torch:
 #   1. every .cu compiles for sm_80 and sm_90; a warning or a register spill is an error;
-#   2. the glue compiles and links, against an empty stand-in for libtorch_cuda;
-#   3. the module imports nothing of torch but its C interface, so that one build serves every torch.
-# Usage: csrc/check_cuda.sh [output directory]      PYTHON, CUDA_HOME and CXX are honoured.
+#   2. the bindings compile and link, against an empty stand-in for libtorch_cuda;
+#   3. the module imports only the C interface of torch, so that one build serves every torch.
+# Usage: csrc/check_cuda.sh [output directory]      PYTHON, CUDA_HOME and CXX are honored.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-build/check_cuda}
@@ -14,23 +14,26 @@ cuda=${CUDA_HOME:-/usr/local/cuda}
 torch=$("$python" -c 'import os, torch; print(os.path.dirname(torch.__file__))')
 include=$("$python" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
 mkdir -p "$out/stub"
+rm -f "$out"/*.o
 
-for source in csrc/cuda/*.cu; do
+name_of() { echo "$1" | sed 's|^csrc/||; s|[.][a-z]*$||' | tr / _; }
+
+for source in csrc/ops/*/*.cu; do
   for arch in 80 90; do
-    object=$out/$(basename "$source" .cu).$arch.o
+    object=$out/$(name_of "$source").$arch.o
     "$cuda/bin/nvcc" -gencode=arch=compute_$arch,code=sm_$arch -O3 -std=c++20 -lineinfo -Icsrc \
       -Werror all-warnings -Xptxas -warn-spills,-Werror -Xcompiler -fPIC -c "$source" -o "$object"
   done
 done
 
-for source in csrc/cuda/*.cpp; do
+for source in csrc/library_cuda.cpp csrc/ops/*/cuda.cpp; do
   "$cxx" -std=c++20 -O2 -fPIC -Wall -Werror -fvisibility=hidden -DUSE_CUDA \
     -DTORCH_TARGET_VERSION=0x020b000000000000 -DPy_LIMITED_API=0x030a0000 -Icsrc \
     -isystem "$torch/include" -isystem "$include" -isystem "$cuda/include" \
-    -c "$source" -o "$out/$(basename "$source" .cpp).glue.o"
+    -c "$source" -o "$out/$(name_of "$source").binding.o"
 done
 "$cxx" -shared -x c++ /dev/null -Wl,-soname,libtorch_cuda.so -o "$out/stub/libtorch_cuda.so"
-"$cxx" -shared "$out"/*.glue.o "$out"/*.90.o -o "$out/_C_cuda.abi3.so" \
+"$cxx" -shared "$out"/*.binding.o "$out"/*.90.o -o "$out/_C_cuda.abi3.so" \
   -L"$out/stub" -L"$cuda/lib64" -L"$torch/lib" -Wl,--no-as-needed \
   -ltorch_cuda -lcudart -lc10 -ltorch_cpu
 
@@ -40,6 +43,6 @@ if foreign=$(grep -E '^_ZN?K?(2at|3c10|5torch)' <<<"$symbols"); then
   exit 1
 fi
 grep -q aoti_torch_get_current_cuda_stream <<<"$symbols"
-defined=$(nm -D --defined-only "$out/_C_cuda.abi3.so")  # no pipe: grep -q would leave it early
+defined=$(nm -D --defined-only "$out/_C_cuda.abi3.so")  # no pipe: grep -q would close it early
 grep -q PyInit__C_cuda <<<"$defined"
 echo "check_cuda: compiled and linked for sm_80 and sm_90 (not run)"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds the extension with AddressSanitizer and UBSan into a directory of its own, then runs the
-# tests of the ops against it. Usage: csrc/sanitize.sh [output directory]      PYTHON is honoured.
+# Builds the extension with AddressSanitizer and UBSan into a separate directory, then runs the tests of
+# the ops against it. Usage: csrc/sanitize.sh [output directory]      PYTHON is honored.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=$(mkdir -p "${1:-build/sanitize}" && cd "${1:-build/sanitize}" && pwd)
@@ -8,7 +8,7 @@ python=$(command -v "${PYTHON:-python3}")
 [[ $python = /* ]] || python=$PWD/$python
 cxx=${CXX:-g++}
 
-# The package and its tests are copied, so that nothing imports the ordinary build beside them.
+# The package and its tests are copied, so that nothing imports the ordinary build.
 rm -rf "$out/mmssl" "$out/tests"
 cp -r mmssl tests pyproject.toml "$out/"
 rm -f "$out"/mmssl/*.so
@@ -19,8 +19,8 @@ for module in _C _host; do
 done
 
 cd "$out"
-# Leaks are Python's own. The compiler checks of the CUDA source have nothing to sanitize here. A
-# test asks for 2^62 bytes: the allocator shall refuse as it does elsewhere, not end the process.
+# Leaks are Python's own. The CUDA sources are compiled by their tests, not by this build. A test asks
+# for 2^62 bytes, which the allocator must refuse as it does elsewhere instead of ending the process.
 export ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
 export LD_PRELOAD="$("$cxx" -print-file-name=libasan.so) $("$cxx" -print-file-name=libubsan.so)"
 exec "$python" -m pytest tests/ops -q -p no:cacheprovider --ignore tests/ops/test_cuda_source.py

@@ -2,10 +2,10 @@
 // dispatch key of its kernels. Under MMSSL_EMULATE_CUDA the same binding is built for the CPU, with
 // the kernels on the emulator, so that a test can call it without a GPU.
 #pragma once
-#include "common/stable_args.h"
+#include "common/cuda_kernel.h"
+#include "common/torch.h"
 
 #if defined(MMSSL_EMULATE_CUDA)
-#include "emu/cuda_emu.h"
 // It replaces the CPU kernels, and takes meta tensors too: they stand for tensors of another device.
 #define MMSSL_CUDA_LIBRARY(m)                                                     \
   static void register_cuda_kernels(torch::stable::detail::StableLibrary& m);                   \
@@ -14,7 +14,6 @@
   static void register_cuda_kernels(torch::stable::detail::StableLibrary& m)
 #define MMSSL_CUDA_CHECK(call) STD_TORCH_CHECK((call) == cudaSuccess, "mmssl: a launch failed")
 #else
-#include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
 #define MMSSL_CUDA_LIBRARY(m) STABLE_TORCH_LIBRARY_IMPL(mmssl, CUDA, m)
@@ -55,5 +54,9 @@ class CurrentDevice {
   torch::stable::accelerator::DeviceGuard guard_;
 #endif
 };
+
+inline Tensor new_scratch(const Tensor& x, int64_t bytes) {
+  return new_empty(x, {bytes}, ScalarType::Byte);
+}
 
 }  // namespace mmssl::cuda

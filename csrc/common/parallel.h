@@ -1,4 +1,4 @@
-// How a kernel asks for threads without knowing who owns them (torch's pool, or none in a test).
+// How a kernel asks for threads without knowing who owns them: torch's pool, or plain threads in a test.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -14,8 +14,8 @@ struct Parallel {
               void* context) = nullptr;
 };
 
-// Runs f(task) for every task in [0, tasks). Threads take the next free task, so one that is held
-// up does not hold up the rest; results must not depend on who ran a task.
+// Runs f(task) for every task in [0, tasks). A thread takes the next free task, so that one that is
+// delayed does not delay the rest; results must not depend on which thread ran a task.
 template <class F>
 void for_each_task(const Parallel& pool, int64_t tasks, const F& f) {
   const int64_t workers = std::min<int64_t>(pool.threads, tasks);
@@ -39,8 +39,8 @@ void for_each_task(const Parallel& pool, int64_t tasks, const F& f) {
 
 // Runs f(round, task) for every task in [0, size(round)) of every round in [0, rounds). Each thread
 // takes its own share of a round first and then what others have left of it, so that the same thread
-// works on the same part of every round and a thread that is held up does not hold up the rest. A
-// round is entered when every task of the ones before is taken, so its tasks may wait for those.
+// works on the same part of every round and a delayed thread does not delay the rest. A round begins
+// when every task of the earlier ones has been taken, so its tasks may wait for those.
 template <class Size, class F>
 void for_each_round(const Parallel& pool, int64_t rounds, const Size& size, const F& f) {
   const int64_t workers = pool.run == nullptr ? 1 : pool.threads;

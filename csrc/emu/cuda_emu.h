@@ -1,7 +1,7 @@
 // Runs a subset of CUDA C++ on the CPU, for tests: one fiber per thread, blocks one after another.
 //
-// Covers indexing and logic: threadIdx and its kin, __syncthreads, warp shuffles and votes, static
-// shared memory. It does not show races or memory ordering, and its speed says nothing.
+// Covers indexing and logic: threadIdx and similar variables, __syncthreads, warp shuffles and votes,
+// static shared memory, tensor cores. It shows neither races nor memory ordering nor speed.
 #pragma once
 #include <ucontext.h>
 
@@ -46,7 +46,7 @@ struct Fiber {
 struct Block {
   std::vector<Fiber> fibers;
   ucontext_t scheduler;
-  unsigned current = 0;  // thread that runs
+  unsigned current = 0;  // the running thread
   Index index, grid;
   const std::function<void()>* body = nullptr;
 };
@@ -68,7 +68,7 @@ inline void enter() {
   wait(State::kDone);
 }
 
-// Lets every thread run to its next barrier, then opens the barriers that all have reached.
+// Runs every thread to its next barrier, then opens the barriers that all have reached.
 inline void run_block(Block& b) {
   for (Fiber& fiber : b.fibers) {
     fiber.state = State::kReady;
@@ -103,7 +103,7 @@ inline void run_block(Block& b) {
       progress |= open(warp, std::min(threads, warp + 32), State::kAtWarpBarrier);
     }
     progress |= open(0, threads, State::kAtBlockBarrier);
-    if (!progress) throw std::runtime_error("emulator: a barrier or shuffle that not all reach");
+    if (!progress) throw std::runtime_error("emulator: a barrier or shuffle that some threads do not reach");
   }
 }
 
@@ -158,3 +158,38 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   emu::wait(emu::State::kAtWarpBarrier);
   return bits;
 }
+
+namespace emu {
+
+// Tensor cores: what the lanes of each warp hand to them.
+struct MmaOperands {
+  uint32_t a[4], b[2];
+};
+inline MmaOperands (&mma_operands())[32][32] {
+  static MmaOperands operands[32][32];
+  return operands;
+}
+// d += a b for an m16n8 tile with kPerWord entries per 32-bit register, in the layout of the PTX manual,
+// "Matrix Fragments for mma.m16n8k16 / m16n8k8".
+template <int kPerWord, class Get>
+inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Get get) {
+  auto& lanes = mma_operands()[threadIdx.x / 32];
+  const unsigned lane = threadIdx.x % 32, row = lane / 4;
+  for (int i = 0; i < 4; ++i) lanes[lane].a[i] = a[i];
+  for (int i = 0; i < 2; ++i) lanes[lane].b[i] = b[i];
+  wait(State::kAtWarpBarrier);
+  for (int part = 0; part < 2; ++part) {     // registers 0, 1 and 2, 3 of a; 0 and 1 of b
+    for (unsigned group = 0; group < 4; ++group) {
+      for (int n = 0; n < kPerWord; ++n) {
+        for (int i = 0; i < 4; ++i) {
+          const unsigned column = lane % 4 * 2 + i % 2;
+          d[i] += get(lanes[row * 4 + group].a[part * 2 + i / 2], n) *
+                  get(lanes[column * 4 + group].b[part], n);
+        }
+      }
+    }
+  }
+  wait(State::kAtWarpBarrier);
+}
+
+}  // namespace emu

@@ -30,7 +30,7 @@ Index index_of_lists(const int32_t* lists, int64_t k, const Csr& other) {
   const int64_t users = other.rows, items = other.columns;
   const int64_t threads = num_threads(users * k + other.rowptr[users]);
   Index out;
-  if (!rises_from_zero(other.rowptr, users, other.nnz)) {
+  if (!is_rowptr(other.rowptr, users, other.nnz)) {
     out.bad_other = true;
     return out;
   }

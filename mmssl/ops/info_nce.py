@@ -241,8 +241,8 @@ def _backward_fake(
     return (
         torch.empty_like(anchor, memory_format=torch.contiguous_format),
         torch.empty_like(positive, memory_format=torch.contiguous_format),
-        anchor.new_empty(rows, anchor.shape[2]),
         torch.empty_like(temperature),
+        anchor.new_empty(rows, anchor.shape[2]),
     )
 
 
@@ -261,7 +261,7 @@ def _gradients(
     grad: Tensor, saved: Sequence[Tensor | None], options: Sequence[Any]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """For anchor, positive, temperature and negatives, the first four of ``saved``."""
-    grad_anchor, grad_positive, grad_negatives, grad_temperature = (
+    grad_anchor, grad_positive, grad_temperature, grad_negatives = (
         torch.ops.mmssl.info_nce_backward(grad, *saved, *options)
     )
     negatives = saved[3]

@@ -105,7 +105,7 @@ def gram(x: Tensor) -> Tensor:
 
 
 def _native(x: Tensor) -> bool:
-    """Whether the kernels of csrc/cpu/products.h are to be used."""
+    """Whether the kernels of csrc/ops/products are to be used."""
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64, torch.bfloat16)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mmssl.graph import GraphView
 
 # The CUDA kernel sorts a list in shared memory, which longer ones would not fit (kMaxTopk in
-# csrc/cuda/topk.cuh); they are ranked by the reference.
+# csrc/ops/topk/kernels.cuh); they are ranked by the reference.
 _MAX_CUDA_K = 1024
 
 

@@ -6,7 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -35,13 +34,14 @@ KERNELS = [
 ]
 
 
-def run_emulated(folder: Path, name: str) -> None:
-    """Builds csrc/cuda/NAME.cu with its test csrc/emu/test_NAME.cpp for the CPU and runs it.
+def run_emulated(folder: Path, op: str) -> None:
+    """Builds the CUDA kernels of csrc/ops/OP for the CPU with their emulator test and runs it.
 
     With the sanitizers, so that an index out of range is a failure too.
     """
     program = folder / "emulated"
-    sources = [f"csrc/emu/test_{name}.cpp", f"csrc/cuda/{name}.cu"]
+    sources = [f"csrc/ops/{op}/emulator_test.cpp"]
+    sources += sorted(str(path) for path in (ROOT / "csrc/ops" / op).glob("*.cu"))
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     assert CXX is not None
@@ -64,10 +64,10 @@ def build_emulated_bindings(folder: Path) -> Path:
     the CUDA bindings on CPU tensors.
     """
     library = folder / "emulated.so"
-    sources = ["csrc/cuda/ops_cuda.cpp", "csrc/cuda/spmm.cu"]
+    ops = ROOT / "csrc/ops"
+    sources = sorted(str(path) for path in [*ops.glob("*/cuda.cpp"), *ops.glob("*/*.cu")])
     torch_root = Path(torch.__file__).parent
     includes = ["-Icsrc", "-isystem", str(torch_root / "include")]
-    includes += ["-isystem", sysconfig.get_paths()["include"]]
     flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-w", "-DMMSSL_EMULATE_CUDA"]
     flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
     link = [f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"]

@@ -41,7 +41,7 @@ def test_cuda_part_compiles_and_links(tmp_path):
 @pytest.mark.slow
 @needs_compiler
 def test_kernels_are_right_under_the_emulator(tmp_path):
-    run_emulated(tmp_path, "spmm")
+    run_emulated(tmp_path, "propagate")
 
 
 # Calls an op on the CPU, then replaces its kernels by the CUDA bindings and calls it again.

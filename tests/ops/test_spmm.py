@@ -279,7 +279,7 @@ def test_the_op_itself_refuses_what_it_would_read_out_of_bounds():
         "x must be": {"x": torch.zeros(39, 4)},
         "row_scale must be": {"scale": torch.ones(49)},
         "of the type sums are kept in": {"scale": torch.ones(50, dtype=torch.float64)},
-        "rowptr must rise from 0": {"rowptr": view.rowptr + 1},
+        "rowptr must be non-decreasing from 0 to nnz": {"rowptr": view.rowptr + 1},
         "rowptr must be": {"rowptr": view.rowptr.int()},
     }
     for message, change in bad.items():

@@ -1,0 +1,98 @@
+// Checks and unpacks the tensors of bpr_loss for both devices. Shapes: bpr.h.
+#pragma once
+#include "common/torch.h"
+#include "ops/bpr/bpr.h"
+
+namespace mmssl {
+
+struct BprOperands {
+  BprOperands(const Tensor& user_emb_, const Tensor& item_emb_, const Tensor& users_,
+              const Tensor& pos_, const Tensor& neg_)
+      : user_emb(as_contiguous(user_emb_)),
+        item_emb(as_contiguous(item_emb_)),
+        users(as_contiguous(users_)),
+        pos(as_contiguous(pos_)),
+        neg(as_contiguous(neg_)),
+        type(user_emb.scalar_type()),
+        accumulation(accumulation_type(type)),
+        batch(users.numel()) {
+    STD_TORCH_CHECK(is_supported(type),
+                    "mmssl::bpr_loss: user_emb must be float32, float64 or bfloat16");
+    STD_TORCH_CHECK(user_emb.dim() == 2 && item_emb.dim() == 2 && item_emb.scalar_type() == type &&
+                        user_emb.size(1) == item_emb.size(1),
+                    "mmssl::bpr_loss: user_emb must be (U, D), item_emb (I, D), of one dtype");
+    STD_TORCH_CHECK(on_device_of(user_emb, item_emb),
+                    "mmssl::bpr_loss: item_emb must be on the device of user_emb");
+    for (const Tensor* ids : {&users, &pos, &neg}) {
+      STD_TORCH_CHECK(matches(*ids, user_emb, ScalarType::Long, {batch}),
+                      "mmssl::bpr_loss: users, pos_items and neg_items must be (B,) int64 on the "
+                      "device of user_emb");
+    }
+    STD_TORCH_CHECK(batch < int64_t(1) << 30, "mmssl::bpr_loss: at most 2^30 - 1 triples, got ",
+                    batch);
+  }
+
+  // CPU only: on a GPU the ids are not checked, since that would wait for the device.
+  void check_ids() const {
+    check_ids("users", users, user_emb.size(0));
+    check_ids("pos_items", pos, item_emb.size(0));
+    check_ids("neg_items", neg, item_emb.size(0));
+  }
+
+  template <class T>
+  BprArgs<T> args() const {
+    return {data<T>(user_emb),  data<T>(item_emb), data<int64_t>(users), data<int64_t>(pos),
+            data<int64_t>(neg), user_emb.size(0),  item_emb.size(0),     batch,
+            user_emb.size(1)};
+  }
+
+  Tensor new_scalar() const { return new_empty(user_emb, {}, accumulation); }
+  Tensor new_slope() const { return new_empty(user_emb, {batch}, accumulation); }
+
+  Tensor user_emb, item_emb, users, pos, neg;
+  ScalarType type, accumulation;
+  int64_t batch;
+
+ private:
+  static void check_ids(const char* name, const Tensor& ids, int64_t limit) {
+    const int64_t* p = data<int64_t>(ids);
+    for (int64_t b = 0; b < ids.size(0); ++b) {
+      STD_TORCH_CHECK(p[b] >= 0 && p[b] < limit, "mmssl::bpr_loss: ", name, " must lie in [0, ",
+                      limit, "), got ", p[b]);
+    }
+  }
+};
+
+// The same for the backward, with its empty results.
+struct BprGradOperands : BprOperands {
+  BprGradOperands(const Tensor& grad_loss_, const Tensor& grad_squares_, const Tensor& user_emb_,
+                  const Tensor& item_emb_, const Tensor& users_, const Tensor& pos_,
+                  const Tensor& neg_, const Tensor& slope_, const OptTensor& user_order_,
+                  const OptTensor& item_order_)
+      : BprOperands(user_emb_, item_emb_, users_, pos_, neg_),
+        grad_loss(grad_loss_),
+        grad_squares(grad_squares_),
+        slope(as_contiguous(slope_)),
+        user_order(as_contiguous(user_order_)),
+        item_order(as_contiguous(item_order_)),
+        grad_user(empty_like(user_emb)),
+        grad_item(empty_like(item_emb)) {
+    for (const Tensor* grad : {&grad_loss, &grad_squares}) {
+      STD_TORCH_CHECK(
+          grad->numel() == 1 && grad->scalar_type() == accumulation && on_device_of(user_emb, *grad),
+          "mmssl::bpr_loss_backward: the gradients must be one number like the outputs");
+    }
+    STD_TORCH_CHECK(matches(slope, user_emb, accumulation, {batch}),
+                    "mmssl::bpr_loss_backward: slope must be what the forward returned");
+    STD_TORCH_CHECK(matches(user_order, user_emb, ScalarType::Long, {batch}) &&
+                        matches(item_order, user_emb, ScalarType::Long, {2 * batch}),
+                    "mmssl::bpr_loss_backward: user_order must be (B,) and item_order (2 B,), int64 "
+                    "on the device of user_emb");
+  }
+
+  Tensor grad_loss, grad_squares, slope;
+  OptTensor user_order, item_order;
+  Tensor grad_user, grad_item;
+};
+
+}  // namespace mmssl

@@ -1,0 +1,199 @@
+// The CUDA kernels of info_nce, run on the CPU against plain loops in double, gradients included.
+//   cd csrc/ops/info_nce && g++ -std=c++20 -DMMSSL_EMULATE_CUDA -I../.. -x c++ emulator_test.cpp kernels.cu
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "emu/numbers.h"
+#include "ops/info_nce/kernels.cuh"
+
+namespace {
+
+using mmssl::bf16;
+using mmssl::test::as_double;
+using mmssl::test::assign;
+using mmssl::cuda::InfoNceShape;
+using mmssl::cuda::Precision;
+using Rows = std::vector<double>;
+
+struct Expected {
+  Rows loss, grad[3];
+  double grad_temperature = 0;
+};
+
+// One direction of one pair: adds to the loss and, through the scores, to the gradients dz.
+struct Plain {
+  const InfoNceShape& s;
+  double t;
+  Rows z[3], dz[3];
+  double dt = 0;
+
+  double dot(int a, int64_t i, int b, int64_t j) const {
+    double sum = 0;
+    for (int64_t k = 0; k < s.d; ++k) sum += z[a][i * s.d + k] * z[b][j * s.d + k];
+    return sum;
+  }
+  double direction(int a, int b, int64_t first, int64_t i, double weight) {
+    struct Term {
+      int set;
+      int64_t row;
+      double score;
+    };
+    std::vector<Term> terms;
+    for (int64_t j = 0; j < s.n; ++j) terms.push_back({b, first + j, 0});
+    for (int64_t j = 0; s.intra_view && j < s.n; ++j) {
+      if (j != i) terms.push_back({a, first + j, 0});
+    }
+    for (int64_t j = 0; j < s.k; ++j) terms.push_back({2, j, 0});
+    double most = -1e300, sum = 0;
+    for (Term& term : terms) {
+      term.score = dot(a, first + i, term.set, term.row);
+      most = std::max(most, term.score / t);
+    }
+    for (const Term& term : terms) sum += std::exp(term.score / t - most);
+    const double lse = most + std::log(sum), p = std::exp(terms[i].score / t - lse);
+    const double w = weight * p / (p + s.eps);
+    for (size_t n = 0; n < terms.size(); ++n) {
+      const Term& term = terms[n];
+      const double g = w / t * (std::exp(term.score / t - lse) - (int64_t(n) == i ? 1 : 0));
+      dt -= g * term.score / t;
+      for (int64_t k = 0; k < s.d; ++k) {
+        dz[a][(first + i) * s.d + k] += g * z[term.set][term.row * s.d + k];
+        dz[term.set][term.row * s.d + k] += g * z[a][(first + i) * s.d + k];
+      }
+    }
+    return -std::log(p + s.eps);
+  }
+};
+
+Expected plain(const InfoNceShape& s, const Rows (&x)[3], double t, const Rows& grad) {
+  Plain p{s, t, {x[0], x[1], x[2]}, {}};
+  std::vector<double> norms[3];
+  for (int set = 0; set < 3; ++set) {
+    p.dz[set].assign(x[set].size(), 0);
+    for (size_t row = 0; row < x[set].size() / s.d; ++row) {
+      double sum = 0;
+      for (int64_t k = 0; k < s.d; ++k) sum += x[set][row * s.d + k] * x[set][row * s.d + k];
+      norms[set].push_back(std::max(std::sqrt(sum), 1e-12));
+      for (int64_t k = 0; k < s.d; ++k) p.z[set][row * s.d + k] /= norms[set].back();
+    }
+  }
+  Expected e;
+  const int directions = s.symmetric ? 2 : 1;
+  for (int64_t row = 0; row < s.pairs * s.n; ++row) {
+    const int64_t first = row / s.n * s.n;
+    double loss = 0;
+    for (int way = 0; way < directions; ++way) {
+      loss += p.direction(way, 1 - way, first, row - first, grad[row] / directions);
+    }
+    e.loss.push_back(loss / directions);
+  }
+  e.grad_temperature = p.dt;
+  for (int set = 0; set < 3; ++set) {
+    e.grad[set] = p.dz[set];
+    for (size_t row = 0; row < norms[set].size(); ++row) {
+      double along = 0;
+      for (int64_t k = 0; k < s.d; ++k) along += p.z[set][row * s.d + k] * p.dz[set][row * s.d + k];
+      if (norms[set][row] <= 1e-12) along = 0;
+      for (int64_t k = 0; k < s.d; ++k) {
+        double& g = e.grad[set][row * s.d + k];
+        g = (g - along * p.z[set][row * s.d + k]) / norms[set][row];
+      }
+    }
+  }
+  return e;
+}
+
+template <class V>
+double worst(const V& got, const Rows& expected, double floor) {
+  double error = 0, scale = floor;
+  for (size_t n = 0; n < expected.size(); ++n) {
+    const double difference = std::abs(as_double(got[n]) - expected[n]);
+    error = std::max(error, difference == difference ? difference : HUGE_VAL);
+    scale = std::max(scale, std::abs(expected[n]));
+  }
+  return error / scale;
+}
+
+template <class T, class A>
+int check(const char* name, InfoNceShape s, double t, double tolerance) {
+  std::mt19937 random(3);
+  std::normal_distribution<double> normal;
+  const int64_t rows = s.pairs * s.n, counts[3] = {rows, rows, s.k};
+  std::vector<T> x[3], out[3];
+  Rows wide[3], grad_wide;
+  for (int set = 0; set < 3; ++set) {
+    x[set].resize(counts[set] * s.d), out[set].resize(counts[set] * s.d);
+    for (T& v : x[set]) assign(normal(random), v);
+    for (int64_t k = 0; set == 1 && s.n > 5 && k < s.d; ++k) assign(0, x[1][3 * s.d + k]);
+    for (const T& v : x[set]) wide[set].push_back(as_double(v));
+  }
+  std::vector<A> grad, loss(rows), temperature{A(t)}, grad_temperature(1);
+  for (int64_t row = 0; row < rows; ++row) grad.push_back(A(0.5 + double(row % 7) / 7));
+  for (A g : grad) grad_wide.push_back(double(g));
+  std::vector<double> saved(3 * rows);
+  for (const bool backward : {false, true}) {
+    std::vector<char> scratch(mmssl::cuda::info_nce_scratch<T, A>(s, backward) + 256, char(0xff));
+    char* at = scratch.data() + (256 - reinterpret_cast<uintptr_t>(scratch.data()) % 256) % 256;
+    if (backward) {
+      mmssl::cuda::launch_info_nce_backward<T, A>(
+          s, x[0].data(), x[1].data(), x[2].data(), temperature.data(), saved.data(), grad.data(),
+          out[0].data(), out[1].data(), out[2].data(), grad_temperature.data(), at, nullptr);
+    } else {
+      mmssl::cuda::launch_info_nce<T, A>(s, x[0].data(), x[1].data(), x[2].data(),
+                                         temperature.data(), loss.data(), saved.data(), at, nullptr);
+    }
+  }
+  const Expected e = plain(s, wide, double(temperature[0]), grad_wide);
+  double errors[5] = {worst(loss, e.loss, 1)};
+  for (int set = 0; set < 3; ++set) {
+    // The zero row's gradient is 1e12 times the others; it is left out of the scale.
+    Rows expected = e.grad[set];
+    for (int64_t k = 0; set == 1 && s.n > 5 && k < s.d; ++k) {
+      const double got = as_double(out[1][3 * s.d + k]) * 1e-12;
+      assign(got, out[1][3 * s.d + k]);
+      expected[3 * s.d + k] *= 1e-12;
+    }
+    errors[1 + set] = worst(out[set], expected, 0.1 / t);
+  }
+  errors[4] = worst(grad_temperature, {e.grad_temperature}, double(rows) / (t * t));
+  bool wrong = false;
+  for (double error : errors) wrong |= !(error <= tolerance);
+  if (wrong) {
+    std::printf("%s B %d N %d K %d D %d t %g intra %d symmetric %d: %.1e %.1e %.1e %.1e %.1e\n", name,
+                int(s.pairs), int(s.n), int(s.k), int(s.d), t, s.intra_view, s.symmetric, errors[0],
+                errors[1], errors[2], errors[3], errors[4]);
+  }
+  return wrong;
+}
+
+}  // namespace
+
+int main() {
+  int wrong = 0, cases = 0;
+  struct Size {
+    int64_t pairs, n, k, d;
+    int processors;
+  };
+  for (const Size& size : {Size{1, 1, 0, 1, 1}, Size{2, 7, 3, 5, 4}, Size{1, 70, 40, 65, 2},
+                           Size{1, 130, 0, 16, 132}, Size{2, 20, 33, 130, 8}}) {
+    for (const bool flag : {false, true}) {
+      for (const double t : {0.2, 0.01}) {
+        if (size.pairs * size.n > 50 && t < 0.1) continue;  // slow to emulate
+        const InfoNceShape s{size.pairs, size.n, size.k, size.d, size.n == 70 || !flag, flag,
+                             flag ? 1e-3 : 0.0, Precision::kFull, size.processors};
+        InfoNceShape fast = s;
+        fast.precision = Precision::kTf32;
+        const double hotter = t < 0.1 ? 20 : 1;  // errors of scores grow with 1 / t
+        wrong += check<float, float>("float", s, t, 2e-6 * hotter);
+        wrong += check<double, double>("double", s, t, 1e-13 * hotter);
+        wrong += check<float, float>("tf32", fast, t, 4e-3 * hotter);
+        wrong += check<bf16, float>("bf16", s, t, 1e-2);
+        cases += 4;
+      }
+    }
+  }
+  if (wrong == 0) std::printf("ok: %d cases\n", cases);
+  return wrong != 0;
+}

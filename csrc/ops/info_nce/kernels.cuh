@@ -1,0 +1,323 @@
+// InfoNCE on the GPU: launchers over raw pointers. The formula and the shapes are those of
+// info_nce.h; the temperature stays on the device, so nothing waits for it.
+#pragma once
+#include <cmath>
+#include <cstdint>
+
+#include "common/cuda_kernel.h"
+#include "common/exponent_range.h"
+
+namespace mmssl::cuda {
+
+// How float32 products are computed: plain multiply-adds, or tensor cores on TF32 operands.
+enum class Precision { kFull, kTf32 };
+
+struct InfoNceShape {
+  int64_t pairs, n, k, d;  // B, N, K, D
+  bool intra_view, symmetric;
+  double eps;
+  Precision precision;
+  int processors;  // multiprocessors to keep busy
+};
+
+// Bytes of scratch that a launch needs, aligned to 256.
+template <class T, class A>
+int64_t info_nce_scratch(const InfoNceShape& shape, bool backward);
+
+// loss (B, N); saved (directions + 1, B, N): lse of each direction, then s12_ii.
+template <class T, class A>
+cudaError_t launch_info_nce(const InfoNceShape& shape, const T* anchor, const T* positive,
+                            const T* negatives, const A* temperature, A* loss, double* saved,
+                            void* scratch, cudaStream_t stream);
+
+template <class T, class A>
+cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor, const T* positive,
+                                     const T* negatives, const A* temperature, const double* saved,
+                                     const A* grad, T* grad_anchor, T* grad_positive,
+                                     T* grad_negatives, A* grad_temperature, void* scratch,
+                                     cudaStream_t stream);
+
+#if defined(__CUDACC__) || defined(MMSSL_EMULATE_CUDA)
+// The rest of this header is what the kernels share: products of tiles, the operands, the work of a
+// block, and the loop over tiles of columns.
+//
+// In a product a warp owns 16 rows of the result. Lane l holds, for every 8 columns, the entries of rows l / 4 and
+// l / 4 + 8 and columns 2 (l % 4) and 2 (l % 4) + 1: the layout of mma.sync, used by all products.
+
+__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[2]) {
+#if defined(__CUDACC__)
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  emu::mma<2>(d, a, b, [](uint32_t word, int n) {
+    return to_float(bf16{uint16_t(n == 0 ? word : word >> 16)});
+  });
+#endif
+}
+
+__device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4],
+                                         const uint32_t (&b)[2]) {
+#if defined(__CUDACC__)
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+#else
+  emu::mma<1>(d, a, b, [](uint32_t word, int) {
+    float v;
+    memcpy(&v, &word, sizeof(v));
+    return v;
+  });
+#endif
+}
+
+// Rounds to the 10 mantissa bits of TF32, to nearest.
+__device__ __forceinline__ uint32_t to_tf32(float v) {
+#if defined(__CUDACC__)
+  uint32_t out;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(out) : "f"(v));
+  return out;
+#else
+  uint32_t word;
+  memcpy(&word, &v, sizeof(word));
+  return (word + 0x1000u) & 0xffffe000u;
+#endif
+}
+
+// Entries p[0] and p[step] as one word; neighbors are loaded at once, for which tiles are aligned.
+__device__ __forceinline__ uint32_t pair(const bf16* p, int step) {
+  if (step != 1) return uint32_t(p[0].bits) | uint32_t(p[step].bits) << 16;
+  uint32_t word;
+  memcpy(&word, __builtin_assume_aligned(p, 4), sizeof(word));
+  return word;
+}
+
+// sum[t] += a (16, kDepth) b (kDepth, 8 kTiles), a[row * lda + k], b[k * b_depth + column * b_column].
+struct FullProduct {
+  template <int kTiles, int kDepth, class S, class A>
+  static __device__ __forceinline__ void add(A (&sum)[kTiles][4], const S* a, int lda, const S* b,
+                                             int b_depth, int b_column) {
+    const int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 2;
+#pragma unroll 4
+    for (int k = 0; k < kDepth; ++k) {
+      const A top = widen(a[row * lda + k]), bottom = widen(a[(row + 8) * lda + k]);
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        const S* from = b + k * b_depth + (t * 8 + column) * b_column;
+        const A left = widen(from[0]), right = widen(from[b_column]);
+        sum[t][0] += top * left;
+        sum[t][1] += top * right;
+        sum[t][2] += bottom * left;
+        sum[t][3] += bottom * right;
+      }
+    }
+  }
+};
+
+struct Tf32Product {
+  template <int kTiles, int kDepth>
+  static __device__ __forceinline__ void add(float (&sum)[kTiles][4], const float* a, int lda,
+                                             const float* b, int b_depth, int b_column) {
+    const int lane = threadIdx.x % 32, group = lane / 4, part = lane % 4;
+#pragma unroll
+    for (int k = 0; k < kDepth; k += 8) {
+      const float* from = a + group * lda + k + part;
+      const uint32_t fa[4] = {to_tf32(from[0]), to_tf32(from[8 * lda]), to_tf32(from[4]),
+                              to_tf32(from[8 * lda + 4])};
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        const float* p = b + (k + part) * b_depth + (t * 8 + group) * b_column;
+        const uint32_t fb[2] = {to_tf32(p[0]), to_tf32(p[4 * b_depth])};
+        mma_tf32(sum[t], fa, fb);
+      }
+    }
+  }
+};
+
+struct Bf16Product {
+  template <int kTiles, int kDepth>
+  static __device__ __forceinline__ void add(float (&sum)[kTiles][4], const bf16* a, int lda,
+                                             const bf16* b, int b_depth, int b_column) {
+    const int lane = threadIdx.x % 32, group = lane / 4, part = lane % 4 * 2;
+#pragma unroll
+    for (int k = 0; k < kDepth; k += 16) {
+      const bf16* from = a + group * lda + k + part;
+      const bf16* below = from + 8 * lda;
+      const uint32_t fa[4] = {pair(from, 1), pair(below, 1), pair(from + 8, 1), pair(below + 8, 1)};
+#pragma unroll
+      for (int t = 0; t < kTiles; ++t) {
+        const bf16* p = b + (k + part) * b_depth + (t * 8 + group) * b_column;
+        const bf16* q = p + 8 * b_depth;
+        const uint32_t fb[2] = {pair(p, b_depth), pair(q, b_depth)};
+        mma_bf16(sum[t], fa, fb);
+      }
+    }
+  }
+};
+
+constexpr int kRows = 64;     // of a block: 16 per warp
+constexpr int kThreads = kTileBlock;
+constexpr int kMaxSplits = 16;
+constexpr int kResident = 2;  // blocks per multiprocessor; leaves each thread registers enough not to spill
+constexpr int kSets = 3;  // 0 the anchors, 1 the positives, 2 the negatives
+
+// Columns and features of a tile, and the padding of its rows that avoids bank conflicts in shared
+// memory; all three tiles fit in 48 KiB.
+template <class T>
+struct TileShape;
+template <>
+struct TileShape<bf16> {
+  static constexpr int kCols = 64, kDepth = 64, kPad = 8;
+};
+template <>
+struct TileShape<float> {
+  static constexpr int kCols = 32, kDepth = 64, kPad = 4;
+};
+template <>
+struct TileShape<double> {
+  static constexpr int kCols = 32, kDepth = 32, kPad = 2;
+};
+
+template <class T, class A>
+struct Problem {
+  InfoNceShape shape;
+  const T* x[kSets];
+  const A* temperature;
+  T* z[kSets];        // rows of norm 1 (bfloat16: x times a power of two, norm in [1, 2))
+  A* inverse[kSets];  // 1 / norm of those
+  A* norm[kSets];     // of x, at least 1e-12
+  int splits;
+  A *part_max, *part_sum;  // forward: (splits, directions, B N)
+  A *weight[kSets], *shift[kSets], *diagonal;  // backward, per row
+  A* part_grad;                                // (splits, rows of the largest set, D)
+  double* dots;                                // <z, dz> per row of all sets
+
+  __host__ __device__ int64_t rows(int set) const {
+    return set == 2 ? shape.k : shape.pairs * shape.n;
+  }
+  __host__ __device__ int directions() const { return shape.symmetric ? 2 : 1; }
+};
+
+__device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
+__device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
+
+// A warp per row of a set: its norm, and the row scaled by it.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident) prepare_kernel(Problem<T, A> p, int set) {
+  const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
+  if (row >= p.rows(set)) return;
+  const T* x = p.x[set] + row * d;
+  double sum = 0;
+  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
+    const double v = widen(x[k]);
+    sum += v * v;
+  }
+  double norm = sqrt(sum_of_lanes(sum));
+  norm = norm < 1e-12 ? 1e-12 : norm;
+  double by = norm, inverse = 1;
+  if (sizeof(T) == 2) {
+    int exponent;
+    const double fraction = frexp(norm, &exponent);
+    by = ldexp(1.0, exponent - 1);
+    inverse = 0.5 / fraction;
+  }
+  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
+    narrow(A(A(widen(x[k])) / A(by)), p.z[set][row * d + k]);
+  }
+  if (threadIdx.x % kWarp == 0) p.inverse[set][row] = A(inverse), p.norm[set][row] = A(norm);
+}
+
+// The columns that pair with the rows of a set: `count` rows of another, without i == j if `same_index`.
+struct Source {
+  int set;
+  int64_t first, count;
+  bool same_index;
+};
+__host__ __device__ inline Source source(const InfoNceShape& s, int set, int64_t pair, int index) {
+  const int64_t all = s.pairs * s.n;
+  const bool is_anchor = set == 0 || (set == 1 && s.symmetric);
+  if (set == 2) return {index, 0, index == 0 || (index == 1 && s.symmetric) ? all : 0, false};
+  if (index == 0) return {1 - set, pair * s.n, s.n, true};
+  if (index == 1) return {set, pair * s.n, s.intra_view && is_anchor ? s.n : 0, true};
+  return {2, 0, is_anchor ? s.k : 0, false};
+}
+// The work of a block: rows [first, first + count) of a set, columns of tiles [begin, end).
+template <class T>
+struct Work {
+  int64_t pair, first, count, begin, end;
+  int chunk, split;  // of features; of columns
+};
+template <class T, class A>
+__device__ Work<T> work_of_block(const Problem<T, A>& p, int set, int chunks) {
+  const int64_t rows = set == 2 ? p.shape.k : p.shape.n, row_tiles = ceil_div(rows, kRows);
+  int64_t block = blockIdx.x;
+  Work<T> w;
+  w.split = int(block % p.splits), block /= p.splits;
+  w.chunk = int(block % chunks), block /= chunks;
+  w.pair = block / row_tiles;
+  const int64_t tile = block % row_tiles;
+  w.first = w.pair * rows + tile * kRows;
+  w.count = rows - tile * kRows < kRows ? rows - tile * kRows : kRows;
+  int64_t total = 0;
+  for (int n = 0; n < kSets; ++n) {
+    total += ceil_div(source(p.shape, set, w.pair, n).count, TileShape<T>::kCols);
+  }
+  w.begin = total * w.split / p.splits;
+  w.end = total * (w.split + 1) / p.splits;
+  return w;
+}
+
+template <class T>
+__device__ void load_tile(T* to, const T* z, int64_t first, int64_t count, int size, int64_t feature,
+                          int64_t d) {
+  constexpr int kDepth = TileShape<T>::kDepth, kStride = kDepth + TileShape<T>::kPad;
+  for (int n = threadIdx.x; n < size * kDepth; n += kThreads) {
+    const int row = n / kDepth, k = n % kDepth;
+    const bool inside = row < count && feature + k < d;
+    to[row * kStride + k] = inside ? z[(first + row) * d + feature + k] : T{};
+  }
+}
+
+// Calls visit(scores, column set, first column, columns, index of the first column, or -1 where no
+// column is left out) for every tile of a block's columns. `own` and `other` are shared memory; `other` is
+// left with the features of the block's chunk.
+template <class Product, class T, class A, class Visit>
+__device__ __forceinline__ void for_each_tile(const Problem<T, A>& p, int set, const Work<T>& w,
+                                              T* own, T* other, const Visit& visit) {
+  constexpr int kCols = TileShape<T>::kCols, kDepth = TileShape<T>::kDepth;
+  constexpr int kStride = kDepth + TileShape<T>::kPad;
+  const int64_t d = p.shape.d;
+  const int chunks = int(ceil_div(d, kDepth));
+  int64_t before = 0;
+  bool loaded = false;
+  for (int n = 0; n < kSets; ++n) {
+    const Source from = source(p.shape, set, w.pair, n);
+    const int64_t here = ceil_div(from.count, kCols);
+    const int64_t begin = w.begin > before ? w.begin - before : 0;
+    const int64_t end = w.end - before < here ? w.end - before : here;
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t left = from.count - tile * kCols, first = from.first + tile * kCols;
+      const int64_t count = left < kCols ? left : kCols;
+      A score[kCols / 8][4] = {};
+      for (int step = 1; step <= chunks; ++step) {
+        const int64_t feature = int64_t((w.chunk + step) % chunks) * kDepth;
+        __syncthreads();  // all threads are done with the last tiles
+        if (chunks > 1 || !loaded) load_tile(own, p.z[set], w.first, w.count, kRows, feature, d);
+        load_tile(other, p.z[from.set], first, count, kCols, feature, d);
+        loaded = true;
+        __syncthreads();
+        Product::template add<kCols / 8, kDepth>(score, own + threadIdx.x / kWarp * 16 * kStride,
+                                                 kStride, other, 1, kStride);
+      }
+      visit(score, from.set, first, count, from.same_index ? tile * kCols : int64_t(-1));
+    }
+    before += here;
+  }
+}
+
+#endif
+
+}  // namespace mmssl::cuda

@@ -1,0 +1,322 @@
+#include "ops/norm_act/norm_act.h"
+
+#include <cmath>
+#include <type_traits>
+#include <vector>
+
+#include "ops/norm_act/column_passes.h"
+#include "common/simd.h"
+
+namespace mmssl::cpu {
+namespace {
+
+// keep_scale where the element is kept, 0 elsewhere.
+template <class A, int kLanes>
+MMSSL_INLINE Vec<A, kLanes> kept(const NormActArgs<A>& a, int64_t offset) {
+  if (a.keep == nullptr) return Vec<A, kLanes>{} + A(1);
+  if constexpr (kLanes == 1) {
+    return a.keep[offset] * a.keep_scale;
+  } else {
+    Vec<uint8_t, kLanes> byte;
+    __builtin_memcpy(&byte, a.keep + offset, sizeof(byte));
+    using Wide = std::conditional_t<sizeof(A) == 8, int64_t, int32_t>;
+    const Vec<Wide, kLanes> wide = __builtin_convertvector(byte, Vec<Wide, kLanes>);
+    return __builtin_convertvector(wide, Vec<A, kLanes>) * a.keep_scale;
+  }
+}
+
+template <class A, int kLanes>
+MMSSL_INLINE Vec<A, kLanes> leaky(Vec<A, kLanes> x, A slope) {
+  return x > 0 ? x : slope * x;
+}
+
+// The derivative of leaky, times v. At 0 it is the slope, as in torch.
+template <class A, int kLanes>
+MMSSL_INLINE Vec<A, kLanes> through_leaky(Vec<A, kLanes> x, Vec<A, kLanes> v, A slope) {
+  return x > 0 ? v : slope * v;
+}
+
+// Rows of numbers, one per column.
+template <class A, int kCount>
+struct PerColumn {
+  explicit PerColumn(int64_t columns) : columns(columns), numbers(kCount * columns) {}
+  template <int kLanes>
+  MMSSL_INLINE Vec<A, kLanes> get(int which, int64_t column) const {
+    return load<A, kLanes>(numbers.data() + which * columns + column);
+  }
+  void set(int which, int64_t column, double number) {
+    numbers[which * columns + column] = A(number);
+  }
+  int64_t columns;
+  std::vector<A> numbers;
+};
+
+// Of L columns, as the forward left them.
+template <class A, int L>
+struct Statistics {
+  MMSSL_INLINE Statistics(const A* mean, const A* rstd)
+      : mean(load<A, L>(mean)), rstd(load<A, L>(rstd)) {}
+  Vec<A, L> mean, rstd;
+};
+
+template <class T, class A>
+struct Forward {
+  using Sum = A;
+  // Of the deviations from the chunk's first row, which cancel less than the elements themselves.
+  static constexpr int kSums = 2;
+  NormActArgs<A> a;
+  const T* x;
+  const A* bias;
+  A eps;
+  T* y;
+  A *mean, *rstd;
+  PerColumn<A, 1> scale;
+
+  int64_t rows() const { return a.rows; }
+  int64_t columns() const { return a.columns; }
+
+  template <int L>
+  MMSSL_INLINE Vec<A, L> activation(int64_t row, int64_t column) const {
+    return leaky<A, L>(load_as<A, T, L>(x + row * a.columns + column), a.slope);
+  }
+  template <int L>
+  MMSSL_INLINE Vec<A, L> terms(int64_t first, int64_t column) const {
+    return activation<L>(first, column);
+  }
+  template <int L>
+  MMSSL_INLINE void add(Vec<A, L> origin, int64_t row, int64_t column, Vec<A, L> (&sum)[2]) const {
+    const Vec<A, L> d = activation<L>(row, column) - origin;
+    sum[0] += d;
+    sum[1] += d * d;
+  }
+
+  // Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
+  // Variances", 1979.
+  void finish(int64_t column, const ChunkSums& sums) {
+    double n = 0, mu = 0, squares = 0;
+    for (int64_t c = 0; c < sums.chunks(); ++c) {
+      const double more = double(std::min(kChunkRows, a.rows - c * kChunkRows));
+      const double d = sums(c, 0) / more;
+      const double own = activation<1>(c * kChunkRows, column) + d, delta = own - mu;
+      squares += sums(c, 1) - sums(c, 0) * d + delta * delta * n * more / (n + more);
+      mu += delta * more / (n + more);
+      n += more;
+    }
+    mean[column] = A(mu);
+    // Not below zero, whatever was rounded, and still NaN where anything was.
+    rstd[column] = A(1 / std::sqrt((squares < 0 ? 0 : squares) / n + double(eps)));
+    scale.set(0, column, a.weight[column] * rstd[column]);
+  }
+
+  template <int L>
+  struct Factors {
+    Vec<A, L> mean, scale, shift;
+  };
+  template <int L>
+  MMSSL_INLINE Factors<L> factors(int64_t column) const {
+    return {load<A, L>(mean + column), scale.template get<L>(0, column),
+            load<A, L>(bias + column)};
+  }
+  template <int L>
+  MMSSL_INLINE void write(const Factors<L>& f, int64_t row, int64_t column) const {
+    const int64_t at = row * a.columns + column;
+    const Vec<A, L> out = (activation<L>(row, column) - f.mean) * f.scale + f.shift;
+    store_as<A, T, L>(y + at, out * kept<A, L>(a, at));
+  }
+};
+
+template <class T, class A>
+struct Backward {
+  using Sum = A;
+  static constexpr int kSums = 2;
+  NormActArgs<A> a;
+  const T *grad_y, *x;
+  const A *mean, *rstd;
+  T* grad_x;
+  A *grad_weight, *grad_bias;
+  PerColumn<A, 3> own;  // weight rstd, and the means of g and g xhat
+
+  int64_t rows() const { return a.rows; }
+  int64_t columns() const { return a.columns; }
+
+  template <int L>
+  MMSSL_INLINE Statistics<A, L> terms(int64_t, int64_t column) const {
+    return {mean + column, rstd + column};
+  }
+  template <int L>
+  MMSSL_INLINE void add(const Statistics<A, L>& t, int64_t row, int64_t column,
+                        Vec<A, L> (&sum)[2]) const {
+    const int64_t at = row * a.columns + column;
+    const Vec<A, L> g = load_as<A, T, L>(grad_y + at) * kept<A, L>(a, at);
+    const Vec<A, L> z = leaky<A, L>(load_as<A, T, L>(x + at), a.slope);
+    sum[0] += g;
+    sum[1] += g * ((z - t.mean) * t.rstd);
+  }
+
+  void finish(int64_t column, const ChunkSums& sums) {
+    const double g = sums.all(0), gx = sums.all(1);
+    grad_bias[column] = A(g);
+    grad_weight[column] = A(gx);
+    own.set(0, column, a.weight[column] * rstd[column]);
+    own.set(1, column, g / a.rows);
+    own.set(2, column, gx / a.rows);
+  }
+
+  template <int L>
+  struct Factors {
+    Vec<A, L> mean, rstd, scale, c1, c2;
+  };
+  template <int L>
+  MMSSL_INLINE Factors<L> factors(int64_t column) const {
+    return {load<A, L>(mean + column), load<A, L>(rstd + column), own.template get<L>(0, column),
+            own.template get<L>(1, column), own.template get<L>(2, column)};
+  }
+  // grad_x = leaky' * weight * rstd * (g - mean(g) - xhat * mean(g xhat))
+  template <int L>
+  MMSSL_INLINE void write(const Factors<L>& f, int64_t row, int64_t column) const {
+    const int64_t at = row * a.columns + column;
+    const Vec<A, L> in = load_as<A, T, L>(x + at);
+    const Vec<A, L> g = load_as<A, T, L>(grad_y + at) * kept<A, L>(a, at);
+    const Vec<A, L> xhat = (leaky<A, L>(in, a.slope) - f.mean) * f.rstd;
+    const Vec<A, L> out = f.scale * (g - f.c1 - xhat * f.c2);
+    store_as<A, T, L>(grad_x + at, through_leaky<A, L>(in, out, a.slope));
+  }
+};
+
+// With g = keep * keep_scale * grad_y, l = leaky'(x) * up_x, m() the mean over the rows, c1 = m(g),
+// c2 = m(g xhat), w the weight and r = rstd, norm_act_backward is
+//   grad_a = w r (g - c1 - xhat c2),  grad_weight = N c2,  grad_bias = N c1.
+// Its gradient for g is the same projection of l. That for xhat is
+//   e = -w r c2 l - q g,  q = w r m(l xhat) - up_weight,
+// and xhat = (a - mean) r depends on a as in the forward, r alone as r' = -r^2 xhat / N.
+template <class T, class A>
+struct DoubleBackward {
+  using Sum = A;
+  static constexpr int kSums = 5;
+  NormActArgs<A> a;
+  const T* up_x;
+  const A *up_weight, *up_bias;
+  const T *grad_y, *x;
+  const A *mean, *rstd;
+  T *out_grad_y, *out_x;
+  A* out_weight;
+  PerColumn<A, 7> own;  // that for g is own[0] l + own[1] + own[2] xhat
+                        // that for a: own[3] l + own[4] g + own[5] + own[6] xhat
+
+  int64_t rows() const { return a.rows; }
+  int64_t columns() const { return a.columns; }
+
+  template <int L>
+  struct Element {
+    Vec<A, L> in, keep, g, xhat, l;
+  };
+  template <int L>
+  MMSSL_INLINE Element<L> element(const Statistics<A, L>& t, int64_t at) const {
+    Element<L> e;
+    e.in = load_as<A, T, L>(x + at);
+    e.keep = kept<A, L>(a, at);
+    e.g = load_as<A, T, L>(grad_y + at) * e.keep;
+    e.xhat = (leaky<A, L>(e.in, a.slope) - t.mean) * t.rstd;
+    e.l = through_leaky<A, L>(e.in, load_as<A, T, L>(up_x + at), a.slope);
+    return e;
+  }
+  template <int L>
+  MMSSL_INLINE Statistics<A, L> terms(int64_t, int64_t column) const {
+    return {mean + column, rstd + column};
+  }
+  template <int L>
+  MMSSL_INLINE void add(const Statistics<A, L>& t, int64_t row, int64_t column,
+                        Vec<A, L> (&sum)[5]) const {
+    const Element<L> e = element<L>(t, row * a.columns + column);
+    sum[0] += e.g;
+    sum[1] += e.g * e.xhat;
+    sum[2] += e.l;
+    sum[3] += e.l * e.xhat;
+    sum[4] += e.l * e.g;
+  }
+
+  void finish(int64_t column, const ChunkSums& sums) {
+    const double n = double(a.rows), w = a.weight[column], r = rstd[column];
+    const double c1 = sums.all(0) / n, c2 = sums.all(1) / n;
+    const double l1 = sums.all(2) / n, l2 = sums.all(3) / n, lg = sums.all(4) / n;
+    const double q = w * r * l2 - up_weight[column];
+    const double product = lg - c1 * l1 - c2 * l2;  // m(l grad_a) / (w r)
+    out_weight[column] = A(n * r * product);
+    const double e1 = -w * r * c2 * l1 - q * c1, e2 = -w * r * c2 * l2 - q * c2;
+    own.set(0, column, w * r);
+    own.set(1, column, up_bias[column] - w * r * l1);
+    own.set(2, column, up_weight[column] - w * r * l2);
+    own.set(3, column, -w * r * r * c2);
+    own.set(4, column, -r * q);
+    own.set(5, column, -r * e1);
+    own.set(6, column, -r * (e2 + w * r * product));
+  }
+
+  template <int L>
+  struct Factors {
+    Statistics<A, L> terms;
+    Vec<A, L> own[7];
+  };
+  template <int L>
+  MMSSL_INLINE Factors<L> factors(int64_t column) const {
+    Factors<L> f{terms<L>(0, column), {}};
+    for (int k = 0; k < 7; ++k) f.own[k] = own.template get<L>(k, column);
+    return f;
+  }
+  template <int L>
+  MMSSL_INLINE void write(const Factors<L>& f, int64_t row, int64_t column) const {
+    const int64_t at = row * a.columns + column;
+    const Element<L> e = element<L>(f.terms, at);
+    const Vec<A, L> to_g = f.own[0] * e.l + f.own[1] + f.own[2] * e.xhat;
+    store_as<A, T, L>(out_grad_y + at, e.keep * to_g);
+    const Vec<A, L> to_a = f.own[3] * e.l + f.own[4] * e.g + f.own[5] + f.own[6] * e.xhat;
+    store_as<A, T, L>(out_x + at, through_leaky<A, L>(e.in, to_a, a.slope));
+  }
+};
+
+}  // namespace
+
+template <class T, class A>
+void norm_act(const NormActArgs<A>& a, const T* x, const A* bias, A eps, T* y, A* mean, A* rstd,
+              const Parallel& pool) {
+  using Numbers = PerColumn<A, 1>;
+  Forward<T, A> job{a, x, bias, eps, y, mean, rstd, Numbers(a.columns)};
+  column_passes(job, pool);
+}
+
+template <class T, class A>
+void norm_act_backward(const NormActArgs<A>& a, const T* grad_y, const T* x, const A* mean,
+                       const A* rstd, T* grad_x, A* grad_weight, A* grad_bias,
+                       const Parallel& pool) {
+  using Numbers = PerColumn<A, 3>;
+  Backward<T, A> job{a,      grad_y,      x,         mean,
+                     rstd,   grad_x,      grad_weight, grad_bias,
+                     Numbers(a.columns)};
+  column_passes(job, pool);
+}
+
+template <class T, class A>
+void norm_act_double_backward(const NormActArgs<A>& a, const T* up_x, const A* up_weight,
+                              const A* up_bias, const T* grad_y, const T* x, const A* mean,
+                              const A* rstd, T* out_grad_y, T* out_x, A* out_weight,
+                              const Parallel& pool) {
+  using Numbers = PerColumn<A, 7>;
+  DoubleBackward<T, A> job{a,    up_x, up_weight,  up_bias, grad_y,     x,
+                           mean, rstd, out_grad_y, out_x,   out_weight, Numbers(a.columns)};
+  column_passes(job, pool);
+}
+
+#define MMSSL_INSTANTIATE(T, A)                                                                 \
+  template void norm_act<T, A>(const NormActArgs<A>&, const T*, const A*, A, T*, A*, A*,        \
+                               const Parallel&);                                                \
+  template void norm_act_backward<T, A>(const NormActArgs<A>&, const T*, const T*, const A*,    \
+                                        const A*, T*, A*, A*, const Parallel&);                 \
+  template void norm_act_double_backward<T, A>(const NormActArgs<A>&, const T*, const A*,       \
+                                               const A*, const T*, const T*, const A*, const A*, \
+                                               T*, T*, A*, const Parallel&);
+MMSSL_INSTANTIATE(float, float)
+MMSSL_INSTANTIATE(double, double)
+MMSSL_INSTANTIATE(bf16, float)
+#undef MMSSL_INSTANTIATE
+
+}  // namespace mmssl::cpu

@@ -1,0 +1,82 @@
+#include "ops/sampling/sampling.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace mmssl::cpu {
+namespace {
+
+// floor(draw * count), which rounding may put at count; draw lies in [0, 1).
+int64_t scaled(double draw, int64_t count) {
+  return std::min(static_cast<int64_t>(draw * static_cast<double>(count)), count - 1);
+}
+
+// A NaN is not.
+bool is_draw(double draw) { return draw >= 0 && draw < 1; }
+
+// The places of a shuffled array that differ from their own number: an open hash table of at most
+// `entries` of them.
+class Moved {
+ public:
+  explicit Moved(int64_t entries) {
+    int64_t size = 2;
+    while (size < 2 * entries) size *= 2;
+    slots_.assign(size, {-1, 0});
+  }
+  int64_t get(int64_t place) const {
+    const Slot& slot = slots_[find(place)];
+    return slot.place == place ? slot.value : place;
+  }
+  void set(int64_t place, int64_t value) { slots_[find(place)] = {place, value}; }
+
+ private:
+  struct Slot {
+    int64_t place, value;
+  };
+  size_t find(int64_t place) const {
+    const uint64_t mask = slots_.size() - 1;
+    uint64_t at = (uint64_t(place) * 0x9e3779b97f4a7c15u) >> 32 & mask;
+    while (slots_[at].place >= 0 && slots_[at].place != place) at = (at + 1) & mask;
+    return at;
+  }
+  std::vector<Slot> slots_;
+};
+
+}  // namespace
+
+int64_t sample_bpr(const SampleArgs& a, int64_t* user, int64_t* pos, int64_t* neg) {
+  // The first B steps of a Fisher-Yates shuffle. Place b is never looked at again after step b, so
+  // only what moves up has to be remembered.
+  Moved moved(a.batch);
+  for (int64_t b = 0; b < a.batch; ++b) {
+    if (!is_draw(a.draw[b])) return b;
+    const int64_t place = b + scaled(a.draw[b], a.num_candidates - b);
+    user[b] = a.candidates[moved.get(place)];
+    moved.set(place, moved.get(b));
+  }
+  for (int64_t b = 0; b < a.batch; ++b) {
+    if (user[b] < 0 || user[b] >= a.num_users) return b;
+    const int64_t first = a.rowptr[user[b]], end = a.rowptr[user[b] + 1];
+    if (first < 0 || end > a.nnz || first >= end || end - first >= a.num_items) return b;
+    if (!is_draw(a.draw[a.batch + b]) || !is_draw(a.draw[2 * a.batch + b])) return b;
+    const int64_t degree = end - first;
+    const int32_t* items = a.col + first;
+    pos[b] = items[scaled(a.draw[a.batch + b], degree)];
+    // items[p] - p of the missing items lie below items[p]. So below the rank-th missing item lie
+    // all items with items[p] - p <= rank.
+    const int64_t rank = scaled(a.draw[2 * a.batch + b], a.num_items - degree);
+    int64_t low = 0, high = degree;
+    while (low < high) {
+      const int64_t middle = low + (high - low) / 2;
+      if (items[middle] - middle <= rank) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    neg[b] = rank + low;
+  }
+  return -1;
+}
+
+}  // namespace mmssl::cpu
