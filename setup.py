@@ -144,7 +144,11 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
     arguments = {"cxx": [*flags, STABLE_API]}
     extensions.append(
         CppExtension(
-            "mmssl._C", named(sources), extra_compile_args=arguments, py_limited_api=True, **common()
+            "mmssl._C",
+            named(sources),
+            extra_compile_args=arguments,
+            py_limited_api=True,
+            **common(),
         )
     )
     if no_cuda:

@@ -1,12 +1,12 @@
-// What every CUDA binding starts with: its device made current, the stream to launch on, and the
-// dispatch key of its kernels. Under MMSSL_EMULATE_CUDA the same binding is built for the CPU, with
-// the kernels on the emulator, so that a test can call it without a GPU.
+// Shared by the CUDA bindings: the current device, the stream to launch on, and the dispatch key of the
+// kernels. Under MMSSL_EMULATE_CUDA the same bindings are built for the CPU, with the kernels on the
+// emulator, so that a test can call them without a GPU.
 #pragma once
 #include "common/cuda_kernel.h"
 #include "common/torch.h"
 
 #if defined(MMSSL_EMULATE_CUDA)
-// It replaces the CPU kernels, and takes meta tensors too: they stand for tensors of another device.
+// The bindings replace the CPU kernels. They take meta tensors too, in place of another device's.
 #define MMSSL_CUDA_LIBRARY(m)                                                     \
   static void register_cuda_kernels(torch::stable::detail::StableLibrary& m);                   \
   STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, library) { register_cuda_kernels(library); }  \

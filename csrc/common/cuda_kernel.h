@@ -1,4 +1,4 @@
-// What the CUDA kernels share, in one source for nvcc, for the host compiler of the bindings (types only)
+// Shared by the CUDA kernels: one source for nvcc, for the host compiler of the bindings (types only)
 // and, under MMSSL_EMULATE_CUDA, for the emulator of the tests.
 #pragma once
 #include <cstdint>

@@ -1,4 +1,4 @@
-// A dot product that is the same number at every SIMD level.
+// A dot product with the same bits at every SIMD level.
 #pragma once
 #include <type_traits>
 
@@ -33,7 +33,7 @@ MMSSL_INLINE void running_sums(const T* g, const T* x, int64_t d, Vec<A, kLanes>
   __builtin_memcpy(sum, lane, sizeof(lane));
 }
 
-// Their sum.
+// The dot product itself.
 template <class T, class A, int kLanes>
 MMSSL_INLINE A dot(const T* g, const T* x, int64_t d) {
   constexpr int kSums = 64 / sizeof(A);
@@ -47,7 +47,7 @@ MMSSL_INLINE A dot(const T* g, const T* x, int64_t d) {
   return lane[0];
 }
 
-// The sums of a vector's lanes are left to sums_of_lanes, which does many at once.
+// The same up to the sum over the lanes, which sums_of_lanes computes for many vectors at once.
 template <class A, int kLanes>
 MMSSL_INLINE Vec<A, kLanes> dot_lanes(const A* g, const A* x, int64_t d) {
   constexpr int kVecs = 64 / sizeof(A) / kLanes;
@@ -60,7 +60,7 @@ MMSSL_INLINE Vec<A, kLanes> dot_lanes(const A* g, const A* x, int64_t d) {
 }
 
 // One step of adding up lanes: of the kCount vectors each holds kLanes / kPart / 2 groups of 2 kPart
-// lanes, one per dot product; afterwards half as many hold twice the groups of kPart.
+// lanes, one per dot product; afterwards half the vectors hold twice the groups of kPart.
 template <class A, int kLanes, int kCount>
 MMSSL_INLINE void halve_groups(Vec<A, kLanes>* v) {
   using Index = Vec<std::conditional_t<sizeof(A) == 4, int32_t, int64_t>, kLanes>;

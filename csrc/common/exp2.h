@@ -1,4 +1,4 @@
-// exp2 of a vector, for numbers known to be in range.
+// exp2 of a vector of numbers in a known range.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -9,7 +9,7 @@
 
 namespace mmssl::cpu {
 
-// The build switches contraction off everywhere; here a * b + c must be one instruction.
+// The build disables contraction everywhere else; here a * b + c must be one instruction.
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=fast")
 
@@ -41,9 +41,9 @@ struct RoughExp2Table {
                                  0x1.ffffe8p-1f};
 };
 
-// exp2(x) for x in [-126, 127] (double: [-1022, 1023]), relative error 8e-8 (2e-16). Made where it is
-// used: what the compiler doesn't know to be constant it can't keep in registers across a product,
-// which needs them all.
+// exp2(x) for x in [-126, 127] (double: [-1022, 1023]), relative error 8e-8 (2e-16). Constructed
+// where it is used, and opaque to the compiler: constants that it hoists would occupy registers during
+// the products, which need all of them.
 template <class A, int kLanes, class Table = Exp2Table<A>>
 struct Exp2 {
   using V = Vec<A, kLanes>;

@@ -16,7 +16,7 @@ using Ids = py::array_t<int64_t, py::array::c_style>;
 using Columns = py::array_t<int32_t, py::array::c_style>;
 
 constexpr const char* kBadMatrix =
-    "rowptr must rise from 0 to the number of edges, col hold columns of the matrix";
+    "rowptr must be non-decreasing from 0 to nnz, and col must hold columns of the matrix";
 
 template <class T>
 py::array_t<T> to_numpy(mmssl::host::Array<T>&& values) {
@@ -51,8 +51,8 @@ py::tuple build_index(const Ids& user, const Ids& item, int64_t num_users, int64
                         to_numpy(std::move(index.perm)));
 }
 
-// What a matrix is checked for here is the shape of its arrays; their entries are looked at where they
-// are followed, since most calls follow few of them.
+// Checks the shapes of a matrix's arrays. Their entries are checked where they are followed, since most
+// calls follow few of them.
 mmssl::host::Csr csr_of(const Ids& rowptr, const Columns& col, int64_t columns) {
   if (rowptr.ndim() != 1 || rowptr.size() < 1 || col.ndim() != 1 || columns < 0) {
     throw py::value_error("rowptr must be (U + 1,), col (E,), the number of columns at least 0");

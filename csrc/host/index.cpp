@@ -38,13 +38,13 @@ Scan scan(const int64_t* user, const int64_t* item, int64_t edges, int64_t num_u
   return out;
 }
 
-// Keys are first dealt into this many edges' worth of neighbouring keys, then counted and placed
-// within a bucket: the writes of the first pass go to a few streams, those of the second stay in the
-// second-level cache. A plain counting sort of 10M edges waits for memory at every one of them.
+// Edges are first distributed over buckets of neighboring keys, then counted and placed within a bucket:
+// the writes of the first pass go to a few streams, those of the second stay in the second-level cache.
+// A plain counting sort of 10M edges waits for memory at every edge.
 constexpr int64_t kEdgesPerBucket = 1 << 15;
 constexpr int64_t kMaxBuckets = 1 << 10;
 
-// Neighbouring keys in 2^shift per bucket.
+// Buckets of 2^shift neighboring keys.
 struct Buckets {
   Buckets(int64_t edges, int64_t keys) {
     const int64_t wanted = std::clamp<int64_t>(edges / kEdgesPerBucket, 1, kMaxBuckets);
@@ -56,11 +56,11 @@ struct Buckets {
   int64_t count = 1;
 };
 
-// Deals `edges` entries into buckets and keeps their order within each. each(t, f) calls f with every
+// Distributes `edges` entries over buckets and keeps their order within each. each(t, f) calls f with every
 // entry of part t in order; it is used once for counting and once for placing. Returns where each
 // bucket starts, and the end.
 template <class Entry, class Each>
-std::vector<int64_t> deal(Array<Entry>& out, int64_t edges, const Buckets& buckets,
+std::vector<int64_t> distribute(Array<Entry>& out, int64_t edges, const Buckets& buckets,
                           int64_t threads, const Each& each) {
   std::vector<int64_t> next(threads * buckets.count, 0);
   run(threads, [&](int64_t t) {
@@ -125,7 +125,7 @@ void sort_by_user(Index& out, const int64_t* user, const int64_t* item, int64_t 
   };
   const Buckets buckets(edges, num_users);
   Array<Entry> entries;
-  const auto start = deal(entries, edges, buckets, threads, [&](int64_t t, const auto& f) {
+  const auto start = distribute(entries, edges, buckets, threads, [&](int64_t t, const auto& f) {
     for (int64_t e = part(edges, t, threads); e < part(edges, t + 1, threads); ++e) {
       f(Entry{uint32_t(user[e]), uint32_t(item[e])});
     }

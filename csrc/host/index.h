@@ -6,7 +6,7 @@
 
 namespace mmssl::host {
 
-// Leaves its elements uninitialised on resize: every one is written before it is read.
+// Leaves its elements uninitialized on resize: every one is written before it is read.
 template <class T>
 struct RawAllocator : std::allocator<T> {
   template <class U>

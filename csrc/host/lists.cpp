@@ -25,7 +25,7 @@ void for_each_item(const int32_t* list, int64_t k, const Csr& other, int64_t use
 }  // namespace
 
 // Two stable counting sorts: by item with the users in order, then back by user with the items in
-// order. Every thread has a range of users, so in either form it writes places of its own.
+// order. Every thread has a range of users, so it writes separate entries in both forms.
 Index index_of_lists(const int32_t* lists, int64_t k, const Csr& other) {
   const int64_t users = other.rows, items = other.columns;
   const int64_t threads = num_threads(users * k + other.rowptr[users]);
@@ -41,7 +41,7 @@ Index index_of_lists(const int32_t* lists, int64_t k, const Csr& other) {
     int64_t* count = next.data() + t * items;
     for (int64_t u = part(users, t, threads); u < part(users, t + 1, threads); ++u) {
       const int32_t* list = lists + u * k;
-      uint32_t largest = 0;  // of the items plus one: without a branch, so that it vectorises
+      uint32_t largest = 0;  // item plus one; computed without a branch, so that the loop vectorizes
       for (int64_t j = 0; j < k; ++j) largest = std::max(largest, uint32_t(list[j]) + 1);
       if (largest > uint64_t(items)) {
         bad[t] = u * k;

@@ -1,4 +1,4 @@
-// Index arrays from lists that are known to be sound: no search for repetitions, no general sort.
+// Index arrays from lists that are known to be valid: no search for repetitions, no general sort.
 #pragma once
 #include <cstdint>
 
@@ -15,9 +15,9 @@ struct Csr {
   int64_t nnz;            // E
 };
 
-// The graph of every user's list (U, k) of distinct items, where -1 is no item; of a user whose list
-// has none, the edges in `other`. Without perm. bad_edge: the first place in `lists` that holds an
-// item outside [-1, I), or -1; bad_other: `other` is no such matrix. The rest is empty then.
+// The graph of every user's list (U, k) of distinct items, where -1 means no item; a user whose list
+// is empty has the edges of `other`. perm is left out. bad_edge: the first position in `lists` with an
+// item outside [-1, I), or -1; bad_other: `other` is not a valid matrix. The rest is empty then.
 Index index_of_lists(const int32_t* lists, int64_t k, const Csr& other);
 
 // The edges of some rows, as a (B, I) matrix sorted both ways.
@@ -25,12 +25,12 @@ struct RowEdges {
   Array<int64_t> position;  // (n), row in [0, B) of each edge
   Array<int64_t> item;      // (n)
   Array<int64_t> rowptr;    // (B + 1)
-  Array<int32_t> col;       // (n), item once more
+  Array<int32_t> col;       // (n), equal to item
   Array<int64_t> t_rowptr;  // (I + 1)
   Array<int32_t> t_col;     // (n), positions by item, ascending within an item
-  Array<int64_t> t_edge;    // (n), place by item -> place by position
-  int64_t bad_row = -1;     // the first place in `rows` that is out of range; the rest is empty then
-  bool bad_matrix = false;  // one of the rows has no place in the matrix, or a column outside; likewise
+  Array<int64_t> t_edge;    // (n), index by item -> index by position
+  int64_t bad_row = -1;     // the first entry of `rows` that is out of range; the rest is empty then
+  bool bad_matrix = false;  // the matrix is invalid at one of the rows; the rest is empty then
 };
 
 RowEdges edges_of_rows(const Csr& matrix, const int64_t* rows, int64_t num_rows);

@@ -1,4 +1,4 @@
-// Plain threads for work on index arrays, which knows nothing of torch's pool.
+// Plain threads for work on index arrays, independent of torch's pool.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -7,7 +7,7 @@
 
 namespace mmssl::host {
 
-// A thread pays for itself from about this many edges; beyond a few threads memory is the limit.
+// Edges from which a thread is worth its cost; beyond a few threads memory is the limit.
 inline constexpr int64_t kEdgesPerThread = 1 << 18;
 inline constexpr int64_t kMaxThreads = 8;
 
@@ -16,7 +16,7 @@ inline int64_t num_threads(int64_t edges) {
   return std::clamp<int64_t>(edges / kEdgesPerThread, 1, std::min(cores, kMaxThreads));
 }
 
-// f(0), ..., f(threads - 1), each on a thread of its own.
+// Runs f(0), ..., f(threads - 1), each on a separate thread.
 template <class F>
 void run(int64_t threads, const F& f) {
   std::vector<std::thread> others;

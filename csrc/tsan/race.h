@@ -1,4 +1,4 @@
-// What the race tests of the ops share. Each ops/<op>/race.cpp registers its kernels, so that an op is
+// Shared by the race tests of the ops. Each ops/<op>/race.cpp registers its kernels, so that an op is
 // added without an edit elsewhere; race.cpp runs them all.
 #pragma once
 #include <algorithm>
@@ -14,7 +14,7 @@
 namespace mmssl::race {
 
 using Bytes = std::vector<char>;
-// Runs a kernel on inputs of its own and returns what it wrote.
+// Runs a kernel on fixed inputs and returns its results.
 using Kernel = std::function<Bytes(const Parallel&)>;
 
 struct Case {

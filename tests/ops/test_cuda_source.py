@@ -44,7 +44,7 @@ def test_kernels_are_right_under_the_emulator(tmp_path):
     run_emulated(tmp_path, "propagate")
 
 
-# Calls an op on the CPU, then replaces its kernels by the CUDA bindings and calls it again.
+# Calls the ops on the CPU, then replaces their kernels by the CUDA bindings and calls them again.
 CHECK_BINDINGS = r"""
 import sys
 import torch
@@ -54,17 +54,33 @@ op = torch.ops.mmssl
 rowptr, t_rowptr = torch.tensor([0, 2, 3]), torch.tensor([0, 1, 2, 2, 2, 3])
 col = torch.tensor([0, 4, 1], dtype=torch.int32)
 t_col = torch.tensor([0, 1, 0], dtype=torch.int32)
-view = (rowptr, col, t_rowptr, t_col, None, None)
+matrix = (rowptr, col, t_rowptr, t_col, None, None)
+torch.manual_seed(0)
 x, grad = torch.randn(5, 8), torch.randn(2, 8)
+anchor, positive, negatives = torch.randn(2, 6, 8), torch.randn(2, 6, 8), torch.randn(3, 8)
+options = (True, True, 1e-3, False)
+temperature = torch.tensor([0.3])
+users, items, triples = torch.randn(9, 8), torch.randn(7, 8), torch.randint(7, (3, 20))
+orders = triples[0].argsort(stable=True), triples[1:].flatten().argsort(stable=True)
+exclude = torch.arange(0, 19, 2), torch.arange(18, dtype=torch.int32) % 7
 
 
 def results():
-    return op.spmm(x, *view, None, None, None), op.spmm_value_grad(grad, x, *view, None, None)
+    yield op.spmm(x, *matrix, None, None, None)
+    yield op.spmm_value_grad(grad, x, *matrix, None, None)
+    loss, saved = op.info_nce(anchor, positive, temperature, negatives, *options)
+    yield from (loss, saved)
+    yield from op.info_nce_backward(
+        loss, anchor, positive, temperature, negatives, saved, *options)
+    *loss, slope = op.bpr_loss(users, items, *triples)
+    yield from (*loss, slope)
+    yield from op.bpr_loss_backward(*loss, users, items, *triples, slope, *orders)
+    yield from op.masked_topk(users, items, 4, None, *exclude)
 
 
-def rejected(what, call):
+def rejected(what, name, *arguments):
     try:
-        call()
+        getattr(op, name)(*arguments)
     except RuntimeError as error:
         assert what in str(error), error
     else:
@@ -73,32 +89,36 @@ def rejected(what, call):
 
 def check_rejections():
     rejected("lists must be as long as x, 0",
-             lambda: op.propagate([], [rowptr], [col], [t_rowptr], [t_col], *[[None]] * 5))
-    for wrong in (
-        grad[0], grad[:, :4], grad[:1], grad.double(),
-    ):
-        rejected("grad must be (R, D)",
-                 lambda: op.spmm_value_grad(wrong, x, *view, None, None))
+             "propagate", [], [rowptr], [col], [t_rowptr], [t_col], *[[None]] * 5)
+    for wrong in (grad[0], grad[:, :4], grad[:1], grad.double()):
+        rejected("grad must be (R, D)", "spmm_value_grad", wrong, x, *matrix, None, None)
     for rowptrs in ((rowptr[0], col, t_rowptr), (rowptr, col, t_rowptr[0])):
         rejected("grad must be (R, D)",
-                 lambda: op.spmm_value_grad(grad, x, *rowptrs, t_col, None, None, None, None))
+                 "spmm_value_grad", grad, x, *rowptrs, t_col, None, None, None, None)
+    rejected("anchor and positive must be (B, N, D)",
+             "info_nce", anchor, positive[:1], temperature, None, *options)
+    rejected("must be (B,) int64", "bpr_loss", users, items, triples[0].int(), *triples[1:])
+    rejected("belong together", "masked_topk", users, items, 4, None, exclude[0], None)
 
 
-on_cpu = results()
+on_cpu = list(results())
 check_rejections()
 torch.ops.load_library(sys.argv[2])
 for got, want in zip(results(), on_cpu, strict=True):
-    torch.testing.assert_close(got, want)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 check_rejections()
-rejected("on one device",  # meta stands for another device: its memory can't be read
-         lambda: op.spmm_value_grad(grad.to("meta"), x, *view, None, None))
+# A meta tensor stands for one of another device: its memory can't be read.
+rejected("on one device", "spmm_value_grad", grad.to("meta"), x, *matrix, None, None)
+rejected("on one device", "info_nce", anchor, positive.to("meta"), temperature, None, *options)
+rejected("on the device of user_emb", "bpr_loss", users, items.to("meta"), *triples)
+rejected("on the device of user_emb", "masked_topk", users, items.to("meta"), 4, None, None, None)
 print("checked")
 """
 
 
 @needs_compiler
 @needs_cpu_kernel
-def test_cuda_bindings_check_their_operands_as_the_cpu_does(tmp_path):
+def test_cuda_bindings_agree_with_the_cpu_in_results_and_checks(tmp_path):
     library = build_emulated_bindings(tmp_path)
     assert _extension.ops is not None
     done = subprocess.run(

@@ -398,7 +398,7 @@ def test_the_op_itself_refuses_what_it_would_read_out_of_bounds():
         "k >= 0": {"k": -1},
         "users must be": {"users": torch.tensor([0], dtype=torch.int32)},
         "rowptr must be": {"rowptr": view.rowptr[:-1]},
-        "rowptr must rise": {"rowptr": falling},
+        "rowptr must be non-decreasing": {"rowptr": falling},
         "belong together": {"col": None},
     }
     for message, change in bad.items():

@@ -47,7 +47,7 @@ struct Forward {
   }
 };
 
-// grad_x = weight * inverse * (g - xhat <g, xhat>); where the norm was its bound, without xhat.
+// grad_x = weight * inverse * (g - xhat <g, xhat>); where eps was the larger, without xhat.
 template <class T, class A>
 struct Backward {
   NormalizedSize size;

@@ -12,7 +12,7 @@ struct NormalizedSize {
   int64_t views, rows, dim, view_step, row_step;
 };
 
-// inverse (M, N): 1 / max(|x_m|, eps), negative where the bound was taken.
+// inverse (M, N): 1 / max(|x_m|, eps), negative where eps was the larger.
 template <class T, class A>
 void add_normalized(const NormalizedSize& size, const T* base, const T* x, A weight, T* out,
                     A* inverse, const Parallel& pool);

@@ -5,9 +5,9 @@
 namespace mmssl::race {
 namespace {
 
-const bool registered = Register::for_each_dtype("add_normalized", [](const Parallel& pool, auto t, auto a) {
-  using T = decltype(t);
-  using A = decltype(a);
+Bytes run(const Parallel& pool, auto storage, auto sum) {
+  using T = decltype(storage);
+  using A = decltype(sum);
   const cpu::NormalizedSize size{3, 1500, 40, 1500 * 40, 40};
   const int64_t count = size.rows * size.dim;
   const auto base = numbers<T>(count), x = numbers<T>(size.views * count, 2);
@@ -18,7 +18,10 @@ const bool registered = Register::for_each_dtype("add_normalized", [](const Para
   cpu::add_normalized_backward<T, A>(size, grad.data(), x.data(), inverse.data(), A(0.3),
                                      grad_x.data(), pool);
   return bytes_of(out, inverse, grad_x);
-});
+}
+
+const bool registered =
+    Register::for_each_dtype("add_normalized", [](const auto&... args) { return run(args...); });
 
 }  // namespace
 }  // namespace mmssl::race

@@ -1,4 +1,4 @@
-// Forward: a triple is three gathered rows, two running sums and one logarithm. Backward: the places
+// Forward: a triple is three gathered rows, two running sums and one logarithm. Backward: the positions
 // of every row in the batch are chained, so that each row of the dense gradients is summed in
 // registers in the order of the batch and written once, by whichever thread takes it.
 #include "ops/bpr/bpr.h"
@@ -12,13 +12,13 @@
 namespace mmssl::cpu {
 namespace {
 
-// Rows are fetched this many triples ahead.
+// Triples by which rows are prefetched.
 constexpr int64_t kPrefetchTriples = 4;
 // Triples and rows per task: some ten microseconds of work.
 constexpr int64_t kTaskTriples = 256;
 constexpr int64_t kTaskRows = 1024;
 
-// 2 * kLanes neighbouring columns: halves for float and double, even and odd ones for bf16.
+// 2 * kLanes neighboring columns: halves for float and double, even and odd ones for bf16.
 template <class A, int kLanes>
 struct Columns {
   Vec<A, kLanes> first, second;
@@ -107,7 +107,7 @@ MMSSL_INLINE void triple(const Forward<T, A>& s, int64_t b) {
     squares_lane[i] += user * user + pos * pos + neg * neg;
   }
   const A m = sum_lanes<A, kSums>(margin_lane);
-  const A e = std::exp(-std::fabs(m));  // never overflows; log1p keeps what is left of it
+  const A e = std::exp(-std::fabs(m));  // never overflows; log1p keeps its precision
   s.loss[b] = std::log1p(e) + (m < 0 ? -m : A(0));
   s.slope[b] = (m < 0 ? A(1) : e) / (1 + e);
   s.squares[b] = sum_lanes<A, kSums>(squares_lane);
@@ -133,18 +133,18 @@ MMSSL_INLINE void run_forward(const Forward<T, A>& s, int64_t begin, int64_t end
   }
 }
 
-// The places of every row in the batch, in ascending order.
+// The positions of every row in the batch, in ascending order.
 struct Chains {
-  Chains(int64_t rows, int64_t places) : head(rows, -1), next(places) {}
-  void add(int64_t row, int64_t place) {  // from the last place to the first
-    next[place] = head[row];
-    head[row] = int32_t(place);
+  Chains(int64_t rows, int64_t positions) : head(rows, -1), next(positions) {}
+  void add(int64_t row, int64_t position) {  // from the last position to the first
+    next[position] = head[row];
+    head[row] = int32_t(position);
   }
   std::vector<int32_t> head;  // (rows), -1: the row is not in the batch
-  std::vector<int32_t> next;  // (places), -1: the last one
+  std::vector<int32_t> next;  // (positions), -1: the last one
 };
 
-// For users place b is triple b. For items place b is the positive of triple b, B + b its negative.
+// For users position b is triple b. For items position b is the positive of triple b, B + b its negative.
 template <class T, class A>
 struct Backward {
   BprArgs<T> a;
@@ -161,17 +161,17 @@ MMSSL_INLINE void sum_columns(const Backward<T, A>& s, int64_t row, int64_t k) {
   const int64_t d = s.a.d, batch = s.a.batch;
   Columns<A, kLanes> sum = {};
   int64_t count = 0;
-  for (int64_t place = s.chains->head[row]; place >= 0; place = s.chains->next[place], ++count) {
+  for (int64_t at = s.chains->head[row]; at >= 0; at = s.chains->next[at], ++count) {
     if (s.items) {
-      const int64_t b = place < batch ? place : place - batch;
-      const A weight = place < batch ? s.weight[b] : -s.weight[b];
+      const int64_t b = at < batch ? at : at - batch;
+      const A weight = at < batch ? s.weight[b] : -s.weight[b];
       const auto user = load_columns<T, A, kLanes>(s.a.user_emb + s.a.user[b] * d + k);
       sum.first += weight * user.first;
       sum.second += weight * user.second;
     } else {
-      const A weight = s.weight[place];
-      const auto pos = load_columns<T, A, kLanes>(s.a.item_emb + s.a.pos[place] * d + k);
-      const auto neg = load_columns<T, A, kLanes>(s.a.item_emb + s.a.neg[place] * d + k);
+      const A weight = s.weight[at];
+      const auto pos = load_columns<T, A, kLanes>(s.a.item_emb + s.a.pos[at] * d + k);
+      const auto neg = load_columns<T, A, kLanes>(s.a.item_emb + s.a.neg[at] * d + k);
       sum.first += weight * (pos.first - neg.first);
       sum.second += weight * (pos.second - neg.second);
     }
@@ -192,9 +192,9 @@ MMSSL_INLINE void sum_column(const Backward<T, A>& s, int64_t row, int64_t k) {
   const int64_t d = s.a.d, batch = s.a.batch;
   A sum = 0;
   int64_t count = 0;
-  for (int64_t place = s.chains->head[row]; place >= 0; place = s.chains->next[place], ++count) {
-    const int64_t b = place < batch ? place : place - batch;
-    const A weight = place < batch ? s.weight[b] : -s.weight[b];
+  for (int64_t at = s.chains->head[row]; at >= 0; at = s.chains->next[at], ++count) {
+    const int64_t b = at < batch ? at : at - batch;
+    const A weight = at < batch ? s.weight[b] : -s.weight[b];
     sum += s.items ? weight * widen(s.a.user_emb[s.a.user[b] * d + k])
                    : weight * (widen(s.a.item_emb[s.a.pos[b] * d + k]) -
                                widen(s.a.item_emb[s.a.neg[b] * d + k]));
@@ -255,7 +255,7 @@ void bpr_forward(const BprArgs<T>& a, A* loss, A* squares, A* slope, const Paral
   });
   double loss_sum = 0, squares_sum = 0;
   for (int64_t b = 0; b < a.batch; ++b) loss_sum += s.loss[b], squares_sum += s.squares[b];
-  *loss = A(loss_sum / double(a.batch));  // of nothing: NaN, as a mean is
+  *loss = A(loss_sum / double(a.batch));  // NaN for an empty batch, as a mean is
   *squares = A(squares_sum);
 }
 

@@ -61,7 +61,7 @@ class PlainEngine {
         with_operands(t, p, p_row, q, q_row));
   }
 
-  // A row of the normalized set or of its gradient, (d), here or in the given place.
+  // A row (d) of the normalized set or of its gradient. Other engines form it in the scratch passed last.
   const A* normalized(int set, int64_t row, A*) const { return rows_[set] + row * ld_; }
   A* gradient(int set, int64_t row, A*) const { return grads_[set] + row * ld_; }
 
@@ -146,7 +146,7 @@ class Problem {
     });
   }
 
-  // The gradients of the three sets (null: not wanted) and of the temperature.
+  // The gradients of the three sets (null: not needed) and of the temperature.
   void backward(const double* saved, const A* grad, T* const (&out)[kSets], A* grad_temperature) {
     const int directions = a_.directions();
     const int64_t padded = a_.pairs * layout_.padded(0), count = a_.pairs * a_.n;
@@ -281,7 +281,7 @@ class Problem {
   }
 
   // Gradients of the inputs from those of the normalized rows; returns the sum of all <z, dz>.
-  // diagonal_i are the gradients of s12_ii, which the tiles have left out.
+  // diagonal_i is the gradient of s12_ii, which the tiles leave out.
   double finish(double scale, const A* diagonal, T* const (&out)[kSets]) {
     const int64_t all_chunks = layout_.copies[0] * (layout_.chunks[0] + layout_.chunks[1]) +
                                layout_.chunks[2];
@@ -311,11 +311,13 @@ class Problem {
     return scale * sum;
   }
 
-  // Where to form a row of T in A, and how it gets to its place.
+  // Where a row of T is formed in A, and how it is stored.
   static A* in_place(A* out, A*) { return out; }
   static A* in_place(bf16*, A* scratch) { return scratch; }
   void narrow(const A*, A*) const {}
-  void narrow(const A* wide, bf16* out) const { std::transform(wide, wide + a_.d, out, to_bf16); }
+  void narrow(const A* wide, bf16* out) const {
+    std::transform(wide, wide + a_.d, out, [](float v) { return to_bf16(v); });
+  }
 
   InfoNceArgs a_;
   Parallel pool_;

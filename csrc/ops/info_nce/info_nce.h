@@ -45,9 +45,8 @@ void info_nce_backward(const InfoNceArgs& a, const T* anchor, const T* positive,
 // Sets of rows.
 enum : int { kAnchors, kPositives, kNegatives, kSets };
 
-// Rows of a chunk. A tile of two chunks is one task: large enough to be worth handing out, small
-// enough that its operands stay in the second-level cache. Both are multiples of every register
-// tile below.
+// Rows of a chunk. A tile of two chunks is one task: large enough to be worth scheduling, small enough
+// that its operands stay in the second-level cache. Both are multiples of every register tile.
 constexpr int64_t kMaxChunk = 192, kMinChunk = 96;
 
 // How exponents are kept in range. kFixed: one shift for all (cosines are bounded). kShifted: one
@@ -66,7 +65,7 @@ struct Tile {
   const A *p_shift, *q_shift;  // kShifted: subtracted from scale * s_ij, per row and per column
 
   // Forward. Sums (or maxima of scale * s) are added to these; q_* is null where columns don't count.
-  // Of a chunk with itself the sums of rows and of columns go to the same place.
+  // For a chunk with itself the sums of rows and of columns share their memory.
   double *p_sum, *q_sum;
   A *p_max, *q_max;
   double* positive;  // s_ii, where the diagonal holds the positives
@@ -154,14 +153,14 @@ constexpr int64_t kBlock = 96;
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=fast")
 
-// Whether some entry of a register tile does not count.
+// Whether some entry of a register tile is left out.
 template <class S>
 MMSSL_INLINE bool at_edge(const Tile<typename S::A>& t, int64_t i, int64_t j) {
   const bool on_diagonal = t.same_rows && i < j + S::kPanel && j < i + S::kRows;
   return on_diagonal || j + S::kPanel > t.cols || i + S::kRows > t.rows;
 }
 
-// Scores of one register tile; of the last panel (kEdge) only the vectors that hold some column.
+// Scores of one register tile; in the last panel (kEdge) only the vectors that hold some column.
 template <class S, bool kEdge>
 MMSSL_INLINE void score_tile(const Tile<typename S::A>& t, int64_t i, int64_t j,
                              typename S::A* score, int64_t ldc) {
@@ -280,7 +279,7 @@ MMSSL_INLINE void max_tile(const Tile<typename S::A>& t) {
   }
 }
 
-// Scores to g_ij in place.
+// Turns scores into g_ij in place.
 template <class S, Shift kShift, bool kColumns, bool kEdge>
 MMSSL_INLINE void weigh(const Tile<typename S::A>& t, int64_t i0, int64_t j0, typename S::A* g) {
   using A = typename S::A;

@@ -5,9 +5,9 @@
 namespace mmssl::race {
 namespace {
 
-const bool registered = Register::for_each_dtype("info_nce", [](const Parallel& pool, auto t, auto a) {
-  using T = decltype(t);
-  using A = decltype(a);
+Bytes run(const Parallel& pool, auto storage, auto sum) {
+  using T = decltype(storage);
+  using A = decltype(sum);
   const cpu::InfoNceArgs a{2, 300, 37, 24, true, true, 0.2, 1e-8};
   const int64_t size = a.pairs * a.n * a.d;
   const auto anchor = numbers<T>(size), positive = numbers<T>(size, 2);
@@ -17,12 +17,15 @@ const bool registered = Register::for_each_dtype("info_nce", [](const Parallel& 
   std::vector<double> saved(3 * a.pairs * a.n);
   std::vector<T> ga(size), gp(size), gn(a.k * a.d);
   cpu::info_nce_forward<T, A>(a, anchor.data(), positive.data(), negatives.data(),
-                                     loss.data(), saved.data(), pool);
+                              loss.data(), saved.data(), pool);
   cpu::info_nce_backward<T, A>(a, anchor.data(), positive.data(), negatives.data(),
-                                      saved.data(), grad.data(), ga.data(), gp.data(), gn.data(),
-                                      grad_temperature.data(), pool);
+                               saved.data(), grad.data(), ga.data(), gp.data(), gn.data(),
+                               grad_temperature.data(), pool);
   return bytes_of(loss, saved, ga, gp, gn, grad_temperature);
-});
+}
+
+const bool registered =
+    Register::for_each_dtype("info_nce", [](const auto&... args) { return run(args...); });
 
 }  // namespace
 }  // namespace mmssl::race

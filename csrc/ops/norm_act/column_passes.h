@@ -1,6 +1,6 @@
-// Two passes over row-major (N, H) arrays: sums over the rows of every column, and what each element
-// becomes by them. Both read whole rows in turn, as the processor's own prefetching wants it; strips of
-// columns that stay in a cache between the passes were slower for that.
+// Two passes over row-major (N, H) arrays: sums over the rows of every column, and the elements that
+// depend on them. Both read whole rows in order, which suits the processor's prefetching; strips of
+// columns that stay in a cache between the passes were slower.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -12,23 +12,23 @@
 
 namespace mmssl::cpu {
 
-// Rows of a task. Each chunk has sums of its own, which are added in their order, so that the result
+// Rows of a task. Each chunk has its own sums, which are added in the order of the chunks, so the result
 // does not depend on the number of threads.
 constexpr int64_t kChunkRows = 128;
-// Sums of so many rows are formed in A and then added in double, as torch's are.
+// Rows whose sums are formed in A and then added in double, as in torch.
 constexpr int64_t kBlockRows = 32;
-// Rows that are taken together, column by column: what belongs to a column is loaded once for all.
+// Rows that are processed together, so that the numbers of a column are loaded once for all of them.
 constexpr int kRowsAtOnce = 4;
 // Below this many elements per task a thread costs more than it saves.
 constexpr int64_t kMinTaskElements = 1 << 14;
 
-// A Job says what is summed and what is written:
+// A Job defines the sums and the results:
 //
 //   using Sum = A; static constexpr int kSums; int64_t rows(), columns();
-//   auto terms<L>(first, column): what the sums of L columns need, for the chunk that begins at `first`
+//   auto terms<L>(first, column): operands of the sums of L columns, for the chunk that begins at `first`
 //   void add<L>(terms, row, column, Vec<A, L> (&sums)[kSums])
 //   void finish(column, ChunkSums): statistics of one column
-//   auto factors<L>(column): what the results of L columns need
+//   auto factors<L>(column): operands of the results of L columns
 //   void write<L>(factors, row, column)
 
 // The sums of one column, by chunks.
@@ -51,7 +51,7 @@ class ChunkSums {
   int64_t chunks_, sums_, columns_;
 };
 
-// f(column, lanes) for all columns, as many at once as there are lanes, the last ones by fewer.
+// Calls f(column, lanes) for all columns, kLanes at a time and the last ones in narrower vectors.
 template <int kLanes, class F>
 MMSSL_INLINE void for_columns(int64_t columns, const F& f, int64_t column = 0) {
   for (; column + kLanes <= columns; column += kLanes) {
@@ -77,7 +77,7 @@ MMSSL_INLINE void add_rows(const Job& job, int64_t first, int64_t row, typename 
   });
 }
 
-// total (kSums, H) of a chunk; partial is room for as many numbers.
+// total (kSums, H) of a chunk; partial is scratch of the same size.
 template <class Job, int kLanes>
 MMSSL_INLINE void sum_chunk(const Job& job, int64_t first, double* total,
                             typename Job::Sum* partial) {

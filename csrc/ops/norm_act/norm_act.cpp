@@ -36,7 +36,7 @@ MMSSL_INLINE Vec<A, kLanes> through_leaky(Vec<A, kLanes> x, Vec<A, kLanes> v, A 
   return x > 0 ? v : slope * v;
 }
 
-// Rows of numbers, one per column.
+// kCount numbers for every column.
 template <class A, int kCount>
 struct PerColumn {
   explicit PerColumn(int64_t columns) : columns(columns), numbers(kCount * columns) {}
@@ -51,7 +51,7 @@ struct PerColumn {
   std::vector<A> numbers;
 };
 
-// Of L columns, as the forward left them.
+// The statistics of L columns, from the forward.
 template <class A, int L>
 struct Statistics {
   MMSSL_INLINE Statistics(const A* mean, const A* rstd)
@@ -62,7 +62,7 @@ struct Statistics {
 template <class T, class A>
 struct Forward {
   using Sum = A;
-  // Of the deviations from the chunk's first row, which cancel less than the elements themselves.
+  // Sums of the deviations from the chunk's first row, which cancel less than the elements themselves.
   static constexpr int kSums = 2;
   NormActArgs<A> a;
   const T* x;
@@ -103,7 +103,7 @@ struct Forward {
       n += more;
     }
     mean[column] = A(mu);
-    // Not below zero, whatever was rounded, and still NaN where anything was.
+    // Not below zero despite rounding, and still NaN where an element was NaN.
     rstd[column] = A(1 / std::sqrt((squares < 0 ? 0 : squares) / n + double(eps)));
     scale.set(0, column, a.weight[column] * rstd[column]);
   }

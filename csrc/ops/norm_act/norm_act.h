@@ -1,4 +1,4 @@
-// LeakyReLU, batch normalisation with batch statistics and dropout in one, on the CPU:
+// LeakyReLU, batch normalization with batch statistics and dropout in one pass, on the CPU:
 //
 //   a = max(x, slope x),  xhat = (a - mean) * rstd,  y = keep * keep_scale * (weight * xhat + bias)
 //

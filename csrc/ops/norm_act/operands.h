@@ -42,7 +42,7 @@ struct NormActOperands {
   ScalarType type, accumulation;
 };
 
-// What both gradients read.
+// The operands that both gradients share.
 struct NormActGradOperands : NormActOperands {
   NormActGradOperands(const Tensor& grad_y_, const Tensor& x_, const Tensor& weight_,
                       const Tensor& mean_, const Tensor& rstd_, const OptTensor& keep_)

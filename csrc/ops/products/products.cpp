@@ -9,10 +9,10 @@
 namespace mmssl::cpu {
 namespace {
 
-// Rows of a task; their sum is formed on its own. More where the sums are large, and so few of them.
+// Rows of a task, which has its own sums; more rows, and so fewer tasks, where the sums are large.
 constexpr int64_t kTaskRows = 512;
 constexpr int64_t kLargeSum = 1 << 15, kLargeTasks = 8;
-// Rows multiplied at a time: with so many a panel of b stays in the first-level cache.
+// Rows multiplied at a time, so that a panel of b stays in the first-level cache.
 constexpr int64_t kDepth = 128;
 // Sides of the blocks in which a matrix is transposed: a cache line of float32.
 constexpr int64_t kSide = 16;
@@ -22,13 +22,13 @@ constexpr int64_t kTransposeRows = 128;
 template <class A, int kLanes, int kVecs>
 using Tall = Shape<A, kLanes, 4, kVecs>;
 
-// Some rows of a and b, and where their product is added.
+// Some rows of a and b, and the sums that their product is added to.
 template <class A>
 struct Block {
   const A *a, *b;
   int64_t p, q, depth;
   A* out;
-  bool upper;  // only what is on or above the diagonal is wanted
+  bool upper;  // only the entries on or above the diagonal are computed
 };
 
 #pragma GCC push_options
@@ -74,7 +74,7 @@ MMSSL_ENTRY(avx512, MMSSL_TARGET_AVX512, 64, 4)
 #undef MMSSL_ENTRY
 #pragma GCC pop_options
 
-// Adds up size numbers of every task, each number in the order of the tasks.
+// Adds the sums of all tasks, in the order of the tasks.
 template <class A>
 void add_up(const A* parts, int64_t tasks, int64_t size, A* out, const Parallel& pool) {
   constexpr int64_t kChunk = 4096;
@@ -89,7 +89,7 @@ void add_up(const A* parts, int64_t tasks, int64_t size, A* out, const Parallel&
   });
 }
 
-// f(first row, rows, its sums, zeroed) for every task.
+// Calls f(first row, rows, sums of the task, zeroed) for every task.
 template <class A, class F>
 void sum_over_rows(int64_t n, int64_t size, A* out, const Parallel& pool, const F& f) {
   const int64_t share = size < kLargeSum ? 0 : (n + kLargeTasks - 1) / kLargeTasks;
@@ -104,7 +104,7 @@ void sum_over_rows(int64_t n, int64_t size, A* out, const Parallel& pool, const 
   add_up(parts.get(), tasks, size, out, pool);
 }
 
-// Copies what is above the diagonal of a (p, p) matrix below it.
+// Copies the entries above the diagonal of a (p, p) matrix below it.
 template <class A>
 void mirror(A* x, int64_t p) {
   for (int64_t begin = 0; begin < p; begin += kSide) {

@@ -1,4 +1,5 @@
-// Products and copies of dense matrices that the libraries behind torch are slow at.
+// Products and transposed copies of dense matrices, for shapes at which the libraries behind torch are
+// slow.
 //
 // Legend: n rows, p and q columns; matrices are contiguous.
 #pragma once
@@ -9,8 +10,8 @@
 namespace mmssl::cpu {
 
 // out (p, q) = a^T b for a (n, p) and b (n, q) with many rows and few columns, as a linear layer's
-// weight gradient is. Of a matrix with itself half of it is computed. Sums over fixed blocks of rows are added in double: one order of summation
-// whatever the number of threads.
+// weight gradient is. Of the product of a matrix with itself one half is computed. Sums over fixed
+// blocks of rows are added in double: one order of summation whatever the number of threads.
 template <class A>
 void tall_product(const A* a, int64_t p, const A* b, int64_t q, int64_t n, A* out,
                   const Parallel& pool);

@@ -7,8 +7,8 @@
 namespace mmssl::race {
 namespace {
 
-const bool registered = Register::for_each_dtype("products", [](const Parallel& pool, auto t, auto) {
-  using T = decltype(t);
+Bytes run(const Parallel& pool, auto storage, auto) {
+  using T = decltype(storage);
   const int64_t n = 2100, p = 36, q = 50;
   const auto a = numbers<T>(n * p), b = numbers<T>(n * q, 2);
   std::vector<T> product(p * q), square(p * p), transposed(p * n);
@@ -20,7 +20,10 @@ const bool registered = Register::for_each_dtype("products", [](const Parallel& 
   cpu::gram(a.data(), p, n, gram.data(), pool);
   cpu::transpose(a.data(), n, p, sizeof(T), transposed.data(), pool);
   return bytes_of(product, square, gram, transposed);
-});
+}
+
+const bool registered =
+    Register::for_each_dtype("products", [](const auto&... args) { return run(args...); });
 
 }  // namespace
 }  // namespace mmssl::race

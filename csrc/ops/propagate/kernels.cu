@@ -4,7 +4,7 @@
 // host needs to know no row and nothing waits for the device, and a second kernel adds the sums of a
 // row's chunks in order, without atomics.
 //
-// A launch takes up to kMaxProducts products, passed by value in its parameters; neighbouring blocks
+// A launch takes up to kMaxProducts products, passed by value in its parameters; neighboring blocks
 // belong to the same product.
 #include "ops/propagate/kernels.cuh"
 

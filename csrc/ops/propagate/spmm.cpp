@@ -15,17 +15,17 @@
 namespace mmssl::cpu {
 namespace {
 
-// Gathered rows are fetched so many edges ahead: far enough to cover a trip to the last-level cache, or
-// to memory where x is too large to be there when it is wanted, near enough that the rows are still in
-// the first-level cache when their turn comes.
+// Edges by which gathered rows are prefetched: enough to cover the latency of the last-level cache, or of
+// memory where x does not fit in that cache, and few enough that the rows are still in the first-level
+// cache when they are used.
 constexpr int64_t kAheadInCache = 24, kAheadInMemory = 48;
 constexpr int64_t kBytesAhead = 12 << 10;  // a quarter of a first-level cache
 constexpr int64_t kBytesInCache = 4 << 20, kScaleBytesInCache = 1 << 20;
 // Below this many multiply-adds per task a thread costs more than it saves.
 constexpr int64_t kMinTaskWork = 1 << 16;
-// More tasks than threads, so that a thread that is held up can be relieved by the others.
+// More tasks than threads, so that others can take over the work of a delayed thread.
 constexpr int64_t kTasksPerThread = 8;
-// And none so large that its indices, which are looked at first, leave the second-level cache.
+// The indices of a task, which are checked first, must stay in the second-level cache.
 constexpr int64_t kMaxTaskWork = 1 << 22;
 
 inline int64_t edges_ahead(int64_t columns, int64_t row_bytes) {
@@ -41,11 +41,11 @@ struct Spmm {
   int64_t d;
   A* partial;     // (slots, d): chunk sums of the rows that are shared between tasks
   int64_t ahead;  // edges
-  bool far_scale;  // col_scale is worth a fetch of its own
+  bool far_scale;  // whether col_scale is prefetched too
 };
 
-// What an edge's row is multiplied by. The common cases are loops of their own: tests in the loop of
-// all of them cost a fifth of the time.
+// The factors of an edge's row. The common cases have separate loops: a loop that tests for all of them
+// takes a fifth more time.
 enum class Weights { kOnes, kColumns, kAny };
 
 template <Weights kWeights, class A>
@@ -132,8 +132,8 @@ MMSSL_INLINE void sum_columns(const Spmm<T, A>& s, int64_t begin, int64_t end, i
   }
 }
 
-// The last d % kLanes columns: by one vector that overlaps columns already done (they come out the
-// same again), or by narrower vectors where the whole row is shorter than one.
+// The last d % kLanes columns: by one vector that overlaps columns already done (which get the same
+// results again), or by narrower vectors where the whole row is shorter than one.
 template <class T, class A, int kLanes, Weights kWeights, class Out>
 MMSSL_INLINE void sum_tail(const Spmm<T, A>& s, int64_t begin, int64_t end, int64_t k, A scale,
                            Out* out) {
@@ -174,8 +174,8 @@ MMSSL_INLINE void sum_row(const Spmm<T, A>& s, int64_t begin, int64_t end, A sca
   if (k < s.d) sum_tail<T, A, kLanes, kWeights>(s, begin, end, k, scale, out);
 }
 
-// The task looks at its own part of the index before it follows it: its thread is about to read it
-// anyway, so that costs next to nothing.
+// A task checks its own part of the index before it follows it. Its thread is about to read that part
+// anyway, so the check costs next to nothing.
 template <class A>
 MMSSL_INLINE bool check(const SparseArgs<A>& a, const Cut& from, const Cut& to) {
   const int64_t begin = from.position, count = to.position - begin;
@@ -243,7 +243,7 @@ template <class T, class A, int kLanes>
 MMSSL_INLINE bool run_value_grad(const ValueGrad<T, A>& s, const Cut& from, const Cut& to) {
   const SparseArgs<A>& a = s.a;
   if (!check(a, from, to)) return false;
-  // The rest of a longer row is left to the processor, which sees that it is read in order.
+  // The rest of a longer row is left to the processor, which prefetches sequential reads.
   const int64_t row_bytes = std::min<int64_t>(s.d * sizeof(T), 512);
   const int64_t ahead = edges_ahead(a.columns, s.d * sizeof(T));
   for (int64_t row = from.row, p = from.position; p < to.position; ++row) {

@@ -11,11 +11,11 @@ int64_t scaled(double draw, int64_t count) {
   return std::min(static_cast<int64_t>(draw * static_cast<double>(count)), count - 1);
 }
 
-// A NaN is not.
+// False for NaN.
 bool is_draw(double draw) { return draw >= 0 && draw < 1; }
 
-// The places of a shuffled array that differ from their own number: an open hash table of at most
-// `entries` of them.
+// The positions of a shuffled array that do not hold their own number: an open hash table of at most
+// `entries` positions.
 class Moved {
  public:
   explicit Moved(int64_t entries) {
@@ -23,20 +23,20 @@ class Moved {
     while (size < 2 * entries) size *= 2;
     slots_.assign(size, {-1, 0});
   }
-  int64_t get(int64_t place) const {
-    const Slot& slot = slots_[find(place)];
-    return slot.place == place ? slot.value : place;
+  int64_t get(int64_t position) const {
+    const Slot& slot = slots_[find(position)];
+    return slot.position == position ? slot.value : position;
   }
-  void set(int64_t place, int64_t value) { slots_[find(place)] = {place, value}; }
+  void set(int64_t position, int64_t value) { slots_[find(position)] = {position, value}; }
 
  private:
   struct Slot {
-    int64_t place, value;
+    int64_t position, value;
   };
-  size_t find(int64_t place) const {
+  size_t find(int64_t position) const {
     const uint64_t mask = slots_.size() - 1;
-    uint64_t at = (uint64_t(place) * 0x9e3779b97f4a7c15u) >> 32 & mask;
-    while (slots_[at].place >= 0 && slots_[at].place != place) at = (at + 1) & mask;
+    uint64_t at = (uint64_t(position) * 0x9e3779b97f4a7c15u) >> 32 & mask;
+    while (slots_[at].position >= 0 && slots_[at].position != position) at = (at + 1) & mask;
     return at;
   }
   std::vector<Slot> slots_;
@@ -45,14 +45,14 @@ class Moved {
 }  // namespace
 
 int64_t sample_bpr(const SampleArgs& a, int64_t* user, int64_t* pos, int64_t* neg) {
-  // The first B steps of a Fisher-Yates shuffle. Place b is never looked at again after step b, so
-  // only what moves up has to be remembered.
+  // The first B steps of a Fisher-Yates shuffle. Position b is never read again after step b, so only
+  // the numbers that move up are stored.
   Moved moved(a.batch);
   for (int64_t b = 0; b < a.batch; ++b) {
     if (!is_draw(a.draw[b])) return b;
-    const int64_t place = b + scaled(a.draw[b], a.num_candidates - b);
-    user[b] = a.candidates[moved.get(place)];
-    moved.set(place, moved.get(b));
+    const int64_t position = b + scaled(a.draw[b], a.num_candidates - b);
+    user[b] = a.candidates[moved.get(position)];
+    moved.set(position, moved.get(b));
   }
   for (int64_t b = 0; b < a.batch; ++b) {
     if (user[b] < 0 || user[b] >= a.num_users) return b;

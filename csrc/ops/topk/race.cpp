@@ -5,19 +5,22 @@
 namespace mmssl::race {
 namespace {
 
-const bool registered = Register::for_each_dtype("masked_topk", [](const Parallel& pool, auto t, auto a) {
-  using T = decltype(t);
-  using A = decltype(a);
+Bytes run(const Parallel& pool, auto storage, auto sum) {
+  using T = decltype(storage);
+  using A = decltype(sum);
   const Matrix m(130, 700, 9, 300);
   const int64_t users = 130, d = 20, k = 15;
   const auto user = numbers<T>(users * d), item = numbers<T>(m.columns * d, 2);
   std::vector<A> scores(users * k);
   std::vector<int64_t> items(users * k);
   cpu::masked_topk<T, A>({users, m.columns, users, d, k, user.data(), item.data(), nullptr,
-                                 m.rowptr.data(), m.col.data(), scores.data(), items.data()},
-                                pool);
+                          m.rowptr.data(), m.col.data(), scores.data(), items.data()},
+                         pool);
   return bytes_of(scores, items);
-});
+}
+
+const bool registered =
+    Register::for_each_dtype("masked_topk", [](const auto&... args) { return run(args...); });
 
 }  // namespace
 }  // namespace mmssl::race

@@ -1,5 +1,6 @@
 // One user's candidates: appended in the order of their ids, cut back to the best k whenever they
-// fill their buffer, sorted at the end. No comparison sort: cuts bisect for a threshold and count.
+// fill their buffer, and sorted at the end. Cuts bisect for a threshold and count; nothing is sorted by
+// comparisons.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -12,7 +13,7 @@
 
 namespace mmssl::cpu {
 
-// The level at hand: vectors of kLanes scores, and whether there is an instruction to close up lanes.
+// The SIMD level: vectors of kLanes scores, and whether an instruction compresses lanes.
 template <class A_, int kLanes_, bool kHasCompress_>
 struct SelectShape {
   using A = A_;
@@ -21,8 +22,8 @@ struct SelectShape {
   static constexpr uint32_t kAll = (1u << kLanes) - 1;
 };
 
-// Bit i says whether a[i] > b[i]. Instructions as inline assembly: intrinsics can't be inlined into a
-// body that several levels share, and a comparison of vectors gives no bits.
+// Bit i is set if a[i] > b[i]. The instructions are inline assembly: intrinsics can't be inlined into a
+// body that several levels share, and a comparison of vectors yields no bits.
 template <class A, int kLanes>
 MMSSL_INLINE uint32_t greater_bits(Vec<A, kLanes> a, Vec<A, kLanes> b) {
 #if defined(__x86_64__)
@@ -56,8 +57,8 @@ MMSSL_INLINE uint32_t greater_bits(Vec<A, kLanes> a, Vec<A, kLanes> b) {
 #endif
 }
 
-// Writes the lanes of `in` whose bit is set, closed up, to `out`, and what it likes behind them, up to
-// a whole vector. `out` may lie in front of `in` in one array.
+// Writes the lanes of `in` whose bit is set to `out`, without gaps. The rest of the vector in `out` is
+// undefined. `out` may precede `in` in the same array.
 template <class S, class E>
 MMSSL_INLINE void compress(const E* in, uint32_t bits, E* out) {
 #if defined(__x86_64__)
@@ -84,7 +85,8 @@ struct Candidates {
   A threshold;  // k candidates are at least this good, so that a later item has to be better
 };
 
-// How many of the first `padded` scores are at least t. A multiple of the lanes; no NaN among them.
+// The number of scores that are at least t among the first `padded`, a multiple of the lanes, none of
+// them NaN.
 template <class S>
 MMSSL_INLINE int64_t count_at_least(const typename S::A* score, int64_t padded, typename S::A t) {
   using A = typename S::A;
@@ -97,7 +99,7 @@ MMSSL_INLINE int64_t count_at_least(const typename S::A* score, int64_t padded, 
 }
 
 // Keeps the best k of more than k candidates, and at most `slack` more where that ends the search
-// sooner. Equal scores are kept by smaller item.
+// sooner. Ties go to the smaller item.
 template <class S>
 MMSSL_INLINE void cut(Candidates<typename S::A>& c, int64_t k, int64_t slack) {
   using A = typename S::A;
@@ -127,14 +129,14 @@ MMSSL_INLINE void cut(Candidates<typename S::A>& c, int64_t k, int64_t slack) {
   }
   const A t = from_key<A>(low);
   const auto bound = Vec<A, L>{} + t;
-  int64_t room = at_low > k + slack ? k - at_high : at_low;  // for scores equal to t
+  int64_t left = at_low > k + slack ? k - at_high : at_low;  // scores equal to t that are still kept
   int64_t kept = 0;
   for (int64_t j = 0; j < padded; j += L) {
     const auto v = load<A, L>(c.score + j);
     const uint32_t above = greater_bits<A, L>(v, bound);
     uint32_t equal = ~(above | greater_bits<A, L>(bound, v)) & S::kAll;
-    while (std::popcount(equal) > room) equal &= ~std::bit_floor(equal);
-    room -= std::popcount(equal);
+    while (std::popcount(equal) > left) equal &= ~std::bit_floor(equal);
+    left -= std::popcount(equal);
     compress<S>(c.score + j, above | equal, c.score + kept);
     compress<S>(c.item + j, above | equal, c.item + kept);
     kept += std::popcount(above | equal);
@@ -143,7 +145,7 @@ MMSSL_INLINE void cut(Candidates<typename S::A>& c, int64_t k, int64_t slack) {
   c.threshold = t;
 }
 
-// Best first, equal ones in the order they have: each candidate's rank is the number before it.
+// Sorts best first, ties in their present order: a candidate's rank is the number of better ones.
 template <class S>
 MMSSL_INLINE void sort_few(const Candidates<typename S::A>& c, typename S::A* score, int64_t* item) {
   using A = typename S::A;
@@ -186,9 +188,9 @@ void sort_many(const Candidates<A>& c, KeyBits<A>* keys, int32_t* items, A* scor
     int32_t start = 0;
     for (int value = 0; value < 256; ++value) start += std::exchange(count[value], start);
     for (int64_t i = 0; i < n; ++i) {
-      const int32_t place = count[from[i] >> (8 * byte) & 255]++;
-      to[place] = from[i];
-      to_item[place] = from_item[i];
+      const int32_t position = count[from[i] >> (8 * byte) & 255]++;
+      to[position] = from[i];
+      to_item[position] = from_item[i];
     }
     std::swap(from, to);
     std::swap(from_item, to_item);

@@ -12,16 +12,16 @@
 namespace mmssl::cpu {
 namespace {
 
-// Users of a task: as many as keep a panel of items in the first-level cache worth its trip there.
+// Users of a task: enough to make it worthwhile to load a panel of items into the first-level cache.
 constexpr int64_t kTaskRows = 32;
-// Items are packed this many panels at a time.
+// Panels of items that are packed at a time.
 constexpr int64_t kPackPanels = 16;
-// A few users share out the items instead, so many panels a thread at least.
+// Minimum number of panels per thread where few users are ranked and threads share the items instead.
 constexpr int64_t kMinRangePanels = 64;
-// Up to so many candidates are ranked by counting; the cost grows with the square.
+// Maximum number of candidates that are ranked by counting, whose cost grows with the square.
 constexpr int64_t kFew = 160;
 
-// The train items of a user that are still ahead, ascending.
+// The train items of a user that have not been passed yet, ascending.
 struct Excluded {
   const int32_t *next, *end;
 };
@@ -40,7 +40,7 @@ struct Ranking {
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=fast")
 
-// Appends what is good enough of one row of kPanel scores, the items from j on.
+// Appends the scores that exceed the threshold, of one row of kPanel scores for the items from j on.
 template <class S, class L>
 MMSSL_INLINE void append(const Ranking<typename S::A>& t, int64_t row, int64_t j,
                          typename S::A* score, const int32_t* item) {
@@ -104,7 +104,7 @@ MMSSL_INLINE void finish(Candidates<typename L::A>& c, int64_t k, char* scratch,
   }
 }
 
-// Up to kPanel rows of x (count, d) transposed into a panel (d, kPanel), zeros behind the last.
+// Transposes up to kPanel rows of x (count, d) into a panel (d, kPanel), zero-padded.
 template <class T, class A, int L, int kPanel>
 MMSSL_INLINE void pack(const T* x, int64_t count, int64_t d, A* panel) {
   for (int64_t n = 0; n < kPanel; n += L) {
@@ -167,7 +167,7 @@ const Functions<T, A>& functions() {
   return at_level(table_default<T, A>, table_avx2<T, A>, table_avx512<T, A>);
 }
 
-// Up to `width` rows of d, transposed and zero-padded: out[k * width + n] = row(n)[k].
+// Transposes up to `width` rows of d numbers, zero-padded: out[k * width + n] = row(n)[k].
 template <class A, class Row>
 void transpose(const Row& row, int64_t count, int64_t width, int64_t d, A* out) {
   for (int64_t n = 0; n < width; ++n) {
@@ -205,10 +205,10 @@ struct Workspace {
   char* sorting = nullptr;
   std::vector<Candidates<A>> candidates;
   std::vector<Excluded> excluded;
-  std::vector<int32_t> sorted;  // train items of users who have them in another order
+  std::vector<int32_t> sorted;  // train items of users whose lists are not sorted
 };
 
-// The train items of the users, ascending. Graphs list them so; other views are sorted here.
+// The train items of the users, ascending. Graphs store them in this order; others are sorted here.
 template <class T, class A>
 void find_excluded(const TopkArgs<T, A>& a, int64_t first, int64_t rows, Workspace<A>& w) {
   std::fill(w.excluded.begin(), w.excluded.end(), Excluded{nullptr, nullptr});
@@ -267,7 +267,7 @@ void write_lists(const TopkArgs<T, A>& a, int64_t first, int64_t rows, Workspace
   }
 }
 
-// A tile of users: threads share the items, and each panel is packed where it is used, once, so that
+// One tile of users: threads share the items, and each panel is packed once, where it is used, so that
 // no copy of all items exists.
 template <class T, class A>
 void rank_few(const TopkArgs<T, A>& a, int64_t capacity, const Parallel& pool) {
@@ -309,7 +309,7 @@ void masked_topk(const TopkArgs<T, A>& a, const Parallel& pool) {
   const int64_t k = std::min(a.k, a.num_items), panel = f.panel;
   if (a.batch == 0 || a.k == 0) return;
   const int64_t panels = (a.num_items + panel - 1) / panel;
-  // Room for as many candidates again as are kept; never more than there are items.
+  // Twice the candidates that are kept, but at most the number of items.
   const int64_t capacity = std::min(2 * k + 2 * panel, panels * panel + panel);
   if (a.batch <= f.rows) return rank_few(a, capacity, pool);
 
@@ -321,7 +321,7 @@ void masked_topk(const TopkArgs<T, A>& a, const Parallel& pool) {
     }
   });
 
-  // Fewer users a task where the threads would have too few tasks.
+  // Fewer users per task where the threads would have too few tasks.
   const int64_t share = a.batch / (4 * std::max(pool.threads, 1)) / f.rows * f.rows;
   const int64_t task_rows = std::clamp(share, f.rows, kTaskRows);
   const int64_t tasks = (a.batch + task_rows - 1) / task_rows;

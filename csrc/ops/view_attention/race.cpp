@@ -5,9 +5,9 @@
 namespace mmssl::race {
 namespace {
 
-const bool registered = Register::for_each_dtype("view_attention", [](const Parallel& pool, auto t, auto a) {
-  using T = decltype(t);
-  using A = decltype(a);
+Bytes run(const Parallel& pool, auto storage, auto sum) {
+  using T = decltype(storage);
+  using A = decltype(sum);
   const cpu::ViewAttentionSize size{3, 900, 32, 4};
   const int64_t count = size.views * size.nodes * size.dim;
   const auto query = numbers<T>(count), key = numbers<T>(count, 2), view = numbers<T>(count, 3);
@@ -15,9 +15,12 @@ const bool registered = Register::for_each_dtype("view_attention", [](const Para
   std::vector<T> out(grad.size()), gq(count), gk(count), gv(count);
   cpu::view_attention<T, A>(size, query.data(), key.data(), view.data(), out.data(), pool);
   cpu::view_attention_backward<T, A>(size, grad.data(), query.data(), key.data(),
-                                            view.data(), gq.data(), gk.data(), gv.data(), pool);
+                                     view.data(), gq.data(), gk.data(), gv.data(), pool);
   return bytes_of(out, gq, gk, gv);
-});
+}
+
+const bool registered =
+    Register::for_each_dtype("view_attention", [](const auto&... args) { return run(args...); });
 
 }  // namespace
 }  // namespace mmssl::race

@@ -13,8 +13,8 @@ namespace {
 
 constexpr int64_t kTaskNodes = 256;  // some hundred microseconds of work
 // Nodes that go through each stage together: enough that a stage doesn't wait for the stores of the
-// one before, few enough that their rows and those of the next block, which are fetched meanwhile, fit
-// into the first-level cache.
+// previous one, few enough that their rows and those of the next block, which are prefetched meanwhile,
+// fit in the first-level cache.
 constexpr int64_t kBlockNodes = 2;
 
 template <class T, class A>
@@ -45,8 +45,7 @@ struct Rows {
   MMSSL_INLINE const A* operator[](int64_t row) const { return first + row * stride; }
 };
 
-// to[k] = f(k), one vector after the other and then one number: f is called with a vector's and a
-// number's type.
+// to[k] = f(k), first in vectors and then in single numbers; f's second argument is the number of lanes.
 template <class T, class A, int kLanes, class F>
 MMSSL_INLINE void fill_row(T* to, int64_t d, const F& f) {
   int64_t k = 0;
@@ -107,8 +106,8 @@ struct Block {
     }
   }
 
-  // Fetches the rows of the next block, some at each stage: all at once are more than the processor
-  // keeps track of.
+  // Prefetches the rows of the next block, some at each stage: all at once are more than the processor
+  // can track.
   MMSSL_INLINE void fetch(const T* from, int64_t rows, int64_t first, int64_t row_size) {
     const int64_t count = std::min(kBlockNodes, job.size.nodes - first);
     for (int64_t r = 0; r < rows; ++r) {
@@ -269,7 +268,7 @@ auto task_for(const ViewAttentionSize& s) {
 
 template <class T, class A>
 void launch(const Job<T, A>& job, const Parallel& pool) {
-  if (job.size.views == 0) {  // a sum of nothing
+  if (job.size.views == 0) {  // an empty sum
     if (job.grad == nullptr) std::fill_n(job.out, job.size.nodes * job.size.heads * job.size.dim, T{});
     return;
   }
