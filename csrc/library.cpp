@@ -1,5 +1,5 @@
-// mmssl._C: the schemas and the CPU kernels of the ops in ops/, on torch's stable ABI, so that one build
-// serves every Python and every torch from 2.11 on. Fakes and autograd are written in Python.
+// mmssl._C: the schemas and the CPU kernels of the ops in ops/, on torch's stable ABI, so that one
+// build serves every Python and every torch from 2.11 on. Fakes and autograd are written in Python.
 #include <Python.h>
 #include <torch/csrc/stable/library.h>
 

@@ -1,5 +1,5 @@
-// bfloat16 as its 16 bits, and the conversions between the type that numbers are stored in and the type
-// that sums are kept in: on the host and on the device, without a torch or CUDA header.
+// bfloat16 as its 16 bits, and the conversions between the type that numbers are stored in and the
+// type that sums are kept in: on the host and on the device, without a torch or CUDA header.
 #pragma once
 #include <cstdint>
 #include <cstring>

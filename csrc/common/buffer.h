@@ -26,8 +26,9 @@ class Buffer {
   std::unique_ptr<T, Free> data_;
 };
 
-// Hands out the parts of one allocation: take everything to measure, allocate, take everything again.
-// malloc keeps one block from call to call, where it would unmap and fault in many large ones.
+// Hands out the parts of one allocation: take everything to measure, allocate, take everything
+// again. malloc keeps one block from call to call, where it would unmap and fault in many large
+// ones.
 class Arena {
  public:
   template <class T>

@@ -1,6 +1,6 @@
-// Checks every entry of an index array on the CPU before a kernel follows it, since a wrong one would be
-// read out of bounds. The loops have no branch, over arrays that the kernel is about to read anyway.
-// On a GPU these checks would wait for the device, so its bindings leave them out.
+// Checks every entry of an index array on the CPU before a kernel follows it, since a wrong one
+// would be read out of bounds. The loops have no branch, over arrays that the kernel is about to
+// read anyway. On a GPU these checks would wait for the device, so its bindings leave them out.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -11,8 +11,8 @@
 
 namespace mmssl {
 
-// Whether all n ids lie in [0, limit). The sign bit of `bad` is set by a negative id and by one above
-// the last allowed, for which last - id wraps below zero.
+// Whether all n ids lie in [0, limit). The sign bit of `bad` is set by a negative id and by one
+// above the last allowed, for which last - id wraps below zero.
 template <class Int>
 __attribute__((always_inline)) inline bool ids_in_range(const Int* id, int64_t n, int64_t limit) {
   using Bits = std::make_unsigned_t<Int>;
@@ -22,8 +22,8 @@ __attribute__((always_inline)) inline bool ids_in_range(const Int* id, int64_t n
   return n == 0 || bad >> (8 * sizeof(Int) - 1) == 0;
 }
 
-// Whether count + 1 pointers, none of them negative, are non-decreasing. The difference of two numbers
-// that are not negative can't wrap, so the signs of both suffice.
+// Whether count + 1 pointers, none of them negative, are non-decreasing. The difference of two
+// numbers that are not negative can't wrap, so the signs of both suffice.
 __attribute__((always_inline)) inline bool non_decreasing(const int64_t* pointer, int64_t count) {
   uint64_t bad = 0;
   for (int64_t i = 0; i < count; ++i) {

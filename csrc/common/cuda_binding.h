@@ -1,6 +1,6 @@
-// Shared by the CUDA bindings: the current device, the stream to launch on, and the dispatch key of the
-// kernels. Under MMSSL_EMULATE_CUDA the same bindings are built for the CPU, with the kernels on the
-// emulator, so that a test can call them without a GPU.
+// Shared by the CUDA bindings: the current device, the stream to launch on, and the dispatch key of
+// the kernels. Under MMSSL_EMULATE_CUDA the same bindings are built for the CPU, with the kernels
+// on the emulator, so that a test can call them without a GPU.
 #pragma once
 #include "common/cuda_kernel.h"
 #include "common/torch.h"

@@ -1,5 +1,5 @@
-// Shared by the CUDA kernels: one source for nvcc, for the host compiler of the bindings (types only)
-// and, under MMSSL_EMULATE_CUDA, for the emulator of the tests.
+// Shared by the CUDA kernels: one source for nvcc, for the host compiler of the bindings (types
+// only) and, under MMSSL_EMULATE_CUDA, for the emulator of the tests.
 #pragma once
 #include <cstdint>
 

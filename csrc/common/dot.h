@@ -59,8 +59,8 @@ MMSSL_INLINE Vec<A, kLanes> dot_lanes(const A* g, const A* x, int64_t d) {
   return sum[0];
 }
 
-// One step of adding up lanes: of the kCount vectors each holds kLanes / kPart / 2 groups of 2 kPart
-// lanes, one per dot product; afterwards half the vectors hold twice the groups of kPart.
+// One step of adding up lanes: of the kCount vectors each holds kLanes / kPart / 2 groups of 2
+// kPart lanes, one per dot product; afterwards half the vectors hold twice the groups of kPart.
 template <class A, int kLanes, int kCount>
 MMSSL_INLINE void halve_groups(Vec<A, kLanes>* v) {
   using Index = Vec<std::conditional_t<sizeof(A) == 4, int32_t, int64_t>, kLanes>;

@@ -42,8 +42,8 @@ struct RoughExp2Table {
 };
 
 // exp2(x) for x in [-126, 127] (double: [-1022, 1023]), relative error 8e-8 (2e-16). Constructed
-// where it is used, and opaque to the compiler: constants that it hoists would occupy registers during
-// the products, which need all of them.
+// where it is used, and opaque to the compiler: constants that it hoists would occupy registers
+// during the products, which need all of them.
 template <class A, int kLanes, class Table = Exp2Table<A>>
 struct Exp2 {
   using V = Vec<A, kLanes>;
@@ -63,8 +63,8 @@ struct Exp2 {
     return reinterpret_cast<V>(bits);
   }
 
-  // exp2(s * scale - shift), from the lowest normal number up. The product is rounded on its own, so
-  // that the largest entry of a row, whose product is the shift, gives exactly one.
+  // exp2(s * scale - shift), from the lowest normal number up. The product is rounded on its own,
+  // so that the largest entry of a row, whose product is the shift, gives exactly one.
   MMSSL_INLINE V shifted(V s, A scale, V shift) const {
     V product = s * scale;
     asm("" : "+m"(product));  // no contraction past this

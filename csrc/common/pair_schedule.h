@@ -1,10 +1,11 @@
-// Schedules tasks on pairs of chunks of rows so that every chunk is updated in one fixed order, whatever
-// the number of threads, without atomics on floats and without a buffer per thread.
+// Schedules tasks on pairs of chunks of rows so that every chunk is updated in one fixed order,
+// whatever the number of threads, without atomics on floats and without a buffer per thread.
 //
-// A phase pairs the chunks of one set of rows with those of another (or of the same). Its rounds touch
-// every chunk at most once, so the tasks of a round are independent. A task waits until the tasks of
-// earlier rounds on its two chunks are done. Tasks are numbered so that neighbors in one round and the
-// next work on the same chunks: a thread that keeps its share keeps them in its cache.
+// A phase pairs the chunks of one set of rows with those of another (or of the same). Its rounds
+// touch every chunk at most once, so the tasks of a round are independent. A task waits until the
+// tasks of earlier rounds on its two chunks are done. Tasks are numbered so that neighbors in one
+// round and the next work on the same chunks: a thread that keeps its share keeps them in its
+// cache.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -82,8 +83,9 @@ class PairSchedule {
     return n;
   }
 
-  // Within a set, i and j meet in the round i + j (mod side): on a circle of chunks, these are the ends
-  // of parallel chords, counted from one pole to the other. The poles move half a chunk per round.
+  // Within a set, i and j meet in the round i + j (mod side): on a circle of chunks, these are the
+  // ends of parallel chords, counted from one pole to the other. The poles move half a chunk per
+  // round.
   static int64_t chords(int64_t side, int64_t round) {
     return round % 2 == 0 ? side / 2 + 1 : (side + 1) / 2;
   }

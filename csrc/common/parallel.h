@@ -1,4 +1,5 @@
-// How a kernel asks for threads without knowing who owns them: torch's pool, or plain threads in a test.
+// How a kernel asks for threads without knowing who owns them: torch's pool, or plain threads in a
+// test.
 #pragma once
 #include <algorithm>
 #include <atomic>
@@ -38,9 +39,9 @@ void for_each_task(const Parallel& pool, int64_t tasks, const F& f) {
 }
 
 // Runs f(round, task) for every task in [0, size(round)) of every round in [0, rounds). Each thread
-// takes its own share of a round first and then what others have left of it, so that the same thread
-// works on the same part of every round and a delayed thread does not delay the rest. A round begins
-// when every task of the earlier ones has been taken, so its tasks may wait for those.
+// takes its own share of a round first and then what others have left of it, so that the same
+// thread works on the same part of every round and a delayed thread does not delay the rest. A
+// round begins when every task of the earlier ones has been taken, so its tasks may wait for those.
 template <class Size, class F>
 void for_each_round(const Parallel& pool, int64_t rounds, const Size& size, const F& f) {
   const int64_t workers = pool.run == nullptr ? 1 : pool.threads;

@@ -51,8 +51,8 @@ MMSSL_INLINE void normalize_rows(const A* x, int64_t rows, int64_t d, int64_t ld
   }
 }
 
-// z (rows, width, zero-padded) = the rows of x (rows, d) times a power of two, so that their norms lie in
-// [1, 2). norm receives the norms of x, and inverse 1 / the norms of z.
+// z (rows, width, zero-padded) = the rows of x (rows, d) times a power of two, so that their norms
+// lie in [1, 2). norm receives the norms of x, and inverse 1 / the norms of z.
 MMSSL_INLINE void scale_rows(const bf16* x, int64_t rows, int64_t d, int64_t width, bf16* z,
                              double* norm, float* inverse) {
   constexpr int L = 16;
@@ -76,8 +76,9 @@ MMSSL_INLINE void scale_rows(const bf16* x, int64_t rows, int64_t d, int64_t wid
   }
 }
 
-// The gradient dz (d) of a normalized row z of norm `norm`, plus weight * other: returns <z, dz>, and
-// writes the gradient of the row itself, times scale, to out unless that is null. dz is overwritten.
+// The gradient dz (d) of a normalized row z of norm `norm`, plus weight * other: returns <z, dz>,
+// and writes the gradient of the row itself, times scale, to out unless that is null. dz is
+// overwritten.
 template <class A, int L>
 MMSSL_INLINE double through_norm(const A* z, const A* other, A weight, A* dz, double norm,
                                  double scale, int64_t d, A* out) {

@@ -35,7 +35,8 @@ SimdLevel detect_level() {
 }
 
 #if defined(__x86_64__)
-// Whether the processor has AMX-TILE and AMX-BF16, and the operating system grants the tile registers.
+// Whether the processor has AMX-TILE and AMX-BF16, and the operating system grants the tile
+// registers.
 bool has_amx() {
   unsigned a, b, c, d;
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;

@@ -1,8 +1,9 @@
 // Vectors for the CPU kernels: GNU vector types, compiled three times and chosen at run time.
 //
-// A kernel is an always-inline body over a vector type; one entry function per SIMD level, each with
-// its own target attribute, instantiates it. No file needs its own -m flags, and nothing leaks between
-// levels. (With automatic vectorization gcc 12 keeps the accumulators in memory: 5x slower.)
+// A kernel is an always-inline body over a vector type; one entry function per SIMD level, each
+// with its own target attribute, instantiates it. No file needs its own -m flags, and nothing leaks
+// between levels. (With automatic vectorization gcc 12 keeps the accumulators in memory: 5x
+// slower.)
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -31,8 +32,9 @@ enum class SimdLevel { kDefault = 0, kAvx2 = 1, kAvx512 = 2 };
 SimdLevel simd_level();
 const char* simd_level_name();
 
-// The unit that multiplies bfloat16: AMX tiles, the dot product of AVX512-BF16 where it is twice as fast
-// as float32 (AMD) or where ATEN_CPU_CAPABILITY=avx512 rules out AMX, or none, where float32 is faster.
+// The unit that multiplies bfloat16: AMX tiles, the dot product of AVX512-BF16 where it is twice as
+// fast as float32 (AMD) or where ATEN_CPU_CAPABILITY=avx512 rules out AMX, or none, where float32
+// is faster.
 enum class Bf16Unit { kNone, kDot, kAmx };
 Bf16Unit bf16_unit();
 
@@ -74,8 +76,8 @@ MMSSL_INLINE void store(A* p, Vec<A, kLanes> v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
-// bf16 is loaded and stored two to a word: the even columns form one vector, the odd ones another. One
-// shift or mask widens them, where gcc 12 makes four instructions of a plain conversion.
+// bf16 is loaded and stored two to a word: the even columns form one vector, the odd ones another.
+// One shift or mask widens them, where gcc 12 makes four instructions of a plain conversion.
 template <int kLanes>
 MMSSL_INLINE void load_pair(const bf16* p, Vec<float, kLanes>& even, Vec<float, kLanes>& odd) {
   Vec<uint32_t, kLanes> word;

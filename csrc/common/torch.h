@@ -1,5 +1,5 @@
-// The part of torch's stable ABI that the bindings use. Python has checked everything that a user can
-// get wrong; the operands of each op check again what would make a kernel read out of bounds.
+// The part of torch's stable ABI that the bindings use. Python has checked everything that a user
+// can get wrong; the operands of each op check again what would make a kernel read out of bounds.
 #pragma once
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -45,7 +45,8 @@ inline OptTensor as_contiguous(const OptTensor& t) {
   return t.has_value() ? OptTensor(as_contiguous(*t)) : std::nullopt;
 }
 
-// Kernels take float32, float64 and bfloat16. They keep sums in float64 for float64, else in float32.
+// Kernels take float32, float64 and bfloat16. They keep sums in float64 for float64, else in
+// float32.
 inline bool is_supported(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::BFloat16;
 }

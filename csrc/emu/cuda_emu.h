@@ -1,7 +1,7 @@
 // Runs a subset of CUDA C++ on the CPU, for tests: one fiber per thread, blocks one after another.
 //
-// Covers indexing and logic: threadIdx and similar variables, __syncthreads, warp shuffles and votes,
-// static shared memory, tensor cores. It shows neither races nor memory ordering nor speed.
+// Covers indexing and logic: threadIdx and similar variables, __syncthreads, warp shuffles and
+// votes, static shared memory, tensor cores. It shows neither races nor memory ordering nor speed.
 #pragma once
 #include <ucontext.h>
 
@@ -169,8 +169,8 @@ inline MmaOperands (&mma_operands())[32][32] {
   static MmaOperands operands[32][32];
   return operands;
 }
-// d += a b for an m16n8 tile with kPerWord entries per 32-bit register, in the layout of the PTX manual,
-// "Matrix Fragments for mma.m16n8k16 / m16n8k8".
+// d += a b for an m16n8 tile with kPerWord entries per 32-bit register, in the layout of the PTX
+// manual, "Matrix Fragments for mma.m16n8k16 / m16n8k8".
 template <int kPerWord, class Get>
 inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Get get) {
   auto& lanes = mma_operands()[threadIdx.x / 32];

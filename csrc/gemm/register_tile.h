@@ -1,5 +1,5 @@
-// Products of tiles in registers, which info_nce, masked_topk and the dense products share, and what
-// belongs to them: transposed panels, masks at the edges, sums over lanes.
+// Products of tiles in registers, which info_nce, masked_topk and the dense products share, and
+// what belongs to them: transposed panels, masks at the edges, sums over lanes.
 #pragma once
 #include <algorithm>
 #include <type_traits>
@@ -55,7 +55,8 @@ MMSSL_INLINE void make_panels(const A* z, int64_t rows, int64_t d, int64_t ld, A
 
 // Register tiles of kRows x kVecs vectors; of results that are added in memory kRowsOut x kVecsOut.
 // Each should fill the register file without spilling: 32 registers with AVX-512, else 16.
-template <class A_, int kLanes_, int kRows_, int kVecs_, int kRowsOut_ = kRows_, int kVecsOut_ = kVecs_>
+template <class A_, int kLanes_, int kRows_, int kVecs_, int kRowsOut_ = kRows_,
+          int kVecsOut_ = kVecs_>
 struct Shape {
   using A = A_;   // of sums
   using In = A_;  // of operands
@@ -150,8 +151,8 @@ MMSSL_INLINE Vec<Bits, kLanes> lanes_before(int64_t n) {
   return load<Bits, kLanes>(kOnes + 16 - count);
 }
 
-// e where column j + lane of row i lies within the rows and columns, else zero. no_diagonal leaves out
-// i == j, or with kUpper everything but i < j.
+// e where column j + lane of row i lies within the rows and columns, else zero. no_diagonal leaves
+// out i == j, or with kUpper everything but i < j.
 template <class A, int kLanes, bool kUpper>
 MMSSL_INLINE Vec<A, kLanes> counted(Vec<A, kLanes> e, int64_t i, int64_t j, int64_t rows,
                                     int64_t cols, bool no_diagonal) {
@@ -166,8 +167,8 @@ MMSSL_INLINE Vec<A, kLanes> counted(Vec<A, kLanes> e, int64_t i, int64_t j, int6
 }
 
 #if defined(__x86_64__)
-// bfloat16: a word holds two numbers, which are multiplied and added at once. Instructions are inline
-// assembly, because intrinsics can't be inlined into a body that several levels share.
+// bfloat16: a word holds two numbers, which are multiplied and added at once. Instructions are
+// inline assembly, because intrinsics can't be inlined into a body that several levels share.
 struct WordShape {
   using A = float;
   using In = uint32_t;
@@ -201,7 +202,8 @@ struct alignas(64) TileConfig {
 #define MMSSL_MULTIPLY_TILES(sum, a, b) \
   asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
 
-// c (16 rows of each of up to four tiles, 16 columns each) += a b; a and b advance from tile to tile.
+// c (16 rows of each of up to four tiles, 16 columns each) += a b; a and b advance from tile to
+// tile.
 MMSSL_INLINE void add_tiles(int64_t tiles, const char* a, int64_t a_stride, int64_t a_next,
                             int64_t a_step, const char* b, int64_t b_stride, int64_t b_next,
                             int64_t b_step, int64_t steps, float* c, int64_t c_stride,
@@ -229,8 +231,9 @@ MMSSL_INLINE void add_tiles(int64_t tiles, const char* a, int64_t a_stride, int6
 #undef MMSSL_EACH
 }
 
-// c (16 rows, `columns` of a panel of kWordPanel) = a b: `depth` words of each row of a, a multiple of
-// 16, times a panel transposed as make_panels does it. With AMX always the whole panel is written.
+// c (16 rows, `columns` of a panel of kWordPanel) = a b: `depth` words of each row of a, a multiple
+// of 16, times a panel transposed as make_panels does it. With AMX always the whole panel is
+// written.
 constexpr int64_t kWordPanel = 48;
 template <Bf16Unit kUnit>
 MMSSL_INLINE void multiply_panel(const uint32_t* a, const uint32_t* b, int64_t depth,

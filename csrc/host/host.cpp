@@ -51,8 +51,8 @@ py::tuple build_index(const Ids& user, const Ids& item, int64_t num_users, int64
                         to_numpy(std::move(index.perm)));
 }
 
-// Checks the shapes of a matrix's arrays. Their entries are checked where they are followed, since most
-// calls follow few of them.
+// Checks the shapes of a matrix's arrays. Their entries are checked where they are followed, since
+// most calls follow few of them.
 mmssl::host::Csr csr_of(const Ids& rowptr, const Columns& col, int64_t columns) {
   if (rowptr.ndim() != 1 || rowptr.size() < 1 || col.ndim() != 1 || columns < 0) {
     throw py::value_error("rowptr must be (U + 1,), col (E,), the number of columns at least 0");

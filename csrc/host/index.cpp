@@ -38,9 +38,9 @@ Scan scan(const int64_t* user, const int64_t* item, int64_t edges, int64_t num_u
   return out;
 }
 
-// Edges are first distributed over buckets of neighboring keys, then counted and placed within a bucket:
-// the writes of the first pass go to a few streams, those of the second stay in the second-level cache.
-// A plain counting sort of 10M edges waits for memory at every edge.
+// Edges are first distributed over buckets of neighboring keys, then counted and placed within a
+// bucket: the writes of the first pass go to a few streams, those of the second stay in the
+// second-level cache. A plain counting sort of 10M edges waits for memory at every edge.
 constexpr int64_t kEdgesPerBucket = 1 << 15;
 constexpr int64_t kMaxBuckets = 1 << 10;
 
@@ -56,9 +56,9 @@ struct Buckets {
   int64_t count = 1;
 };
 
-// Distributes `edges` entries over buckets and keeps their order within each. each(t, f) calls f with every
-// entry of part t in order; it is used once for counting and once for placing. Returns where each
-// bucket starts, and the end.
+// Distributes `edges` entries over buckets and keeps their order within each. each(t, f) calls f
+// with every entry of part t in order; it is used once for counting and once for placing. Returns
+// where each bucket starts, and the end.
 template <class Entry, class Each>
 std::vector<int64_t> distribute(Array<Entry>& out, int64_t edges, const Buckets& buckets,
                           int64_t threads, const Each& each) {
@@ -87,8 +87,8 @@ std::vector<int64_t> distribute(Array<Entry>& out, int64_t edges, const Buckets&
 }
 
 // Places every bucket: pointer[k] becomes the start of key k, and place(position, entry) is called
-// for each entry with its position by key. Then done(first_key, last_key, next) with next[k] the end
-// of key first_key + k. Buckets share nothing, so threads take them as they come.
+// for each entry with its position by key. Then done(first_key, last_key, next) with next[k] the
+// end of key first_key + k. Buckets share nothing, so threads take them as they come.
 template <class Entry, class Place, class Done>
 void place_buckets(Array<int64_t>& pointer, int64_t keys, const Array<Entry>& entries,
                    const std::vector<int64_t>& start, const Buckets& buckets, int64_t threads,

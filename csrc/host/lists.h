@@ -15,9 +15,10 @@ struct Csr {
   int64_t nnz;            // E
 };
 
-// The graph of every user's list (U, k) of distinct items, where -1 means no item; a user whose list
-// is empty has the edges of `other`. perm is left out. bad_edge: the first position in `lists` with an
-// item outside [-1, I), or -1; bad_other: `other` is not a valid matrix. The rest is empty then.
+// The graph of every user's list (U, k) of distinct items, where -1 means no item; a user whose
+// list is empty has the edges of `other`. perm is left out. bad_edge: the first position in `lists`
+// with an item outside [-1, I), or -1; bad_other: `other` is not a valid matrix. The rest is empty
+// then.
 Index index_of_lists(const int32_t* lists, int64_t k, const Csr& other);
 
 // The edges of some rows, as a (B, I) matrix sorted both ways.

@@ -1,5 +1,5 @@
-// Shared by the race tests of the ops. Each ops/<op>/race.cpp registers its kernels, so that an op is
-// added without an edit elsewhere; race.cpp runs them all.
+// Shared by the race tests of the ops. Each ops/<op>/race.cpp registers its kernels, so that an op
+// is added without an edit elsewhere; race.cpp runs them all.
 #pragma once
 #include <algorithm>
 #include <cstdint>

@@ -235,15 +235,15 @@ def test_host_functions_refuse_what_would_leave_an_array():
     rowptr, col = np.array([0, 2, 3]), np.array([0, 1, 1], np.int32)
     rows, lists = np.array([0, 1]), np.full((2, 1), -1, np.int32)
     for bad_rowptr in ([0, 2**40, 3], [0, -7, 3], [0, 2**63 - 1, 3], [0, 3, 2], [1, 2, 3]):
-        with pytest.raises(ValueError, match="rowptr must r"):
+        with pytest.raises(ValueError, match="rowptr must (run|be non-decreasing) from 0"):
             host.edges_of_rows(np.array(bad_rowptr), col, 2, rows)
-        with pytest.raises(ValueError, match="rowptr must r"):
+        with pytest.raises(ValueError, match="rowptr must (run|be non-decreasing) from 0"):
             host.index_of_lists(lists, np.array(bad_rowptr), col, 2)
     for bad in (2, -1, 2**31 - 1, -(2**31)):
         wrong = np.array([0, bad, 1], np.int32)
-        with pytest.raises(ValueError, match="col hold columns"):
+        with pytest.raises(ValueError, match="col must hold columns"):
             host.edges_of_rows(rowptr, wrong, 2, rows)
-        with pytest.raises(ValueError, match="col hold columns"):
+        with pytest.raises(ValueError, match="col must hold columns"):
             host.index_of_lists(lists, rowptr, wrong, 2)
     for bad in (2, -1, 2**62):
         with pytest.raises(ValueError, match="is outside"):
@@ -296,7 +296,7 @@ def test_a_graph_made_of_foreign_arrays():
     with pytest.raises((RuntimeError, IndexError)):
         ops.spmm(broken.ui, table(ITEMS))
     if _extension.host is not None:  # plain PyTorch, as on a GPU, does not look
-        with pytest.raises(ValueError, match="col hold columns"):
+        with pytest.raises(ValueError, match="col must hold columns"):
             edges_of_rows(wrong.rowptr, wrong.col, ITEMS, ids(0, 1))
 
 

@@ -26,8 +26,8 @@ struct NormalizedOperands {
     return as_contiguous(t);
   }
 
-  // In the order of x where x is dense, so that the gradient of whatever x is a view of costs no copy.
-  // Elsewhere x is copied into that order.
+  // In the order of x where x is dense, so that the gradient of whatever x is a view of costs no
+  // copy. Elsewhere x is copied into that order.
   Tensor new_grad_x() {
     Tensor out = empty_like(x);
     STD_TORCH_CHECK(out.size(2) == 1 || out.stride(2) == 1,

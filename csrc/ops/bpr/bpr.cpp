@@ -1,6 +1,6 @@
-// Forward: a triple is three gathered rows, two running sums and one logarithm. Backward: the positions
-// of every row in the batch are chained, so that each row of the dense gradients is summed in
-// registers in the order of the batch and written once, by whichever thread takes it.
+// Forward: a triple is three gathered rows, two running sums and one logarithm. Backward: the
+// positions of every row in the batch are chained, so that each row of the dense gradients is
+// summed in registers in the order of the batch and written once, by whichever thread takes it.
 #include "ops/bpr/bpr.h"
 
 #include <cmath>
@@ -144,7 +144,8 @@ struct Chains {
   std::vector<int32_t> next;  // (positions), -1: the last one
 };
 
-// For users position b is triple b. For items position b is the positive of triple b, B + b its negative.
+// For users position b is triple b. For items position b is the positive of triple b, B + b its
+// negative.
 template <class T, class A>
 struct Backward {
   BprArgs<T> a;

@@ -1,4 +1,5 @@
-// Bayesian personalized ranking: the arguments of both devices as raw pointers, and the CPU kernels.
+// Bayesian personalized ranking: the arguments of both devices as raw pointers, and the CPU
+// kernels.
 //
 //   margin_b = <user_emb[user[b]], item_emb[pos[b]] - item_emb[neg[b]]>
 //   loss     = sum_b log(1 + exp(-margin_b)) / B

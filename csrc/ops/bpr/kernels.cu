@@ -1,6 +1,7 @@
 // Forward: a warp per triple, then one block that adds the terms in a fixed order. Backward: the
-// positions of the batch come sorted by row; the warp at the first position of a row visits the others
-// and writes the row, so that nothing is added atomically. Rows outside the batch are cleared first.
+// positions of the batch come sorted by row; the warp at the first position of a row visits the
+// others and writes the row, so that nothing is added atomically. Rows outside the batch are
+// cleared first.
 #include "ops/bpr/kernels.cuh"
 
 #include <cmath>

@@ -5,7 +5,8 @@
 
 namespace mmssl::cuda {
 
-// Writes loss and squares (one number each) and slope (B); scratch (2, B). The same bits every time.
+// Writes loss and squares (one number each) and slope (B); scratch (2, B). The same bits every
+// time.
 template <class T, class A>
 cudaError_t launch_bpr(const BprArgs<T>& a, A* loss, A* squares, A* slope, A* scratch,
                        cudaStream_t stream);

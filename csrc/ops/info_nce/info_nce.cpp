@@ -61,7 +61,8 @@ class PlainEngine {
         with_operands(t, p, p_row, q, q_row));
   }
 
-  // A row (d) of the normalized set or of its gradient. Other engines form it in the scratch passed last.
+  // A row (d) of the normalized set or of its gradient. Other engines form it in the scratch passed
+  // last.
   const A* normalized(int set, int64_t row, A*) const { return rows_[set] + row * ld_; }
   A* gradient(int set, int64_t row, A*) const { return grads_[set] + row * ld_; }
 

@@ -39,14 +39,15 @@ void info_nce_backward(const InfoNceArgs& a, const T* anchor, const T* positive,
                        const double* saved, const A* grad, T* grad_anchor, T* grad_positive,
                        T* grad_negatives, A* grad_temperature, const Parallel& pool);
 
-// The rest of this header is shared by info_nce.cpp, which cuts the problem into tiles, and tiles.cpp,
-// which compiles them for every SIMD level.
+// The rest of this header is shared by info_nce.cpp, which cuts the problem into tiles, and
+// tiles.cpp, which compiles them for every SIMD level.
 
 // Sets of rows.
 enum : int { kAnchors, kPositives, kNegatives, kSets };
 
-// Rows of a chunk. A tile of two chunks is one task: large enough to be worth scheduling, small enough
-// that its operands stay in the second-level cache. Both are multiples of every register tile.
+// Rows of a chunk. A tile of two chunks is one task: large enough to be worth scheduling, small
+// enough that its operands stay in the second-level cache. Both are multiples of every register
+// tile.
 constexpr int64_t kMaxChunk = 192, kMinChunk = 96;
 
 // How exponents are kept in range. kFixed: one shift for all (cosines are bounded). kShifted: one
@@ -64,16 +65,16 @@ struct Tile {
   A shift;         // kFixed: e_ij = exp2(scale * s_ij + shift)
   const A *p_shift, *q_shift;  // kShifted: subtracted from scale * s_ij, per row and per column
 
-  // Forward. Sums (or maxima of scale * s) are added to these; q_* is null where columns don't count.
-  // For a chunk with itself the sums of rows and of columns share their memory.
+  // Forward. Sums (or maxima of scale * s) are added to these; q_* is null where columns don't
+  // count. For a chunk with itself the sums of rows and of columns share their memory.
   double *p_sum, *q_sum;
   A *p_max, *q_max;
   double* positive;  // s_ii, where the diagonal holds the positives
 
-  // Backward: g_ij = e_ij * (p_weight_i + q_weight_j). Adds g Q to p_grad and g^T P to q_grad, which
-  // is null if same_rows; q_weight may be null. Where the diagonal holds the positives, g_ii is left
-  // out and added to diagonal_i instead: it is the largest entry and nearly cancels, so it is kept
-  // exact and applied last.
+  // Backward: g_ij = e_ij * (p_weight_i + q_weight_j). Adds g Q to p_grad and g^T P to q_grad,
+  // which is null if same_rows; q_weight may be null. Where the diagonal holds the positives, g_ii
+  // is left out and added to diagonal_i instead: it is the largest entry and nearly cancels, so it
+  // is kept exact and applied last.
   const A *p_weight, *q_weight;
   A* diagonal;
   A *p_grad, *q_grad;
@@ -110,8 +111,8 @@ template <class A>
 const TileFunctions<A>& tile_functions();
 
 // The operands of a bfloat16 tile. Words are pairs of bfloat16: `words_p` (rows, depth) along the
-// features, `panels_q` panels of q along the features, `pairs_*` (rows / 2, ld) two rows interleaved,
-// `columns_p` (ld, chunk) bfloat16 transposed.
+// features, `panels_q` panels of q along the features, `pairs_*` (rows / 2, ld) two rows
+// interleaved, `columns_p` (ld, chunk) bfloat16 transposed.
 struct Bf16Tile : Tile<float> {
   const uint32_t *words_p, *panels_q, *pairs_p, *pairs_q;
   const bf16* columns_p;
@@ -123,8 +124,9 @@ struct Bf16Tile : Tile<float> {
 
 // The engine for bfloat16 inputs where bf16_unit() is not kNone.
 // Scores are exact products of the inputs, summed in float32, so they are as good as float32 ones.
-// Rows are scaled by a power of two only (exact), to a norm in [1, 2); the rest of the normalization
-// is applied to the scores. In backward, g_ij n_i n_j is rounded to bfloat16 for the second product.
+// Rows are scaled by a power of two only (exact), to a norm in [1, 2); the rest of the
+// normalization is applied to the scores. In backward, g_ij n_i n_j is rounded to bfloat16 for the
+// second product.
 class Bf16Engine {
  public:
   explicit Bf16Engine(const Layout& layout);
@@ -146,8 +148,8 @@ class Bf16Engine {
   float *inverse_[kSets] = {}, *grads_[kSets] = {}, *grads_t_[kSets] = {};
 };
 
-// The tiles of float32 and float64. Gradients are formed kBlock x kBlock scores at a time, so that they
-// and both operands are near.
+// The tiles of float32 and float64. Gradients are formed kBlock x kBlock scores at a time, so that
+// they and both operands are near.
 constexpr int64_t kBlock = 96;
 
 #pragma GCC push_options

@@ -1,6 +1,6 @@
-// Every block owns 64 rows and loops over tiles of columns; nothing of size N x N is kept, and no two
-// blocks add to the same number. With few rows the columns are split between blocks as well, and a
-// last kernel adds the parts in order.
+// Every block owns 64 rows and loops over tiles of columns; nothing of size N x N is kept, and no
+// two blocks add to the same number. With few rows the columns are split between blocks as well,
+// and a last kernel adds the parts in order.
 #include "ops/info_nce/kernels.cuh"
 
 #include <algorithm>
@@ -82,7 +82,8 @@ __global__ void __launch_bounds__(kThreads, kResident) sum_kernel(Problem<T, A> 
 
 // A warp per row: the positive, the parts of the sum in order, the loss.
 template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kResident) loss_kernel(Problem<T, A> p, A* loss, double* saved) {
+__global__ void __launch_bounds__(kThreads, kResident)
+    loss_kernel(Problem<T, A> p, A* loss, double* saved) {
   const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
   const int64_t rows = p.rows(0);
   if (row >= rows) return;
@@ -113,7 +114,8 @@ __global__ void __launch_bounds__(kThreads, kResident) loss_kernel(Problem<T, A>
   loss[row] = A(total / p.directions());
 }
 
-// Row weights w_i = -dL/d(log ratio), and the gradient of s12_ii. Sets without anchors have weight 0.
+// Row weights w_i = -dL/d(log ratio), and the gradient of s12_ii. Sets without anchors have weight
+// 0.
 template <class T, class A>
 __global__ void __launch_bounds__(kThreads, kResident)
     weight_kernel(Problem<T, A> p, const A* grad, const double* saved) {
@@ -201,7 +203,8 @@ __global__ void __launch_bounds__(kThreads, kResident) grad_kernel(Problem<T, A>
 
 // A warp per row: the parts in order, the positive's share, and back through the normalization.
 template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kResident) finish_kernel(Problem<T, A> p, int set, T* out) {
+__global__ void __launch_bounds__(kThreads, kResident)
+    finish_kernel(Problem<T, A> p, int set, T* out) {
   const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
   if (row >= p.rows(set)) return;
   const A own = p.inverse[set][row], norm = p.norm[set][row];

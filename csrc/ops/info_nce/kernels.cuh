@@ -41,8 +41,9 @@ cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor,
 // The rest of this header is what the kernels share: products of tiles, the operands, the work of a
 // block, and the loop over tiles of columns.
 //
-// In a product a warp owns 16 rows of the result. Lane l holds, for every 8 columns, the entries of rows l / 4 and
-// l / 4 + 8 and columns 2 (l % 4) and 2 (l % 4) + 1: the layout of mma.sync, used by all products.
+// In a product a warp owns 16 rows of the result. Lane l holds, for every 8 columns, the entries of
+// rows l / 4 and l / 4 + 8 and columns 2 (l % 4) and 2 (l % 4) + 1: the layout of mma.sync, used by
+// all products.
 
 __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
                                          const uint32_t (&b)[2]) {
@@ -95,7 +96,7 @@ __device__ __forceinline__ uint32_t pair(const bf16* p, int step) {
   return word;
 }
 
-// sum[t] += a (16, kDepth) b (kDepth, 8 kTiles), a[row * lda + k], b[k * b_depth + column * b_column].
+// sum[t] += a (16, kDepth) b (kDepth, 8 kTiles): a[row * lda + k], b[k * b_depth + column * b_column].
 struct FullProduct {
   template <int kTiles, int kDepth, class S, class A>
   static __device__ __forceinline__ void add(A (&sum)[kTiles][4], const S* a, int lda, const S* b,
@@ -161,7 +162,7 @@ struct Bf16Product {
 constexpr int kRows = 64;     // of a block: 16 per warp
 constexpr int kThreads = kTileBlock;
 constexpr int kMaxSplits = 16;
-constexpr int kResident = 2;  // blocks per multiprocessor; leaves each thread registers enough not to spill
+constexpr int kResident = 2;  // blocks per multiprocessor, few enough that no register spills
 constexpr int kSets = 3;  // 0 the anchors, 1 the positives, 2 the negatives
 
 // Columns and features of a tile, and the padding of its rows that avoids bank conflicts in shared
@@ -230,7 +231,8 @@ __global__ void __launch_bounds__(kThreads, kResident) prepare_kernel(Problem<T,
   if (threadIdx.x % kWarp == 0) p.inverse[set][row] = A(inverse), p.norm[set][row] = A(norm);
 }
 
-// The columns that pair with the rows of a set: `count` rows of another, without i == j if `same_index`.
+// The columns that pair with the rows of a set: `count` rows of another, without i == j if
+// `same_index`.
 struct Source {
   int set;
   int64_t first, count;
@@ -282,8 +284,8 @@ __device__ void load_tile(T* to, const T* z, int64_t first, int64_t count, int s
 }
 
 // Calls visit(scores, column set, first column, columns, index of the first column, or -1 where no
-// column is left out) for every tile of a block's columns. `own` and `other` are shared memory; `other` is
-// left with the features of the block's chunk.
+// column is left out) for every tile of a block's columns. `own` and `other` are shared memory;
+// `other` is left with the features of the block's chunk.
 template <class Product, class T, class A, class Visit>
 __device__ __forceinline__ void for_each_tile(const Problem<T, A>& p, int set, const Work<T>& w,
                                               T* own, T* other, const Visit& visit) {

@@ -1,5 +1,5 @@
-// The tiles of info_nce, compiled once per SIMD level: float32 and float64 everywhere, bfloat16 where the
-// processor multiplies it.
+// The tiles of info_nce, compiled once per SIMD level: float32 and float64 everywhere, bfloat16
+// where the processor multiplies it.
 #include <cmath>
 
 #include "common/row_norm.h"

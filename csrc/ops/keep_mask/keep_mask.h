@@ -1,7 +1,7 @@
-// The mask of dropout from a counter: element 4 w + j keeps where the j-th 16 bits of word w, signed,
-// are at least the limit. Word w is the w-th output of SplitMix64 (Steele, Lea, Flood: "Fast
-// splittable pseudorandom number generators", OOPSLA 2014) after the seed, so any part can be computed
-// independently, by any number of threads.
+// The mask of dropout from a counter: element 4 w + j keeps where the j-th 16 bits of word w,
+// signed, are at least the limit. Word w is the w-th output of SplitMix64 (Steele, Lea, Flood:
+// "Fast splittable pseudorandom number generators", OOPSLA 2014) after the seed, so any part can be
+// computed independently, by any number of threads.
 #pragma once
 #include <cstdint>
 

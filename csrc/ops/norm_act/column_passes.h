@@ -1,6 +1,6 @@
-// Two passes over row-major (N, H) arrays: sums over the rows of every column, and the elements that
-// depend on them. Both read whole rows in order, which suits the processor's prefetching; strips of
-// columns that stay in a cache between the passes were slower.
+// Two passes over row-major (N, H) arrays: sums over the rows of every column, and the elements
+// that depend on them. Both read whole rows in order, which suits the processor's prefetching;
+// strips of columns that stay in a cache between the passes were slower.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -12,12 +12,13 @@
 
 namespace mmssl::cpu {
 
-// Rows of a task. Each chunk has its own sums, which are added in the order of the chunks, so the result
-// does not depend on the number of threads.
+// Rows of a task. Each chunk has its own sums, which are added in the order of the chunks, so the
+// result does not depend on the number of threads.
 constexpr int64_t kChunkRows = 128;
 // Rows whose sums are formed in A and then added in double, as in torch.
 constexpr int64_t kBlockRows = 32;
-// Rows that are processed together, so that the numbers of a column are loaded once for all of them.
+// Rows that are processed together, so that the numbers of a column are loaded once for all of
+// them.
 constexpr int kRowsAtOnce = 4;
 // Below this many elements per task a thread costs more than it saves.
 constexpr int64_t kMinTaskElements = 1 << 14;

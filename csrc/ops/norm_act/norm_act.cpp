@@ -62,7 +62,8 @@ struct Statistics {
 template <class T, class A>
 struct Forward {
   using Sum = A;
-  // Sums of the deviations from the chunk's first row, which cancel less than the elements themselves.
+  // Sums of the deviations from the chunk's first row, which cancel less than the elements
+  // themselves.
   static constexpr int kSums = 2;
   NormActArgs<A> a;
   const T* x;

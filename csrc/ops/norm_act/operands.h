@@ -1,4 +1,5 @@
-// Checks and unpacks the tensors of norm_act and of its two gradients. Shapes and formula: norm_act.h.
+// Checks and unpacks the tensors of norm_act and of its two gradients. Shapes and formula:
+// norm_act.h.
 #pragma once
 #include "common/torch.h"
 #include "ops/norm_act/norm_act.h"

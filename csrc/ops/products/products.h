@@ -1,5 +1,5 @@
-// Products and transposed copies of dense matrices, for shapes at which the libraries behind torch are
-// slow.
+// Products and transposed copies of dense matrices, for shapes at which the libraries behind torch
+// are slow.
 //
 // Legend: n rows, p and q columns; matrices are contiguous.
 #pragma once

@@ -28,13 +28,6 @@ Tensors propagate(const Tensors& x, const Tensors& rowptr, const Tensors& col,
   return o.y;
 }
 
-Tensor spmm(const Tensor& x, const Tensor& rowptr, const Tensor& col, const Tensor& t_rowptr,
-            const Tensor& t_col, const OptTensor& row_scale, const OptTensor& col_scale,
-            const OptTensor& value, const OptTensor& edge, const OptTensor& t_edge) {
-  return propagate({x}, {rowptr}, {col}, {t_rowptr}, {t_col}, {row_scale}, {col_scale}, {value},
-                   {edge}, {t_edge})[0];
-}
-
 Tensor spmm_value_grad(const Tensor& grad, const Tensor& x, const Tensor& rowptr,
                        const Tensor& col, const Tensor& t_rowptr, const Tensor&,
                        const OptTensor& row_scale, const OptTensor& col_scale,
@@ -55,7 +48,7 @@ Tensor spmm_value_grad(const Tensor& grad, const Tensor& x, const Tensor& rowptr
 }  // namespace
 
 MMSSL_CUDA_LIBRARY(m) {
-  m.impl("spmm", TORCH_BOX(&spmm));
+  m.impl("spmm", TORCH_BOX(&single_product<propagate>));
   m.impl("spmm_value_grad", TORCH_BOX(&spmm_value_grad));
   m.impl("propagate", TORCH_BOX(&propagate));
 }

@@ -1,8 +1,8 @@
 // A group of kLanes lanes of a warp owns a row; each lane owns kVec neighboring columns and gathers
-// them with one load of 16 bytes. A row with more than kChunkEdges edges is left to the groups of the
-// chunks that it spans: the edges of the whole matrix are cut into chunks of kChunkEdges, so that the
-// host needs to know no row and nothing waits for the device, and a second kernel adds the sums of a
-// row's chunks in order, without atomics.
+// them with one load of 16 bytes. A row with more than kChunkEdges edges is left to the groups of
+// the chunks that it spans: the edges of the whole matrix are cut into chunks of kChunkEdges, so
+// that the host needs to know no row and nothing waits for the device, and a second kernel adds the
+// sums of a row's chunks in order, without atomics.
 //
 // A launch takes up to kMaxProducts products, passed by value in its parameters; neighboring blocks
 // belong to the same product.
@@ -62,8 +62,8 @@ struct Span {
   int64_t begin, end;
 };
 
-// Piece 2j is the part of chunk j that belongs to the long row at its head, piece 2j + 1 the part that
-// belongs to another long row that begins in it. A piece is empty if no such row exists.
+// Piece 2j is the part of chunk j that belongs to the long row at its head, piece 2j + 1 the part
+// that belongs to another long row that begins in it. A piece is empty if no such row exists.
 template <class A>
 __device__ __forceinline__ Span find_piece(const SparseArgs<A>& a, int64_t piece) {
   const int64_t begin = piece / 2 * kChunkEdges;
@@ -195,8 +195,8 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
-// Distributes a row of d numbers over lanes: 16-byte loads where every row starts on a multiple of 16
-// bytes, and just enough lanes for a row, so that short rows share a warp.
+// Distributes a row of d numbers over lanes: 16-byte loads where every row starts on a multiple of
+// 16 bytes, and just enough lanes for a row, so that short rows share a warp.
 struct Layout {
   int vec, lanes;
   bool operator==(const Layout&) const = default;

@@ -10,8 +10,9 @@ namespace mmssl::cuda {
 // Rows of d sums that a product of nnz edges needs as scratch; 0 where no row can be long.
 int64_t spmm_scratch_rows(int64_t nnz);
 
-// Computes every product of a batch, in as few launches as their widths allow. The bits are the same
-// every time, whatever the rest of the batch. scratch: spmm_scratch_rows(nnz) * d sums for each, in order.
+// Computes every product of a batch, in as few launches as their widths allow. The bits are the
+// same every time, whatever the rest of the batch. scratch: spmm_scratch_rows(nnz) * d sums for
+// each, in order.
 cudaError_t launch_spmm(std::span<const SparseProduct<float, float>> products, float* scratch,
                         cudaStream_t stream);
 cudaError_t launch_spmm(std::span<const SparseProduct<bf16, float>> products, float* scratch,

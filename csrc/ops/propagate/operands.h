@@ -111,6 +111,16 @@ struct PropagateOperands {
   std::vector<MatrixOperands> matrix;
 };
 
+// spmm: a batch of one product.
+template <auto kPropagate>
+Tensor single_product(const Tensor& x, const Tensor& rowptr, const Tensor& col,
+                      const Tensor& t_rowptr, const Tensor& t_col, const OptTensor& row_scale,
+                      const OptTensor& col_scale, const OptTensor& value, const OptTensor& edge,
+                      const OptTensor& t_edge) {
+  return kPropagate({x}, {rowptr}, {col}, {t_rowptr}, {t_col}, {row_scale}, {col_scale}, {value},
+                    {edge}, {t_edge})[0];
+}
+
 // The gradient for the values of one product: grad (R, D), x (C, D).
 struct ValueGradOperands {
   ValueGradOperands(const Tensor& grad_, const Tensor& x_, const Tensor& rowptr, const Tensor& col,

@@ -15,9 +15,9 @@
 namespace mmssl::cpu {
 namespace {
 
-// Edges by which gathered rows are prefetched: enough to cover the latency of the last-level cache, or of
-// memory where x does not fit in that cache, and few enough that the rows are still in the first-level
-// cache when they are used.
+// Edges by which gathered rows are prefetched: enough to cover the latency of the last-level cache,
+// or of memory where x does not fit in that cache, and few enough that the rows are still in the
+// first-level cache when they are used.
 constexpr int64_t kAheadInCache = 24, kAheadInMemory = 48;
 constexpr int64_t kBytesAhead = 12 << 10;  // a quarter of a first-level cache
 constexpr int64_t kBytesInCache = 4 << 20, kScaleBytesInCache = 1 << 20;
@@ -44,8 +44,8 @@ struct Spmm {
   bool far_scale;  // whether col_scale is prefetched too
 };
 
-// The factors of an edge's row. The common cases have separate loops: a loop that tests for all of them
-// takes a fifth more time.
+// The factors of an edge's row. The common cases have separate loops: a loop that tests for all of
+// them takes a fifth more time.
 enum class Weights { kOnes, kColumns, kAny };
 
 template <Weights kWeights, class A>
@@ -174,8 +174,8 @@ MMSSL_INLINE void sum_row(const Spmm<T, A>& s, int64_t begin, int64_t end, A sca
   if (k < s.d) sum_tail<T, A, kLanes, kWeights>(s, begin, end, k, scale, out);
 }
 
-// A task checks its own part of the index before it follows it. Its thread is about to read that part
-// anyway, so the check costs next to nothing.
+// A task checks its own part of the index before it follows it. Its thread is about to read that
+// part anyway, so the check costs next to nothing.
 template <class A>
 MMSSL_INLINE bool check(const SparseArgs<A>& a, const Cut& from, const Cut& to) {
   const int64_t begin = from.position, count = to.position - begin;

@@ -2,8 +2,8 @@
 //
 //   y[r, :] = row_scale[r] * sum_p value[edge[p]] * col_scale[col[p]] * x[col[p], :]
 //
-// over the positions p in [rowptr[r], rowptr[r + 1]). A null scale or value is all ones, a null edge
-// is the identity. R rows, C columns, E edges, D features.
+// over the positions p in [rowptr[r], rowptr[r + 1]). A null scale or value is all ones, a null
+// edge is the identity. R rows, C columns, E edges, D features.
 #pragma once
 #include <span>
 
@@ -42,9 +42,9 @@ inline constexpr int64_t kChunkEdges = 512;
 
 namespace cpu {
 
-// Both check the index as they read it and return false if an entry of col lies outside [0, C) or one of
-// edge outside [0, E). Nothing is read through such an entry, and the results are then undefined.
-// The caller has checked rowptr.
+// Both check the index as they read it and return false if an entry of col lies outside [0, C) or
+// one of edge outside [0, E). Nothing is read through such an entry, and the results are then
+// undefined. The caller has checked rowptr.
 
 // Every product of a batch, in one parallel region. The bits depend neither on the number of
 // threads nor on the SIMD level or the rest of the batch.
@@ -52,8 +52,8 @@ bool spmm(std::span<const SparseProduct<float, float>> products, const Parallel&
 bool spmm(std::span<const SparseProduct<bf16, float>> products, const Parallel& pool);
 bool spmm(std::span<const SparseProduct<double, double>> products, const Parallel& pool);
 
-// Gradient of spmm for its values: out[edge[p]] = row_scale[r] * col_scale[col[p]] * <g[r], x[col[p]]>
-// with g (R, D) the gradient of y. a.value is not read.
+// Gradient of spmm for its values: out[edge[p]] = row_scale[r] * col_scale[col[p]] * <g[r],
+// x[col[p]]> with g (R, D) the gradient of y. a.value is not read.
 bool spmm_value_grad(const SparseArgs<float>& a, const float* g, const float* x, float* out,
                      int64_t d, const Parallel& pool);
 bool spmm_value_grad(const SparseArgs<float>& a, const bf16* g, const bf16* x, float* out,

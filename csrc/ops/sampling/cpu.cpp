@@ -1,5 +1,5 @@
-// Schema of sample_bpr and its binding to the CPU. The draws come from torch's generator, whose state is
-// out of reach of the stable ABI.
+// Schema of sample_bpr and its binding to the CPU. The draws come from torch's generator, whose
+// state is out of reach of the stable ABI.
 #include <tuple>
 
 #include "ops/sampling/operands.h"

@@ -14,8 +14,8 @@ int64_t scaled(double draw, int64_t count) {
 // False for NaN.
 bool is_draw(double draw) { return draw >= 0 && draw < 1; }
 
-// The positions of a shuffled array that do not hold their own number: an open hash table of at most
-// `entries` positions.
+// The positions of a shuffled array that do not hold their own number: an open hash table of at
+// most `entries` positions.
 class Moved {
  public:
   explicit Moved(int64_t entries) {
@@ -45,8 +45,8 @@ class Moved {
 }  // namespace
 
 int64_t sample_bpr(const SampleArgs& a, int64_t* user, int64_t* pos, int64_t* neg) {
-  // The first B steps of a Fisher-Yates shuffle. Position b is never read again after step b, so only
-  // the numbers that move up are stored.
+  // The first B steps of a Fisher-Yates shuffle. Position b is never read again after step b, so
+  // only the numbers that move up are stored.
   Moved moved(a.batch);
   for (int64_t b = 0; b < a.batch; ++b) {
     if (!is_draw(a.draw[b])) return b;

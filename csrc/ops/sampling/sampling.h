@@ -16,8 +16,8 @@ struct SampleArgs {
   int64_t batch;              // B
 };
 
-// Writes user, pos and neg, (B) each. Returns the first triple whose draws or user are not as above, or
-// -1. Entries are checked as they are read, which costs less than a pass over the arrays.
+// Writes user, pos and neg, (B) each. Returns the first triple whose draws or user are not as
+// above, or -1. Entries are checked as they are read, which costs less than a pass over the arrays.
 int64_t sample_bpr(const SampleArgs& a, int64_t* user, int64_t* pos, int64_t* neg);
 
 }  // namespace mmssl::cpu

@@ -21,8 +21,8 @@ struct Case {
   bool exclude, special;              // special: NaN, infinities and zeros of both signs
 };
 
-// Returns the number of wrong positions. The numbers are whole and small, so that sums are exact and
-// many scores equal.
+// Returns the number of wrong positions. The numbers are whole and small, so that sums are exact
+// and many scores equal.
 template <class T, class A>
 int check(const Case& c, int processors) {
   std::mt19937 random(7);

@@ -1,7 +1,8 @@
-// A block ranks kUsers users at a time. For each tile of kItems items its threads compute the scores, one
-// item per thread; then its warps append, in the order of the items, what exceeds a user's threshold to
-// the user's candidates, and cut these back to the best k whenever they fill their buffer. Candidates
-// live in global memory (they stay in the L2 cache), one buffer per user of every block on the device.
+// A block ranks kUsers users at a time. For each tile of kItems items its threads compute the
+// scores, one item per thread; then its warps append, in the order of the items, what exceeds a
+// user's threshold to the user's candidates, and cut these back to the best k whenever they fill
+// their buffer. Candidates live in global memory (they stay in the L2 cache), one buffer per user
+// of every block on the device.
 #include "ops/topk/kernels.cuh"
 
 #include <cmath>
@@ -40,8 +41,8 @@ __device__ int count_at_least(const A* score, int count, A t, int lane) {
 }
 
 // Keeps the best k of more than k candidates, and at most `slack` more where that ends the search
-// sooner; ties go to the smaller item. Returns how many are left and sets the threshold that a later
-// item has to exceed. A whole warp; see cut() in select.h.
+// sooner; ties go to the smaller item. Returns how many are left and sets the threshold that a
+// later item has to exceed. A whole warp; see cut() in select.h.
 template <class A>
 __device__ int cut(const Candidates<A>& c, int count, int k, int slack, A& threshold, int lane) {
   A least = c.score[0], most = least;

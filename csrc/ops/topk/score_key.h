@@ -45,9 +45,10 @@ MMSSL_HD A from_key(Key<A> key) {
   return score;
 }
 
-// A key strictly between two others: that of the mean of the two scores, if it lies between them, which
-// ends a search among similar scores soonest; by_key: halfway between the keys, which ends every search
-// after at most one step per bit of a key. The distance of two keys may exceed a signed key.
+// A key strictly between two others: that of the mean of the two scores, if it lies between them,
+// which ends a search among similar scores soonest; by_key: halfway between the keys, which ends
+// every search after at most one step per bit of a key. The distance of two keys may exceed a
+// signed key.
 template <class A>
 MMSSL_HD Key<A> middle_key(Key<A> low, Key<A> high, bool by_key) {
   const Key<A> by_value = to_key(A(from_key<A>(low) / 2 + from_key<A>(high) / 2));

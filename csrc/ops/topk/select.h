@@ -1,6 +1,6 @@
 // One user's candidates: appended in the order of their ids, cut back to the best k whenever they
-// fill their buffer, and sorted at the end. Cuts bisect for a threshold and count; nothing is sorted by
-// comparisons.
+// fill their buffer, and sorted at the end. Cuts bisect for a threshold and count; nothing is
+// sorted by comparisons.
 #pragma once
 #include <algorithm>
 #include <bit>
@@ -22,8 +22,8 @@ struct SelectShape {
   static constexpr uint32_t kAll = (1u << kLanes) - 1;
 };
 
-// Bit i is set if a[i] > b[i]. The instructions are inline assembly: intrinsics can't be inlined into a
-// body that several levels share, and a comparison of vectors yields no bits.
+// Bit i is set if a[i] > b[i]. The instructions are inline assembly: intrinsics can't be inlined
+// into a body that several levels share, and a comparison of vectors yields no bits.
 template <class A, int kLanes>
 MMSSL_INLINE uint32_t greater_bits(Vec<A, kLanes> a, Vec<A, kLanes> b) {
 #if defined(__x86_64__)
@@ -57,8 +57,8 @@ MMSSL_INLINE uint32_t greater_bits(Vec<A, kLanes> a, Vec<A, kLanes> b) {
 #endif
 }
 
-// Writes the lanes of `in` whose bit is set to `out`, without gaps. The rest of the vector in `out` is
-// undefined. `out` may precede `in` in the same array.
+// Writes the lanes of `in` whose bit is set to `out`, without gaps. The rest of the vector in `out`
+// is undefined. `out` may precede `in` in the same array.
 template <class S, class E>
 MMSSL_INLINE void compress(const E* in, uint32_t bits, E* out) {
 #if defined(__x86_64__)
@@ -85,8 +85,8 @@ struct Candidates {
   A threshold;  // k candidates are at least this good, so that a later item has to be better
 };
 
-// The number of scores that are at least t among the first `padded`, a multiple of the lanes, none of
-// them NaN.
+// The number of scores that are at least t among the first `padded`, a multiple of the lanes, none
+// of them NaN.
 template <class S>
 MMSSL_INLINE int64_t count_at_least(const typename S::A* score, int64_t padded, typename S::A t) {
   using A = typename S::A;

@@ -12,11 +12,13 @@
 namespace mmssl::cpu {
 namespace {
 
-// Users of a task: enough to make it worthwhile to load a panel of items into the first-level cache.
+// Users of a task: enough to make it worthwhile to load a panel of items into the first-level
+// cache.
 constexpr int64_t kTaskRows = 32;
 // Panels of items that are packed at a time.
 constexpr int64_t kPackPanels = 16;
-// Minimum number of panels per thread where few users are ranked and threads share the items instead.
+// Minimum number of panels per thread where few users are ranked and threads share the items
+// instead.
 constexpr int64_t kMinRangePanels = 64;
 // Maximum number of candidates that are ranked by counting, whose cost grows with the square.
 constexpr int64_t kFew = 160;
@@ -40,7 +42,8 @@ struct Ranking {
 #pragma GCC push_options
 #pragma GCC optimize("fp-contract=fast")
 
-// Appends the scores that exceed the threshold, of one row of kPanel scores for the items from j on.
+// Appends the scores that exceed the threshold, of one row of kPanel scores for the items from j
+// on.
 template <class S, class L>
 MMSSL_INLINE void append(const Ranking<typename S::A>& t, int64_t row, int64_t j,
                          typename S::A* score, const int32_t* item) {
@@ -267,8 +270,8 @@ void write_lists(const TopkArgs<T, A>& a, int64_t first, int64_t rows, Workspace
   }
 }
 
-// One tile of users: threads share the items, and each panel is packed once, where it is used, so that
-// no copy of all items exists.
+// One tile of users: threads share the items, and each panel is packed once, where it is used, so
+// that no copy of all items exists.
 template <class T, class A>
 void rank_few(const TopkArgs<T, A>& a, int64_t capacity, const Parallel& pool) {
   const Functions<T, A>& f = functions<T, A>();

@@ -1,5 +1,5 @@
-// Score, mask and select in one pass: the arguments of both devices as raw pointers, and the CPU kernel.
-// U users, I items, B ranked users, D features.
+// Score, mask and select in one pass: the arguments of both devices as raw pointers, and the CPU
+// kernel. U users, I items, B ranked users, D features.
 #pragma once
 #include <cstdint>
 
@@ -23,10 +23,11 @@ struct TopkArgs {
 
 namespace cpu {
 
-// scores[b, :], items[b, :] = the k largest of <user_emb[users[b]], item_emb[i]> over the items i that
-// the user has no edge to, largest first, ties by smaller i; -inf and -1 where no item is left. NaN and
-// -inf are never returned. A score is one chain of multiply-adds over the features in order, so it
-// depends neither on the other users nor on the number of threads; nothing of size B x I exists.
+// scores[b, :], items[b, :] = the k largest of <user_emb[users[b]], item_emb[i]> over the items i
+// that the user has no edge to, largest first, ties by smaller i; -inf and -1 where no item is
+// left. NaN and -inf are never returned. A score is one chain of multiply-adds over the features in
+// order, so it depends neither on the other users nor on the number of threads; nothing of size B x
+// I exists.
 template <class T, class A>
 void masked_topk(const TopkArgs<T, A>& a, const Parallel& pool);
 

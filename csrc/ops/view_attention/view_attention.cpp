@@ -13,8 +13,8 @@ namespace {
 
 constexpr int64_t kTaskNodes = 256;  // some hundred microseconds of work
 // Nodes that go through each stage together: enough that a stage doesn't wait for the stores of the
-// previous one, few enough that their rows and those of the next block, which are prefetched meanwhile,
-// fit in the first-level cache.
+// previous one, few enough that their rows and those of the next block, which are prefetched
+// meanwhile, fit in the first-level cache.
 constexpr int64_t kBlockNodes = 2;
 
 template <class T, class A>
@@ -45,7 +45,8 @@ struct Rows {
   MMSSL_INLINE const A* operator[](int64_t row) const { return first + row * stride; }
 };
 
-// to[k] = f(k), first in vectors and then in single numbers; f's second argument is the number of lanes.
+// to[k] = f(k), first in vectors and then in single numbers; f's second argument is the number of
+// lanes.
 template <class T, class A, int kLanes, class F>
 MMSSL_INLINE void fill_row(T* to, int64_t d, const F& f) {
   int64_t k = 0;
@@ -70,7 +71,8 @@ struct Block {
   const Job<T, A>& job;
   const int64_t heads;
   Rows<T, A> query[kBlockNodes], key[kBlockNodes], view[kBlockNodes], grad[kBlockNodes];
-  // By node: p (H, M queries, M), which the gradients of the scores follow; w and its gradient (H, M).
+  // By node: p (H, M queries, M), which the gradients of the scores follow; w and its gradient (H,
+  // M).
   const int64_t shares, weights;
   std::vector<A> share, weight, grad_weight;
   std::vector<A> partial;  // of a node's dot products, a vector each
@@ -106,8 +108,8 @@ struct Block {
     }
   }
 
-  // Prefetches the rows of the next block, some at each stage: all at once are more than the processor
-  // can track.
+  // Prefetches the rows of the next block, some at each stage: all at once are more than the
+  // processor can track.
   MMSSL_INLINE void fetch(const T* from, int64_t rows, int64_t first, int64_t row_size) {
     const int64_t count = std::min(kBlockNodes, job.size.nodes - first);
     for (int64_t r = 0; r < rows; ++r) {
@@ -258,7 +260,8 @@ auto task_for() {
                   blocks_avx512<T, A, kViews, kWidth>);
 }
 
-// Two or three modalities and heads of 16 features are what the model has; their loops are unrolled.
+// Two or three modalities and heads of 16 features are what the model has; their loops are
+// unrolled.
 template <class T, class A>
 auto task_for(const ViewAttentionSize& s) {
   if (s.dim / s.heads == 16 && s.views == 2) return task_for<T, A, 2, 16>();

@@ -1,5 +1,5 @@
-// Multi-head attention between the M views of one node, averaged over the queries, on the CPU. For a
-// node with views v_b, queries q_a and keys k_b, and heads h of D / H features each:
+// Multi-head attention between the M views of one node, averaged over the queries, on the CPU. For
+// a node with views v_b, queries q_a and keys k_b, and heads h of D / H features each:
 //
 //   p[a, b, h] = softmax over b of <q_a, k_b>_h / sqrt(D / H),  w[b, h] = mean over a of p[a, b, h]
 //   out[h] = sum_b w[b, h] v_b        (every head weighs the full views)
