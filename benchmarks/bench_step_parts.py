@@ -23,8 +23,8 @@ from benchmarks.peers.registry import compiled, with_backend
 from mmssl import indexing, ops
 from mmssl.config import load_config, preset_names
 from mmssl.graph import InteractionGraph
+from mmssl.ops.masked_similarity import batch_edges
 from mmssl.ops.reference import bpr_loss_reference, triples_from_draws_reference
-from mmssl.ops.similarity import batch_edges
 
 D = 64
 BATCH = 1024

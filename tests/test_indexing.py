@@ -12,7 +12,7 @@ from torch import Tensor
 from mmssl import indexing
 from mmssl.graph import InteractionGraph
 from mmssl.ops import _extension
-from mmssl.ops.similarity import batch_edges
+from mmssl.ops.masked_similarity import batch_edges
 
 needs_host = pytest.mark.skipif(
     _extension.host is None, reason=f"no mmssl._host: {_extension.missing.get('_host')}"

@@ -15,12 +15,12 @@ from mmssl.ops.dispatch import (
 )
 from mmssl.ops.dropout import keep_mask
 from mmssl.ops.info_nce import info_nce
+from mmssl.ops.masked_similarity import masked_similarity, masked_similarity_linear
 from mmssl.ops.norm_act import norm_act
 from mmssl.ops.normalized import add_normalized
 from mmssl.ops.propagate import propagate, spmm
 from mmssl.ops.reference import Triples
 from mmssl.ops.sampling import sample_bpr
-from mmssl.ops.similarity import masked_similarity, masked_similarity_linear
 from mmssl.ops.topk import masked_topk
 from mmssl.ops.view_attention import view_attention
 

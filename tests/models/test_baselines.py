@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from mmssl.training.baselines import train_lightgcn
 
 from mmssl.data.dataset import InteractionDataset, Interactions
 from mmssl.errors import InputError
@@ -14,7 +15,6 @@ from mmssl.evaluation import Evaluator
 from mmssl.graph import InteractionGraph
 from mmssl.models.lightgcn import LightGCN
 from mmssl.models.popularity import popularity
-from mmssl.training.baselines import train_lightgcn
 
 
 def make_dataset(num_groups: int = 4, users: int = 12, items: int = 10) -> InteractionDataset:

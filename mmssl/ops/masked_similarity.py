@@ -1,11 +1,12 @@
-"""Similarity rows of the critic, and a linear layer applied to them without ever forming them.
+"""Normalized similarity rows with some entries masked, and their product with a matrix.
 
-Legend: U users, I items, B batch, D embedding dim, H outputs, n train edges of the batch.
+The rows are low rank except for the masked entries, so the product never forms them.
+
+Legend: U users, I items, B batch, D embedding dim, H outputs, n masked edges of the batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,45 +21,28 @@ from mmssl.ops.product import gram, product
 from mmssl.ops.propagate import spmm
 from mmssl.ops.reference import masked_similarity_reference
 
-# Squared norms are differences; below this share of the unmasked norm nothing but rounding is left
-# (the user has, in effect, every item), and the row counts as zero.
+# A squared norm is a difference. Below this share of the unmasked squared norm it is rounding error
+# only (the user has, in effect, every item), and the row counts as zero.
 _ROUNDING_SHARE = 1e-12
-_EPS = 1e-12  # of torch.nn.functional.normalize
+_EPS = 1e-12  # the default of torch.nn.functional.normalize
 
 
 class BatchEdges(NamedTuple):
-    """The edges of some users, indexed both ways for :func:`mmssl.ops.spmm`."""
+    """The edges of a batch of users, indexed in both directions for :func:`mmssl.ops.spmm`."""
 
     view: GraphView  # (B, I), without scales or values
-    position: Tensor  # (n,) int64 row in the batch of each edge
+    position: Tensor  # (n,) int64, each edge's row in the batch
     item: Tensor  # (n,) int64
 
     def with_value(self, value: Tensor) -> GraphView:
-        """The (B, I) sparse matrix of (n,) edge values."""
+        """Return the (B, I) sparse matrix of (n,) edge values."""
         view = self.view
         return GraphView(
             view.rowptr, view.col, view.t_rowptr, view.t_col, value=value, t_edge=view.t_edge
         )
 
-    def stacked(self, values: Sequence[Tensor]) -> GraphView:
-        """The (M B, I) sparse matrix of M blocks of (n,) edge values, one below the other."""
-        view, count, value = self.view, len(values), torch.cat(list(values))
-        if count == 1:
-            return self.with_value(value)
-        assert view.t_edge is not None
-        block = torch.arange(count, device=value.device)
-        starts = view.rowptr[:-1] + block[:, None] * view.nnz
-        return GraphView(
-            rowptr=torch.cat([starts.flatten(), view.rowptr[-1:] * count]),
-            col=view.col.repeat(count),
-            t_rowptr=view.t_rowptr * count,
-            t_col=(view.t_col[:, None] + block.int() * view.num_rows).flatten(),
-            value=value,
-            t_edge=(view.t_edge[:, None] + block * view.nnz).flatten(),
-        )
-
     def dots(self, row: Tensor, column: Tensor) -> Tensor:
-        """(n,) products ``<row[b], column[i]>`` of (B, D) and (I, D) over the edges."""
+        """Return the (n,) products ``<row[b], column[i]>`` of (B, D) and (I, D) over the edges."""
         if not use_native("spmm", row.device.type, row.dtype):
             return (row[self.position] * column[self.item]).sum(1)
         view = self.view
@@ -77,13 +61,13 @@ class BatchEdges(NamedTuple):
         return out.to(row.dtype)
 
     def row_sum(self, value: Tensor) -> Tensor:
-        """(B,) sums of (n,) edge values."""
+        """Return the (B,) sums of (n,) edge values."""
         ones = value.new_ones(self.view.num_cols, 1)
         return spmm(self.with_value(value), ones).squeeze(1)
 
 
 def batch_edges(interactions: GraphView, users: Tensor) -> BatchEdges:
-    """Gathers the edges of a batch; on a GPU with one wait, for their number.
+    """Gather the edges of a batch; on a GPU this waits once, for their number.
 
     Args:
         interactions: (U, I) view.
@@ -95,73 +79,35 @@ def batch_edges(interactions: GraphView, users: Tensor) -> BatchEdges:
     return BatchEdges(GraphView(rowptr, col, t_rowptr, t_col, t_edge=t_edge), position, item)
 
 
-class FactoredRows(NamedTuple):
-    """Rows ``left @ item_emb.T + sparse + floor``, never formed."""
-
-    left: Tensor  # (B, D)
-    item_emb: Tensor  # (I, D)
-    edges: BatchEdges
-    value: Tensor  # (n,) the sparse part, on the batch's edges
-    floor: Tensor | None  # (B,) what is added to every entry of a row; None: 0
-
-    def row_sum(self) -> Tensor:
-        """(B,) sums over the items of each row."""
-        total = self.left @ self.item_emb.sum(0) + self.edges.row_sum(self.value)
-        if self.floor is not None:
-            total = total + self.floor * self.item_emb.shape[0]
-        return total
-
-
-def linear(blocks: Sequence[FactoredRows], weight: Tensor) -> Tensor:
-    """The rows of M blocks over the same edges, times a weight; one pass over it for all blocks.
-
-    Args:
-        blocks: M blocks of B rows of length I, of one batch of users.
-        weight: (I, H); its dtype is the dtype of the products.
-
-    Returns:
-        (M B, H).
-    """
-    count, (num_rows, dim) = len(blocks), blocks[0].left.shape
-    dtype = weight.dtype
-    items = torch.cat([block.item_emb for block in blocks], 1).to(dtype)  # (I, M D)
-    through = product(items.T, weight).view(count, dim, -1)  # (M, D, H)
-    pairs = zip(blocks, through, strict=True)
-    out = torch.cat([product(block.left.to(dtype), right) for block, right in pairs])
-    out = out + spmm(blocks[0].edges.stacked([block.value for block in blocks]), weight)
-    if any(block.floor is not None for block in blocks):
-        zero = out.new_zeros(num_rows)
-        floor = torch.cat([zero if b.floor is None else b.floor.to(dtype) for b in blocks])
-        out = out + floor[:, None] * weight.sum(0)
-    return out
-
-
-def similarity_rows(
+def similarity_factors(
     user_emb: Tensor, item_emb: Tensor, users: Tensor, edges: BatchEdges
-) -> FactoredRows:
-    """:func:`mmssl.ops.masked_similarity`'s rows, in factors; differentiable once.
+) -> tuple[Tensor, Tensor]:
+    """Factor the rows of :func:`masked_similarity`; differentiable once.
 
-    They are of unit length and zero on the edges: ``scale * (user @ item_emb.T - masked)``. A
-    product with an (I, H) matrix costs ``D (I + B) H`` for the low-rank part and n H for the masked
-    entries, instead of B I H.
+    The rows are ``left @ item_emb.T`` plus ``value`` on the edges. A product with an (I, H) matrix
+    therefore costs ``D (I + B) H`` for the low-rank part and n H for the masked entries, instead of
+    B I H.
 
     Args:
         user_emb: (U, D).
         item_emb: (I, D).
         users: (B,) int64.
-        edges: of the same users, which become 0 in the rows.
+        edges: Edges of the same users; these entries of the rows are 0.
+
+    Returns:
+        left (B, D), the scaled user rows, and value (n,), the scaled masked entries, negated.
     """
     left, value = _Factors.apply(user_emb, item_emb, users, edges)
-    return FactoredRows(left, item_emb, edges, value, None)
+    return left, value
 
 
 class _Factors(torch.autograd.Function):
     """The two factors that are not the item table: scaled user rows, scaled masked entries.
 
     With u_b a user's row, m_e the scores of its edges and ``G = E^T E``, the squared length of a
-    row is ``q_b = u_b^T G u_b - sum_e m_e^2``, in float64 since it is a difference, and the scale
-    ``q_b^-1/2``. Written out, backward shares what it can: one product with the item table and one
-    pass over the edges in either direction.
+    row is ``q_b = u_b^T G u_b - sum_e m_e^2``, and its scale is ``q_b^-1/2``. The difference is
+    formed in float64. Backward is written by hand because it can share work that autograd would
+    repeat: one product with the item table and one pass over the edges in either direction.
     """
 
     @staticmethod
@@ -206,11 +152,11 @@ class _Factors(torch.autograd.Function):
 def masked_similarity(
     user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: GraphView
 ) -> Tensor:
-    """``normalize((user_emb[users] @ item_emb.T) * (1 - A[users]))``, with the rows written out.
+    """Compute ``normalize((user_emb[users] @ item_emb.T) * (1 - A[users]))``, forming the rows.
 
     Args:
         user_emb: (U, D) floating point.
-        item_emb: (I, D), in its dtype.
+        item_emb: (I, D), same dtype as ``user_emb``.
         users: (B,) int64.
         exclude: (U, I) view A; its edges become 0.
 
@@ -218,7 +164,7 @@ def masked_similarity(
         (B, I) rows of unit length (zero rows stay zero).
 
     Raises:
-        InputError: an argument is not as above.
+        InputError: An argument has another shape, dtype or device.
     """
     check_rows(user_emb, item_emb, users, exclude)
     use_native("masked_similarity", user_emb.device.type)
@@ -226,7 +172,7 @@ def masked_similarity(
 
 
 def check_rows(user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: GraphView) -> None:
-    """Raises InputError unless these are the arguments of :func:`masked_similarity`."""
+    """Raise InputError unless these are valid arguments of :func:`masked_similarity`."""
     check_tensor("user_emb", user_emb, dims="(U, D)")
     check_tensor("item_emb", item_emb, dims="(I, D)", like=user_emb)
     check_shape("item_emb", item_emb, (item_emb.shape[0], user_emb.shape[1]))
@@ -243,11 +189,11 @@ def check_rows(user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: Graph
 def masked_similarity_linear(
     user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: GraphView, weight: Tensor
 ) -> Tensor:
-    """``masked_similarity(user_emb, item_emb, users, exclude) @ weight`` without the (B, I) rows.
+    """Compute ``masked_similarity(user_emb, item_emb, users, exclude) @ weight`` without the rows.
 
-    Exact up to rounding. Rows are low rank but for the masked entries, so the cost is about
-    ``D/B + D/I`` of the dense product; gradients flow to the embeddings and to ``weight`` at the
-    same saving. Those of the embeddings can't be differentiated again.
+    The result is exact up to rounding. The rows are low rank except for the masked entries, so the
+    cost is about ``D/B + D/I`` of the dense product; gradients flow to the embeddings and to
+    ``weight`` at the same saving. Double backward is not supported for the embeddings.
 
     Args:
         user_emb: (U, D).
@@ -260,12 +206,14 @@ def masked_similarity_linear(
         (B, H).
 
     Raises:
-        InputError: an argument is not as above.
+        InputError: An argument has another shape, dtype or device.
     """
     check_rows(user_emb, item_emb, users, exclude)
     check_tensor("weight", weight, dims="(I, H)", like=item_emb)
     check_shape("weight", weight, (item_emb.shape[0], weight.shape[1]))
     if not use_native("masked_similarity_linear", user_emb.device.type, user_emb.dtype):
         return masked_similarity_reference(user_emb, item_emb, users, exclude) @ weight
-    rows = similarity_rows(user_emb, item_emb, users, batch_edges(exclude, users))
-    return linear([rows], weight)
+    edges = batch_edges(exclude, users)
+    left, value = similarity_factors(user_emb, item_emb, users, edges)
+    low_rank = product(left, product(item_emb.T, weight))
+    return low_rank + spmm(edges.with_value(value), weight)

@@ -1,11 +1,11 @@
-"""One training step of MMSSL: critic, structure, recommender. Nothing here leaves the device.
+"""One training step of MMSSL: critic, structure, recommender; nothing waits for the device.
 
-Legend: I items, B batch, M modalities.
+Legend: I items, B batch, M modalities, d_m raw feature dim of modality m.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,22 +15,28 @@ from torch.profiler import record_function
 
 from mmssl import ops
 from mmssl.config import Config
-from mmssl.losses import LossTerms, recommender_loss
-from mmssl.models.critic import Critic, CriticLoss, critic_loss
-from mmssl.models.embeddings import Embeddings
-from mmssl.models.mmssl import MMSSL
-from mmssl.models.rows import gumbel_form, real_rows, uniform_shape
-from mmssl.models.structure import StructureLearner
-from mmssl.ops.reference import Triples
-from mmssl.ops.similarity import BatchEdges, FactoredRows, batch_edges, similarity_rows
+from mmssl.graph import InteractionGraph
+from mmssl.models.mmssl.critic import Critic, CriticLoss, critic_loss
+from mmssl.models.mmssl.loss import LossTerms, recommender_loss
+from mmssl.models.mmssl.model import MMSSL, MultiModalEmbeddings
+from mmssl.models.mmssl.rows import (
+    FactoredRows,
+    gumbel_form,
+    real_rows,
+    similarity_rows,
+    uniform_shape,
+)
+from mmssl.models.mmssl.structure import StructureLearner, structure_learner
+from mmssl.ops import Triples
+from mmssl.ops.masked_similarity import BatchEdges, batch_edges
 
 
 class StepInput(NamedTuple):
-    """Everything random about a step besides dropout."""
+    """The random input of a step, dropout excepted."""
 
     batch: Triples  # (B,)
     edges: BatchEdges  # of the batch's users
-    uniform: Tensor | None  # Gumbel noise, shaped by rows.uniform_shape; None without a critic
+    uniform: Tensor | None  # Gumbel noise of shape rows.uniform_shape; None without a critic
     alpha: Tensor | None  # (M B, 1) shares of the mixed rows
 
 
@@ -39,22 +45,22 @@ class StepLosses(NamedTuple):
 
     recommender: LossTerms
     critic: CriticLoss | None
-    grad_norms: tuple[Tensor, ...] = ()  # before clipping, of each optimiser that clips
+    grad_norms: tuple[Tensor, ...] = ()  # before clipping, one per optimizer that clips
 
     def to_vector(self) -> Tensor:
-        """All terms, in the order of :meth:`TrainingStep.loss_names`."""
+        """Stack all terms, in the order of :meth:`TrainingStep.loss_names`."""
         return torch.stack([*self.recommender, *(self.critic or ()), *self.grad_norms])
 
 
 class TrainingStep:
-    """Owns the optimisers and runs the step of either variant.
+    """Owns the optimizers and runs the step of either variant.
 
     Args:
-        model: the recommender.
+        model: The recommender.
         critic: None if its weight in the loss is 0.
-        structure: the modality graphs.
-        config: the complete configuration.
-        generator: draws batches and noise, on the model's device.
+        structure: The modality graphs.
+        config: The complete configuration.
+        generator: Source of batches and noise, on the model's device.
     """
 
     def __init__(
@@ -82,7 +88,7 @@ class TrainingStep:
         )
 
     def loss_names(self) -> list[str]:
-        """Names of the terms of a step's losses; those of gradient norms end in "grad_norm"."""
+        """Return the names of a step's terms; those of gradient norms end in "grad_norm"."""
         names = list(LossTerms._fields)
         if self.critic is not None:
             names += [f"critic_{name}" for name in CriticLoss._fields]
@@ -90,7 +96,7 @@ class TrainingStep:
         return names + (["grad_norm"] if self.config.training.clip_norm else [])
 
     def draw(self) -> StepInput:
-        """The random input of one step."""
+        """Draw the random input of one step."""
         with record_function("mmssl::sample"):
             return self._draw()
 
@@ -108,7 +114,7 @@ class TrainingStep:
         return torch.rand(shape, generator=self.generator, device=self.model.graph.device)
 
     def __call__(self, inputs: StepInput, step_of_epoch: int) -> StepLosses:
-        """Updates critic, modality graphs and recommender once."""
+        """Update critic, modality graphs and recommender once."""
         self.model.train()
         users, edges = inputs.batch.user, inputs.edges
         critic_terms: CriticLoss | None = None
@@ -142,9 +148,13 @@ class TrainingStep:
         return StepLosses(detached, critic_terms, tuple(norms))
 
     def _critic_step(
-        self, embeddings: Embeddings, inputs: StepInput, step_of_epoch: int, norms: list[Tensor]
+        self,
+        embeddings: MultiModalEmbeddings,
+        inputs: StepInput,
+        step_of_epoch: int,
+        norms: list[Tensor],
     ) -> CriticLoss:
-        """Trains the critic on detached embeddings; its gradient's norm goes to ``norms``."""
+        """Train the critic on detached embeddings; append its gradient's norm to ``norms``."""
         assert self.critic is not None and self.critic_optimizer is not None
         assert inputs.uniform is not None and inputs.alpha is not None
         self.critic.train()
@@ -171,14 +181,39 @@ class TrainingStep:
         return CriticLoss(*(term.detach() for term in terms))
 
 
-def _generated_rows(embeddings: Embeddings, users: Tensor, edges: BatchEdges) -> list[FactoredRows]:
-    """The generator's row of every user of the batch, one block per modality."""
+def build_step(
+    graph: InteractionGraph, features: Mapping[str, Tensor], config: Config
+) -> TrainingStep:
+    """Create model, critic, modality graphs and optimizers, ready to train.
+
+    Initial values are drawn from torch's default generator, on the CPU, so that a seed means the
+    same start on every device; batches and noise from a generator seeded by ``training.seed``.
+
+    Args:
+        graph: The train graph, on the device to train on.
+        features: Modality name -> (I, d_m) raw features.
+        config: The complete configuration.
+    """
+    device = graph.device
+    model = MMSSL(graph, features, config.model).to(device)
+    critic = None
+    if config.loss.g_weight > 0:
+        critic = Critic(graph.num_items, config.critic).to(device)
+    structure = structure_learner(graph, len(features), config.structure)
+    generator = torch.Generator(device).manual_seed(config.training.seed)
+    return TrainingStep(model, critic, structure, config, generator)
+
+
+def _generated_rows(
+    embeddings: MultiModalEmbeddings, users: Tensor, edges: BatchEdges
+) -> list[FactoredRows]:
+    """Return the generator's row of every user of the batch, one block per modality."""
     pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
     return [similarity_rows(user, item, users, edges) for user, item in pairs]
 
 
 def _clip(module: nn.Module, limit: float) -> list[Tensor]:
-    """Scales the gradient down to the limit; its norm before that, or nothing without a limit."""
+    """Scale the gradient down to the limit; return its norm before, nothing without a limit."""
     if not limit:
         return []
     return [nn.utils.clip_grad_norm_(module.parameters(), limit)]
@@ -186,7 +221,7 @@ def _clip(module: nn.Module, limit: float) -> list[Tensor]:
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """The recommender's step needs the critic's input gradient, not those of its weights."""
+    """Skip weight gradients: the recommender's step needs the critic's input gradient only."""
     module.requires_grad_(False)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Cross-modal multi-head attention over the M views of one node, and the released code's version.
+"""Cross-modal multi-head attention over the M views of a node, and what the released code computes.
 
 Legend: M modalities, N nodes, D embedding dim, H heads.
 """
@@ -15,8 +15,8 @@ from mmssl.ops.product import product
 class CrossModalAttention(nn.Module):
     """``mean_m concat_h( sum_m' softmax_m'(q_m^h . k_m'^h / sqrt(D/H)) e_m' ) W_O``.
 
-    Every head weighs the full D-dimensional views (Wei et al., WWW 2023, equation 9). Only the
-    mean over the M queries is needed, and it commutes with everything behind the softmax, so the
+    Every head weights the full D-dimensional views (Wei et al., WWW 2023, equation 9). Only the
+    mean over the M queries is needed, and it commutes with everything after the softmax, so the
     attention weights are averaged first: one weighted sum per head instead of M.
     """
 
@@ -30,7 +30,7 @@ class CrossModalAttention(nn.Module):
             nn.init.xavier_uniform_(weight)
 
     def forward(self, views: Tensor) -> Tensor:
-        """Maps (M, N, D) views to (N, D)."""
+        """Map (M, N, D) views to (N, D)."""
         rows = views.flatten(0, 1)  # (M N, D)
         query, key = (product(rows, w).view_as(views) for w in (self.query, self.key))
         mixed = ops.view_attention(query, key, views, self.num_heads)
@@ -38,11 +38,12 @@ class CrossModalAttention(nn.Module):
 
 
 class IdentityAttention(nn.Module):
-    """What the released code computes: its softmax runs over an axis of length one in effect.
+    """The attention of the released code, whose weights cancel.
 
-    The values are broadcast along the query axis, so the attention weights sum out and every head
-    returns its input; only the output projection of H concatenated copies remains, which is one
-    product with the sum of its H blocks. W_Q and W_K would get no gradient and are left out.
+    There the values are broadcast along the query axis, so the attention weights sum to one for
+    each value and every head returns its input. What remains is the output projection of H
+    concatenated copies: one product with the sum of its H blocks. W_Q and W_K would receive no
+    gradient and are left out.
     """
 
     def __init__(self, embedding_dim: int, num_heads: int) -> None:
@@ -52,6 +53,6 @@ class IdentityAttention(nn.Module):
         nn.init.xavier_uniform_(self.output)
 
     def forward(self, views: Tensor) -> Tensor:
-        """Maps (M, N, D) views to (N, D)."""
+        """Map (M, N, D) views to (N, D)."""
         dim = views.shape[-1]
         return product(views.mean(0), self.output.view(self.num_heads, dim, dim).sum(0))

@@ -1,4 +1,4 @@
-"""The recommender's loss terms, pure functions of embeddings (MODEL.md section 1).
+"""The terms of the recommender's loss, pure functions of embeddings (docs/model.md, "Loss").
 
 Legend: U users, I items, B batch, D embedding dim, M modalities.
 """
@@ -12,12 +12,12 @@ from torch import Tensor
 
 from mmssl import ops
 from mmssl.config import LossConfig
-from mmssl.models.embeddings import Embeddings
-from mmssl.ops.reference import Triples
+from mmssl.models.mmssl.model import MultiModalEmbeddings
+from mmssl.ops import Triples
 
 
 class LossTerms(NamedTuple):
-    """The weighted terms, scalars; their sum is what is minimised."""
+    """The weighted terms, scalars; their sum is minimized."""
 
     bpr: Tensor
     l2: Tensor
@@ -26,26 +26,26 @@ class LossTerms(NamedTuple):
     adversarial: Tensor
 
     def total(self) -> Tensor:
-        """The loss."""
+        """Return the loss, the sum of the terms."""
         return torch.stack(self).sum()
 
 
 def recommender_loss(
-    embeddings: Embeddings,
+    embeddings: MultiModalEmbeddings,
     batch: Triples,
     fake_score: Tensor | None,
     config: LossConfig,
     *,
     batch_size: int,
 ) -> LossTerms:
-    """All terms of the recommender's step.
+    """Compute all terms of the recommender's loss.
 
     Args:
-        embeddings: of the whole graph.
-        batch: the (B,) triples.
+        embeddings: Embeddings of the whole graph.
+        batch: The (B,) triples.
         fake_score: (M B,) critic scores of the generated rows, or None without a critic.
-        config: the weights.
-        batch_size: what the L2 term is divided by.
+        config: The weights.
+        batch_size: Divisor of the L2 term.
     """
     user, item = embeddings.user, embeddings.item
     bpr, squares = ops.bpr_loss(
@@ -67,20 +67,24 @@ def recommender_loss(
     )
 
 
-def feature_regularizer(embeddings: Embeddings) -> Tensor:
-    """``(sum_m ||f_i^m||^2 + ||f_u^m||^2) / (2 I)``."""
+def feature_regularizer(embeddings: MultiModalEmbeddings) -> Tensor:
+    """Compute ``(sum_m ||f_i^m||^2 + ||f_u^m||^2) / (2 I)``."""
     total = embeddings.user_feature.square().sum() + embeddings.item_feature.square().sum()
     return 0.5 * total / embeddings.item.shape[0]
 
 
-def contrastive_loss(embeddings: Embeddings, users: Tensor, config: LossConfig) -> Tensor:
-    """InfoNCE of every modality view against the final user embedding, summed over M.
+def contrastive_loss(embeddings: MultiModalEmbeddings, users: Tensor, config: LossConfig) -> Tensor:
+    """Compute InfoNCE of every modality view against the final user embedding, summed over M.
+
+    The positive is z_u, the final embedding, although the paper writes h_u, the same vector before
+    the modality features are added. Both variants follow the released code here: the published
+    results come from it, and z_u is the vector that ranks items (docs/model.md, "Loss").
 
     Args:
-        embeddings: of the whole graph.
-        users: (B,) the batch.
-        config: temperature and eps.
+        embeddings: Embeddings of the whole graph.
+        users: (B,), the users of the batch.
+        config: Temperature and eps.
     """
     anchor = embeddings.user_modality[:, users]  # (M, B, D)
-    positive = embeddings.user[users].expand_as(anchor)
+    positive = embeddings.user[users].expand_as(anchor)  # z_u, not h_u
     return ops.info_nce(anchor, positive, config.temperature, eps=config.cl_eps).sum()

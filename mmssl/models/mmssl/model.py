@@ -1,4 +1,4 @@
-"""The MMSSL recommender (Wei, Huang, Xia, Zhang: WWW 2023, arXiv 2302.10632).
+"""The forward pass of MMSSL (Wei, Huang, Xia, Zhang: WWW 2023, arXiv 2302.10632, section 3).
 
 Legend: U users, I items, D embedding dim, M modalities, d_m raw feature dim of modality m.
 """
@@ -6,6 +6,7 @@ Legend: U users, I items, D embedding dim, M modalities, d_m raw feature dim of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,22 +15,36 @@ from mmssl import ops
 from mmssl.config import ModelConfig
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
-from mmssl.models.attention import CrossModalAttention, IdentityAttention
-from mmssl.models.embeddings import Embeddings
 from mmssl.models.linear import Linear
+from mmssl.models.mmssl.attention import CrossModalAttention, IdentityAttention
 from mmssl.ops.dropout import dropout
+
+
+class MultiModalEmbeddings(NamedTuple):
+    """Vectors of every user and item; scores are dot products of ``user`` and ``item``."""
+
+    user: Tensor  # (U, D) final embeddings, z_u
+    item: Tensor  # (I, D) final embeddings, z_i
+    user_feature: Tensor  # (M, U, D) modality features propagated to the users
+    item_feature: Tensor  # (M, I, D) and back to the items
+    user_modality: Tensor  # (M, U, D) ID embeddings propagated over each modality's graph
+    item_modality: Tensor  # (M, I, D)
+
+    def detach(self) -> MultiModalEmbeddings:
+        """Return the same vectors without gradient history."""
+        return MultiModalEmbeddings(*(tensor.detach() for tensor in self))
 
 
 class MMSSL(nn.Module):
     """ID embeddings and modality features propagated over the interaction and modality graphs.
 
     Args:
-        graph: the train interactions.
-        features: modality name -> (I, d_m) raw features, any number >= 1 of modalities.
-        config: see :class:`mmssl.config.ModelConfig`.
+        graph: The train interactions.
+        features: Modality name -> (I, d_m) raw features; at least one modality.
+        config: See :class:`mmssl.config.ModelConfig`.
 
     Raises:
-        InputError: no modality, or features that are not (I, d_m).
+        InputError: No modality, or features of another shape than (I, d_m).
     """
 
     def __init__(
@@ -44,7 +59,7 @@ class MMSSL(nn.Module):
         dim = config.embedding_dim
         self.user_embedding = nn.Parameter(torch.empty(graph.num_users, dim))
         self.item_embedding = nn.Parameter(torch.empty(graph.num_items, dim))
-        # Indexed, not keyed by name: a modality may be called anything.
+        # Indexed by position: a modality may have any name, including those of module attributes.
         self.projection = nn.ModuleList()
         for position, (name, raw) in enumerate(features.items()):
             if raw.dim() != 2 or raw.shape[0] != graph.num_items:
@@ -56,7 +71,7 @@ class MMSSL(nn.Module):
             self.projection.append(Linear(raw.shape[1], dim))
         attention = CrossModalAttention if config.attention == "cross_modal" else IdentityAttention
         self.attention = attention(dim, config.num_heads)
-        # One graph per modality: the interactions until structure learning replaces them.
+        # One graph per modality: the interactions, until structure learning replaces them.
         self.modality_graphs: list[InteractionGraph] = [graph] * len(self.modalities)
         nn.init.xavier_uniform_(self.user_embedding)
         nn.init.xavier_uniform_(self.item_embedding)
@@ -64,8 +79,8 @@ class MMSSL(nn.Module):
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight)
 
-    def forward(self) -> Embeddings:
-        """Embeddings of every user and item."""
+    def forward(self) -> MultiModalEmbeddings:
+        """Compute the embeddings of every user and item."""
         user_feature, item_feature = self._propagate_features()
         user_modality, item_modality = self._propagate_ids()
         config = self.config
@@ -77,7 +92,7 @@ class MMSSL(nn.Module):
             )
         )
         user, item = self._propagate_layers(user, item)
-        return Embeddings(
+        return MultiModalEmbeddings(
             ops.add_normalized(user, user_feature, config.feat_weight),
             ops.add_normalized(item, item_feature, config.feat_weight),
             user_feature,
@@ -87,7 +102,7 @@ class MMSSL(nn.Module):
         )
 
     def _propagate_features(self) -> tuple[Tensor, Tensor]:
-        """Projected features over the interaction graph, all modalities in one product per hop.
+        """Propagate the projected features, all modalities in one product per hop.
 
         Returns:
             (M, U, D) and (M, I, D).
@@ -103,15 +118,15 @@ class MMSSL(nn.Module):
         return self._split(user), self._split(item)
 
     def _split(self, columns: Tensor) -> Tensor:
-        """(N, M D) to (M, N, D)."""
+        """Reshape (N, M D) to (M, N, D)."""
         return columns.view(columns.shape[0], len(self.modalities), -1).transpose(0, 1)
 
     def _propagate_ids(self) -> tuple[Tensor, Tensor]:
-        """ID embeddings through each modality's graph: (M, U, D) and (M, I, D)."""
+        """Propagate the ID embeddings over each modality's graph: (M, U, D) and (M, I, D)."""
         graphs: Sequence[InteractionGraph] = self.modality_graphs
         if all(graph is graphs[0] for graph in graphs):
             graphs = graphs[:1]
-        # No hop reads another's result, so all of them are one batch.
+        # No product reads another's result, so all of them run as one batch.
         products = ops.propagate(
             [graph.ui for graph in graphs] + [graph.iu for graph in graphs],
             [self.item_embedding] * len(graphs) + [self.user_embedding] * len(graphs),
@@ -123,11 +138,11 @@ class MMSSL(nn.Module):
         return torch.stack(users), torch.stack(items)
 
     def _propagate_layers(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean over the layers; each item hop reads the user side just computed.
+        """Average the layers; each item hop reads the user side that was just computed.
 
         Args:
-            user: (U, D) of layer 0.
-            item: (I, D) of layer 0.
+            user: (U, D), layer 0.
+            item: (I, D), layer 0.
         """
         user_sum, item_sum = user, item
         for layer in range(1, self.config.num_layers + 1):

@@ -1,4 +1,4 @@
-"""Structure learning: the modality graphs, rebuilt from the generator's strongest scores.
+"""Structure learning: the modality graphs, rebuilt from the generator's highest scores.
 
 Wei et al., WWW 2023, section 3.1.
 
@@ -16,11 +16,11 @@ from torch import Tensor
 from mmssl import ops
 from mmssl.config import StructureConfig
 from mmssl.graph import InteractionGraph
-from mmssl.models.embeddings import Embeddings
+from mmssl.models.mmssl.model import MultiModalEmbeddings
 
 
 class StructureLearner(ABC):
-    """Collects edges from every step and holds ``graphs``, the modality graphs in force (M)."""
+    """Collects edges in every step; ``graphs`` are the M modality graphs in use."""
 
     def __init__(
         self, graph: InteractionGraph, num_modalities: int, config: StructureConfig
@@ -31,25 +31,25 @@ class StructureLearner(ABC):
         self.graphs: list[InteractionGraph] = [graph] * num_modalities
 
     @abstractmethod
-    def step(self, users: Tensor, embeddings: Embeddings, step_of_epoch: int) -> None:
-        """Takes the batch's strongest scores and rebuilds the graphs when it is time.
+    def step(self, users: Tensor, embeddings: MultiModalEmbeddings, step_of_epoch: int) -> None:
+        """Collect the batch's highest scores, and rebuild the graphs every ``interval`` steps.
 
         Args:
             users: (B,) int64.
-            embeddings: whose features score the items, detached.
-            step_of_epoch: counted from 0.
+            embeddings: Detached; their features score the items.
+            step_of_epoch: Counted from 0.
         """
 
     @abstractmethod
     def _collected(self) -> dict[str, Tensor]:
-        """What was collected, by name."""
+        """Return the collected edges by name."""
 
     @abstractmethod
     def _restore(self, state: Mapping[str, Tensor]) -> None:
-        """Inverse of :meth:`_collected`."""
+        """Restore what :meth:`_collected` returned."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors from which :meth:`load_state_dict` continues."""
+        """Return the tensors from which :meth:`load_state_dict` continues."""
         state = self._collected()
         for position, graph in enumerate(self.graphs):
             if graph is not self.graph:
@@ -60,7 +60,7 @@ class StructureLearner(ABC):
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Restores the collected edges and the graphs in force."""
+        """Restore the collected edges and the graphs in use."""
         device = self.graph.device
         self._restore(state)
         for position in range(len(self.graphs)):
@@ -85,7 +85,7 @@ class StructureLearner(ABC):
 
 
 class LatestStructure(StructureLearner):
-    """Every user's newest top-k items; the interactions of a user not seen yet. Never empty."""
+    """The latest top-k items of every user; the interactions of a user not sampled yet."""
 
     def __init__(
         self, graph: InteractionGraph, num_modalities: int, config: StructureConfig
@@ -95,8 +95,8 @@ class LatestStructure(StructureLearner):
         self.latest = torch.full(shape, -1, dtype=torch.int32, device=graph.device)
         self.steps = 0
 
-    def step(self, users: Tensor, embeddings: Embeddings, step_of_epoch: int) -> None:
-        """See the base class; the schedule runs over the whole training, not over an epoch."""
+    def step(self, users: Tensor, embeddings: MultiModalEmbeddings, step_of_epoch: int) -> None:
+        """See the base class; steps are counted over the whole training, not within an epoch."""
         pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
         for table, (user, item) in zip(self.latest, pairs, strict=True):
             _, top = ops.masked_topk(user, item, self.k, users=users, exclude=self.graph.ui)
@@ -114,12 +114,13 @@ class LatestStructure(StructureLearner):
 
 
 class ReleasedStructure(StructureLearner):
-    """The released schedule, for parity.
+    """The schedule of the released code, for parity.
 
-    A step collects, unless its number in the epoch is a positive multiple of the interval: then
-    the graphs are rebuilt from what was collected, repeated edges adding up, and the list is
-    cleared. So with an interval of 1 the graphs are empty from the third step of the first epoch
-    on. Items are listed user by user but the users are tiled, which pairs them wrongly for k > 1.
+    A step collects edges, unless its number within the epoch is a positive multiple of the
+    interval: then the graphs are rebuilt from the collected edges, repeated edges adding up, and
+    the list is cleared. With an interval of 1 the graphs are therefore empty from the third step of
+    the first epoch on. Items are listed user by user but the users are tiled, which pairs them
+    wrongly for k > 1.
     """
 
     def __init__(
@@ -133,7 +134,7 @@ class ReleasedStructure(StructureLearner):
         self.user = empty  # (n,)
         self.items = empty.expand(len(self.graphs), 0)  # (M, n)
 
-    def step(self, users: Tensor, embeddings: Embeddings, step_of_epoch: int) -> None:
+    def step(self, users: Tensor, embeddings: MultiModalEmbeddings, step_of_epoch: int) -> None:
         """See the base class."""
         if step_of_epoch == 0 or step_of_epoch % self.interval:
             if self.k > 0:
@@ -143,17 +144,17 @@ class ReleasedStructure(StructureLearner):
         self.graphs = [self._build(self.user, item, weight) for item in self.items]
         self._clear()
 
-    def _collect(self, users: Tensor, embeddings: Embeddings) -> None:
+    def _collect(self, users: Tensor, embeddings: MultiModalEmbeddings) -> None:
         pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
         top = [self._best(user, item, users) for user, item in pairs]
         self.user = torch.cat([self.user, users.repeat(self.k)])
         self.items = torch.cat([self.items, torch.stack(top).flatten(1)], 1)
 
     def _best(self, user: Tensor, item: Tensor, users: Tensor) -> Tensor:
-        """(B, k): where the rows of ``ops.masked_similarity`` are largest.
+        """Return the (B, k) positions of the largest values of the ``ops.masked_similarity`` rows.
 
-        Train items are 0 in those rows, so only where the k-th other item is no better than that
-        can they be among the best; only such rows are formed.
+        Train items are 0 in those rows, so they can be among the best only where the k-th other
+        item scores no higher than 0; only such rows are formed.
         """
         score, best = ops.masked_topk(user, item, self.k, users=users, exclude=self.graph.ui)
         doubtful = (score[:, -1] <= 0).nonzero().squeeze(1)
@@ -173,6 +174,6 @@ class ReleasedStructure(StructureLearner):
 def structure_learner(
     graph: InteractionGraph, num_modalities: int, config: StructureConfig
 ) -> StructureLearner:
-    """The learner that ``config.schedule`` names."""
+    """Create the learner that ``config.schedule`` names."""
     kind = LatestStructure if config.schedule == "latest" else ReleasedStructure
     return kind(graph, num_modalities, config)

@@ -1,7 +1,7 @@
-"""The critic of the adversarial task, WGAN-GP on interaction rows that are never formed.
+"""The critic of the adversarial task: WGAN-GP on interaction rows that are never formed.
 
 Wei et al., WWW 2023, section 3.1; gradient penalty after Gulrajani et al., NIPS 2017. The rows are
-in :mod:`mmssl.models.rows`.
+those of :mod:`mmssl.models.mmssl.rows`.
 
 Legend: I items, B batch, M modalities, h width of the first layer.
 """
@@ -19,16 +19,16 @@ from torch import Tensor, nn
 from mmssl import ops
 from mmssl.config import CriticConfig
 from mmssl.models.linear import Linear
-from mmssl.models.rows import Rows, linear_rows
+from mmssl.models.mmssl.rows import Rows, multiply
 from mmssl.ops.product import squared_norms_through
 
-# Of the released code: the sigmoid is scaled by 100 and the penalty by 0.3.
+# As in the released code, the sigmoid is scaled by 100 and the penalty by 0.3.
 _SCORE_SCALE = 100.0
 _PENALTY_SCALE = 0.3
 
 
 class HiddenLayer(nn.BatchNorm1d):
-    """What follows a linear layer: LeakyReLU, BatchNorm, dropout."""
+    """LeakyReLU, BatchNorm and dropout, as they follow a linear layer."""
 
     def __init__(self, width: int, negative_slope: float, rate: float) -> None:
         super().__init__(width)
@@ -36,7 +36,7 @@ class HiddenLayer(nn.BatchNorm1d):
         self.rate = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, width), the same back."""
+        """Map (n, width) to (n, width)."""
         if not self.training:
             return super().forward(F.leaky_relu(x, self.negative_slope).to(self.weight.dtype))
         assert self.num_batches_tracked is not None
@@ -58,8 +58,8 @@ class HiddenLayer(nn.BatchNorm1d):
 class Critic(nn.Module):
     """Linear(I, h), Linear(h, h/2), Linear(h/2, 1) with LeakyReLU, BatchNorm, dropout; 100 sigmoid.
 
-    The first layer is apart from the rest: rows enter only through it, and what follows from its
-    linearity (low-rank rows, mixed rows, gradients with respect to rows) is worked out on its
+    The first layer is kept apart from the others: rows enter only through it, and what follows from
+    its linearity (low-rank rows, mixed rows, gradients with respect to rows) is computed on its
     outputs, the *pre-activations*. Its weight is (I, h), so that the row of an item is contiguous.
     """
 
@@ -84,37 +84,40 @@ class Critic(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def product_weight(self) -> Tensor:
-        """The first layer's weight (I, h) in the dtype of the products; made once per pass."""
+        """Convert the first layer's weight (I, h) to the dtype of the products, once per pass."""
         return self.weight.to(torch.bfloat16) if self.half_precision else self.weight
 
     def pre_activation(self, blocks: Sequence[Rows], weight: Tensor) -> Tensor:
-        """(M B, h) outputs of the first layer for M blocks of B rows.
+        """Apply the first layer to M blocks of B rows.
 
         Args:
-            blocks: of one batch of users.
-            weight: of :meth:`product_weight`.
+            blocks: Blocks of one batch of users.
+            weight: Result of :meth:`product_weight`.
+
+        Returns:
+            (M B, h).
         """
-        return linear_rows(blocks, weight) + self.bias.to(weight.dtype)
+        return multiply(blocks, weight) + self.bias.to(weight.dtype)
 
     def score(self, pre_activation: Tensor) -> Tensor:
-        """Scores in (0, 100), shape (n,), of (n, h) outputs of the first layer."""
+        """Map (n, h) outputs of the first layer to scores (n,) in (0, 100)."""
         logit = self.head(pre_activation).squeeze(1)
         return _SCORE_SCALE * torch.sigmoid(logit.to(self.bias.dtype))
 
     def forward(self, blocks: Sequence[Rows]) -> Tensor:
-        """Scores (M B,) of M blocks of B rows, seen by BatchNorm as one batch."""
+        """Score M blocks of B rows, one batch for BatchNorm: (M B,)."""
         return self.score(self.pre_activation(blocks, self.product_weight()))
 
 
 class CriticLoss(NamedTuple):
-    """The critic's terms, scalars."""
+    """The terms of the critic's loss, scalars."""
 
     fake: Tensor
     real: Tensor
     penalty: Tensor
 
     def total(self) -> Tensor:
-        """``E[D(fake)] - E[D(real)] + penalty``, to be minimised by the critic."""
+        """Return ``E[D(fake)] - E[D(real)] + penalty``, which the critic minimizes."""
         return self.fake - self.real + self.penalty
 
 
@@ -127,15 +130,15 @@ def critic_loss(
     *,
     with_penalty: bool = True,
 ) -> CriticLoss:
-    """Wasserstein loss with gradient penalty on mixed rows.
+    """Compute the Wasserstein loss with a gradient penalty on mixed rows.
 
     Args:
-        critic: in train mode; BatchNorm sees the fake, the real, then the mixed rows.
+        critic: In train mode; BatchNorm sees the fake, the real, then the mixed rows.
         fake_rows: M blocks of B generated rows.
         real_rows: B rows, the same for every modality.
         alpha: (M B, 1) share of the real row in each mixed row.
-        gp_weight: factor on the penalty.
-        with_penalty: False leaves the penalty out (it is 0 then), and with it the mixed rows.
+        gp_weight: Weight of the penalty.
+        with_penalty: False skips the penalty, which is then 0, and the mixed rows.
     """
     weight = critic.product_weight()
     pre = critic.pre_activation([*fake_rows, real_rows], weight)
@@ -151,12 +154,12 @@ def critic_loss(
 
 
 def gradient_penalty(critic: Critic, pre_activation: Tensor, weight: Tensor) -> Tensor:
-    """``0.3 mean((||d sum(D) / d row|| - 1)^2)``, differentiable once.
+    """Compute ``0.3 mean((||d sum(D) / d row|| - 1)^2)``; differentiable once.
 
     Args:
-        critic: gives D.
+        critic: Computes D.
         pre_activation: (n, h) outputs of the first layer, attached to its weight.
-        weight: (I, h) that weight, of :meth:`Critic.product_weight`.
+        weight: (I, h), that weight; the result of :meth:`Critic.product_weight`.
     """
     score = critic.score(pre_activation)
     (delta,) = torch.autograd.grad(score.sum(), pre_activation, create_graph=True)  # (n, h)
