@@ -96,6 +96,7 @@ def train(
     seed: int | None = None,
     device: str = "auto",
     progress: bool = True,
+    settings: Mapping[str, Any] | None = None,
     **sections: Mapping[str, Any],
 ) -> Run:
     """Train a model into a new run directory, like ``mmssl train``.
@@ -111,8 +112,10 @@ def train(
         seed: Seed of initialization and sampling.
         device: "auto", "cpu" or "cuda".
         progress: Draw a progress bar and print a line per epoch.
-        **sections: Fields of the configuration by section, for example
-            ``training={"lr": 1e-3}, critic={"hidden": 512}``.
+        settings: Fields of the configuration by name, for example
+            ``{"model.embedding_dim": 32}``.
+        **sections: Fields by section, for example ``training={"lr": 1e-3}``. Fields of the section
+            ``model`` must be given in ``settings``.
 
     Returns:
         The finished run.
@@ -125,13 +128,18 @@ def train(
         >>> run = mmssl.train("data/ml-100k", preset="ml-100k", training={"lr": 1e-3})
         >>> run.metrics["test"]["recall@20"]
     """
+    if not isinstance(model, str):
+        raise InputError(
+            f"model: expected the name of a model, got {model!r:.60}; fields of the section "
+            "'model' go into settings={'model.FIELD': ...}"
+        )
     schedule = model_spec(model).schedule or "training"
     device = resolve_device(device)
     config = load_config(variant, preset=preset)
-    for name, fields in sections.items():
-        if not isinstance(fields, Mapping):
-            raise InputError(f"train: {name}: expected a mapping of fields, got {fields!r:.60}")
     layers: list[Mapping[str, Any]] = [sections]
+    for name, value in (settings or {}).items():
+        section, _, field = name.partition(".")
+        layers.append({section: {field: value}} if field else {section: value})
     if epochs is not None:
         layers.append({schedule: {"epochs": epochs}})
     if seed is not None:

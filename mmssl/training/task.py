@@ -80,7 +80,7 @@ class Task(ABC):
         Args:
             epoch: Number of finished epochs.
             step: Number of finished steps of this epoch; positive when a resumed run re-enters it,
-                after :meth:`load_state`.
+                after :meth:`load_state`. No checkpoint lies between this call and the first step.
         """
         raise NotImplementedError(f"{type(self).__name__} has no epochs")
 

@@ -133,21 +133,27 @@ class Trainer:
 
     def _train_epoch(self) -> None:
         task, progress = self.task, self.progress
-        task.start_epoch(progress.epoch, progress.step)
         self.losses.start(progress.epoch + 1, progress.step, progress.loss_sums)
+        # Before the epoch starts: a checkpoint with no step of it must not hold random numbers of it.
+        self._stop_if_requested()
+        task.start_epoch(progress.epoch, progress.step)
         with self._bar() as bar:
             while progress.step < task.steps_per_epoch:
-                if self.should_stop():
-                    self._save()
-                    raise Interrupted
                 start = time.perf_counter()
                 self.losses.add(task.step(progress.step))
                 progress.step += 1
                 progress.epoch_seconds += time.perf_counter() - start
                 if bar is not None:
                     bar.update()
-                if self._is_time_to_save():
-                    self._save()
+                if progress.step < task.steps_per_epoch:  # after the last one it is saved anyway
+                    if self._is_time_to_save():
+                        self._save()
+                    self._stop_if_requested()
+
+    def _stop_if_requested(self) -> None:
+        if self.should_stop():
+            self._save()
+            raise Interrupted
 
     def _bar(self) -> AbstractContextManager[Any]:
         if not self.show_progress:
@@ -165,11 +171,9 @@ class Trainer:
         return bar
 
     def _is_time_to_save(self) -> bool:
-        """Whether to save within an epoch; its last step is followed by a checkpoint anyway."""
-        step, interval = self.progress.step, self.run.config.training.checkpoint_interval
-        if step == self.task.steps_per_epoch:
-            return False
-        due = interval > 0 and step % interval == 0
+        """Whether to save within an epoch."""
+        interval = self.run.config.training.checkpoint_interval
+        due = interval > 0 and self.progress.step % interval == 0
         return due or time.monotonic() - self._last_save > _CHECKPOINT_SECONDS
 
     def _finish_epoch(self, validation: Evaluator) -> None:

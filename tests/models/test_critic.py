@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmssl import ops
-from mmssl.config import CriticConfig
 from mmssl.graph import InteractionGraph
 from mmssl.models.mmssl import rows as rows_module
+from mmssl.models.mmssl.config import CriticConfig
 from mmssl.models.mmssl.critic import Critic, critic_loss, gradient_penalty
 from mmssl.models.mmssl.rows import (
     DenseRows,

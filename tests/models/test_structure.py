@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from mmssl import ops
-from mmssl.config import StructureConfig
 from mmssl.graph import InteractionGraph
+from mmssl.models.mmssl.config import StructureConfig
 from mmssl.models.mmssl.model import MultiModalEmbeddings
 from mmssl.models.mmssl.structure import LatestStructure
 

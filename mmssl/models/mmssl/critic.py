@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl import ops
-from mmssl.config import CriticConfig
 from mmssl.models.linear import Linear
+from mmssl.models.mmssl.config import CriticConfig
 from mmssl.models.mmssl.rows import Rows, multiply
 from mmssl.ops.product import squared_norms_through
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmssl import ops
-from mmssl.config import LossConfig
+from mmssl.models.mmssl.config import LossConfig
 from mmssl.models.mmssl.model import MultiModalEmbeddings
 from mmssl.ops import Triples
 

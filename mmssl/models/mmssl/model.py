@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from mmssl import ops
-from mmssl.config import ModelConfig
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.linear import Linear
 from mmssl.models.mmssl.attention import CrossModalAttention, IdentityAttention
+from mmssl.models.mmssl.config import ModelConfig
 from mmssl.ops.dropout import dropout
 
 
@@ -41,7 +41,7 @@ class MMSSL(nn.Module):
     Args:
         graph: The train interactions.
         features: Modality name -> (I, d_m) raw features; at least one modality.
-        config: See :class:`mmssl.config.ModelConfig`.
+        config: See :class:`mmssl.models.mmssl.config.ModelConfig`.
 
     Raises:
         InputError: No modality, or features of another shape than (I, d_m).

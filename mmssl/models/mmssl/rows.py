@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl import ops
-from mmssl.config import CriticConfig
 from mmssl.graph import GraphView
+from mmssl.models.mmssl.config import CriticConfig
 from mmssl.ops.masked_similarity import BatchEdges, similarity_factors
 from mmssl.ops.product import product
 

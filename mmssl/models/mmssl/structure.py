@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mmssl import ops
-from mmssl.config import StructureConfig
 from mmssl.graph import InteractionGraph
+from mmssl.models.mmssl.config import StructureConfig
 from mmssl.models.mmssl.model import MultiModalEmbeddings
 
 
