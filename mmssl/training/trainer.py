@@ -134,7 +134,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         task, progress = self.task, self.progress
         self.losses.start(progress.epoch + 1, progress.step, progress.loss_sums)
-        # Before the epoch starts: a checkpoint with no step of it must not hold random numbers of it.
+        # A checkpoint without a step of the epoch must not hold the random numbers of its start.
         self._stop_if_requested()
         task.start_epoch(progress.epoch, progress.step)
         with self._bar() as bar:

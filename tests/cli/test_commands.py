@@ -147,5 +147,9 @@ def test_profile(tiny_directory, tmp_path, capsys):
     events = json.loads((out / "trace.json").read_text())["traceEvents"]
     assert sum(event.get("name") == "mmssl::structure" for event in events) >= 5
     other = ["train", "--data", str(tiny_directory), "--out", str(tmp_path / "other"), "--profile"]
-    assert main([*other, "--model", "lightgcn"]) == 2
-    assert "error: train: --profile needs a new run of the model mmssl" in capsys.readouterr().err
+    assert main([*other, "--model", "popularity"]) == 2
+    message = "error: train: --profile needs one new run of a model that is trained in epochs"
+    assert message in capsys.readouterr().err
+    assert main([*other, "--model", "lightgcn", "--epochs", "1", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert all(phase in printed for phase in ("sample", "forward", "backward", "optimizer"))

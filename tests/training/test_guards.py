@@ -181,7 +181,7 @@ def test_check_finite():
 
 
 def test_clipping(tiny_dataset, tiny_directory, tmp_path):
-    """Every optimiser sees a gradient no longer than its limit; a high limit changes no bit."""
+    """No optimizer sees a gradient longer than its limit; a high limit changes no bit."""
     limits = ("training.clip_norm=0.001", "critic.clip_norm=0.01")
     config = config_for("paper", "training.epochs=1", *limits)
     trainer = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "tight")
@@ -238,7 +238,7 @@ def test_determinism_switch(tiny_dataset, tiny_directory, tmp_path, enabled):
     seen = []
     options = {"should_stop": lambda: seen.append(torch.are_deterministic_algorithms_enabled())}
     before = torch.get_num_threads()
-    torch.set_num_threads(4)  # more than there may be cores: threads arrive in any order
+    torch.set_num_threads(4)  # possibly more than cores: threads arrive in any order
     try:
         states = []
         for name in ("a", "b") if enabled else ("a",):
