@@ -36,5 +36,5 @@ with TemporaryDirectory() as folder:
     print(f"test recall@20 {metrics['test']['recall@20']:.3f}, epoch {metrics['best_epoch']}")
 
     print(f"user 0, taste {user_taste[0]}")
-    for item, score, title in mmssl.load(run.path).recommend([0], k=5)[0]:
-        print(f"  {score:.3f}  {title}")
+    for item in mmssl.load(run.path).recommend([0], k=5)[0]:
+        print(f"  {item.score:.3f}  {item.title}")

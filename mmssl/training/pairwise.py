@@ -53,8 +53,9 @@ class PairwiseTask(Task):
 
     An epoch goes once through all train edges in random order; each gets one negative, drawn
     uniformly from the items to which its user has no train edge. A subclass sets ``terms``, builds
-    its module in :meth:`build`, returns the loss terms of a batch in :meth:`losses`, and may extend
-    :meth:`start_epoch`, for example to drop edges of the graph.
+    its module in :meth:`build` and returns the loss terms of a batch in :meth:`losses`. It may
+    extend :meth:`draw_epoch`, for example to drop edges of the graph, and :meth:`start_epoch`, for
+    example to change the learning rate.
 
     Args:
         dataset: The data.
@@ -104,10 +105,19 @@ class PairwiseTask(Task):
         """
 
     def start_epoch(self, epoch: int, step: int) -> None:
-        """See the base class; the order of a re-entered epoch comes from :meth:`load_state`."""
-        if step == 0:
+        """See the base class."""
+        if step == 0:  # otherwise load_state has drawn it
             self._epoch_start = self.generator.get_state()
-            self._order = self._draw_order()
+            self.draw_epoch()
+
+    def draw_epoch(self) -> None:
+        """Draw from ``generator`` the random numbers that hold for a whole epoch.
+
+        A run that is resumed within an epoch calls this again with the generator as it was at the
+        start of the epoch, so the numbers need not be stored.
+        """
+        count = self.edge_user.numel()
+        self._order = torch.randperm(count, generator=self.generator, device=self.device)
 
     def step(self, number: int) -> Tensor:
         """See the base class."""
@@ -151,12 +161,8 @@ class PairwiseTask(Task):
         restore_optimizer("optimizer", self.optimizer, tensors)
         self._epoch_start = tensors["rng.epoch"]
         self.generator.set_state(self._epoch_start)
-        self._order = self._draw_order()  # cheaper than n numbers in every checkpoint
+        self.draw_epoch()
         self.generator.set_state(tensors["rng.generator"])
-
-    def _draw_order(self) -> Tensor:
-        count = self.edge_user.numel()
-        return torch.randperm(count, generator=self.generator, device=self.device)
 
     def _draw(self, number: int) -> Triples:
         index = self._order[number * self.batch_size : (number + 1) * self.batch_size]
