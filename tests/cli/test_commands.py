@@ -11,7 +11,7 @@ import pytest
 from mmssl import __version__
 from mmssl.cli import main
 from mmssl.data.readers import read_dataset
-from mmssl.models.registry import model_names
+from mmssl.models.registry import model_names, model_spec
 from mmssl.training.run import RunDirectory
 
 SMALL = ["--epochs", "2", "--set", "model.embedding_dim=16", "--quiet", "--device", "cpu"]
@@ -154,3 +154,18 @@ def test_profile(tiny_directory, tmp_path, capsys):
     assert main([*other, "--model", "lightgcn", "--epochs", "1", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
     assert all(phase in printed for phase in ("sample", "forward", "backward", "optimizer"))
+
+
+@pytest.mark.parametrize("seeds", [[], ["--seeds=2"]])
+@pytest.mark.parametrize("model", model_names(trained=True))
+def test_divergence_is_one_line(tiny_directory, tmp_path, capsys, model, seeds):
+    """Several seeds of which the first one diverges in its first epoch leave nothing behind."""
+    out = tmp_path / "run"
+    command = ["train", "--data", str(tiny_directory), "--model", model, "--out", str(out), *seeds]
+    section = model_spec(model).schedule
+    settings = [f"--set={section}.lr=1e30", f"--set={section}.batch_size=32"]
+    assert main([*command, *settings, *SMALL]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: training diverged: loss term ") and error.count("\n") == 1
+    assert f"(--set {section}.lr=2.5e+29)" in error
+    assert out.exists() == (not seeds)
