@@ -175,8 +175,6 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
     import tomli_w
 
     kept = {key: value for key, value in content.items() if value is not None and value != {}}
-    import tomli_w
-
     text = tomli_w.dumps({"format": FORMAT, **kept})
     (folder / FILE).write_text(text, encoding="utf-8", newline="\n")
 

@@ -103,8 +103,8 @@ class Evaluator:
             One number per metric and cutoff, e.g. ``{"recall@10": ..., "recall@20": ...}``.
 
         Raises:
-            InputError: An embedding table has the wrong shape or device, or contains NaN or infinity,
-                which leaves the ranking undefined.
+            InputError: An embedding table has the wrong shape or device, or contains NaN or
+                infinity, which leaves the ranking undefined.
         """
         self._check(user_emb, item_emb)
         return self._mean(self._rank(user_emb, item_emb))
@@ -120,7 +120,7 @@ class Evaluator:
             (T, len(keys)) float64; row t belongs to user ``users[t]`` and columns are `keys`.
 
         Raises:
-            InputError: An embedding table has the wrong shape or device.
+            InputError: As `evaluate`.
         """
         self._check(user_emb, item_emb)
         return torch.cat([self._score(*block) for block in self._rank(user_emb, item_emb)])
