@@ -66,7 +66,7 @@ def test_load_an_export(run, tmp_path):
     assert main(["export", str(run.path), "--to", str(tmp_path / "export")]) == 0
     got = mmssl.load(str(tmp_path / "export"), device="cpu").recommend(["3"], k=4)
     assert got == mmssl.load(run.path, device="cpu").recommend(["3"], k=4)
-    with pytest.raises(InputError, match="needs no data set"):
+    with pytest.raises(InputError, match="expected no data set for an export, got one"):
         mmssl.load(tmp_path / "export", data=make_dataset())
 
 
