@@ -7,19 +7,20 @@ Legend: U users, I items, B batch, D embedding dim, H outputs, n masked edges of
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.errors import InputError
 from mmssl.graph import GraphView
-from mmssl.indexing import edges_of_rows
+from mmssl.indexing import edges_of_rows, row_edges
 from mmssl.ops._checks import check_ids, check_shape, check_tensor, check_view
+from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare, sample_graph
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.product import gram, product
 from mmssl.ops.propagate import spmm
-from mmssl.ops.reference import masked_similarity_reference
 
 # A squared norm is a difference. Below this share of the unmasked squared norm it is rounding error
 # only (the user has, in effect, every item), and the row counts as zero.
@@ -164,7 +165,7 @@ def masked_similarity(
         (B, I) rows of unit length (zero rows stay zero).
 
     Raises:
-        InputError: An argument has another shape, dtype or device.
+        InputError: an argument does not match its description.
     """
     check_rows(user_emb, item_emb, users, exclude)
     use_native("masked_similarity", user_emb.device.type)
@@ -177,13 +178,7 @@ def check_rows(user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: Graph
     check_tensor("item_emb", item_emb, dims="(I, D)", like=user_emb)
     check_shape("item_emb", item_emb, (item_emb.shape[0], user_emb.shape[1]))
     check_ids("users", users, user_emb.shape[0], user_emb.device)
-    check_view("exclude", exclude)
-    expected, got = (
-        (user_emb.shape[0], item_emb.shape[0]),
-        (exclude.num_rows, exclude.num_cols),
-    )
-    if got != expected:
-        raise InputError(f"exclude: expected a view of shape {expected}, got {got}")
+    check_view("exclude", exclude, shape=(user_emb.shape[0], item_emb.shape[0]))
 
 
 def masked_similarity_linear(
@@ -206,14 +201,109 @@ def masked_similarity_linear(
         (B, H).
 
     Raises:
-        InputError: An argument has another shape, dtype or device.
+        InputError: an argument does not match its description.
     """
     check_rows(user_emb, item_emb, users, exclude)
     check_tensor("weight", weight, dims="(I, H)", like=item_emb)
-    check_shape("weight", weight, (item_emb.shape[0], weight.shape[1]))
+    check_shape("weight", weight, (item_emb.shape[0], max(weight.shape[1], 1)))
     if not use_native("masked_similarity_linear", user_emb.device.type, user_emb.dtype):
-        return masked_similarity_reference(user_emb, item_emb, users, exclude) @ weight
+        return masked_similarity_linear_reference(user_emb, item_emb, users, exclude, weight)
     edges = batch_edges(exclude, users)
     left, value = similarity_factors(user_emb, item_emb, users, edges)
     low_rank = product(left, product(item_emb.T, weight))
     return low_rank + spmm(edges.with_value(value), weight)
+
+
+def masked_similarity_reference(
+    user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: GraphView
+) -> Tensor:
+    """Compute :func:`masked_similarity` in plain PyTorch."""
+    score = user_emb[users] @ item_emb.T
+    position, item, _ = row_edges(exclude.rowptr, exclude.col, users)
+    return F.normalize(score.index_put((position, item), score.new_zeros(())), dim=1)
+
+
+def masked_similarity_linear_reference(
+    user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: GraphView, weight: Tensor
+) -> Tensor:
+    """Compute :func:`masked_similarity_linear` in plain PyTorch, with the (B, I) rows."""
+    return masked_similarity_reference(user_emb, item_emb, users, exclude) @ weight
+
+
+def _samples(dtype: torch.dtype, outputs: bool) -> Iterator[Sample]:
+    def sample(label: str, u: int, i: int, d: int, edges: int, batch: int, h: int) -> Sample:
+        generator = torch.Generator().manual_seed(u + i)
+        user, item = (torch.randn(n, d, generator=generator).to(dtype) for n in (u, i))
+        arguments = {
+            "user_emb": user,
+            "item_emb": item,
+            "users": torch.randint(u, (batch,), generator=generator),
+            "exclude": sample_graph(u, i, edges).ui,
+        }
+        if outputs:
+            arguments["weight"] = torch.randn(i, h, generator=generator).to(dtype)
+        return Sample(label, arguments, tiny=u < 20)
+
+    yield sample("typical", 6, 5, 3, 8, 3, 4)
+    yield sample("one user", 1, 4, 2, 1, 1, 1)
+    yield sample("no user in the batch", 3, 4, 2, 5, 0, 2)
+    yield sample("no edge", 3, 4, 2, 0, 2, 2)
+    yield sample("odd sizes", 11, 13, 7, 40, 5, 3)
+    yield sample("large", 300, 200, 33, 4000, 64, 8)
+    strided = sample("strided", 6, 8, 4, 9, 3, 2).arguments
+    yield Sample("strided", {**strided, "user_emb": strided["user_emb"].T.contiguous().T})
+
+
+def _bad() -> Iterator[Bad]:
+    user, item = torch.zeros(6, 3), torch.zeros(5, 3)
+    yield Bad("user_emb", None, "user_emb: expected a torch.Tensor, got NoneType")
+    yield Bad("user_emb", user.int(), "user_emb: expected a floating point dtype, got torch.int32")
+    yield Bad("item_emb", item[0], r"item_emb: expected shape \(I, D\), got \(3,\)")
+    yield Bad("item_emb", item[:, :2], r"item_emb: expected shape \(5, 3\), got \(5, 2\)")
+    yield Bad("item_emb", item.to("meta"), "item_emb: expected device cpu, got meta")
+    yield Bad("users", torch.tensor([0, 6]), r"users: expected ids in \[0, 6\), got 6")
+    yield Bad("users", user[0], r"users: expected shape \(B,\) int64, got \(3,\) torch.float32")
+    graph = sample_graph(6, 5, 3)
+    message = r"exclude: expected a view of shape \(6, 5\), got \(5, 6\)"
+    yield Bad("exclude", graph.iu, message)
+    yield Bad("exclude", None, "exclude: expected a GraphView, such as graph.ui, got NoneType")
+
+
+def _linear_bad() -> Iterator[Bad]:
+    yield from _bad()
+    weight = torch.zeros(5, 4)
+    yield Bad("weight", None, "weight: expected a torch.Tensor, got NoneType")
+    yield Bad("weight", weight[:4], r"weight: expected shape \(5, 4\), got \(4, 4\)")
+    yield Bad("weight", weight.double(), "weight: expected dtype torch.float32, like the other")
+
+
+declare(
+    Op(
+        name="masked_similarity",
+        function=masked_similarity,
+        reference=masked_similarity_reference,
+        samples=lambda dtype: _samples(dtype, False),
+        differentiable=("user_emb", "item_emb"),
+        derivatives=2,
+        bad=_bad,
+        equals="normalized score rows with train items at 0",
+        avoids="nothing: it returns the B x I matrix",
+        page="masked_similarity_linear",
+        folder="-",
+    )
+)
+declare(
+    Op(
+        name="masked_similarity_linear",
+        function=masked_similarity_linear,
+        reference=masked_similarity_linear_reference,
+        samples=lambda dtype: _samples(dtype, True),
+        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        differentiable=("user_emb", "item_emb", "weight"),
+        bad=_linear_bad,
+        equals="a linear layer on these rows",
+        avoids="a B x I matrix",
+        notes={"cpu": "PyTorch products around `spmm`", "cuda": "PyTorch products around `spmm`"},
+        folder="-",
+    )
+)

@@ -9,6 +9,7 @@ from torch import nn
 
 from mmssl import ops
 from mmssl.graph import InteractionGraph
+from mmssl.indexing import row_edges
 from mmssl.models.mmssl.critic import critic_loss
 from mmssl.models.mmssl.loss import contrastive_loss, recommender_loss
 from mmssl.models.mmssl.model import MultiModalEmbeddings
@@ -17,7 +18,6 @@ from mmssl.models.mmssl.step import StepInput, TrainingStep
 from mmssl.models.mmssl.structure import structure_learner
 from mmssl.ops import Triples
 from mmssl.ops.masked_similarity import batch_edges
-from mmssl.ops.reference import edges_of_rows
 from tests.models.recording import (
     INERT,
     STATES,
@@ -242,7 +242,8 @@ def test_training_steps(oracle, setting):
 
 
 def test_mask_is_the_train_graph(oracle, setting):
-    position, item = edges_of_rows(setting.graph.ui, setting.batch.user)
+    view = setting.graph.ui
+    position, item, _ = row_edges(view.rowptr, view.col, setting.batch.user)
     pairs = {(int(u), int(i)) for u, i in oracle["data/train_pairs"]}
     users = setting.batch.user.tolist()
     got = {(users[p], i) for p, i in zip(position.tolist(), item.tolist(), strict=True)}

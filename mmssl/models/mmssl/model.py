@@ -17,7 +17,7 @@ from mmssl.graph import InteractionGraph
 from mmssl.models.linear import Linear
 from mmssl.models.mmssl.attention import CrossModalAttention, IdentityAttention
 from mmssl.models.mmssl.config import ModelConfig
-from mmssl.ops.dropout import dropout
+from mmssl.ops.keep_mask import dropout
 
 
 class MultiModalEmbeddings(NamedTuple):

@@ -1,13 +1,14 @@
-"""Loads the compiled modules once and remembers why one is missing.
+"""Load the compiled modules once and record why one is missing.
 
-``ops`` is ``mmssl._C``, ``cuda`` is ``mmssl._C_cuda``, ``host`` is ``mmssl._host``; each is None
-where it is not there, with the reason in ``missing``.
+``ops`` is ``mmssl._C``, ``cuda`` is ``mmssl._C_cuda`` and ``host`` is ``mmssl._host``. Each is None
+when it cannot be used; ``missing`` then holds the reason.
 """
 
 from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,30 +17,11 @@ import torch
 missing: dict[str, str] = {}
 """Module name -> why it is not loaded, in one line."""
 
-_OPS = (  # what this version calls
-    "spmm",
-    "spmm_value_grad",
-    "propagate",
-    "info_nce",
-    "info_nce_backward",
-    "norm_act",
-    "keep_mask",
-    "view_attention",
-    "add_normalized",
-    "masked_topk",
-    "bpr_loss",
-    "bpr_loss_backward",
-    "sample_bpr",
-    "tall_product",
-    "gram",
-    "transposed",
-)
-
-_BUILD_INFO = Path(__file__).resolve().parents[1] / "_build_info.json"
+_BUILD_INFO = Path(__file__).resolve().parent / "_build_info.json"
 
 
 def _build_reason(name: str) -> str:
-    """What setup.py wrote down about a module that is not there."""
+    """Return what setup.py recorded about a module that it did not build."""
     try:
         reason = json.loads(_BUILD_INFO.read_text(encoding="utf-8"))[name]["reason"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -60,19 +42,9 @@ def _load(name: str) -> ModuleType | None:
     return None
 
 
-def _load_ops() -> ModuleType | None:
-    """``_C``, unless an older build of it than these Python files lies around."""
-    module = _load("_C")
-    lacking = [op for op in _OPS if module is not None and not hasattr(torch.ops.mmssl, op)]
-    if lacking:
-        missing["_C"] = f"mmssl._C is an older build without {lacking[0]}; build it again"
-        return None
-    return module
-
-
 def _load_cuda() -> ModuleType | None:
     if ops is None:
-        missing["_C_cuda"] = missing["_C"]  # the schemas of all ops are in _C
+        missing["_C_cuda"] = missing["_C"]  # _C defines the schemas of all operators
     elif torch.version.cuda is None:
         missing["_C_cuda"] = f"torch {torch.__version__} is a build without CUDA"
     else:
@@ -80,6 +52,22 @@ def _load_cuda() -> ModuleType | None:
     return None
 
 
+def require_operators(names: Iterable[str]) -> None:
+    """Discard ``mmssl._C`` if it is an older build that lacks one of the operators.
+
+    Args:
+        names: every operator that the Python files of this version call, without ``mmssl::``.
+    """
+    global ops, cuda
+    if ops is None:
+        return
+    absent = [name for name in names if not hasattr(torch.ops.mmssl, name)]
+    if absent:
+        missing["_C"] = f"mmssl._C is an older build without {absent[0]}; build it again"
+        missing["_C_cuda"] = missing["_C"]
+        ops = cuda = None
+
+
 host = _load("_host")
-ops = _load_ops()
+ops = _load("_C")
 cuda = _load_cuda()
