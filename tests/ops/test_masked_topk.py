@@ -1,4 +1,4 @@
-"""The contract of masked_topk, on every device, dtype and backend there is."""
+"""masked_topk: exact lists, ties, NaN and infinity, error bounds, memory, few users."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmssl import ops
-from mmssl.errors import InputError
 from mmssl.graph import GraphView, InteractionGraph
-from mmssl.ops.reference import masked_topk_reference
+from mmssl.ops.masked_topk import masked_topk_reference
 from tests.ops.graphs import DTYPES, on, random_view, slack
-from tests.ops.kernels import KERNELS, needs_compiler, needs_cpu_kernel, run_emulated
+from tests.ops.kernels import KERNELS, needs_cpu_kernel
 
 Lists = tuple[torch.Tensor, torch.Tensor]
 
@@ -118,7 +117,7 @@ def test_error_is_within_that_of_the_reference(device, dtype, d):
 @needs_cpu_kernel
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
-def test_anything(data):
+def test_any_problem(data):
     num_users, num_items = data.draw(st.integers(1, 20)), data.draw(st.integers(0, 300))
     d, k = data.draw(st.integers(0, 20)), data.draw(st.integers(0, 320))
     dtype = data.draw(st.sampled_from(DTYPES))
@@ -234,21 +233,6 @@ def test_same_bits_with_any_number_of_threads_and_any_company(dtype):
         torch.set_num_threads(before)
 
 
-LEVEL_SCRIPT = """
-import hashlib, torch
-from tests.ops.graphs import DTYPES, random_view
-from tests.ops.test_topk import native, normal, whole_numbers
-whole, real = hashlib.sha256(), hashlib.sha256()
-for dtype in DTYPES:
-    for d, k in ((1, 7), (5, 40), (64, 10), (100, 300), (64, 2000)):
-        view = random_view(37, 1500, 4000)
-        for digest, make in ((whole, whole_numbers), (real, normal)):
-            for result in native(make(37, d, dtype), make(1500, d, dtype, 1), k, exclude=view):
-                digest.update(result.numpy().tobytes())
-print(torch.ops.mmssl.cpu_capability(), whole.hexdigest(), real.hexdigest())
-"""
-
-
 @needs_cpu_kernel
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("k", [1, 20, 700])
@@ -265,24 +249,6 @@ def test_a_few_users_share_out_the_items(dtype, k):
     scores, items = native(real, table, k)
     one = native(real, table, k, torch.tensor([17]))
     assert torch.equal(one[0], scores[17:18]) and torch.equal(one[1], items[17:18])
-
-
-@pytest.mark.slow
-@needs_cpu_kernel
-def test_same_bits_at_every_simd_level():
-    """Of real scores at the levels that have a fused multiply-add; of exact ones at all."""
-    found = {}
-    for level in ("default", "avx2", "avx512"):
-        environment = {**os.environ, "ATEN_CPU_CAPABILITY": level, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", LEVEL_SCRIPT], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        name, *digests = done.stdout.split()
-        found[name] = digests
-    assert "default" in found
-    assert len({whole for whole, _ in found.values()}) == 1, found
-    assert len({real for name, (_, real) in found.items() if name != "default"}) <= 1, found
 
 
 MEMORY = """
@@ -307,41 +273,6 @@ def test_no_matrix_of_scores():
     assert int(done.stdout) < 20_000  # kB; 5000 x 20000 scores are 400,000
 
 
-@needs_cpu_kernel
-def test_opcheck():
-    view = random_view()
-    user, item = normal(50, 6, torch.float32), normal(40, 6, torch.bfloat16)
-    calls = [
-        (user, item.float(), 5, torch.tensor([3, 3, 49]), view.rowptr, view.col),
-        (user.bfloat16(), item, 60, None, None, None),
-    ]
-    for arguments in calls:
-        result = torch.library.opcheck(torch.ops.mmssl.masked_topk.default, arguments)
-        assert set(result.values()) == {"SUCCESS"}
-
-
-@needs_cpu_kernel
-def test_torch_compile_in_one_graph():
-    view = random_view()
-    user, item = normal(50, 6, torch.float32), normal(40, 6, torch.float32)
-    users = torch.tensor([4, 0, 31])
-
-    def best(user, item, users):
-        scores, items = ops.masked_topk(user * 2, item, 7, users=users, exclude=view)
-        return scores + 1, items
-
-    with ops.backend("native"):
-        want = best(user, item, users)
-        got = torch.compile(best, fullgraph=True, backend="aot_eager")(user, item, users)
-    assert_equal(got, want)
-
-
-@pytest.mark.slow
-@needs_compiler
-def test_cuda_kernel_is_right_under_the_emulator(tmp_path):
-    run_emulated(tmp_path, "topk")
-
-
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_lists_carry_no_gradient(backend):
     user, item = normal(5, 3, torch.float32).requires_grad_(), normal(9, 3, torch.float32)
@@ -353,54 +284,20 @@ def test_lists_carry_no_gradient(backend):
     assert again.requires_grad
 
 
-USER, ITEM = torch.zeros(50, 4), torch.zeros(40, 4)
-
-
-@pytest.mark.parametrize("backend", ["auto", "reference"])
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"user_emb": [[1.0]]}, "user_emb: expected a torch.Tensor, got list"),
-        ({"item_emb": ITEM[0]}, r"item_emb: expected shape \(rows, D\), got \(4,\)"),
-        ({"item_emb": ITEM[:, :3]}, r"item_emb: expected shape \(I, 4\), got \(40, 3\)"),
-        ({"item_emb": ITEM.double()}, "item_emb: expected torch.float32 as user_emb, got torch.f"),
-        ({"item_emb": ITEM.to("meta")}, "item_emb: expected device cpu as user_emb, got meta"),
-        ({"user_emb": USER.int()}, "user_emb: expected a floating point dtype, got torch.int32"),
-        ({"k": -1}, "k: expected an integer of at least 0, got -1"),
-        ({"k": 2.0}, "k: expected an integer of at least 0, got 2.0"),
-        ({"users": [1]}, "users: expected a torch.Tensor or None, got list"),
-        ({"users": torch.ones(2)}, r"users: expected shape \(B,\) int64, got \(2,\) torch.float32"),
-        ({"users": torch.tensor([0, 50])}, r"users: expected rows in \[0, 50\), got 50"),
-        ({"users": torch.tensor([-1])}, r"users: expected rows in \[0, 50\), got -1"),
-        (
-            {"exclude": random_view().transpose()},
-            r"exclude: expected a view of shape \(50, 40\), got \(40, 50\)",
-        ),
-    ],
-)
-def test_bad_input_is_named(change, message, backend):
-    arguments = {"user_emb": USER, "item_emb": ITEM, "k": 3, **change}
-    with ops.backend(backend), pytest.raises(InputError, match=message) as caught:
-        ops.masked_topk(**arguments)
-    assert "\n" not in str(caught.value)
-
-
 @needs_cpu_kernel
-def test_the_op_itself_refuses_what_it_would_read_out_of_bounds():
-    view = random_view()
-    names = ("user_emb", "item_emb", "k", "users", "rowptr", "col")
-    good = dict(zip(names, (USER, ITEM, 3, None, view.rowptr, view.col), strict=True))
-    falling = view.rowptr.clone()
-    falling[3] = view.nnz
-    bad = {
-        r"users must lie in \[0, 50\), got 50": {"users": torch.tensor([0, 50])},
-        "item_emb .I, D. of one dtype": {"item_emb": ITEM.double()},
-        "k >= 0": {"k": -1},
-        "users must be": {"users": torch.tensor([0], dtype=torch.int32)},
-        "rowptr must be": {"rowptr": view.rowptr[:-1]},
-        "rowptr must rise": {"rowptr": falling},
-        "belong together": {"col": None},
-    }
-    for message, change in bad.items():
-        with pytest.raises(RuntimeError, match=message):
-            torch.ops.mmssl.masked_topk(*{**good, **change}.values())
+@pytest.mark.parametrize("largest", [1.4e-45, 1.2e-38, 1e-30, 1.0, 1e12, 1e18])
+@pytest.mark.parametrize("k", [1, 4, 12])
+def test_scores_of_extreme_rows(largest, k):
+    """Every score is that of its item, and the lists fall, where rows differ by 45 decades."""
+    user, item = normal(7, 9, torch.float32), normal(10, 9, torch.float32, seed=1)
+    user[::2] *= largest
+    item[::3] *= largest
+    item[1] = 0
+    scores, items = native(user, item, k)
+    kept = items >= 0
+    assert not scores.isnan().any() and (scores[~kept] == -torch.inf).all()
+    assert (scores[:, :-1] >= scores[:, 1:]).all()
+    exact = (user.double() @ item.double().T).gather(1, items.clamp_min(0))
+    terms = (user.double().abs() @ item.double().abs().T).gather(1, items.clamp_min(0))
+    near = (scores.double() - exact).abs() <= 1e-5 * terms + torch.finfo(torch.float32).tiny
+    assert (near | ~kept | ~scores.isfinite()).all()
