@@ -122,7 +122,7 @@ cuda-build:
 	python3 -m venv build/cuda-venv
 	build/cuda-venv/bin/python -m pip install -q --disable-pip-version-check torch==2.11.0 'setuptools>=77' ninja numpy pybind11
 	MMSSL_CUDA=1 build/cuda-venv/bin/python setup.py -q build --build-lib build/cuda --build-temp build/cuda-objects
-	cd build/cuda && ../cuda-venv/bin/python -c 'from mmssl.ops import _extension as e; assert e.cuda, e.missing; print("built and loaded:", e.cuda.__name__)'
+	cd build/cuda && ../cuda-venv/bin/python -c 'from mmssl import _extension as e; assert e.cuda, e.missing; print("built and loaded:", e.cuda.__name__)'
 
 clean:
 	rm -rf build dist *.egg-info mmssl/*.so mmssl/_build_info.json .pytest_cache .mypy_cache .ruff_cache

@@ -22,14 +22,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from benchmarks.harness import environment  # noqa: E402
 from benchmarks.harness.record import Case, Results, Row, Timing, write  # noqa: E402
 from mmssl.config import Config, load_config  # noqa: E402
 from mmssl.data import InteractionDataset, Interactions, read_dataset  # noqa: E402
+from mmssl.models.registry import DEFAULT_MODEL, model_names  # noqa: E402
 from mmssl.serving.cold import fit_feature_map  # noqa: E402
-from mmssl.training.baseline_run import fit_baseline  # noqa: E402
+from mmssl.training.fit import fit_run  # noqa: E402
 from mmssl.training.run import RunDirectory  # noqa: E402
-from mmssl.training.trainer import Trainer  # noqa: E402
 
 K = 20
 SHARE = 0.1  # of the items with interactions, held out
@@ -62,11 +63,7 @@ def hold_out(dataset: InteractionDataset, seed: int) -> tuple[InteractionDataset
 
 def train(dataset: InteractionDataset, model: str, config: Config, folder: Path) -> RunDirectory:
     run = RunDirectory.new(folder / "run", model, folder, dataset, config)
-    run.initialize()
-    if model == "mmssl":
-        Trainer(dataset, config, run, show_progress=False).fit()
-    else:
-        fit_baseline(dataset, run, show_progress=False)
+    fit_run(run, dataset, show_progress=False)
     return run
 
 
@@ -123,7 +120,7 @@ def ways(
         "ridge map": unweighted,
         "ridge map, weighted by degree": ridge,
     }
-    if run.info.model == "mmssl":
+    if "parameter.projection.0.weight" in tensors:
         found["own projection"] = projection
     return found
 
@@ -146,7 +143,7 @@ def smoke() -> InteractionDataset:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--model", choices=["mmssl", "lightgcn"], default="mmssl")
+    parser.add_argument("--model", choices=model_names(trained=True), default=DEFAULT_MODEL)
     parser.add_argument("--preset")
     parser.add_argument("--set", action="append", default=[], dest="settings", metavar="A.B=C")
     parser.add_argument("--seeds", type=int, default=3)

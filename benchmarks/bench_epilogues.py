@@ -20,7 +20,7 @@ from benchmarks.harness.record import Timing
 from mmssl.config import load_config
 from mmssl.data import read_dataset
 from mmssl.graph import InteractionGraph
-from mmssl.models.mmssl import MMSSL
+from mmssl.models.mmssl.model import MMSSL
 from mmssl.training.memory import keep_freed_memory
 
 

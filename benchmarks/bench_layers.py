@@ -24,13 +24,11 @@ from benchmarks.peers.registry import compiled, with_backend
 from mmssl import ops
 from mmssl.graph import GraphView
 from mmssl.ops.dispatch import why_not_native
+from mmssl.ops.keep_mask import mask_from_seed
+from mmssl.ops.masked_similarity import masked_similarity_reference
+from mmssl.ops.norm_act import norm_act_reference
 from mmssl.ops.product import product
-from mmssl.ops.reference import (
-    keep_mask_reference,
-    masked_similarity_reference,
-    norm_act_reference,
-    view_attention_reference,
-)
+from mmssl.ops.view_attention import view_attention_reference
 
 RATE = 0.3
 HEADS, VIEWS, D = 4, 3, 64
@@ -132,7 +130,7 @@ def keep_mask(n: int, h: int, device: str) -> Layer:
     def written() -> Tensor:
         return torch.empty(n * h, dtype=torch.uint8, device=device).fill_(1)
 
-    reference = functools.partial(keep_mask_reference, seed, n * h, limit)
+    reference = functools.partial(mask_from_seed, seed, n * h, limit)
     native = functools.partial(torch.ops.mmssl.keep_mask, seed, n * h, limit)
     return Layer(
         workload=f"{n:,} x {h:,}",

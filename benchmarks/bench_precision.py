@@ -19,9 +19,10 @@ from benchmarks.harness import environment
 from benchmarks.harness.record import Case, Results, Row, Timing, read, write
 from mmssl.config import load_config, preset_names
 from mmssl.data import read_dataset
+from mmssl.models.registry import DEFAULT_MODEL
+from mmssl.training.fit import fit_run
 from mmssl.training.memory import keep_freed_memory
 from mmssl.training.run import RunDirectory
-from mmssl.training.trainer import Trainer
 
 PRECISIONS = ("float32", "bfloat16")
 METRICS = ("recall@20", "ndcg@20")
@@ -34,10 +35,8 @@ def train(folder: Path, variant: str, settings: list[str]) -> dict[str, Any]:
     preset = dataset.name if variant == "paper" and dataset.name in preset_names() else None
     config = load_config(variant, preset=preset, settings=settings)
     with tempfile.TemporaryDirectory() as parent:
-        run = RunDirectory.new(Path(parent) / "run", "mmssl", folder, dataset, config)
-        trainer = Trainer(dataset, config, run, show_progress=False)
-        run.initialize()
-        metrics = trainer.fit()
+        run = RunDirectory.new(Path(parent) / "run", DEFAULT_MODEL, folder, dataset, config)
+        metrics = fit_run(run, dataset, show_progress=False)
     curve = [{name: epoch["val"][name] for name in METRICS} for epoch in metrics["epochs"]]
     return {"curve": curve, "seconds_per_step": metrics["timing"]["seconds_per_step"]}
 

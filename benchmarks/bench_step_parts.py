@@ -23,8 +23,9 @@ from benchmarks.peers.registry import compiled, with_backend
 from mmssl import indexing, ops
 from mmssl.config import load_config, preset_names
 from mmssl.graph import InteractionGraph
-from mmssl.ops.reference import bpr_loss_reference, triples_from_draws_reference
-from mmssl.ops.similarity import batch_edges
+from mmssl.ops.bpr import bpr_loss_reference
+from mmssl.ops.masked_similarity import batch_edges
+from mmssl.ops.sampling import triples_from_draws
 
 D = 64
 BATCH = 1024
@@ -91,7 +92,7 @@ def sampling(graph: InteractionGraph, batch: int) -> Peers:
             device=device,
         )  # fmt: skip
         _ = graph.trainable_users, graph.negative_rank_key
-        function = compiled(lambda draws: triples_from_draws_reference(graph, draws))
+        function = compiled(lambda draws: triples_from_draws(graph, draws))
         return Work(lambda: function(uniform))
 
     def loop() -> Work:

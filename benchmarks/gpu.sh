@@ -77,7 +77,7 @@ limited() { timeout -k 10 $(($1 > 0 ? $1 : 1)) "${@:2}"; } # 0 would be no limit
 build() {
   limited "${BUILD_S:-80}" env MMSSL_CUDA=1 "$python" setup.py -q build_ext --inplace || return 1
   "$python" - <<'CHECK'
-from mmssl.ops import _extension as e
+from mmssl import _extension as e
 assert e.cuda is not None, e.missing
 print("built and loaded:", e.cuda.__name__)
 CHECK

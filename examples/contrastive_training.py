@@ -1,4 +1,4 @@
-"""Trains two small encoders to agree on pairs, with the streaming InfoNCE as the loss."""
+"""Train two small encoders to agree on pairs, with the streaming InfoNCE as the loss."""
 
 import torch
 from torch import nn
@@ -7,12 +7,12 @@ from mmssl import ops
 
 torch.manual_seed(0)
 num_pairs, width = 2048, 64
-hidden = torch.randn(num_pairs, 16)  # what both views show of an object
+hidden = torch.randn(num_pairs, 16)  # the content that both views share
 image = hidden @ torch.randn(16, 128) + 0.5 * torch.randn(num_pairs, 128)
 text = hidden @ torch.randn(16, 96) + 0.5 * torch.randn(num_pairs, 96)
 
 encode_image, encode_text = nn.Linear(128, width), nn.Linear(96, width)
-log_temperature = nn.Parameter(torch.tensor(-1.0))  # its gradient comes with the others
+log_temperature = nn.Parameter(torch.tensor(-1.0))  # learned together with the encoders
 parameters = [*encode_image.parameters(), *encode_text.parameters(), log_temperature]
 optimizer = torch.optim.AdamW(parameters, lr=1e-2)
 

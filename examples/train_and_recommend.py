@@ -1,17 +1,12 @@
-"""Makes a small data set with two modalities, trains MMSSL on it and shows one user's list."""
+"""Generate a small data set with two modalities, train MMSSL on it and show one user's list."""
 
-from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from mmssl.config import load_config
-from mmssl.data import InteractionDataset, write_dataset
+import mmssl
+from mmssl.data import InteractionDataset
 from mmssl.data.splits import random_holdout
-from mmssl.graph import InteractionGraph
-from mmssl.serving import recommend_with_titles
-from mmssl.training.run import RunDirectory
-from mmssl.training.trainer import Trainer
 
 rng = np.random.default_rng(0)
 num_users, num_items = 200, 120
@@ -34,17 +29,12 @@ dataset = InteractionDataset(
 )
 
 with TemporaryDirectory() as folder:
-    data = Path(folder) / "data"
-    write_dataset(dataset, data)
-    config = load_config("paper", settings=["training.epochs=4", "training.lr=0.005"])
-    run = RunDirectory.new(Path(folder) / "run", "mmssl", data, dataset, config)
-    trainer = Trainer(dataset, config, run, show_progress=False)
-    run.initialize()
-    metrics = trainer.fit()
+    run = mmssl.train(
+        dataset, out=f"{folder}/run", epochs=4, progress=False, training={"lr": 0.005}
+    )
+    metrics = run.metrics
     print(f"test recall@20 {metrics['test']['recall@20']:.3f}, epoch {metrics['best_epoch']}")
 
-    graph = InteractionGraph.from_edges(*dataset.train, num_users, num_items)
-    (shown,) = recommend_with_titles(dataset, graph, *run.load_embeddings(), [0], 5)
-    print(f"user {shown.user}, taste {user_taste[0]}")
-    for title, score in shown.items:
-        print(f"  {score:.3f}  {title}")
+    print(f"user 0, taste {user_taste[0]}")
+    for item in mmssl.load(run.path).recommend([0], k=5)[0]:
+        print(f"  {item.score:.3f}  {item.title}")

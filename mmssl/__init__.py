@@ -1,7 +1,42 @@
 """MMSSL, the multi-modal self-supervised recommender (WWW 2023), and its ops.
 
-Importing this package does nothing; import the room you need: :mod:`mmssl.ops`,
-:mod:`mmssl.models`, :mod:`mmssl.training`, :mod:`mmssl.data`.
+``from mmssl import ops, InteractionGraph, Recommender, Run, train, load``. Importing the package
+has no side effects; each of these names is loaded on first use.
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mmssl import ops
+    from mmssl.api import Run, load, train
+    from mmssl.graph import InteractionGraph
+    from mmssl.serving.recommender import Recommender
+
 __version__ = "0.1.0"
+
+__all__ = ["InteractionGraph", "Recommender", "Run", "__version__", "load", "ops", "train"]
+
+_MODULES = {
+    "InteractionGraph": "mmssl.graph",
+    "Recommender": "mmssl.serving.recommender",
+    "Run": "mmssl.api",
+    "load": "mmssl.api",
+    "train": "mmssl.api",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("mmssl.ops")
+    if name not in _MODULES:
+        raise AttributeError(f"module 'mmssl' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

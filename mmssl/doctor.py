@@ -1,4 +1,4 @@
-"""What was built, what is installed, and which backend each op takes on this machine."""
+"""Report what was built, what is installed, and the backend of each op on this machine."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ import sys
 import torch
 
 import mmssl
-from mmssl import ops
-from mmssl.ops import _extension
+from mmssl import _extension, ops
 
-# Optional packages and what is missing without them.
+# Optional package -> feature that is unavailable without it.
 _OPTIONAL = {
     "sklearn": "text features, `mmssl data fetch` (pip install 'mmssl[text]')",
     "PIL": "features of pictures, pictures in reports (pip install 'mmssl[image]')",
@@ -23,7 +22,7 @@ _OPTIONAL = {
 
 
 def report_lines() -> list[str]:
-    """The report of ``mmssl doctor``, line by line."""
+    """Return the report of ``mmssl doctor``, line by line."""
     lines = [
         f"mmssl {mmssl.__version__}, Python {platform.python_version()} ({sys.executable})",
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, "

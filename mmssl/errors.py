@@ -1,4 +1,4 @@
-"""The exceptions that stand for "the user gave us something we can't use"."""
+"""The exceptions that the command line reports in one line."""
 
 
 class InputError(ValueError):
@@ -9,5 +9,9 @@ class InputError(ValueError):
     """
 
 
-class Diverged(InputError):
-    """Training left the finite numbers: the fault of a configuration, not of a file or a flag."""
+class Diverged(RuntimeError):  # noqa: N818
+    """Training produced NaN or Inf.
+
+    The message is one line that names the loss term or tensor and the step. The command line prints
+    it as ``error: ...`` and exits with code 2.
+    """

@@ -1,4 +1,4 @@
-"""Opens untrusted files safely: regular files only, bounded size, never blocking.
+"""Opens untrusted files safely (regular files only, bounded size, never blocking); atomic writes.
 
 Opening a pipe waits for a writer and reading a device may never end, and either can hide behind an
 innocent name or a symlink. A file is opened once and every check applies to the open descriptor,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -89,6 +90,43 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def atomic_write(
+    path: Path, data: bytes, before_replacing: Callable[[], None] = lambda: None
+) -> None:
+    """Replace the content of ``path`` atomically; durable when this returns.
+
+    The data is written to a hidden file in the same directory, flushed to disk and renamed.
+
+    Args:
+        path: The file.
+        data: Its new content.
+        before_replacing: Called when the new content is on disk, under another name.
+
+    Raises:
+        InputError: The file can't be written; ``path`` is unchanged and no other file is left.
+    """
+    # A fixed name: the next writer overwrites what a killed one left behind.
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        try:
+            with open(temporary, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            before_replacing()
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise InputError(f"{path}: can't write the file: {error.strerror or error}") from error
 
 
 def _name(kind: int) -> str:

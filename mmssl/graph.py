@@ -1,10 +1,11 @@
-"""One bipartite user-item graph, both directions, every normalisation as scale vectors.
+"""One bipartite user-item graph: both directions, every normalization as scale vectors.
 
 Legend: U users, I items, E edges, R and C rows and columns of a directed view.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
@@ -13,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl.errors import InputError
 from mmssl.indexing import GraphIndex, build_index, check_range, index_of_lists
 
 Normalization = Literal["row_sqrt", "sym", "row", "none"]
@@ -21,7 +23,7 @@ NORMALIZATIONS: tuple[Normalization, ...] = ("row_sqrt", "sym", "row", "none")
 
 @dataclass(frozen=True, eq=False)
 class GraphView:
-    """One direction of a graph, as what :func:`mmssl.ops.spmm` multiplies by.
+    """One direction of a graph: the sparse matrix that :func:`mmssl.ops.spmm` multiplies by.
 
     ``y[r] = row_scale[r] * sum_p value[edge[p]] * col_scale[col[p]] * x[col[p]]`` over the
     positions ``p`` of row ``r``. A scale or value of ``None`` is all ones, an ``edge`` of ``None``
@@ -55,11 +57,11 @@ class GraphView:
 
     @property
     def device(self) -> torch.device:
-        """Where the index arrays live."""
+        """Device of the index arrays."""
         return self.rowptr.device
 
     def transpose(self) -> GraphView:
-        """The transposed matrix: the same arrays, swapped."""
+        """Return the transposed matrix: the same arrays, swapped."""
         return GraphView(
             rowptr=self.t_rowptr,
             col=self.t_col,
@@ -73,12 +75,12 @@ class GraphView:
         )
 
     def row_of_edge(self) -> Tensor:
-        """(E,) int64: the row of every position."""
+        """Return the row of every position, (E,) int64."""
         rows = torch.arange(self.num_rows, device=self.device)
         return rows.repeat_interleave(self.rowptr.diff(), output_size=self.nnz)
 
     def to_dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """(R, C): the matrix itself, for tests and small examples."""
+        """Return the dense (R, C) matrix, for tests and small examples."""
         weight = torch.ones(self.nnz, dtype=dtype, device=self.device)
         row, col = self.row_of_edge(), self.col.long()
         if self.value is not None:
@@ -94,7 +96,7 @@ class GraphView:
 
 @dataclass(frozen=True, eq=False)
 class InteractionGraph:
-    """A bipartite graph of users and items with its two normalised directions.
+    """A bipartite graph of users and items with its two normalized directions.
 
     Build it with :meth:`from_edges` or :meth:`from_scipy`. ``ui`` maps item vectors to users,
     ``iu`` user vectors to items, each scaled by *its own* row sums, so they are transposes of each
@@ -117,36 +119,45 @@ class InteractionGraph:
     @classmethod
     def from_edges(
         cls,
-        user: Tensor | np.ndarray,
-        item: Tensor | np.ndarray,
+        user: Tensor | np.ndarray | Sequence[int],
+        item: Tensor | np.ndarray | Sequence[int],
         num_users: int,
         num_items: int,
         *,
         normalization: Normalization = "row_sqrt",
         value: Tensor | None = None,
     ) -> InteractionGraph:
-        """Builds the graph from (E,) integer ids.
+        """Build the graph from (E,) integer ids.
 
         Without ``value`` the graph is binary and a repeated edge counts once; with ``value`` (E,)
         repeated edges add up. The graph lives on the device of ``user``.
 
+        Args:
+            user: (E,) integers in [0, U).
+            item: (E,) integers in [0, I).
+            num_users: U.
+            num_items: I.
+            normalization: one of :data:`NORMALIZATIONS`.
+            value: (E,) edge values, or None.
+
         Raises:
-            ValueError: ids out of range, lengths that differ, an unknown normalisation.
+            InputError: an id is out of range, lengths differ, or the normalization is unknown.
         """
         if normalization not in NORMALIZATIONS:
-            raise ValueError(
-                f"normalization must be one of {', '.join(NORMALIZATIONS)}, got {normalization!r}"
+            raise InputError(
+                f"normalization: expected one of {', '.join(NORMALIZATIONS)}, "
+                f"got {normalization!r:.60}"
             )
         user, item = torch.as_tensor(user).long(), torch.as_tensor(item).long()
         if user.dim() != 1 or user.shape != item.shape:
-            raise ValueError(
-                f"user and item must both have shape (E,), got {tuple(user.shape)} "
+            raise InputError(
+                f"user, item: expected shape (E,) of both, got {tuple(user.shape)} "
                 f"and {tuple(item.shape)}"
             )
         if value is None:
             return cls(build_index(user, item, num_users, num_items), normalization)
         if value.shape != user.shape:
-            raise ValueError(f"value must have shape {tuple(user.shape)}, got {tuple(value.shape)}")
+            raise InputError(f"value: expected shape {tuple(user.shape)}, got {tuple(value.shape)}")
         check_range("user", user, num_users)
         check_range("item", item, num_items)
         key, position = torch.unique(user * num_items + item, return_inverse=True)
@@ -158,7 +169,7 @@ class InteractionGraph:
     def from_scipy(
         cls, matrix: Any, *, normalization: Normalization = "row_sqrt"
     ) -> InteractionGraph:
-        """Builds the graph from a (U, I) scipy sparse matrix; binary if all its data are 1."""
+        """Build the graph from a (U, I) scipy sparse matrix; binary if all its data are 1."""
         coo = matrix.tocoo()
         value = torch.from_numpy(np.asarray(coo.data, dtype=np.float32))
         binary = bool((value == 1).all())
@@ -171,10 +182,10 @@ class InteractionGraph:
         )
 
     def with_lists(self, lists: Tensor) -> list[InteractionGraph]:
-        """Binary graphs of every user's list, one per modality.
+        """Build binary graphs of every user's list, one per modality.
 
-        Costs two passes over the edges, where :meth:`from_edges` has to sort. On a GPU there is one
-        wait, for the numbers of edges.
+        Costs two passes over the edges, where :meth:`from_edges` has to sort. A GPU waits once, for
+        the numbers of edges.
 
         Args:
             lists: (M, U, k) int32 or int64 of distinct items, -1 where a list is shorter. A user
@@ -200,7 +211,7 @@ class InteractionGraph:
 
     @property
     def device(self) -> torch.device:
-        """Where the arrays live."""
+        """Device of the index arrays."""
         return self.index.rowptr.device
 
     @cached_property
@@ -270,7 +281,7 @@ class InteractionGraph:
         return user * (self.num_items + 1) + col - rank
 
     def missing_item(self, user: Tensor, draw: Tensor) -> Tensor:
-        """An item that each user has no edge to, uniform for uniform draws; nothing is rejected.
+        """Pick an item that each user has no edge to, uniform for uniform draws, without rejection.
 
         Args:
             user: (B,) int64; each must lack at least one item.
@@ -292,7 +303,7 @@ class InteractionGraph:
         return ((degree > 0) & (degree < self.num_items)).nonzero().squeeze(1)
 
     def to(self, device: torch.device | str) -> InteractionGraph:
-        """The same graph on another device."""
+        """Return the same graph on another device."""
         index = GraphIndex(*(t.to(device) for t in self.index if t is not None))
         value = None if self.value is None else self.value.to(device)
         return InteractionGraph(index, self.normalization, value)

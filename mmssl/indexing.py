@@ -1,7 +1,7 @@
-"""Index arrays of graphs and batches: sorted both ways, by counting sorts where they were built.
+"""Index arrays of graphs and batches, sorted both ways by counting sorts.
 
-On the CPU :mod:`mmssl._host` does the work; the plain torch beside each call to it serves the other
-devices, and the CPU where that module was not built.
+On the CPU :mod:`mmssl._host` does the work; the plain torch next to each call of it serves the
+other devices, and the CPU if that module was not built.
 
 Legend: U users, I items, E edges, B batch, M modalities, n edges of a batch.
 """
@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from mmssl import _extension
+from mmssl.errors import InputError
 
 
 class GraphIndex(NamedTuple):
@@ -31,27 +34,38 @@ class RowEdges(NamedTuple):
     position: Tensor  # (n,) int64, row in [0, B) of each edge
     item: Tensor  # (n,) int64
     rowptr: Tensor  # (B + 1,) int64
-    col: Tensor  # (n,) int32, the items once more
+    col: Tensor  # (n,) int32, the items again
     t_rowptr: Tensor  # (C + 1,) int64
     t_col: Tensor  # (n,) int32, ascending within an item
     t_edge: Tensor  # (n,) int64: position by item -> by row
 
 
 def check_range(name: str, ids: Tensor, limit: int) -> None:
-    """Raises a ValueError unless all ids lie in [0, limit)."""
+    """Raise InputError unless all ids lie in [0, limit)."""
     if ids.numel() == 0:
         return
     low, high = (int(v) for v in torch.aminmax(ids))
     if low < 0 or high >= limit:
-        raise ValueError(f"{name} ids must lie in [0, {limit}), got {low if low < 0 else high}")
+        raise InputError(f"{name}: expected ids in [0, {limit}), got {low if low < 0 else high}")
 
 
 def build_index(user: Tensor, item: Tensor, num_users: int, num_items: int) -> GraphIndex:
-    """Sorts (E,) int64 edges both ways and drops repetitions."""
+    """Sort (E,) int64 edges both ways and drop repetitions.
+
+    Args:
+        user: (E,) int64.
+        item: (E,) int64.
+        num_users: U, less than 2^31.
+        num_items: I, less than 2^31.
+
+    Raises:
+        InputError: an id or a count is out of range.
+    """
     check_range("user", user, num_users)
     check_range("item", item, num_items)
-    if max(num_users, num_items) >= 2**31:
-        raise ValueError(f"at most 2^31 - 1 users and items, got {num_users} and {num_items}")
+    for name, count in (("num_users", num_users), ("num_items", num_items)):
+        if not 0 <= count < 2**31:
+            raise InputError(f"{name}: expected an integer in [0, 2^31), got {count}")
     host = _host_for(user)
     if host is not None:
         arrays = host.build_index(user.numpy(), item.numpy(), num_users, num_items)
@@ -61,27 +75,32 @@ def build_index(user: Tensor, item: Tensor, num_users: int, num_items: int) -> G
 
 
 def index_of_lists(lists: Tensor, other: GraphIndex) -> list[GraphIndex]:
-    """The index of every user's list, one per modality; an empty list stands for the other edges.
+    """Build the index of every user's list, one per modality.
 
     Args:
-        lists: (M, U, k) distinct items, -1 for none.
-        other: of the same users and items.
+        lists: (M, U, k) distinct items; -1 where a list is shorter.
+        other: index of the same users and items; a user with an empty list gets its edges.
 
     Raises:
-        ValueError: an item outside [-1, I) (not checked on a GPU, where it would be a wait more).
+        InputError: the shape is wrong, or an item is outside [-1, I) (not checked on a GPU, where
+            reading the items would wait for the device).
     """
     num_users, num_items = other.rowptr.numel() - 1, other.colptr.numel() - 1
     if lists.dim() != 3 or lists.shape[1] != num_users:
-        raise ValueError(f"lists must have shape (M, {num_users}, k), got {tuple(lists.shape)}")
+        raise InputError(f"lists: expected shape (M, {num_users}, k), got {tuple(lists.shape)}")
+    if lists.device.type == "cpu" and lists.numel():
+        low, high = (int(v) for v in torch.aminmax(lists))
+        if low < -1 or high >= num_items:
+            raise InputError(
+                f"lists: expected items in [-1, {num_items}), got {low if low < -1 else high}"
+            )
     host = _host_for(lists)
     if host is not None:
         rowptr, col = other.rowptr.numpy(), other.col.numpy()
         built = [host.index_of_lists(t.int().numpy(), rowptr, col, num_items) for t in lists]
         return [GraphIndex(*(torch.from_numpy(a) for a in arrays)) for arrays in built]
-    if lists.device.type == "cpu" and bool(((lists < -1) | (lists >= num_items)).any()):
-        raise ValueError(f"lists must hold items in [-1, {num_items})")
-    # One list of places for all: those of the lists, then the other edges. What is not taken sorts
-    # behind the rest, and only the numbers of the rest have to come to the host.
+    # One array of keys: those of the lists, then those of the other edges. Unused keys sort to the
+    # end, so that only the numbers of used ones have to reach the host.
     present = lists >= 0  # (M, U, k)
     other_user = _rows_of(other.rowptr, other.col.numel())
     unseen = ~present.any(2)[:, other_user]  # (M, E)
@@ -98,7 +117,7 @@ def index_of_lists(lists: Tensor, other: GraphIndex) -> list[GraphIndex]:
 
 
 def edges_of_rows(rowptr: Tensor, col: Tensor, num_cols: int, rows: Tensor) -> RowEdges:
-    """The edges of some rows. On a GPU there is one wait, for their number n.
+    """Gather the edges of some rows, sorted both ways. A GPU waits once, for their number n.
 
     Args:
         rowptr: (R + 1,) int64.
@@ -110,13 +129,8 @@ def edges_of_rows(rowptr: Tensor, col: Tensor, num_cols: int, rows: Tensor) -> R
     if host is not None:
         arrays = host.edges_of_rows(rowptr.numpy(), col.numpy(), num_cols, rows.numpy())
         return RowEdges(*(torch.from_numpy(a) for a in arrays))
-    first = rowptr[rows]
-    pointer = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
-    torch.cumsum(rowptr[rows + 1] - first, 0, out=pointer[1:])
-    position = _rows_of(pointer, int(pointer[-1]))
-    offset = torch.arange(position.numel(), device=rows.device) - pointer[position]
-    narrow = col[first[position] + offset]
-    item = narrow.long()
+    position, item, pointer = row_edges(rowptr, col, rows)
+    narrow = item.int()
     by_item, order = torch.sort(narrow, stable=True)
     return RowEdges(
         position,
@@ -129,13 +143,33 @@ def edges_of_rows(rowptr: Tensor, col: Tensor, num_cols: int, rows: Tensor) -> R
     )
 
 
+def row_edges(rowptr: Tensor, col: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """List the edges of some rows in plain torch.
+
+    Args:
+        rowptr: (R + 1,) int64.
+        col: (E,) int32.
+        rows: (B,) int64.
+
+    Returns:
+        position (n,) int64 in ``rows`` and column (n,) int64 of each edge, and the row pointers
+        (B + 1,) int64 of the edges.
+    """
+    first = rowptr[rows]
+    pointer = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
+    torch.cumsum(rowptr[rows + 1] - first, 0, out=pointer[1:])
+    position = _rows_of(pointer, int(pointer[-1]))
+    offset = torch.arange(position.numel(), device=rows.device) - pointer[position]
+    return position, col[first[position] + offset].long(), pointer
+
+
 def pointers(ids: Tensor, count: int) -> Tensor:
-    """(count + 1,) int64 row pointers of sorted (E,) row ids, without waiting for the device."""
+    """Return the (count + 1,) int64 row pointers of sorted (E,) row ids; no wait for the device."""
     return torch.searchsorted(ids, torch.arange(count + 1, dtype=ids.dtype, device=ids.device))
 
 
 def _index_of_keys(key: Tensor, num_users: int, num_items: int) -> GraphIndex:
-    """From ascending, distinct (E,) keys ``user * I + item``."""
+    """Build the index from ascending, distinct (E,) keys ``user * I + item``."""
     user, item = key // max(num_items, 1), key % max(num_items, 1)
     by_item, perm = torch.sort(item, stable=True)
     return GraphIndex(
@@ -148,13 +182,11 @@ def _index_of_keys(key: Tensor, num_users: int, num_items: int) -> GraphIndex:
 
 
 def _rows_of(rowptr: Tensor, nnz: int) -> Tensor:
-    """(E,) int64: the row of every position."""
+    """Return the row of every position, (E,) int64."""
     rows = torch.arange(rowptr.numel() - 1, device=rowptr.device)
     return rows.repeat_interleave(rowptr.diff(), output_size=nnz)
 
 
 def _host_for(array: Tensor) -> ModuleType | None:
-    """:mod:`mmssl._host` for an array on the CPU, None elsewhere and where it was not built."""
-    from mmssl.ops import _extension
-
+    """Return :mod:`mmssl._host` for an array on the CPU if it was built, else None."""
     return _extension.host if array.device.type == "cpu" else None

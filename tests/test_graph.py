@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mmssl import indexing
+from mmssl.errors import InputError
 from mmssl.graph import NORMALIZATIONS, InteractionGraph
 from mmssl.ops import sample_bpr
 
@@ -79,16 +80,16 @@ def test_from_scipy():
 
 
 def test_errors():
-    with pytest.raises(ValueError, match=r"item ids must lie in \[0, 3\), got 3"):
+    with pytest.raises(InputError, match=r"item: expected ids in \[0, 3\), got 3"):
         indexing.build_index(torch.tensor([0]), torch.tensor([3]), 2, 3)
     for user, item in (([2], [0]), ([-1], [0]), ([0], [3])):
-        with pytest.raises(ValueError, match="got (2|-1|3)"):
+        with pytest.raises(InputError, match="got (2|-1|3)"):
             InteractionGraph.from_edges(user, item, 2, 3)
-    with pytest.raises(ValueError, match="normalization must be one of"):
+    with pytest.raises(InputError, match="normalization: expected one of row_sqrt, .*got 'l2'"):
         InteractionGraph.from_edges([0], [0], 1, 1, normalization="l2")
-    with pytest.raises(ValueError, match="must both have shape"):
+    with pytest.raises(InputError, match="user, item: expected shape .E,. of both"):
         InteractionGraph.from_edges([0, 1], [0], 2, 1)
-    with pytest.raises(ValueError, match="value must have shape"):
+    with pytest.raises(InputError, match="value: expected shape \(2,\), got \(3,\)"):
         InteractionGraph.from_edges([0, 1], [0, 0], 2, 1, value=torch.ones(3))
 
 
@@ -116,5 +117,5 @@ def test_samples_are_uniform():
 
 def test_sample_needs_enough_users():
     graph = InteractionGraph.from_edges([0, 1, 1], [0, 0, 1], 3, 2)  # 1 has everything, 2 nothing
-    with pytest.raises(ValueError, match=r"batch_size must lie in \[0, 1\]"):
+    with pytest.raises(InputError, match=r"batch_size: expected an integer in \[0, 1\]"):
         sample_bpr(graph, 2)

@@ -24,7 +24,8 @@ def test_example(code, tiny_directory, tmp_path, monkeypatch, capsys):
     """Only the data set is replaced, since the demo's would have to be downloaded."""
     monkeypatch.chdir(tmp_path)
     code = code.replace("data/ml-100k", str(tiny_directory))
-    code = code.replace('preset="ml-100k"', 'settings=["training.epochs=2"]')
+    code = code.replace('preset="ml-100k"', "epochs=2")
     exec(compile(code, "example", "exec"), {})
-    if "print(trainer" in code:
-        assert 0 <= float(capsys.readouterr().out.splitlines()[-1]) <= 1
+    if "mmssl.train" in code:
+        recall, recommended = capsys.readouterr().out.splitlines()[-2:]
+        assert 0 <= float(recall) <= 1 and recommended.count("RecommendedItem(") == 5

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmssl.errors import InputError
+from mmssl.files import atomic_write
 
 SCHEMA = 1
 
@@ -131,9 +131,7 @@ def write(path: Path, results: Results) -> None:
         "cases": [_without_none(dataclasses.asdict(case)) for case in results.cases],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(_rounded(content), indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    atomic_write(path, (json.dumps(_rounded(content), indent=1) + "\n").encode())
 
 
 def read(path: Path) -> Results:

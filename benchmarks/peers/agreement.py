@@ -10,7 +10,7 @@ from benchmarks.peers.step import Batch, ReleasedStep
 from benchmarks.steps import make_step
 from mmssl.config import Config
 from mmssl.graph import InteractionGraph
-from mmssl.training.step import StepInput, TrainingStep
+from mmssl.models.mmssl.step import StepInput, TrainingStep
 
 # Relative. Rows, norms and BatchNorm are sums in another order, and the penalty squares their
 # rounding; gradients go through all of it twice.

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.graph import GraphView
-from mmssl.models.critic import Critic
-from mmssl.models.mmssl import MMSSL
+from mmssl.models.mmssl.critic import Critic
+from mmssl.models.mmssl.model import MMSSL
 
 
 class PeerOutput(NamedTuple):

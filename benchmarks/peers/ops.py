@@ -19,7 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.peers.registry import Missing, compiled, require, with_backend
 from mmssl import ops
 from mmssl.graph import GraphView
-from mmssl.ops.reference import edges_of_rows, info_nce_reference
+from mmssl.indexing import row_edges
+from mmssl.ops.info_nce import info_nce_reference
 
 Product = Callable[[Tensor], Tensor]  # (C, D) -> (R, D)
 Loss = Callable[[Tensor, Tensor], Tensor]  # anchor, positive (N, D) -> ()
@@ -251,7 +252,7 @@ def _by_hand(r: Ranking) -> Callable[[], Lists]:
     """One matrix of scores; the edges are looked up in every call."""
 
     def rank() -> Lists:
-        edges = edges_of_rows(r.view, r.users)
+        edges = row_edges(r.view.rowptr, r.view.col, r.users)[:2]
         return _score_mask_select(r.user[r.users], r.item, *edges, r.k)
 
     return rank
@@ -259,7 +260,7 @@ def _by_hand(r: Ranking) -> Callable[[], Lists]:
 
 def _by_hand_compiled(r: Ranking) -> Callable[[], Lists]:
     """The same under torch.compile, with the edges looked up beforehand."""
-    edges = edges_of_rows(r.view, r.users)
+    edges = row_edges(r.view.rowptr, r.view.col, r.users)[:2]
     function = compiled(_score_mask_select)
     return lambda: function(r.user[r.users], r.item, *edges, r.k)
 

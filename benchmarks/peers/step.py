@@ -17,8 +17,8 @@ from torch.profiler import record_function
 
 from benchmarks.peers.model import Pair, PeerCritic, PeerModel, PeerOutput
 from mmssl.config import Config
-from mmssl.models.critic import Critic
-from mmssl.models.mmssl import MMSSL
+from mmssl.models.mmssl.critic import Critic
+from mmssl.models.mmssl.model import MMSSL
 
 # From the released code: guards of its logarithms, and scale of the penalty.
 _EPS = 1e-8

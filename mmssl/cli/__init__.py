@@ -26,7 +26,7 @@ from mmssl.cli import (
     tune,
 )
 from mmssl.cli.common import Parser, printable
-from mmssl.errors import InputError
+from mmssl.errors import Diverged, InputError
 
 _COMMANDS = (data, features, train, tune, evaluate, recommend, report, export, bench, doctor)
 
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
-    except InputError as error:
+    except (InputError, Diverged) as error:
         message = str(error)
     except BrokenPipeError:  # `mmssl ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -20,7 +20,7 @@ from mmssl.models.registry import DEFAULT_MODEL, model_names, model_spec
 
 
 def add(commands: Commands) -> None:
-    """Registers the command."""
+    """Register the command."""
     train = commands.add_parser("train", help="train a model into a run directory")
     add_config_options(train, models=model_names())
     train.add_argument("--seed", type=int, metavar="N")
@@ -54,9 +54,9 @@ def _train(arguments: argparse.Namespace) -> int:
 def _train_until(stop: StopOnSignal, arguments: argparse.Namespace) -> int:
     from mmssl.tracking import Tracking, check_installed
     from mmssl.training.fit import fit_run
+    from mmssl.training.guards import Interrupted
     from mmssl.training.memory import keep_freed_memory
     from mmssl.training.seeds import fit_seeds, summary_lines
-    from mmssl.training.trainer import Interrupted
 
     keep_freed_memory()
     device = resolve_device(arguments)
@@ -64,9 +64,9 @@ def _train_until(stop: StopOnSignal, arguments: argparse.Namespace) -> int:
     if arguments.profile and (
         arguments.resume
         or arguments.seeds is not None
-        or arguments.model not in (None, DEFAULT_MODEL)
+        or model_spec(arguments.model or DEFAULT_MODEL).schedule is None
     ):
-        raise InputError("train: --profile needs a new run of the model mmssl")
+        raise InputError("train: --profile needs one new run of a model that is trained in epochs")
     runs, dataset, out = (_resumed if arguments.resume else _new)(arguments)
     several = runs[0].path != out
     if arguments.profile:
@@ -101,13 +101,13 @@ def _train_until(stop: StopOnSignal, arguments: argparse.Namespace) -> int:
 
 
 def _profile(run: Any, dataset: Any, device: str) -> int:
-    from mmssl.training.profile import profile_step
-    from mmssl.training.trainer import Trainer
+    from mmssl.training.profile import profile_task
+    from mmssl.training.task import create_task
 
-    trainer = Trainer(dataset, run.config, run, device=device)
+    task = create_task(run.info.model, dataset, run.config, device)
     run.initialize()
     trace = run.path / "trace.json"
-    print("\n".join(profile_step(trainer.step, trace).lines()))
+    print("\n".join(profile_task(task, trace).lines()))
     print(f"trace: {trace} (chrome://tracing or ui.perfetto.dev)")
     return 0
 
@@ -115,7 +115,7 @@ def _profile(run: Any, dataset: Any, device: str) -> int:
 def _new(arguments: argparse.Namespace) -> tuple[list[Any], Any, Path]:
     from mmssl.cli.common import build_config
     from mmssl.data.readers import read_dataset
-    from mmssl.training.run import RunDirectory
+    from mmssl.training.run import RunDirectory, default_run_path
     from mmssl.training.seeds import new_seeds
 
     if arguments.data is None:
@@ -123,12 +123,11 @@ def _new(arguments: argparse.Namespace) -> tuple[list[Any], Any, Path]:
     model = arguments.model or DEFAULT_MODEL
     config = build_config(arguments)
     dataset = read_dataset(arguments.data)
-    label = config.variant if model_spec(model).variants else model
-    name = f"{dataset.name}-{label}-{config.training.seed}"
+    default = default_run_path(dataset, model, config)
     if arguments.seeds is None:
-        out = arguments.out or Path("runs") / name
+        out = arguments.out or default
         return [RunDirectory.new(out, model, arguments.data, dataset, config)], dataset, out
-    out = arguments.out or Path("runs") / f"{name}-{arguments.seeds}-seeds"
+    out = arguments.out or default.with_name(f"{default.name}-{arguments.seeds}-seeds")
     runs = new_seeds(out, model, arguments.data, dataset, config, arguments.seeds)
     return list(runs), dataset, out
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mmssl import ops
-from mmssl.errors import Diverged, InputError
+from mmssl.errors import InputError
 from mmssl.evaluation import metrics as M
 from mmssl.graph import InteractionGraph
 
@@ -103,8 +103,8 @@ class Evaluator:
             One number per metric and cutoff, e.g. ``{"recall@10": ..., "recall@20": ...}``.
 
         Raises:
-            InputError: An embedding table has the wrong shape or device.
-            Diverged: An embedding contains NaN or infinity.
+            InputError: An embedding table has the wrong shape or device, or contains NaN or
+                infinity, which leaves the ranking undefined.
         """
         self._check(user_emb, item_emb)
         return self._mean(self._rank(user_emb, item_emb))
@@ -120,8 +120,7 @@ class Evaluator:
             (T, len(keys)) float64; row t belongs to user ``users[t]`` and columns are `keys`.
 
         Raises:
-            InputError: An embedding table has the wrong shape or device.
-            Diverged: An embedding contains NaN or infinity.
+            InputError: As `evaluate`.
         """
         self._check(user_emb, item_emb)
         return torch.cat([self._score(*block) for block in self._rank(user_emb, item_emb)])
@@ -199,7 +198,6 @@ class Evaluator:
             bad = ~torch.isfinite(table).all(dim=1)
             if bool(bad.any()):
                 row = int(bad.nonzero()[0])
-                raise Diverged(
-                    f"{name}: expected finite values, got NaN or infinity in row {row} "
-                    "(training diverged? try a smaller learning rate)"
+                raise InputError(
+                    f"{name}: expected finite values, got NaN or infinity in row {row}"
                 )

@@ -1,1 +1,1 @@
-"""Recommender models, one file each."""
+"""Recommender models: one file or folder each, listed in :mod:`mmssl.models.registry`."""

@@ -1,12 +1,14 @@
 """The models that can be trained, by name: the only place that lists them.
 
 Everything that depends on which model is trained (the command line, tuning, run directories, the
-trainer) asks here. Adding a model means adding one entry.
+trainer) asks here. Adding a model means adding one entry. Importing this module imports no model.
 """
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import dataclass
+from typing import Any
 
 from mmssl.errors import InputError
 
@@ -17,11 +19,15 @@ class ModelSpec:
 
     name: str
     """The value of ``--model``."""
+    task: str
+    """``"module:class"`` of its :class:`mmssl.training.task.Task`."""
     reads: tuple[str, ...]
     """Sections (``"loss"``) and single fields (``"model.embedding_dim"``) of the configuration
     that the model reads; any other field has no effect on it."""
     schedule: str | None
-    """Section that holds ``epochs`` and ``patience``; None for a model in closed form."""
+    """Section that holds ``epochs``, ``patience`` and ``lr``; None for a model in closed form."""
+    changeable: tuple[str, ...] = ()
+    """Fields that a resumed run may change; none on which the data or a tensor's shape depends."""
     variants: bool = False
     """Whether ``--variant`` chooses between forms of this model."""
 
@@ -29,20 +35,37 @@ class ModelSpec:
         """Whether ``"section.field"`` has an effect on this model."""
         return field in self.reads or field.partition(".")[0] in self.reads
 
+    def load_task(self) -> Any:
+        """Import the model; return its task class."""
+        module, _, name = self.task.partition(":")
+        return getattr(importlib.import_module(module), name)
+
 
 _SPECS = (
     ModelSpec(
         name="mmssl",
+        task="mmssl.models.mmssl.task:MMSSLTask",
         reads=("model", "critic", "structure", "loss", "training"),
         schedule="training",
+        changeable=(
+            *("training.epochs", "training.patience", "training.lr", "training.lr_decay"),
+            *("training.clip_norm", "critic.lr", "critic.clip_norm"),
+        ),
         variants=True,
     ),
     ModelSpec(
         name="lightgcn",
+        task="mmssl.models.lightgcn:LightGCNTask",
         reads=("lightgcn", "model.embedding_dim", "training.seed"),
         schedule="lightgcn",
+        changeable=("lightgcn.epochs", "lightgcn.patience", "lightgcn.lr"),
     ),
-    ModelSpec(name="popularity", reads=(), schedule=None),
+    ModelSpec(
+        name="popularity",
+        task="mmssl.models.popularity:PopularityTask",
+        reads=(),
+        schedule=None,
+    ),
 )
 _BY_NAME = {spec.name: spec for spec in _SPECS}
 
@@ -58,10 +81,15 @@ def model_spec(name: str) -> ModelSpec:
     """The entry of a model.
 
     Raises:
-        InputError: There is no model of that name.
+        InputError: No model has that name.
     """
     try:
         return _BY_NAME[name]
     except KeyError:
         names = ", ".join(_BY_NAME)
         raise InputError(f"model: expected one of {names}, got {name!r:.60}") from None
+
+
+def changeable_fields() -> tuple[str, ...]:
+    """Fields of any model that a resumed run may change."""
+    return tuple(field for spec in _SPECS for field in spec.changeable)

@@ -1,9 +1,11 @@
-"""The ops of MMSSL for anyone to use: compiled kernels with a plain PyTorch fallback.
+"""The ops of MMSSL for any project: compiled kernels with a plain PyTorch fallback.
 
 ``with ops.backend("reference"): ...`` or ``MMSSL_OPS=reference`` chooses the fallback;
-:func:`status` says what each op does on this machine and why.
+:func:`status` reports the backend of each op on this machine and why it was chosen.
 """
 
+from mmssl.ops import _registry
+from mmssl.ops.add_normalized import add_normalized
 from mmssl.ops.bpr import bpr_loss
 from mmssl.ops.dispatch import (
     BACKENDS,
@@ -13,15 +15,13 @@ from mmssl.ops.dispatch import (
     set_backend,
     status,
 )
-from mmssl.ops.dropout import keep_mask
 from mmssl.ops.info_nce import info_nce
+from mmssl.ops.keep_mask import keep_mask
+from mmssl.ops.masked_similarity import masked_similarity, masked_similarity_linear
+from mmssl.ops.masked_topk import masked_topk
 from mmssl.ops.norm_act import norm_act
-from mmssl.ops.normalized import add_normalized
 from mmssl.ops.propagate import propagate, spmm
-from mmssl.ops.reference import Triples
-from mmssl.ops.sampling import sample_bpr
-from mmssl.ops.similarity import masked_similarity, masked_similarity_linear
-from mmssl.ops.topk import masked_topk
+from mmssl.ops.sampling import Triples, sample_bpr
 from mmssl.ops.view_attention import view_attention
 
 __all__ = [
@@ -45,3 +45,5 @@ __all__ = [
     "status",
     "view_attention",
 ]
+
+_registry.activate()

@@ -1,54 +1,112 @@
-"""Ops whose gradient is an op as well, and has none of its own."""
+"""Gradients of compiled operators, written once for eager code, export and ``torch.compile``.
+
+An :class:`Operator` states what a ``torch.ops.mmssl`` operator returns, what its forward pass saves
+and how its gradient is formed. :func:`register` hands that to ``torch.library``, which ``export``
+and ``torch.compile`` need; :func:`eager` builds a ``torch.autograd.Function`` from the same
+functions, at half the Python overhead per call, which matters for small problems.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from mmssl.ops import _extension
+
+@dataclass(frozen=True)
+class Operator:
+    """One ``torch.ops.mmssl`` operator.
+
+    ``backward`` gets one gradient per visible output, may read ``ctx.needed`` (one bool per entry
+    of ``differentiable``, or a list of bools for a list input) and returns one gradient per entry.
+    It calls operators through :func:`eager` if their own gradients are supported.
+    """
+
+    name: str
+    fake: Callable[..., Any]
+    """Returns empty outputs of the right shape and dtype."""
+    save: Callable[..., None] | None = None
+    """``save(ctx, inputs, output)``: stores what ``backward`` needs."""
+    backward: Callable[..., Sequence[Any]] | None = None
+    differentiable: tuple[int, ...] = ()
+    """Positions of the inputs that get a gradient."""
+    hidden: int = 0
+    """Number of trailing outputs that only ``backward`` reads."""
+    list_input: bool = False
+    """Whether the differentiable input is a list of tensors, and the output as well."""
+    refused: str = ""
+    """Which derivative is not supported, for an operator that itself computes a derivative."""
 
 
-def register(
-    op: str,
-    *,
-    fake: Callable[..., Any],
-    save: Callable[..., None],
-    backward: Callable[..., Any],
-    backward_fake: Callable[..., Any],
-) -> None:
-    """Registers fakes and gradient of ``mmssl::OP`` and ``mmssl::OP_backward``, if built.
+def register(operator: Operator, op: str) -> None:
+    """Register fake and gradient of an operator with ``torch.library``.
 
     Args:
-        op: name in ``mmssl.ops``.
-        fake: what the op returns, without computing it.
-        save: ``setup_context`` of the op.
-        backward: its gradient, by way of ``mmssl::OP_backward``.
-        backward_fake: what that returns.
+        operator: the operator; its schema must be loaded.
+        op: name of the public op, for error messages.
     """
-    if _extension.ops is None:
-        return
+    name = f"mmssl::{operator.name}"
+    torch.library.register_fake(name)(operator.fake)
+    if operator.refused:
+        torch.library.register_autograd(name, _refusal(op, operator.refused))
+    elif operator.backward is not None:
+        setup, backward = _library_rule(operator)
+        torch.library.register_autograd(name, backward, setup_context=setup)
 
+
+def _refusal(op: str, what: str) -> Callable[..., Any]:
     def refuse(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(
-            f"mmssl.ops.{op}: gradients of gradients are not there; use "
-            'mmssl.ops.backend("reference")'
+            f'mmssl.ops.{op}: {what} is not supported; use mmssl.ops.backend("reference")'
         )
 
-    torch.library.register_fake(f"mmssl::{op}")(fake)
-    torch.library.register_autograd(f"mmssl::{op}", backward, setup_context=save)
-    torch.library.register_fake(f"mmssl::{op}_backward")(backward_fake)
-    torch.library.register_autograd(f"mmssl::{op}_backward", refuse)
+    return refuse
 
 
-def past_autograd() -> AbstractContextManager[Any]:
-    """For the body of an autograd function.
+def _rule(operator: Operator) -> tuple[Callable[..., None], Callable[..., Any]]:
+    assert operator.save is not None and operator.backward is not None, operator.name
+    return operator.save, operator.backward
 
-    Nothing is recorded there, and past the autograd key an op does without the Python that
-    torch.library puts there: 4 us a call in place of 7. torch.library does the same. A backward
-    that is to be differentiated itself is recorded.
+
+def _library_rule(operator: Operator) -> tuple[Callable[..., None], Callable[..., Any]]:
+    """The two functions of ``register_autograd``, which wants one gradient per input."""
+    save, backward = _rule(operator)
+    places = operator.differentiable
+
+    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.needed = [ctx.needs_input_grad[n] for n in places]
+        # A list input wants a list of gradients back, unless one of its entries is None.
+        ctx.template = [
+            [None] * len(x)
+            if isinstance(x, list) and all(isinstance(t, Tensor) for t in x)
+            else None
+            for x in inputs
+        ]
+        if operator.hidden:
+            ctx.mark_non_differentiable(*output[-operator.hidden :])
+        save(ctx, inputs, output)
+
+    def gradients(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+        if operator.list_input:  # only here does needs_input_grad have the structure of the inputs
+            ctx.needed = [ctx.needs_input_grad[n] for n in places]
+        out = list(ctx.template)
+        visible = grads[: len(grads) - operator.hidden]
+        for n, grad in zip(places, backward(ctx, *visible), strict=True):
+            out[n] = grad
+        return tuple(out)
+
+    return setup, gradients
+
+
+def _below_autograd() -> AbstractContextManager[Any]:
+    """Skip the autograd key inside an autograd function, where nothing is recorded anyway.
+
+    Below that key a call does without the Python that ``torch.library`` adds: 4 us instead of 7.
+    A backward pass that is differentiated itself is recorded.
     """
     if torch.is_grad_enabled():
         return nullcontext()
@@ -56,37 +114,56 @@ def past_autograd() -> AbstractContextManager[Any]:
     return guard
 
 
-def once_differentiable(
-    op: str,
-    *,
-    fake: Callable[..., Any],
-    save: Callable[..., None],
-    backward: Callable[..., Any],
-    backward_fake: Callable[..., Any],
-) -> Callable[..., Any]:
-    """:func:`register`, with the same arguments; returns how to call the op.
+def eager(operator: Operator, compute: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Return a function that calls an operator and is differentiable.
 
-    Eager code takes an autograd function of its own, which costs half the Python of what
-    ``torch.library`` makes of the same pieces; that shows on small problems.
+    Only the differentiable inputs pass through autograd, which inspects every tensor that it gets.
+    Without gradients, and while a graph is traced, the operator is called directly.
+
+    Args:
+        operator: the operator.
+        compute: what to compute in place of the bare operator, in terms of the inputs that
+            ``operator.save`` expects: work around the operator becomes part of its graph node.
+
+    Returns:
+        A function of the inputs. It returns the outputs of ``compute``, with or without the hidden
+        ones: read the visible ones by position.
     """
-    register(op, fake=fake, save=save, backward=backward, backward_fake=backward_fake)
+    name = operator.name
+    save, backward = _rule(operator)
+    places, hidden, list_input = operator.differentiable, operator.hidden, operator.list_input
 
-    class Eager(torch.autograd.Function):
+    if compute is None:
+
+        def run(*inputs: Any) -> Any:
+            return getattr(torch.ops.mmssl, name)(*inputs)
+    else:
+        run = compute
+
+    class Node(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Any:
-            with past_autograd():
-                output = getattr(torch.ops.mmssl, op)(*inputs)
+        def forward(ctx: Any, inputs: tuple[Any, ...], *tensors: Tensor | None) -> Any:
+            with _below_autograd():
+                output = run(*inputs)
+            needed = ctx.needs_input_grad[1:]
+            ctx.needed = [needed] if list_input else needed
             save(ctx, inputs, output)
-            return output
+            if list_input:
+                return tuple(output)
+            return output[: len(output) - hidden] if hidden else output
 
         @staticmethod
-        def backward(ctx: Any, *grads: Any) -> Any:
-            with past_autograd():
-                return backward(ctx, *grads)
+        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            with _below_autograd():
+                if list_input:
+                    return None, *backward(ctx, grads)[0]
+                return None, *backward(ctx, *grads)
 
     def call(*inputs: Any) -> Any:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return getattr(torch.ops.mmssl, op)(*inputs)
-        return Eager.apply(*inputs)
+            return run(*inputs)
+        if list_input:
+            return Node.apply(inputs, *inputs[places[0]])
+        return Node.apply(inputs, *[inputs[n] for n in places])
 
     return call

@@ -1,4 +1,4 @@
-"""Checks of arguments that several ops share. Each raises one line: what, expected, got."""
+"""Argument checks that the ops share. Each raises one line: argument, expected, got."""
 
 from __future__ import annotations
 
@@ -13,62 +13,100 @@ from mmssl.errors import InputError
 from mmssl.graph import GraphView
 
 
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype that sums are formed in: float32 for the half types, else the same."""
+    return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
 def check_tensor(name: str, x: Any, *, dims: str, like: Tensor | None = None) -> None:
-    """A floating point tensor with as many dimensions as ``dims`` names, on the device of ``like``.
+    """Check for a floating point tensor with the given number of dimensions.
 
     Args:
-        name: of the argument.
-        x: what was given.
-        dims: the shape in words, such as ``(N, D)``.
-        like: a tensor checked before, whose device and dtype are the ones wanted; None: any.
+        name: name of the argument.
+        x: its value.
+        dims: the expected shape in words, such as ``(N, D)``; a leading ``...`` stands for any
+            number of dimensions.
+        like: a tensor whose dtype and device are expected; None accepts any.
     """
     if not isinstance(x, Tensor):
         raise InputError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
-    if x.dim() != dims.count(",") + (not dims.endswith(",)")):
+    count = dims.count(",") + (not dims.endswith(",)"))
+    wrong = x.dim() < count - 1 if dims.startswith("(...") else x.dim() != count
+    if wrong:
         raise InputError(f"{name}: expected shape {dims}, got {tuple(x.shape)}")
     if not x.dtype.is_floating_point:
         raise InputError(f"{name}: expected a floating point dtype, got {x.dtype}")
     if like is not None and x.dtype != like.dtype:
-        raise InputError(f"{name}: expected dtype {like.dtype}, as the others, got {x.dtype}")
-    if like is not None and x.device != like.device:
-        raise InputError(f"{name}: expected device {like.device}, got {x.device}")
+        raise InputError(
+            f"{name}: expected dtype {like.dtype}, like the other arguments, got {x.dtype}"
+        )
+    if like is not None:
+        check_device(name, x, like.device)
+
+
+def check_device(name: str, x: Tensor, device: torch.device) -> None:
+    """Check that a tensor lives on the device of the other arguments."""
+    if x.device != device:
+        raise InputError(f"{name}: expected device {device}, got {x.device}")
 
 
 def check_shape(name: str, x: Tensor, shape: Sequence[int]) -> None:
-    """Exactly this shape."""
+    """Check for exactly this shape."""
     if tuple(x.shape) != tuple(shape):
         raise InputError(f"{name}: expected shape {tuple(shape)}, got {tuple(x.shape)}")
 
 
 def check_number(name: str, x: Any, low: float, high: float, expected: str) -> None:
-    """A real number in [low, high); NaN and bool are none."""
+    """Check for a real number in [low, high); NaN and bool are refused."""
     if isinstance(x, bool) or not isinstance(x, (int, float)) or not low <= x < high:
         raise InputError(f"{name}: expected {expected}, got {x!r:.60}")
 
 
 def check_not_negative(name: str, x: Any) -> None:
-    """A finite number >= 0."""
+    """Check for a finite number >= 0."""
     check_number(name, x, 0, math.inf, "a finite number >= 0")
 
 
-def check_view(name: str, view: Any) -> None:
-    """A view of a graph."""
+def check_integer(name: str, x: Any, low: int, high: float = math.inf) -> None:
+    """Check for an integer in [low, high]; bool is refused."""
+    if isinstance(x, bool) or not isinstance(x, int) or not low <= x <= high:
+        expected = f">= {low}" if high == math.inf else f"in [{low}, {high}]"
+        raise InputError(f"{name}: expected an integer {expected}, got {x!r:.60}")
+
+
+def check_view(
+    name: str,
+    view: Any,
+    *,
+    shape: tuple[int, int] | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Check for a view of a graph, with a shape and on a device if these are given."""
     if not isinstance(view, GraphView):
         raise InputError(
             f"{name}: expected a GraphView, such as graph.ui, got {type(view).__name__}"
         )
+    got = (view.num_rows, view.num_cols)
+    if shape is not None and got != shape:
+        raise InputError(f"{name}: expected a view of shape {shape}, got {got}")
+    if device is not None and view.device != device:
+        raise InputError(f"{name}: expected device {device}, got {view.device}")
 
 
-def check_ids(name: str, ids: Any, limit: int, device: torch.device) -> None:
-    """(B,) int64 on a device; on the CPU each in [0, limit) as well, unless it is being traced."""
+def check_ids(name: str, ids: Any, limit: int | None, device: torch.device) -> None:
+    """Check for (B,) int64 ids on a device.
+
+    On the CPU each id must lie in [0, limit), unless the call is being traced or ``limit`` is None:
+    the kernel then checks the ids. On a GPU reading them would wait for the device.
+    """
     if not isinstance(ids, Tensor):
         raise InputError(f"{name}: expected a torch.Tensor, got {type(ids).__name__}")
     if ids.dim() != 1 or ids.dtype != torch.int64:
         raise InputError(f"{name}: expected shape (B,) int64, got {tuple(ids.shape)} {ids.dtype}")
-    if ids.device != device:
-        raise InputError(f"{name}: expected device {device}, got {ids.device}")
-    # Reading values would break a compiled graph and stall a GPU.
-    if ids.device.type == "cpu" and ids.numel() and not torch.compiler.is_compiling():
+    check_device(name, ids, device)
+    if limit is None or ids.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    if ids.numel():
         low, high = (int(v) for v in torch.aminmax(ids))
         if low < 0 or high >= limit:
             raise InputError(

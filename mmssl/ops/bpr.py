@@ -1,19 +1,21 @@
-"""Bayesian personalised ranking: loss, L2 of the rows it touches, and one scatter for both.
+"""The BPR loss, the L2 of the rows it reads, and one scatter for the gradients of both.
 
 Legend: U users, I items, B triples, D features.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Literal, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.errors import InputError
-from mmssl.ops._autograd import once_differentiable
+from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._checks import accumulation_dtype, check_ids, check_shape, check_tensor
+from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
 from mmssl.ops.dispatch import use_native
-from mmssl.ops.reference import accumulation_dtype, bpr_loss_reference
 
 
 @overload
@@ -49,7 +51,7 @@ def bpr_loss(
     *,
     with_l2: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """The BPR loss of a batch of triples, and on request the squares of the rows it reads.
+    """Compute the BPR loss of a batch of triples and, on request, the L2 of the rows it reads.
 
     Equal to::
 
@@ -57,79 +59,61 @@ def bpr_loss(
         loss = -F.logsigmoid((user * pos).sum(1) - (user * neg).sum(1)).mean()
         l2 = user.square().sum() + pos.square().sum() + neg.square().sum()
 
-    A row that stands in the batch several times counts as often. Gradients of both results come out
-    of one scatter, dense, (U, D) and (I, D), each row summed in the order of the batch: the same
-    bits every time, on the CPU for any number of threads. They can't be differentiated again.
-    Half types are summed in float32. Under autocast the tables keep their dtype.
+    A row that appears several times in the batch counts each time. The gradients of both results
+    come from one scatter and are dense, (U, D) and (I, D). Each row is summed in the order of the
+    batch: the same bits every time, on the CPU for any number of threads. Double backward is not
+    supported. Half types are summed in float32. Under autocast the tables keep their dtype.
 
     Args:
         user_emb: (U, D) floating point.
-        item_emb: (I, D), of the same dtype.
-        users: (B,) int64. Ids out of range raise on the CPU; on a GPU they are not looked at, since
-            that would wait for the device, and a kernel reads whatever is there.
-        pos_items: (B,) int64.
-        neg_items: (B,) int64.
-        with_l2: whether to return the sum of squares as well; it costs nothing.
+        item_emb: (I, D), same dtype and device.
+        users: (B,) int64. Ids out of range raise RuntimeError on the CPU; on a GPU they are not
+            checked, since that would wait for the device, and are read out of bounds.
+        pos_items: (B,) int64, likewise.
+        neg_items: (B,) int64, likewise.
+        with_l2: whether to return the sum of squares as well, at no extra cost.
 
     Returns:
-        The loss, a scalar, NaN for no triple; with ``with_l2`` the loss and the sum of squares.
-        float32 for the half types, else the dtype of ``user_emb``.
+        The loss, a scalar, NaN for an empty batch; with ``with_l2`` the loss and the sum of
+        squares. float32 for the half types, else the dtype of ``user_emb``.
 
     Raises:
-        InputError: an argument is not as above.
-        RuntimeError: ids out of range; or backend "native" is required and there is no kernel for
-            device and dtype.
+        InputError: an argument does not match its description.
+        RuntimeError: an id is out of range; or backend "native" is required and no kernel exists
+            for the device and dtype.
 
     Source: Rendle, Freudenthaler, Gantner, Schmidt-Thieme, "BPR: Bayesian Personalized Ranking from
     Implicit Feedback", UAI 2009.
     """
-    _check(user_emb, item_emb, users, pos_items, neg_items)
+    check_tensor("user_emb", user_emb, dims="(U, D)")
+    check_tensor("item_emb", item_emb, dims="(I, D)", like=user_emb)
+    check_shape("item_emb", item_emb, (item_emb.shape[0], user_emb.shape[1]))
+    for name, ids in (("users", users), ("pos_items", pos_items), ("neg_items", neg_items)):
+        check_ids(name, ids, None, user_emb.device)
+        check_shape(name, ids, users.shape)
     if not use_native("bpr_loss", user_emb.device.type, user_emb.dtype):
         return bpr_loss_reference(user_emb, item_emb, users, pos_items, neg_items, with_l2=with_l2)
-    loss, squares, _ = _call(user_emb, item_emb, users, pos_items, neg_items)
+    loss, squares, *_ = _call(user_emb, item_emb, users, pos_items, neg_items)
     return (loss, squares) if with_l2 else loss
 
 
-def _check(
-    user_emb: Tensor, item_emb: Tensor, users: Tensor, pos_items: Tensor, neg_items: Tensor
-) -> None:
-    for name, table in (("user_emb", user_emb), ("item_emb", item_emb)):
-        if not isinstance(table, Tensor):
-            raise InputError(f"{name}: expected a torch.Tensor, got {type(table).__name__}")
-        if table.dim() != 2:
-            rows = "U" if name == "user_emb" else "I"
-            raise InputError(f"{name}: expected shape ({rows}, D), got {tuple(table.shape)}")
-    if not user_emb.dtype.is_floating_point:
-        raise InputError(f"user_emb: expected a floating point dtype, got {user_emb.dtype}")
-    _check_like("item_emb", item_emb, user_emb)
-    if item_emb.shape[1] != user_emb.shape[1]:
-        raise InputError(
-            f"item_emb: expected shape (I, {user_emb.shape[1]}), D of user_emb, "
-            f"got {tuple(item_emb.shape)}"
-        )
-    for name, ids in (("users", users), ("pos_items", pos_items), ("neg_items", neg_items)):
-        if not isinstance(ids, Tensor):
-            raise InputError(f"{name}: expected a torch.Tensor, got {type(ids).__name__}")
-        if ids.dtype != torch.int64:
-            raise InputError(f"{name}: expected dtype torch.int64, got {ids.dtype}")
-        expected = "(B,)" if name == "users" else f"{tuple(users.shape)}, that of users"
-        if ids.dim() != 1 or ids.shape != users.shape:
-            raise InputError(f"{name}: expected shape {expected}, got {tuple(ids.shape)}")
-        if ids.device != user_emb.device:
-            raise InputError(
-                f"{name}: expected device {user_emb.device}, that of user_emb, got {ids.device}"
-            )
-
-
-def _check_like(name: str, table: Tensor, other: Tensor) -> None:
-    if table.dtype != other.dtype:
-        raise InputError(
-            f"{name}: expected dtype {other.dtype}, that of user_emb, got {table.dtype}"
-        )
-    if table.device != other.device:
-        raise InputError(
-            f"{name}: expected device {other.device}, that of user_emb, got {table.device}"
-        )
+def bpr_loss_reference(
+    user_emb: Tensor,
+    item_emb: Tensor,
+    users: Tensor,
+    pos_items: Tensor,
+    neg_items: Tensor,
+    *,
+    with_l2: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Compute :func:`bpr_loss` in plain PyTorch, with three gathered copies of the rows."""
+    acc = accumulation_dtype(user_emb.dtype)
+    rows = [user_emb[users], item_emb[pos_items], item_emb[neg_items]]
+    user, pos, neg = (row.to(acc) for row in rows)
+    loss = -F.logsigmoid((user * pos).sum(1) - (user * neg).sum(1)).mean()
+    if not with_l2:
+        return loss
+    return loss, user.square().sum() + pos.square().sum() + neg.square().sum()
 
 
 def _fake(
@@ -141,16 +125,7 @@ def _fake(
 
 
 def _backward_fake(
-    grad_loss: Tensor,
-    grad_squares: Tensor,
-    user_emb: Tensor,
-    item_emb: Tensor,
-    users: Tensor,
-    pos_items: Tensor,
-    neg_items: Tensor,
-    slope: Tensor,
-    user_order: Tensor | None,
-    item_order: Tensor | None,
+    grad_loss: Tensor, grad_squares: Tensor, user_emb: Tensor, item_emb: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
     return (
         torch.empty_like(user_emb, memory_format=torch.contiguous_format),
@@ -159,18 +134,16 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    slope = output[2]
-    ctx.mark_non_differentiable(slope)
-    ctx.save_for_backward(*inputs, slope)
+    ctx.save_for_backward(*inputs, output[2])  # one slope per triple
 
 
-def _backward(ctx: Any, grad_loss: Tensor, grad_squares: Tensor, _: Tensor) -> tuple[Any, ...]:
+def _backward(ctx: Any, grad_loss: Tensor, grad_squares: Tensor) -> tuple[Tensor, Tensor]:
     user_emb, item_emb, users, pos_items, neg_items, slope = ctx.saved_tensors
     user_order = item_order = None
-    if user_emb.is_cuda:  # the kernel finds a row's places side by side; the CPU chains them
+    if user_emb.is_cuda:  # the kernel wants the positions of a row sorted; the CPU links them
         user_order = torch.argsort(users, stable=True)
         item_order = torch.argsort(torch.cat([pos_items, neg_items]), stable=True)
-    grads = torch.ops.mmssl.bpr_loss_backward(
+    grads: tuple[Tensor, Tensor] = torch.ops.mmssl.bpr_loss_backward(
         grad_loss,
         grad_squares,
         user_emb,
@@ -182,9 +155,72 @@ def _backward(ctx: Any, grad_loss: Tensor, grad_squares: Tensor, _: Tensor) -> t
         user_order,
         item_order,
     )
-    return (*grads, None, None, None)
+    return grads
 
 
-_call = once_differentiable(
-    "bpr_loss", fake=_fake, save=_save, backward=_backward, backward_fake=_backward_fake
+_FORWARD = Operator(
+    "bpr_loss", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1), hidden=1
+)
+_call = eager(_FORWARD)
+
+
+def _samples(dtype: torch.dtype) -> Iterator[Sample]:
+    def sample(
+        label: str, batch: int, d: int, users: int = 5, items: int = 4, **options: Any
+    ) -> Sample:
+        generator = torch.Generator().manual_seed(batch + d)
+        tables = [torch.randn(n, d, generator=generator).to(dtype) for n in (users, items)]
+        ids = [torch.randint(n, (batch,), generator=generator) for n in (users, items, items)]
+        names = ("user_emb", "item_emb", "users", "pos_items", "neg_items")
+        arguments = dict(zip(names, (*tables, *ids), strict=True))
+        return Sample(label, {**arguments, **options}, tiny=batch < 20)
+
+    yield sample("typical", 7, 3, with_l2=True)
+    yield sample("loss only", 7, 3)
+    yield sample("one triple", 1, 1, 1, 1, with_l2=True)
+    yield sample("no triple", 0, 3, with_l2=True)
+    yield sample("odd sizes", 11, 17, 3, 7, with_l2=True)
+    yield sample("large", 3000, 33, 2500, 1500, with_l2=True)
+    strided = sample("strided", 6, 4, with_l2=True).arguments
+    strided = {
+        k: v.repeat(2, *[1] * (v.dim() - 1))[::2] if k != "with_l2" else v
+        for k, v in strided.items()
+    }
+    yield Sample("strided", {**strided, "user_emb": strided["user_emb"].T.contiguous().T})
+
+
+def _bad() -> Iterator[Bad]:
+    table, ids = torch.zeros(5, 3), torch.zeros(7, dtype=torch.int64)
+    yield Bad("user_emb", [1.0], "user_emb: expected a torch.Tensor, got list")
+    yield Bad("user_emb", table[0], r"user_emb: expected shape \(U, D\), got \(3,\)")
+    yield Bad("user_emb", table.int(), "user_emb: expected a floating point dtype, got torch.int32")
+    yield Bad("item_emb", table[0], r"item_emb: expected shape \(I, D\), got \(3,\)")
+    yield Bad("item_emb", table.double(), "item_emb: expected dtype torch.float32, like the other")
+    yield Bad("item_emb", table[:, :2], r"item_emb: expected shape \(5, 3\), got \(5, 2\)")
+    yield Bad("item_emb", table.to("meta"), "item_emb: expected device cpu, got meta")
+    for name in ("users", "pos_items", "neg_items"):
+        yield Bad(name, [0, 1, 2], f"{name}: expected a torch.Tensor, got list")
+        yield Bad(name, ids.int(), rf"{name}: expected shape \(B,\) int64, got \(7,\) torch.int32")
+        yield Bad(name, ids[None], rf"{name}: expected shape \(B,\) int64, got \(1, 7\)")
+        yield Bad(name, ids.to("meta"), f"{name}: expected device cpu, got meta")
+    yield Bad("neg_items", ids[:2], r"neg_items: expected shape \(7,\), got \(2,\)")
+
+
+declare(
+    Op(
+        name="bpr_loss",
+        function=bpr_loss,
+        reference=bpr_loss_reference,
+        samples=_samples,
+        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        operators=(
+            _FORWARD,
+            Operator("bpr_loss_backward", fake=_backward_fake, refused="double backward"),
+        ),
+        differentiable=("user_emb", "item_emb"),
+        bad=_bad,
+        equals="BPR and the L2 of its rows",
+        avoids="three gathered copies",
+        folder="bpr",
+    )
 )

@@ -1,8 +1,8 @@
-"""Which implementation an op takes: the compiled kernel or the plain PyTorch reference.
+"""Choose the backend of an op: the compiled kernel or the plain PyTorch reference.
 
-``auto`` takes the kernel where there is one for the device and dtype and says once why not
-otherwise; ``native`` raises instead; ``reference`` never asks. The environment variable
-``MMSSL_OPS`` sets the choice a process starts with.
+``auto`` uses the kernel if one exists for the device and dtype, and warns once otherwise;
+``native`` raises instead; ``reference`` always uses plain PyTorch. The environment variable
+``MMSSL_OPS`` sets the initial choice of a process.
 """
 
 from __future__ import annotations
@@ -15,38 +15,21 @@ from typing import NamedTuple
 
 import torch
 
+from mmssl import _extension
 from mmssl.errors import InputError
-from mmssl.ops import _extension
+from mmssl.ops import _registry
 
 BACKENDS = ("auto", "native", "reference")
 
-_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
-# op -> device -> dtypes with a kernel. An op without a kernel anywhere has an empty entry.
-_KERNELS: dict[str, dict[str, tuple[torch.dtype, ...]]] = {
-    "spmm": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
-    "propagate": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
-    "info_nce": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
-    "norm_act": {"cpu": _KERNEL_DTYPES},
-    "view_attention": {"cpu": _KERNEL_DTYPES},
-    "add_normalized": {"cpu": _KERNEL_DTYPES},
-    "keep_mask": {"cpu": (torch.uint8,)},
-    "masked_topk": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
-    "masked_similarity": {},
-    # Its sparse part is spmm; the rest are ordinary products.
-    "masked_similarity_linear": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
-    "sample_bpr": {"cpu": ()},  # ids only; on a GPU plain PyTorch is meant to do
-    "bpr_loss": {"cpu": _KERNEL_DTYPES, "cuda": _KERNEL_DTYPES},
-}
-
 
 class OpStatus(NamedTuple):
-    """What one op does on one device now."""
+    """The backend that one op uses on one device."""
 
     op: str
     device: str
     dtypes: tuple[str, ...]
     backend: str  # "native" or "reference"
-    reason: str  # why it is the reference; empty for a kernel
+    reason: str  # why the reference is used; empty for a kernel
 
 
 def _checked(name: str, source: str) -> str:
@@ -55,21 +38,24 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-# A plain global and no context variable: torch.compile traces it and guards on it.
+# A plain global instead of a context variable: torch.compile traces it and guards on it.
 _requested = _checked(os.environ.get("MMSSL_OPS", "auto"), "environment variable MMSSL_OPS")
 _warned: set[str] = set()
 
 
 def requested_backend() -> str:
-    """The choice in force: "auto", "native" or "reference"."""
+    """Return the current choice: "auto", "native" or "reference"."""
     return _requested
 
 
 def set_backend(name: str) -> None:
-    """Makes a choice for the rest of the process.
+    """Choose the backend for the rest of the process.
+
+    Args:
+        name: one of :data:`BACKENDS`.
 
     Raises:
-        InputError: not one of :data:`BACKENDS`.
+        InputError: ``name`` is not one of :data:`BACKENDS`.
     """
     global _requested
     _requested = _checked(name, "backend")
@@ -77,12 +63,15 @@ def set_backend(name: str) -> None:
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Makes a choice for a block: ``with ops.backend("reference"): ...``.
+    """Choose the backend within a block: ``with ops.backend("reference"): ...``.
 
-    The choice belongs to the process, not to the thread that makes it.
+    The choice applies to the whole process, not only to the calling thread.
+
+    Args:
+        name: one of :data:`BACKENDS`.
 
     Raises:
-        InputError: not one of :data:`BACKENDS`.
+        InputError: ``name`` is not one of :data:`BACKENDS`.
     """
     before = requested_backend()
     set_backend(name)
@@ -93,8 +82,8 @@ def backend(name: str) -> Iterator[None]:
 
 
 def why_not_native(op: str, device: str, dtype: torch.dtype | None = None) -> str:
-    """Why an op has no kernel here, in one line; empty if it has one."""
-    kernels = _KERNELS[op]
+    """Explain in one line why an op has no kernel here; empty if it has one."""
+    kernels = _registry.OPS[op].dtypes
     if not kernels:
         return "no native kernel yet"
     if device not in kernels:
@@ -106,10 +95,10 @@ def why_not_native(op: str, device: str, dtype: torch.dtype | None = None) -> st
 
 
 def use_native(op: str, device: str, dtype: torch.dtype | None = None) -> bool:
-    """Whether to call the kernel, as requested and possible.
+    """Decide whether to call the kernel.
 
     Raises:
-        RuntimeError: "native" was requested and there is no kernel.
+        RuntimeError: "native" was requested and no kernel exists.
     """
     if _requested == "reference":
         return False
@@ -118,7 +107,7 @@ def use_native(op: str, device: str, dtype: torch.dtype | None = None) -> bool:
         return True
     if _requested == "native":
         raise RuntimeError(f"mmssl.ops.{op}: backend 'native' is required, but {reason}")
-    if _KERNELS[op] and not torch.compiler.is_compiling() and reason not in _warned:
+    if _registry.OPS[op].dtypes and not torch.compiler.is_compiling() and reason not in _warned:
         _warned.add(reason)
         warnings.warn(
             f"mmssl.ops.{op}: slower plain PyTorch is used: {reason}", RuntimeWarning, stacklevel=3
@@ -127,15 +116,19 @@ def use_native(op: str, device: str, dtype: torch.dtype | None = None) -> bool:
 
 
 def status() -> list[OpStatus]:
-    """What every op does on every device of this machine, under the choice in force."""
+    """Return the backend of every op on every device of this machine, under the current choice."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     rows = []
-    for op, kernels in _KERNELS.items():
+    for op in _registry.OPS.values():
+        if not op.public:
+            continue
         for device in devices:
-            reason = why_not_native(op, device)
+            reason = why_not_native(op.name, device)
             if not reason and _requested == "reference":
                 reason = "requested"
-            dtypes = kernels.get(device, ()) if not reason else ()
+            dtypes = op.dtypes.get(device, ()) if not reason else ()
             names = tuple(str(dtype).removeprefix("torch.") for dtype in dtypes) or ("any",)
-            rows.append(OpStatus(op, device, names, "reference" if reason else "native", reason))
+            rows.append(
+                OpStatus(op.name, device, names, "reference" if reason else "native", reason)
+            )
     return rows

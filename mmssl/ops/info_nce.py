@@ -6,16 +6,24 @@ Legend: N pairs, K negatives, D features; leading dimensions are independent pro
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.errors import InputError
-from mmssl.ops._autograd import past_autograd, register
+from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._checks import (
+    accumulation_dtype,
+    check_not_negative,
+    check_number,
+    check_shape,
+    check_tensor,
+)
+from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
 from mmssl.ops.dispatch import use_native
-from mmssl.ops.reference import accumulation_dtype, info_nce_reference
 
 _REDUCTIONS = ("mean", "sum", "none")
 
@@ -31,7 +39,7 @@ def info_nce(
     eps: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """InfoNCE with the other anchors and positives as negatives, in O(N D) memory.
+    """Compute InfoNCE with the other anchors and positives as negatives, in O(N D) memory.
 
     Equal to (one direction, no ``negatives``)::
 
@@ -41,23 +49,23 @@ def info_nce(
         log_ratio = s12.diagonal(0, -2, -1) - torch.cat([s12, s11], -1).logsumexp(-1)
         loss = -(log_ratio.exp() + eps).log()
 
-    Gradients flow to ``anchor``, ``positive``, ``negatives`` and a tensor ``temperature``; they
-    can't be differentiated again. The kernels give the same bits every time, on the CPU whatever
-    the number of threads. bfloat16 inputs are multiplied as they are and summed in float32; on
-    processors with bfloat16 arithmetic the gradient's weights are rounded to bfloat16 as well. On a
-    GPU float32 products follow ``torch.get_float32_matmul_precision()``: TF32 unless "highest".
-    Under autocast the inputs keep their dtype, as with the losses of torch, which run in float32.
+    Gradients flow to ``anchor``, ``positive``, ``negatives`` and a tensor ``temperature``; double
+    backward is not supported. The kernels give the same bits every time, on the CPU for any number
+    of threads. bfloat16 inputs are multiplied unchanged and summed in float32; on processors with
+    bfloat16 arithmetic the weights of the gradient are rounded to bfloat16 as well. On a GPU,
+    float32 products follow ``torch.get_float32_matmul_precision()``: TF32 unless "highest". Under
+    autocast the inputs keep their dtype.
 
     Args:
-        anchor: (..., N, D) floating point, D >= 1; leading dimensions are independent problems,
-            which share one launch.
+        anchor: (..., N, D) floating point, D >= 1; leading dimensions are independent problems
+            that share one launch.
         positive: (..., N, D), the same shape; row i is the positive of anchor i.
         temperature: > 0, a float or a tensor of one element (which gets a gradient; its value is
             not checked, since that would wait for the device).
-        negatives: (K, D) further negatives, shared by all anchors.
+        negatives: (K, D) further negatives, shared by all anchors, or None.
         intra_view: whether the other anchors are negatives too.
         symmetric: average with the loss of (positive, anchor).
-        eps: >= 0, added inside the log (the released MMSSL adds 1e-8).
+        eps: >= 0, added inside the logarithm (the released MMSSL adds 1e-8).
         reduction: "mean" or "sum" over N, or "none".
 
     Returns:
@@ -65,8 +73,8 @@ def info_nce(
         of ``anchor``.
 
     Raises:
-        InputError: an argument is not as above.
-        RuntimeError: backend "native" is required and there is no kernel for device and dtype.
+        InputError: an argument does not match its description.
+        RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
 
     Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018;
     the intra-view negatives are those of Zhu et al., "Deep Graph Contrastive Representation
@@ -91,72 +99,9 @@ def info_nce(
         scale = torch.full((1,), temperature, dtype=acc, device=anchor.device)
     tf32 = anchor.is_cuda and torch.get_float32_matmul_precision() != "highest"
     options = (intra_view, symmetric, eps, tf32)
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        return _compute(anchor, positive, scale, negatives, options, reduction)[0]
-    out: Tensor = _InfoNce.apply(anchor, positive, scale, negatives, options, reduction)
+    loss, *_ = _call(anchor, positive, scale, negatives, *options, reduction)
+    out: Tensor = loss
     return out
-
-
-def _compute(
-    anchor: Tensor,
-    positive: Tensor,
-    temperature: Tensor,
-    negatives: Tensor | None,
-    options: tuple[bool, bool, float, bool],
-    reduction: str,
-) -> tuple[Tensor, Tensor]:
-    """The result, and what backward needs of the forward."""
-    loss, saved = torch.ops.mmssl.info_nce(
-        _pairs(anchor), _pairs(positive), temperature, negatives, *options
-    )
-    loss = loss.reshape(anchor.shape[:-1])
-    if reduction == "none":
-        return loss, saved
-    return (loss.sum(-1) if reduction == "sum" else loss.mean(-1)), saved
-
-
-def _pairs(x: Tensor) -> Tensor:
-    """(..., N, D) as the op takes it, (B, N, D)."""
-    return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
-
-
-class _InfoNce(torch.autograd.Function):
-    """The op with its reduction for eager code: one node of the graph in place of five.
-
-    That is a fifth of the time of a few rows.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        anchor: Tensor,
-        positive: Tensor,
-        temperature: Tensor,
-        negatives: Tensor | None,
-        options: tuple[bool, bool, float, bool],
-        reduction: str,
-    ) -> Tensor:
-        with past_autograd():
-            out, saved = _compute(anchor, positive, temperature, negatives, options, reduction)
-        ctx.options, ctx.reduction = options, reduction
-        ctx.save_for_backward(anchor, positive, temperature, negatives, saved)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        anchor, positive, temperature, negatives, saved = ctx.saved_tensors
-        pairs, n = math.prod(anchor.shape[:-2]), anchor.shape[-2]
-        if ctx.reduction == "mean":
-            grad = grad / n
-        each = n if ctx.reduction == "none" else 1
-        with past_autograd():
-            grad_anchor, grad_positive, *others = _gradients(
-                grad.reshape(pairs, each).expand(pairs, n),
-                (_pairs(anchor), _pairs(positive), temperature, negatives, saved),
-                ctx.options,
-            )
-        shaped = grad_anchor.reshape(anchor.shape), grad_positive.reshape(positive.shape)
-        return (*shaped, *others, None, None)
 
 
 def _check(
@@ -167,47 +112,109 @@ def _check(
     eps: float,
     reduction: str,
 ) -> None:
-    if not isinstance(anchor, Tensor):
-        raise InputError(f"anchor: expected a torch.Tensor, got {type(anchor).__name__}")
-    if not anchor.dtype.is_floating_point:
-        raise InputError(f"anchor: expected a floating point dtype, got {anchor.dtype}")
-    if anchor.dim() < 2 or anchor.shape[-1] == 0:
+    check_tensor("anchor", anchor, dims="(..., N, D)")
+    if anchor.shape[-1] == 0:
         raise InputError(
             f"anchor: expected shape (..., N, D) with D >= 1, got {tuple(anchor.shape)}"
         )
-    _check_like("positive", positive, anchor, tuple(anchor.shape), "the anchor's")
+    check_tensor("positive", positive, dims="(..., N, D)", like=anchor)
+    check_shape("positive", positive, anchor.shape)
     if negatives is not None:
-        rows = negatives.shape[0] if isinstance(negatives, Tensor) and negatives.dim() == 2 else 0
-        shape = (rows, anchor.shape[-1])
-        _check_like("negatives", negatives, anchor, shape, f"(K, {anchor.shape[-1]})")
-    if isinstance(temperature, Tensor):
-        if temperature.numel() != 1 or not temperature.dtype.is_floating_point:
-            raise InputError(
-                "temperature: expected a number or a floating point tensor of one element, got "
-                f"shape {tuple(temperature.shape)} of {temperature.dtype}"
-            )
-    elif isinstance(temperature, bool) or not isinstance(temperature, (int, float)):
+        check_tensor("negatives", negatives, dims="(K, D)", like=anchor)
+        check_shape("negatives", negatives, (negatives.shape[0], anchor.shape[-1]))
+    if not isinstance(temperature, Tensor):
+        least = math.nextafter(0, 1)
+        check_number("temperature", temperature, least, math.inf, "a finite number > 0")
+    elif temperature.numel() != 1 or not temperature.dtype.is_floating_point:
         raise InputError(
-            f"temperature: expected a number or a tensor, got {type(temperature).__name__}"
+            "temperature: expected a number or a floating point tensor of one element, got "
+            f"shape {tuple(temperature.shape)} of {temperature.dtype}"
         )
-    elif not 0 < temperature < math.inf:
-        raise InputError(f"temperature: expected a finite number > 0, got {temperature}")
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 <= eps < math.inf:
-        raise InputError(f"eps: expected a finite number >= 0, got {eps!r}")
+    check_not_negative("eps", eps)
     if reduction not in _REDUCTIONS:
         raise InputError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
 
 
-def _check_like(name: str, x: Tensor, anchor: Tensor, shape: tuple[int, ...], what: str) -> None:
-    if not isinstance(x, Tensor):
-        raise InputError(f"{name}: expected a torch.Tensor, got {type(x).__name__}")
-    if tuple(x.shape) != shape:
-        expected = f"shape {shape}, {what}" if name == "positive" else f"shape {what}"
-        raise InputError(f"{name}: expected {expected}, got {tuple(x.shape)}")
-    if x.dtype != anchor.dtype:
-        raise InputError(f"{name}: expected dtype {anchor.dtype}, the anchor's, got {x.dtype}")
-    if x.device != anchor.device:
-        raise InputError(f"{name}: expected device {anchor.device}, the anchor's, got {x.device}")
+def info_nce_reference(
+    anchor: Tensor,
+    positive: Tensor,
+    temperature: float | Tensor,
+    *,
+    negatives: Tensor | None = None,
+    intra_view: bool = True,
+    symmetric: bool = False,
+    eps: float = 0.0,
+    reduction: str = "mean",
+) -> Tensor:
+    """Compute :func:`info_nce` in plain PyTorch, with the N x N matrices in memory."""
+    acc = accumulation_dtype(anchor.dtype)
+    z1 = F.normalize(anchor.to(acc), dim=-1)
+    z2 = F.normalize(positive.to(acc), dim=-1)
+    zn = None if negatives is None else F.normalize(negatives.to(acc), dim=-1)
+    loss = _one_direction(z1, z2, zn, temperature, intra_view, eps)
+    if symmetric:
+        loss = (loss + _one_direction(z2, z1, zn, temperature, intra_view, eps)) / 2
+    return _reduce(loss, reduction)
+
+
+def _one_direction(
+    z1: Tensor,
+    z2: Tensor,
+    zn: Tensor | None,
+    temperature: float | Tensor,
+    intra_view: bool,
+    eps: float,
+) -> Tensor:
+    logits = [z1 @ z2.mT / temperature]
+    if intra_view:
+        self_pair = torch.eye(z1.shape[-2], dtype=torch.bool, device=z1.device)
+        logits.append((z1 @ z1.mT / temperature).masked_fill(self_pair, -torch.inf))
+    if zn is not None:
+        logits.append(z1 @ zn.mT / temperature)
+    log_ratio = (z1 * z2).sum(-1) / temperature - torch.cat(logits, -1).logsumexp(-1)
+    if eps:
+        log_eps = torch.log(log_ratio.new_tensor(eps))
+        return -torch.logaddexp(log_ratio, log_eps)
+    return -log_ratio
+
+
+def _reduce(loss: Tensor, reduction: str) -> Tensor:
+    if reduction == "none":
+        return loss
+    return loss.sum(-1) if reduction == "sum" else loss.mean(-1)
+
+
+def _pairs(x: Tensor) -> Tensor:
+    """(..., N, D) as the operator expects it, (B, N, D)."""
+    return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+
+
+def _compute(
+    anchor: Tensor,
+    positive: Tensor,
+    temperature: Tensor,
+    negatives: Tensor | None,
+    intra_view: bool,
+    symmetric: bool,
+    eps: float,
+    tf32: bool,
+    reduction: str,
+) -> tuple[Tensor, Tensor]:
+    """The operator with its reduction: one node of the graph instead of five.
+
+    That saves a fifth of the time of a small problem.
+    """
+    loss, saved = torch.ops.mmssl.info_nce(
+        _pairs(anchor),
+        _pairs(positive),
+        temperature,
+        negatives,
+        intra_view,
+        symmetric,
+        eps,
+        tf32,
+    )
+    return _reduce(loss.reshape(anchor.shape[:-1]), reduction), saved
 
 
 def _fake(
@@ -231,11 +238,7 @@ def _backward_fake(
     positive: Tensor,
     temperature: Tensor,
     negatives: Tensor | None,
-    saved: Tensor,
-    intra_view: bool,
-    symmetric: bool,
-    eps: float,
-    tf32: bool,
+    *_: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     rows = 0 if negatives is None else negatives.shape[0]
     return (
@@ -247,30 +250,114 @@ def _backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    anchor, positive, temperature, negatives, *ctx.options = inputs
-    saved = output[1]
-    ctx.mark_non_differentiable(saved)
-    ctx.save_for_backward(anchor, positive, temperature, negatives, saved)
+    """Save for both the operator, which returns one loss per row, and :func:`_compute`."""
+    ctx.options = inputs[4:8]
+    ctx.reduction = inputs[8] if len(inputs) > 8 else "none"
+    ctx.save_for_backward(*inputs[:4], output[1])
 
 
-def _backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-    return (*_gradients(grad, ctx.saved_tensors, ctx.options), None, None, None, None)
-
-
-def _gradients(
-    grad: Tensor, saved: Sequence[Tensor | None], options: Sequence[Any]
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """For anchor, positive, temperature and negatives, the first four of ``saved``."""
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    anchor, positive, temperature, negatives, saved = ctx.saved_tensors
+    pairs, n = math.prod(anchor.shape[:-2]), anchor.shape[-2]
+    if ctx.reduction == "mean":
+        grad = grad / n
+    each = n if ctx.reduction == "none" else 1
     grad_anchor, grad_positive, grad_temperature, grad_negatives = (
-        torch.ops.mmssl.info_nce_backward(grad, *saved, *options)
+        torch.ops.mmssl.info_nce_backward(
+            grad.reshape(pairs, each).expand(pairs, n),
+            _pairs(anchor),
+            _pairs(positive),
+            temperature,
+            negatives,
+            saved,
+            *ctx.options,
+        )
     )
-    negatives = saved[3]
     return (
-        grad_anchor,
-        grad_positive,
+        grad_anchor.reshape(anchor.shape),
+        grad_positive.reshape(positive.shape),
         grad_temperature,
         None if negatives is None else grad_negatives,
     )
 
 
-register("info_nce", fake=_fake, save=_save, backward=_backward, backward_fake=_backward_fake)
+_FORWARD = Operator(
+    "info_nce", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1, 2, 3), hidden=1
+)
+_call = eager(_FORWARD, _compute)
+
+
+def _samples(dtype: torch.dtype) -> Iterator[Sample]:
+    def sample(
+        label: str,
+        n: int,
+        d: int,
+        k: int | None = None,
+        batch: tuple[int, ...] = (),
+        **options: Any,
+    ) -> Sample:
+        generator = torch.Generator().manual_seed(n + d)
+        anchor = torch.randn(*batch, n, d, generator=generator)
+        arguments = {
+            "anchor": anchor.to(dtype),
+            "positive": (anchor + torch.randn(anchor.shape, generator=generator)).to(dtype),
+            "temperature": torch.tensor(0.3, dtype=accumulation_dtype(dtype)),
+        }
+        if k is not None:
+            arguments["negatives"] = torch.randn(k, d, generator=generator).to(dtype)
+        return Sample(label, {**arguments, **options}, tiny=n < 20)
+
+    yield sample("typical", 5, 3, 4, eps=1e-8)
+    yield sample("no intra-view negatives", 5, 3, intra_view=False)
+    yield sample("symmetric", 4, 3, 2, symmetric=True, eps=0.1, reduction="none")
+    yield sample("one pair", 1, 1)
+    yield sample("no pair", 0, 4, 2, reduction="sum")
+    yield sample("no negative", 3, 2, 0)
+    yield sample("batch", 3, 5, 2, (2, 2), reduction="sum")
+    yield sample("number as temperature", 7, 17, temperature=0.05)
+    yield sample("large", 300, 33, 130, (2,), symmetric=True)
+    strided = sample("strided", 8, 6).arguments
+    strided["anchor"] = strided["anchor"].mT.contiguous().mT
+    strided["positive"] = strided["positive"].repeat(2, 1)[::2]
+    yield Sample("strided", strided)
+
+
+def _bad() -> Iterator[Bad]:
+    x = torch.zeros(5, 3)
+    yield Bad("anchor", [1.0], "anchor: expected a torch.Tensor, got list")
+    yield Bad("anchor", x.int(), "anchor: expected a floating point dtype, got torch.int32")
+    yield Bad("anchor", x[0], r"anchor: expected shape \(\.\.\., N, D\), got \(3,\)")
+    yield Bad("anchor", x[:, :0], r"anchor: expected shape .* with D >= 1, got \(5, 0\)")
+    yield Bad("positive", x[:2], r"positive: expected shape \(5, 3\), got \(2, 3\)")
+    yield Bad("positive", x.double(), "positive: expected dtype torch.float32, like the other")
+    yield Bad("positive", x.to("meta"), "positive: expected device cpu, got meta")
+    yield Bad("negatives", x[:, :2], r"negatives: expected shape \(5, 3\), got \(5, 2\)")
+    yield Bad("negatives", x[0], r"negatives: expected shape \(K, D\), got \(3,\)")
+    yield Bad("negatives", 3, "negatives: expected a torch.Tensor, got int")
+    for value in (0, -1.0, float("nan"), float("inf"), "warm", None, True):
+        yield Bad("temperature", value, f"temperature: expected a finite number > 0, got {value!r}")
+    yield Bad("temperature", torch.ones(2), r"temperature: .* one element, got shape \(2,\)")
+    yield Bad("temperature", torch.ones(1).int(), "temperature: .* of torch.int32")
+    for value in (-1.0, float("nan"), float("inf"), "tiny", None):
+        yield Bad("eps", value, f"eps: expected a finite number >= 0, got {value!r}")
+    yield Bad("reduction", "max", "reduction: expected one of mean, sum, none, got 'max'")
+
+
+declare(
+    Op(
+        name="info_nce",
+        function=info_nce,
+        reference=info_nce_reference,
+        samples=_samples,
+        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        operators=(
+            _FORWARD,
+            Operator("info_nce_backward", fake=_backward_fake, refused="double backward"),
+        ),
+        differentiable=("anchor", "positive", "temperature", "negatives"),
+        bad=_bad,
+        equals="InfoNCE on cosines with intra-view negatives",
+        avoids="an N x N matrix",
+        notes={"cpu": "bfloat16 by AMX or AVX512-BF16 where available"},
+    )
+)

@@ -1,7 +1,8 @@
-"""LeakyReLU, batch normalisation and dropout of a hidden layer in one op, twice differentiable.
+"""LeakyReLU, batch normalization and dropout of a hidden layer in one op, twice differentiable.
 
-A gradient penalty differentiates a critic's input gradient, so every elementwise step between its
-products is walked over a dozen times; here each of the three passes reads and writes once.
+A gradient penalty differentiates the input gradient of a critic, which passes over every
+elementwise step between its products a dozen times. Here each of the three passes reads and writes
+its arrays once.
 
 Legend: N rows, H columns.
 """
@@ -9,16 +10,25 @@ Legend: N rows, H columns.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.errors import InputError
-from mmssl.ops import _extension
-from mmssl.ops._checks import check_not_negative, check_number, check_shape, check_tensor
+from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._checks import (
+    accumulation_dtype,
+    check_device,
+    check_not_negative,
+    check_number,
+    check_shape,
+    check_tensor,
+)
+from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
 from mmssl.ops.dispatch import use_native
-from mmssl.ops.reference import accumulation_dtype, norm_act_reference
 
 
 def norm_act(
@@ -34,7 +44,7 @@ def norm_act(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """A hidden layer's elementwise part in train mode: activation, batch statistics, dropout.
+    """Apply the elementwise part of a hidden layer in train mode.
 
     Equal to::
 
@@ -42,28 +52,28 @@ def norm_act(
         y = F.batch_norm(a, running_mean, running_var, weight, bias, True, momentum, eps)
         y = y * keep * keep_scale
 
-    Gradients flow to ``x``, ``weight`` and ``bias`` and can be differentiated once more (not
-    twice). Sums over the rows are formed in blocks and added in float64; the same bits come out for
-    any number of threads.
+    Gradients flow to ``x``, ``weight`` and ``bias`` and can be differentiated once more; a third
+    derivative is not supported. Sums over the rows are formed in blocks and added in float64; the
+    result has the same bits for any number of threads.
 
     Args:
         x: (N, H) floating point, N >= 2.
         weight: (H,), in the dtype of ``x`` or float32.
         bias: (H,), the same.
-        negative_slope: of the LeakyReLU, >= 0.
-        keep: (N, H) uint8 of 0 and 1, what dropout lets through; None: everything.
-        keep_scale: factor on what is kept, 1 / (1 - rate).
+        negative_slope: Negative slope of the LeakyReLU, >= 0.
+        keep: (N, H) uint8 of 0 and 1, the dropout mask; None keeps everything.
+        keep_scale: Factor on the kept elements, usually 1 / (1 - rate).
         running_mean: (H,) updated in place, or None.
         running_var: (H,) updated in place with the unbiased variance, or None.
-        momentum: share of the batch in the running statistics.
-        eps: added to the variance.
+        momentum: Weight of the batch in the running statistics, in [0, 1].
+        eps: Added to the variance, >= 0.
 
     Returns:
         (N, H) in the dtype of ``x``.
 
     Raises:
-        InputError: an argument is not as above.
-        RuntimeError: backend "native" is required and there is no kernel for device and dtype.
+        InputError: an argument does not match its description.
+        RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
 
     Source: Ioffe and Szegedy, "Batch Normalization", 2015.
     """
@@ -90,9 +100,7 @@ def norm_act(
             eps=eps,
         )
     acc = accumulation_dtype(x.dtype)
-    y, mean, rstd = torch.ops.mmssl.norm_act(
-        x, weight.to(acc), bias.to(acc), keep, keep_scale, negative_slope, eps
-    )
+    y, mean, rstd = _call(x, weight.to(acc), bias.to(acc), keep, keep_scale, negative_slope, eps)
     with torch.no_grad():
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
@@ -104,16 +112,13 @@ def norm_act(
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None) -> None:
-    if not isinstance(x, Tensor) or x.dim() != 2 or not x.dtype.is_floating_point:
-        got = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise InputError(f"x: expected an (N, H) floating point tensor, got {got}")
+    check_tensor("x", x, dims="(N, H)")
     if x.shape[0] < 2:
         raise InputError(f"x: expected at least 2 rows for batch statistics, got {x.shape[0]}")
     for name, vector in (("weight", weight), ("bias", bias)):
         check_tensor(name, vector, dims="(H,)")
         check_shape(name, vector, x.shape[1:])
-        if vector.device != x.device:
-            raise InputError(f"{name}: expected device {x.device}, got {vector.device}")
+        check_device(name, vector, x.device)
     if keep is None:
         return
     if not isinstance(keep, Tensor):
@@ -123,13 +128,34 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None) -> None
             f"keep: expected shape {tuple(x.shape)} of uint8, got {tuple(keep.shape)} of "
             f"{keep.dtype}"
         )
-    if keep.device != x.device:
-        raise InputError(f"keep: expected device {x.device}, got {keep.device}")
+    check_device("keep", keep, x.device)
 
 
-def _fake(
-    x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None, *_: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def norm_act_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    negative_slope: float = 0.2,
+    keep: Tensor | None = None,
+    keep_scale: float = 1.0,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Compute :func:`norm_act` in plain PyTorch."""
+    acc = accumulation_dtype(x.dtype)
+    activation = F.leaky_relu(x.to(acc), negative_slope)
+    y = F.batch_norm(
+        activation, running_mean, running_var, weight.to(acc), bias.to(acc), True, momentum, eps
+    )
+    if keep is not None:
+        y = y * (keep.to(acc) * keep_scale)
+    return y.to(x.dtype)
+
+
+def _fake(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(weight)
 
 
@@ -152,12 +178,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.save_for_backward(x, weight, mean, rstd, keep)
 
 
-def _backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     x, weight, mean, rstd, keep = ctx.saved_tensors
-    grad_x, grad_weight, grad_bias = torch.ops.mmssl.norm_act_backward(
+    grads: tuple[Tensor, Tensor, Tensor] = _call_backward(
         grad_y, x, weight, mean, rstd, keep, ctx.keep_scale, ctx.slope
     )
-    return grad_x, grad_weight, grad_bias, None, None, None, None
+    return grads
 
 
 def _backward_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -167,28 +193,98 @@ def _backward_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward_backward(
     ctx: Any, up_x: Tensor, up_weight: Tensor, up_bias: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The statistics are functions of x; their share is in the gradient for x."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The statistics are functions of ``x``; their share is part of the gradient for ``x``."""
     grad_y, x, weight, mean, rstd, keep = ctx.saved_tensors
-    to_grad_y, to_x, to_weight = torch.ops.mmssl.norm_act_double_backward(
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.mmssl.norm_act_double_backward(
         up_x, up_weight, up_bias, grad_y, x, weight, mean, rstd, keep, ctx.keep_scale, ctx.slope
     )
-    return to_grad_y, to_x, to_weight, None, None, None, None, None
+    return grads
 
 
-def _third_order(ctx: Any, *_: Any) -> Any:
-    raise RuntimeError(
-        "mmssl.ops.norm_act: its kernels are differentiable twice; for a third derivative take "
-        'ops.backend("reference")'
+_FORWARD = Operator(
+    "norm_act", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1, 2)
+)
+_BACKWARD = Operator(
+    "norm_act_backward",
+    fake=_backward_fake,
+    save=_backward_save,
+    backward=_backward_backward,
+    differentiable=(0, 1, 2),
+)
+_call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
+
+
+def _samples(dtype: torch.dtype) -> Iterator[Sample]:
+    def sample(label: str, n: int, h: int, keep: bool = True, **options: Any) -> Sample:
+        generator = torch.Generator().manual_seed(n)
+        acc = accumulation_dtype(dtype)
+        arguments = {
+            "x": torch.randn(n, h, generator=generator).to(dtype),
+            "weight": 1 + 0.3 * torch.randn(h, generator=generator).to(acc),
+            "bias": torch.randn(h, generator=generator).to(acc),
+        }
+        if keep:
+            mask = torch.rand(n, h, generator=generator) >= 0.3
+            arguments["keep"] = mask.to(torch.uint8)
+            options["keep_scale"] = 1.4
+        return Sample(label, {**arguments, **options}, tiny=n < 20)
+
+    acc = accumulation_dtype(dtype)
+    statistics: dict[str, Any] = {
+        "running_mean": torch.full((3,), 0.5, dtype=acc),
+        "running_var": torch.full((3,), 2.0, dtype=acc),
+    }
+    yield sample("typical", 6, 3)
+    yield sample("running statistics", 6, 3, **statistics, momentum=0.3)
+    yield sample("no dropout", 6, 3, keep=False, negative_slope=0.0, eps=1e-3)
+    yield sample("few rows", 3, 1)
+    yield sample("odd sizes", 7, 17)
+    yield sample("large", 300, 200)
+    strided = sample("strided", 8, 5).arguments
+    for name in ("x", "keep"):
+        strided[name] = strided[name].T.contiguous().T
+    yield Sample("strided", {**strided, "weight": strided["weight"].repeat(2)[::2]})
+
+
+def _bad() -> Iterator[Bad]:
+    x = torch.zeros(6, 3)
+    yield Bad("x", x[0], r"x: expected shape \(N, H\), got \(3,\)")
+    yield Bad("x", None, "x: expected a torch.Tensor, got NoneType")
+    yield Bad("x", x[:1], "x: expected at least 2 rows for batch statistics, got 1")
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        yield Bad(name, x[0, :2], rf"{name}: expected shape \(3,\), got \(2,\)")
+        yield Bad(name, x[0].int(), f"{name}: expected a floating point dtype, got torch.int32")
+        yield Bad(name, [0.0], f"{name}: expected a torch.Tensor, got list")
+    yield Bad("weight", x[0].to("meta"), "weight: expected device cpu, got meta")
+    yield Bad("keep", x.bool(), r"keep: expected shape \(6, 3\) of uint8, got .* of torch.bool")
+    yield Bad("keep", 3, "keep: expected a torch.Tensor or None, got int")
+    yield Bad("keep", x.byte().to("meta"), "keep: expected device cpu, got meta")
+    for name in ("negative_slope", "keep_scale", "eps"):
+        for value in (-1.0, float("nan"), float("inf"), "small", None):
+            yield Bad(name, value, f"{name}: expected a finite number >= 0, got {value!r}")
+    for value in (-1.0, 1.5, float("nan"), None):
+        yield Bad("momentum", value, rf"momentum: expected a number in \[0, 1\], got {value!r}")
+
+
+declare(
+    Op(
+        name="norm_act",
+        function=norm_act,
+        reference=norm_act_reference,
+        samples=_samples,
+        dtypes={"cpu": KERNEL_DTYPES},
+        operators=(
+            _FORWARD,
+            _BACKWARD,
+            Operator(
+                "norm_act_double_backward", fake=_double_backward_fake, refused="a third derivative"
+            ),
+        ),
+        differentiable=("x", "weight", "bias"),
+        derivatives=2,
+        bad=_bad,
+        equals="LeakyReLU, batch normalization, dropout; twice differentiable",
+        avoids="intermediate activations",
     )
-
-
-if _extension.ops is not None:
-    torch.library.register_fake("mmssl::norm_act")(_fake)
-    torch.library.register_fake("mmssl::norm_act_backward")(_backward_fake)
-    torch.library.register_fake("mmssl::norm_act_double_backward")(_double_backward_fake)
-    torch.library.register_autograd("mmssl::norm_act", _backward, setup_context=_save)
-    torch.library.register_autograd(
-        "mmssl::norm_act_backward", _backward_backward, setup_context=_backward_save
-    )
-    torch.library.register_autograd("mmssl::norm_act_double_backward", _third_order)
+)

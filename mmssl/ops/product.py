@@ -1,33 +1,37 @@
-"""Dense matrix products: the fastest kernel there is for each on this machine.
+"""Dense matrix products, each by the fastest kernel available on this machine.
 
-On CPUs torch multiplies float32 matrices with MKL, which runs at half rate on AMD processors; the
-oneDNN that torch carries too does not. Neither is good at products over many rows with few columns
-on either side, as the gradient of a linear layer's weight is; those have a kernel here. Under
-``ops.backend("reference")``, for other types and on other devices these are plain ``@``.
+On CPUs torch multiplies float32 matrices with MKL, which runs at half speed on AMD processors;
+oneDNN, which torch also contains, does not. Neither is good at products over many rows with few
+columns on either side, such as the gradient of a linear layer's weight; those have a kernel here.
+Under ``ops.backend("reference")``, for other dtypes and on other devices the products are plain
+``@``. This is the only file that calls torch's private oneDNN operator.
 
 Legend: n rows, p and q columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mmssl.ops import _extension
+from mmssl import _extension
+from mmssl.ops._autograd import Operator
+from mmssl.ops._registry import KERNEL_DTYPES, Op, Sample, declare
 from mmssl.ops.dispatch import requested_backend
 
-# A symmetric product is formed in so many block columns, each down from its diagonal: 7/12 of it.
+# Number of block columns of a symmetric product, each formed from its diagonal down: 7/12 of it.
 _SYMMETRIC_BLOCKS = 6
-# Below this much work the calls cost more than half a product saves.
+# Below this amount of work the calls cost more than half a product saves.
 _MIN_SYMMETRIC_WORK = 1 << 30
-# Rows for each column from which on a product over the rows is one for the kernel here.
+# Rows per column from which a product over the rows uses the kernel of this package.
 _TALL = 8
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b``, differentiable any number of times.
+    """Compute ``a @ b``, differentiable any number of times.
 
     Args:
         a: (n, p).
@@ -43,9 +47,9 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def symmetric_product(a: Tensor, scale: Tensor | None = None) -> Tensor:
-    """``a.T @ (scale[:, None] * a)``, of which only one triangle is computed.
+    """Compute one triangle of ``a.T @ (scale[:, None] * a)`` and mirror it.
 
-    Not differentiable; for the inside of an autograd function.
+    Not differentiable; for use inside an autograd function.
 
     Args:
         a: (n, p).
@@ -56,11 +60,10 @@ def symmetric_product(a: Tensor, scale: Tensor | None = None) -> Tensor:
     """
     n, p = a.shape
     if scale is None and _takes_onednn(a) and _native(a) and a.is_contiguous() and n >= _TALL * p:
-        tall: Tensor = torch.ops.mmssl.tall_product(a, a)
-        return tall
+        return tall_product(a, a)
     if requested_backend() == "reference" or n * p * p < _MIN_SYMMETRIC_WORK:
         return _multiply(a.T, a if scale is None else scale[:, None] * a)
-    left = _transposed(a)
+    left = transposed(a)
     right = left if scale is None else left * scale
     out = a.new_empty(p, p)
     width = -(-p // _SYMMETRIC_BLOCKS)
@@ -72,10 +75,10 @@ def symmetric_product(a: Tensor, scale: Tensor | None = None) -> Tensor:
 
 
 def squared_norms_through(delta: Tensor, weight: Tensor) -> Tensor:
-    """``(delta @ weight.T).square().sum(1)``, differentiable once.
+    """Compute ``(delta @ weight.T).square().sum(1)``, differentiable once.
 
-    Forming ``weight.T @ weight`` costs ``2 q^2 p`` half saved by symmetry, and once more in
-    backward; ``delta @ weight.T`` three times ``2 n q p``. The cheaper one is taken.
+    Forming ``weight.T @ weight`` costs ``2 q^2 p``, half of it saved by symmetry, and again in
+    backward; ``delta @ weight.T`` costs three times ``2 n q p``. The cheaper way is chosen.
 
     Args:
         delta: (n, q).
@@ -89,7 +92,7 @@ def squared_norms_through(delta: Tensor, weight: Tensor) -> Tensor:
 
 
 def gram(x: Tensor) -> Tensor:
-    """``x.double().T @ x.double()``, not differentiable.
+    """Compute ``x.double().T @ x.double()``, not differentiable.
 
     Args:
         x: (n, p).
@@ -97,34 +100,72 @@ def gram(x: Tensor) -> Tensor:
     Returns:
         (p, p) float64.
     """
-    if _native(x):
-        out: Tensor = torch.ops.mmssl.gram(x)
-        return out
+    if not _native(x):
+        return gram_reference(x)
+    out: Tensor = torch.ops.mmssl.gram(x)
+    return out
+
+
+def gram_reference(x: Tensor) -> Tensor:
+    """Compute :func:`gram` in plain PyTorch."""
     wide = x.double()
     return wide.T @ wide
 
 
+def tall_product(a: Tensor, b: Tensor) -> Tensor:
+    """Compute ``a.T @ b`` for many rows and few columns, not differentiable.
+
+    Args:
+        a: (n, p), float32 or float64 with a kernel.
+        b: (n, q), same dtype and device.
+
+    Returns:
+        (p, q).
+    """
+    if not _native(a) or a.dtype == torch.bfloat16:
+        return tall_product_reference(a, b)
+    out: Tensor = torch.ops.mmssl.tall_product(a, b)
+    return out
+
+
+def tall_product_reference(a: Tensor, b: Tensor) -> Tensor:
+    """Compute :func:`tall_product` in plain PyTorch."""
+    return a.T @ b
+
+
+def transposed(x: Tensor) -> Tensor:
+    """Compute ``x.T.contiguous()``, not differentiable.
+
+    Args:
+        x: (n, p).
+
+    Returns:
+        (p, n), contiguous.
+    """
+    if not _native(x) or not x.is_contiguous():
+        return transposed_reference(x)
+    out: Tensor = torch.ops.mmssl.transposed(x)
+    return out
+
+
+def transposed_reference(x: Tensor) -> Tensor:
+    """Compute :func:`transposed` in plain PyTorch."""
+    return x.T.contiguous()
+
+
 def _native(x: Tensor) -> bool:
-    """Whether the kernels of csrc/ops/products are to be used."""
+    """Whether the kernels of csrc/ops/products are used."""
     return (
         x.device.type == "cpu"
-        and x.dtype in (torch.float32, torch.float64, torch.bfloat16)
+        and x.dtype in KERNEL_DTYPES
         and _extension.ops is not None
         and requested_backend() != "reference"
     )
 
 
-def _transposed(a: Tensor) -> Tensor:
-    """``a.T.contiguous()``."""
-    if _native(a) and a.is_contiguous():
-        out: Tensor = torch.ops.mmssl.transposed(a)
-        return out
-    return a.T.contiguous()
-
-
 def _rows_contiguous(a: Tensor) -> Tensor:
-    """``a.contiguous()``."""
-    return _transposed(a.T) if a.T.is_contiguous() else a.contiguous()
+    """``a.contiguous()``, by the kernel if ``a`` is a transposed matrix."""
+    return transposed(a.T) if a.T.is_contiguous() else a.contiguous()
 
 
 def _takes_onednn(a: Tensor) -> bool:
@@ -134,13 +175,13 @@ def _takes_onednn(a: Tensor) -> bool:
         and a.numel() > 0
         and requested_backend() != "reference"
         and torch.backends.mkldnn.is_available()
-        # Inductor has no lowering for the call; it makes its own choice of `@`.
+        # Inductor has no lowering for this operator; it chooses its own kernel for `@`.
         and not torch.compiler.is_compiling()
     )
 
 
 def _multiply(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b``; oneDNN wants one operand's rows contiguous, so the smaller one is copied."""
+    """``a @ b``; oneDNN needs contiguous rows of one operand, so the smaller one is copied."""
     if not _takes_onednn(a) or b.numel() == 0:
         return a @ b
     if (
@@ -149,8 +190,7 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
         and b.is_contiguous()
         and _native(a)
     ):
-        out: Tensor = torch.ops.mmssl.tall_product(a.T, b)
-        return out
+        return tall_product(a.T, b)
     copy_a = 0 if a.is_contiguous() else a.numel()
     copy_b = 0 if b.T.is_contiguous() else b.numel()
     if copy_a <= copy_b:
@@ -161,7 +201,7 @@ def _multiply(a: Tensor, b: Tensor) -> Tensor:
 def _linear(rows: Tensor, weight: Tensor) -> Tensor:
     """``rows @ weight.T`` by oneDNN."""
     if not (weight.is_contiguous() or weight.T.is_contiguous()):
-        weight = weight.contiguous()  # it has only a slow loop for gaps between the rows
+        weight = weight.contiguous()  # oneDNN has only a slow loop for gaps between the rows
     out: Tensor = torch.ops.mkldnn._linear_pointwise(rows, weight, None, "none", [], "")
     return out
 
@@ -213,12 +253,28 @@ class _SquaredNorms(torch.autograd.Function):
 
 
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:
-    """(n,) row by row dot products, summed in float32 at least."""
+    """(n,) dot products of the rows, summed in at least float32."""
     wide = torch.promote_types(a.dtype, torch.float32)
     return (a.to(wide) * b).sum(1)
 
 
-def _pair_fake(a: Tensor, b: Tensor) -> Tensor:
+def _samples(dtype: torch.dtype, names: tuple[str, ...]) -> Iterator[Sample]:
+    def sample(label: str, n: int, *columns: int) -> Sample:
+        generator = torch.Generator().manual_seed(n)
+        pairs = zip(names, columns, strict=False)
+        arguments = {k: torch.randn(n, c, generator=generator).to(dtype) for k, c in pairs}
+        return Sample(label, arguments, tiny=n < 20)
+
+    yield sample("typical", 9, 4, 3)
+    yield sample("one row", 1, 1, 1)
+    yield sample("no row", 0, 3, 2)
+    yield sample("odd sizes", 513, 37, 17)
+    yield sample("large", 3000, 40, 24)
+    strided = sample("strided", 30, 5, 4).arguments
+    yield Sample("strided", {name: x.repeat(2, 1)[::2] for name, x in strided.items()})
+
+
+def _tall_fake(a: Tensor, b: Tensor) -> Tensor:
     return a.new_empty(a.shape[1], b.shape[1])
 
 
@@ -230,7 +286,42 @@ def _transposed_fake(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[1], x.shape[0])
 
 
-if _extension.ops is not None:
-    torch.library.register_fake("mmssl::tall_product")(_pair_fake)
-    torch.library.register_fake("mmssl::gram")(_gram_fake)
-    torch.library.register_fake("mmssl::transposed")(_transposed_fake)
+declare(
+    Op(
+        name="tall_product",
+        function=tall_product,
+        reference=tall_product_reference,
+        samples=lambda dtype: _samples(dtype, ("a", "b")),
+        dtypes={"cpu": (torch.float32, torch.float64)},
+        operators=(Operator("tall_product", fake=_tall_fake),),
+        derivatives=0,
+        folder="products",
+        public=False,
+    )
+)
+declare(
+    Op(
+        name="gram",
+        function=gram,
+        reference=gram_reference,
+        samples=lambda dtype: _samples(dtype, ("x",)),
+        dtypes={"cpu": KERNEL_DTYPES},
+        operators=(Operator("gram", fake=_gram_fake),),
+        derivatives=0,
+        folder="products",
+        public=False,
+    )
+)
+declare(
+    Op(
+        name="transposed",
+        function=transposed,
+        reference=transposed_reference,
+        samples=lambda dtype: _samples(dtype, ("x",)),
+        dtypes={"cpu": KERNEL_DTYPES},
+        operators=(Operator("transposed", fake=_transposed_fake),),
+        derivatives=0,
+        folder="products",
+        public=False,
+    )
+)

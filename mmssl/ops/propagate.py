@@ -5,28 +5,27 @@ Legend: R rows, C columns, E edges of a view, D features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmssl.errors import InputError
-from mmssl.ops._checks import check_view
-from mmssl.ops._propagate_autograd import Operands, Propagate, Spmm
+from mmssl.graph import GraphView, Normalization
+from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._checks import accumulation_dtype, check_device, check_tensor, check_view
+from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare, sample_graph
 from mmssl.ops.dispatch import use_native
-from mmssl.ops.reference import accumulation_dtype, spmm_reference
-
-if TYPE_CHECKING:
-    from mmssl.graph import GraphView
 
 
 def spmm(view: GraphView, x: Tensor) -> Tensor:
-    """``view.to_dense() @ x``, summed in float32 (float64 for float64).
+    """Compute ``view.to_dense() @ x``, summed in float32 (float64 for float64).
 
     Gradients flow to ``x``, through the other index of the view and so without a sort or an atomic,
     and to ``view.value``; both can be differentiated again. The result has the same bits every
-    time, on the CPU whatever the number of threads.
+    time, on the CPU for any number of threads.
 
     Args:
         view: an (R, C) view of a graph, such as ``graph.ui``.
@@ -36,28 +35,41 @@ def spmm(view: GraphView, x: Tensor) -> Tensor:
         (R, D) in the dtype of ``x``.
 
     Raises:
-        InputError: ``x`` is not such a tensor, or a scale of the view requires a gradient.
-        RuntimeError: backend "native" is required and there is no kernel for device and dtype.
+        InputError: an argument does not match its description, or a scale of the view requires a
+            gradient.
+        RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
     """
     _check(view, x)
     if not use_native("spmm", x.device.type, x.dtype):
         return spmm_reference(view, x)
-    operands = _operands(view, x.dtype)
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        y: Tensor = torch.ops.mmssl.spmm(x, *operands)
-    else:
-        y = Spmm.apply(operands, x, operands.value)
+    y: Tensor = _spmm(x, *_operands(view, x.dtype))
     return y
 
 
-def propagate(views: Sequence[GraphView], xs: Sequence[Tensor]) -> list[Tensor]:
-    """``[spmm(view, x) for view, x in zip(views, xs)]`` at once: the same bits, fewer launches.
+def spmm_reference(view: GraphView, x: Tensor) -> Tensor:
+    """Compute :func:`spmm` in plain PyTorch by gather and ordered scatter-add."""
+    acc = accumulation_dtype(x.dtype)
+    col = view.col.long()
+    gathered = x.to(acc)[col]  # (E, D)
+    if view.value is not None:
+        value = view.value if view.edge is None else view.value[view.edge]
+        gathered = gathered * value.to(acc)[:, None]
+    if view.col_scale is not None:
+        gathered = gathered * view.col_scale.to(acc)[col][:, None]
+    out = gathered.new_zeros(view.num_rows, x.shape[1]).index_add(0, view.row_of_edge(), gathered)
+    if view.row_scale is not None:
+        out = out * view.row_scale.to(acc)[:, None]
+    return out.to(x.dtype)
 
-    All products of one dtype are one parallel region on the CPU and one launch on a GPU (per 16
-    products of like width), forward and backward, whatever graphs they belong to: the modality
-    graphs of a model and both their directions. Only views whose ``value`` needs a gradient go one
-    by one. Inputs that share a view are not laid side by side: reading 4 bytes of index less per
-    row of 256 would not pay for the copies.
+
+def propagate(views: Sequence[GraphView], xs: Sequence[Tensor]) -> list[Tensor]:
+    """Compute ``[spmm(view, x) for view, x in zip(views, xs)]``: the same bits, fewer launches.
+
+    All products of one dtype share one parallel region on the CPU and one launch on a GPU (per 16
+    products of similar width), forward and backward, whatever graphs they belong to: the modality
+    graphs of a model and both their directions. Only views whose ``value`` needs a gradient are
+    computed one by one. Inputs that share a view are not concatenated: reading 4 bytes of index
+    less per row of 256 would not pay for the copies.
 
     Args:
         views: (R_n, C_n) views, one per input; a view may appear more than once.
@@ -68,10 +80,9 @@ def propagate(views: Sequence[GraphView], xs: Sequence[Tensor]) -> list[Tensor]:
 
     Raises:
         InputError: as :func:`spmm`, or the numbers of views and inputs differ.
-        RuntimeError: backend "native" is required and there is no kernel for a device and dtype.
+        RuntimeError: backend "native" is required and no kernel exists for a device and dtype.
     """
-    if len(views) != len(xs):
-        raise InputError(f"xs: expected one tensor per view, {len(views)}, got {len(xs)}")
+    _check_lists(views, xs)
     out: dict[int, Tensor] = {}
     batches: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for n, (view, x) in enumerate(zip(views, xs, strict=True)):
@@ -82,56 +93,250 @@ def propagate(views: Sequence[GraphView], xs: Sequence[Tensor]) -> list[Tensor]:
         else:
             batches.setdefault((x.device, x.dtype), []).append(n)
     for batch in batches.values():
-        products = _propagate_native([views[n] for n in batch], [xs[n] for n in batch])
+        operands = zip(*(_operands(views[n], xs[n].dtype) for n in batch), strict=True)
+        products = _propagate([xs[n] for n in batch], *(list(column) for column in operands))
         out.update(zip(batch, products, strict=True))
     return [out[n] for n in range(len(xs))]
 
 
-def _propagate_native(views: list[GraphView], xs: list[Tensor]) -> Sequence[Tensor]:
-    operands = zip(*(_operands(view, xs[0].dtype) for view in views), strict=True)
-    lists = Operands(*(list(column) for column in operands))
-    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
-        products: Sequence[Tensor] = torch.ops.mmssl.propagate(xs, *lists)
-    else:
-        products = Propagate.apply(lists, *xs)
-    return products
+def propagate_reference(views: Sequence[GraphView], xs: Sequence[Tensor]) -> list[Tensor]:
+    """Compute :func:`propagate` in plain PyTorch, one product after the other."""
+    return [spmm_reference(view, x) for view, x in zip(views, xs, strict=True)]
 
 
-def _operands(view: GraphView, dtype: torch.dtype) -> Operands:
+def _check_lists(views: Any, xs: Any) -> None:
+    for name, values, kind in (("views", views, "GraphViews"), ("xs", xs, "tensors")):
+        if not isinstance(values, (list, tuple)):
+            raise InputError(f"{name}: expected a list of {kind}, got {type(values).__name__}")
+    if len(views) != len(xs):
+        raise InputError(f"xs: expected one tensor per view, {len(views)}, got {len(xs)}")
+
+
+def _check(view: GraphView, x: Tensor) -> None:
+    check_view("view", view)
+    check_tensor("x", x, dims="(C, D)")
+    if x.shape[0] != view.num_cols or x.shape[1] == 0:
+        raise InputError(
+            f"x: expected shape ({view.num_cols}, D) with D >= 1, one row per column of the view, "
+            f"got {tuple(x.shape)}"
+        )
+    check_device("x", x, view.device)
+    for name, scale in (("row_scale", view.row_scale), ("col_scale", view.col_scale)):
+        if scale is not None and scale.requires_grad:
+            raise InputError(
+                f"view.{name}: expected a tensor that does not require a gradient (only x and "
+                "view.value get one), got one that does"
+            )
+
+
+# The inputs of the operators after x, or lists of them for a batch, are six arrays of the index
+# (rowptr, col, t_rowptr, t_col, row_scale, col_scale), the values of the edges, and two maps from
+# positions to values (edge, t_edge).
+_VALUE = 7  # position of the values among all inputs
+
+
+def _transposed(index: Sequence[Any], value: Any, maps: Sequence[Any]) -> tuple[Any, ...]:
+    """Return the inputs that belong to the transposed views."""
+    rowptr, col, t_rowptr, t_col, row_scale, col_scale = index
+    edge, t_edge = maps
+    return t_rowptr, t_col, rowptr, col, col_scale, row_scale, value, t_edge, edge
+
+
+def _operands(view: GraphView, dtype: torch.dtype) -> tuple[Tensor | None, ...]:
     acc = accumulation_dtype(dtype)
-    return Operands(
-        view.rowptr,
-        view.col,
-        view.t_rowptr,
-        view.t_col,
-        _as(view.row_scale, acc),
-        _as(view.col_scale, acc),
-        _as(view.value, acc),
-        view.edge,
-        view.t_edge,
-    )
+    scales = [_as(t, acc) for t in (view.row_scale, view.col_scale, view.value)]
+    return view.rowptr, view.col, view.t_rowptr, view.t_col, *scales, view.edge, view.t_edge
 
 
 def _as(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return t if t is None or t.dtype == dtype else t.to(dtype)
 
 
-def _check(view: GraphView, x: Tensor) -> None:
-    check_view("view", view)
-    if not isinstance(x, Tensor):
-        raise InputError(f"x: expected a torch.Tensor, got {type(x).__name__}")
-    if x.dim() != 2 or x.shape[0] != view.num_cols or x.shape[1] == 0:
-        raise InputError(
-            f"x: expected shape ({view.num_cols}, D) with D >= 1, one row per column of the view, "
-            f"got {tuple(x.shape)}"
-        )
-    if not x.dtype.is_floating_point:
-        raise InputError(f"x: expected a floating point dtype, got {x.dtype}")
-    if x.device != view.rowptr.device:
-        raise InputError(f"x: expected device {view.rowptr.device}, the view's, got {x.device}")
-    for name, scale in (("row_scale", view.row_scale), ("col_scale", view.col_scale)):
-        if scale is not None and scale.requires_grad:
-            raise InputError(
-                f"view.{name}: expected a tensor without gradient (only x and view.value have "
-                "one), got one that requires it"
-            )
+def _spmm_fake(x: Tensor, rowptr: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(rowptr.shape[0] - 1, x.shape[1])
+
+
+def _spmm_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    # Index arrays bypass autograd, which would inspect each. x is kept only for the values' sake.
+    ctx.index, ctx.maps = inputs[1:_VALUE], inputs[_VALUE + 1 :]
+    ctx.save_for_backward(inputs[0] if ctx.needed[1] else None, inputs[_VALUE])
+
+
+def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    x, value = ctx.saved_tensors
+    grad_x = grad_value = None
+    if ctx.needed[0]:
+        grad_x = _spmm(grad, *_transposed(ctx.index, value, ctx.maps))
+    if ctx.needed[1]:
+        grad_value = _value_grad(grad, x, *ctx.index, *ctx.maps)
+    return grad_x, grad_value
+
+
+def _value_grad_fake(grad: Tensor, x: Tensor, rowptr: Tensor, col: Tensor, *_: Any) -> Tensor:
+    return x.new_empty(col.shape[0], dtype=accumulation_dtype(x.dtype))
+
+
+def _value_grad_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.index, ctx.maps = inputs[2:8], inputs[8:]
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _value_grad_backward(ctx: Any, up: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The operator is bilinear: both get a product with ``up`` (E,) as the edge values."""
+    grad, x = ctx.saved_tensors
+    to_grad = _spmm(x, *ctx.index, up, *ctx.maps) if ctx.needed[0] else None
+    to_x = _spmm(grad, *_transposed(ctx.index, up, ctx.maps)) if ctx.needed[1] else None
+    return to_grad, to_x
+
+
+def _propagate_fake(x: list[Tensor], rowptr: list[Tensor], *_: Any) -> list[Tensor]:
+    return [t.new_empty(p.shape[0] - 1, t.shape[1]) for t, p in zip(x, rowptr, strict=True)]
+
+
+def _propagate_save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # no product for a result without a gradient
+    ctx.index, ctx.maps = inputs[1:_VALUE], inputs[_VALUE + 1 :]
+    ctx.save_for_backward(*inputs[_VALUE])
+
+
+def _propagate_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[list[Tensor | None]]:
+    """Compute one batch of the transposed products, for the inputs that need a gradient."""
+    wanted = [n for n, g in enumerate(grads) if ctx.needed[0][n] and g is not None]
+    out: list[Tensor | None] = [None] * len(grads)
+    if wanted:
+        transposed = _transposed(ctx.index, ctx.saved_tensors, ctx.maps)
+        picked = [[column[n] for n in wanted] for column in transposed]
+        results = _propagate([grads[n] for n in wanted], *picked)
+        for n, result in zip(wanted, results, strict=True):
+            out[n] = result
+    return (out,)
+
+
+_SPMM = Operator(
+    "spmm", fake=_spmm_fake, save=_spmm_save, backward=_spmm_backward, differentiable=(0, _VALUE)
+)
+_VALUE_GRAD = Operator(
+    "spmm_value_grad",
+    fake=_value_grad_fake,
+    save=_value_grad_save,
+    backward=_value_grad_backward,
+    differentiable=(0, 1),
+)
+_PROPAGATE = Operator(
+    "propagate",
+    fake=_propagate_fake,
+    save=_propagate_save,
+    backward=_propagate_backward,
+    differentiable=(0,),
+    list_input=True,
+)
+_spmm, _value_grad, _propagate = eager(_SPMM), eager(_VALUE_GRAD), eager(_PROPAGATE)
+
+
+def _samples(dtype: torch.dtype) -> Iterator[Sample]:
+    def sample(
+        label: str,
+        users: int,
+        items: int,
+        edges: int,
+        d: int,
+        kind: Normalization = "none",
+        valued: bool = False,
+    ) -> Sample:
+        view = sample_graph(users, items, edges, kind, valued).ui
+        if view.value is not None:
+            view = dataclasses.replace(view, value=view.value.to(accumulation_dtype(dtype)))
+        x = torch.randn(items, d, generator=torch.Generator().manual_seed(d)).to(dtype)
+        return Sample(label, {"view": view, "x": x}, tiny=edges < 50)
+
+    yield sample("typical", 5, 4, 9, 3, "row_sqrt")
+    yield sample("edge values", 5, 4, 9, 3, "sym", True)
+    yield sample("binary", 5, 4, 9, 2)
+    yield sample("one edge", 1, 1, 1, 1)
+    yield sample("no edge", 3, 2, 0, 2, "sym")
+    yield sample("no row", 0, 2, 0, 2)
+    yield sample("odd sizes", 11, 7, 40, 17, "row", True)
+    yield sample("large", 500, 300, 20_000, 33, "sym", True)
+    strided = sample("strided", 5, 6, 12, 4, "row").arguments
+    yield Sample("strided", {**strided, "x": strided["x"].T.contiguous().T})
+
+
+def _batch_samples(dtype: torch.dtype) -> Iterator[Sample]:
+    def sample(label: str, users: int, items: int, edges: int, widths: Sequence[int]) -> Sample:
+        graph = sample_graph(users, items, edges, "sym", False)
+        other = sample_graph(users, items, edges // 2, "row", True)
+        views = [graph.ui, graph.iu, other.ui, graph.ui][: len(widths)]
+        generator = torch.Generator().manual_seed(edges)
+        xs = [
+            torch.randn(view.num_cols, d, generator=generator).to(dtype)
+            for view, d in zip(views, widths, strict=True)
+        ]
+        return Sample(label, {"views": views, "xs": xs}, tiny=edges < 50)
+
+    yield sample("typical", 5, 4, 9, (3, 2, 1, 3))
+    yield sample("one product", 3, 2, 4, (2,))
+    yield Sample("no product", {"views": [], "xs": []})
+    yield sample("no edge", 3, 2, 0, (2, 1))
+    yield sample("odd sizes", 11, 7, 40, (17, 1, 5))
+    yield sample("large", 500, 300, 20_000, (33, 64, 5))
+
+
+def _bad() -> Iterator[Bad]:
+    x = torch.zeros(4, 3)
+    yield Bad("view", None, "view: expected a GraphView, such as graph.ui, got NoneType")
+    yield Bad("view", x, "view: expected a GraphView, such as graph.ui, got Tensor")
+    yield Bad("x", [[1.0]], "x: expected a torch.Tensor, got list")
+    yield Bad("x", x[0], r"x: expected shape \(C, D\), got \(3,\)")
+    yield Bad("x", x[:3], r"x: expected shape \(4, D\) with D >= 1, .* got \(3, 3\)")
+    yield Bad("x", x[:, :0], r"x: expected shape \(4, D\) with D >= 1, .* got \(4, 0\)")
+    yield Bad("x", x.long(), "x: expected a floating point dtype, got torch.int64")
+    yield Bad("x", x.to(torch.complex64), "x: expected a floating point dtype, got torch.complex64")
+    yield Bad("x", x.to("meta"), "x: expected device cpu, got meta")
+    view = sample_graph(5, 4, 9, "sym", False).ui
+    for name in ("row_scale", "col_scale"):
+        scale = getattr(view, name).clone().requires_grad_()
+        trained = dataclasses.replace(view, **{name: scale})
+        yield Bad("view", trained, rf"view\.{name}: expected a tensor that does not require")
+
+
+def _batch_bad() -> Iterator[Bad]:
+    yield Bad("views", None, "views: expected a list of GraphViews, got NoneType")
+    yield Bad("views", [], "xs: expected one tensor per view, 0, got 4")
+    yield Bad("views", [None] * 4, "view: expected a GraphView, such as graph.ui, got NoneType")
+    yield Bad("xs", torch.zeros(4, 3), "xs: expected a list of tensors, got Tensor")
+    yield Bad("xs", [torch.zeros(4, 3)], "xs: expected one tensor per view, 4, got 1")
+    yield Bad("xs", [torch.zeros(3, 3)] * 4, r"x: expected shape \(4, D\) with D >= 1")
+
+
+declare(
+    Op(
+        name="spmm",
+        function=spmm,
+        reference=spmm_reference,
+        samples=_samples,
+        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        operators=(_SPMM, _VALUE_GRAD),
+        differentiable=("x", "view.value"),
+        derivatives=2,
+        bad=_bad,
+        equals="`diag(r) A diag(c) @ x`",
+        avoids="a sorted transpose per backward pass",
+        page="propagate",
+    )
+)
+declare(
+    Op(
+        name="propagate",
+        function=propagate,
+        reference=propagate_reference,
+        samples=_batch_samples,
+        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        operators=(_PROPAGATE,),
+        differentiable=("xs",),
+        derivatives=2,
+        bad=_batch_bad,
+        equals="`spmm` for several graphs and directions at once",
+        avoids="a launch per product",
+        folder="propagate",
+    )
+)

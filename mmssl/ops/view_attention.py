@@ -5,20 +5,21 @@ Legend: M views, N nodes, D features, H heads.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmssl.errors import InputError
-from mmssl.ops._autograd import once_differentiable
-from mmssl.ops._checks import check_tensor
+from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor
+from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
 from mmssl.ops.dispatch import use_native
-from mmssl.ops.reference import view_attention_reference
 
 
 def view_attention(query: Tensor, key: Tensor, view: Tensor, num_heads: int) -> Tensor:
-    """What every head makes of the full views of a node, the mean over the queries.
+    """Mix the views of every node by multi-head attention, averaged over the queries.
 
     Equal to::
 
@@ -27,43 +28,48 @@ def view_attention(query: Tensor, key: Tensor, view: Tensor, num_heads: int) -> 
         weight = score.softmax(1).mean(0)  # (M, N, H)
         out = (weight[..., None] * view[:, :, None]).sum(0).view(N, H * D)
 
-    Gradients flow to all three and can't be differentiated again. The same bits come out for any
-    number of threads.
+    Gradients flow to all three tensors; double backward is not supported. The result has the same
+    bits for any number of threads.
 
     Args:
         query: (M, N, D) floating point, already projected.
         key: (M, N, D), likewise.
-        view: (M, N, D), what is mixed.
+        view: (M, N, D), the values that are mixed.
         num_heads: H, a divisor of D.
 
     Returns:
         (N, H D) in the dtype of ``view``.
 
     Raises:
-        InputError: an argument is not as above.
-        RuntimeError: backend "native" is required and there is no kernel for device and dtype.
+        InputError: an argument does not match its description.
+        RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
 
     Source: Wei et al., "Multi-Modal Self-Supervised Learning for Recommendation", WWW 2023,
-    equation 9; only the mean over the queries is needed there, and it commutes with the mixing.
+    equation 9. Only the mean over the queries is needed there, and it commutes with the mixing.
     """
-    if not isinstance(view, Tensor) or view.dim() != 3 or not view.dtype.is_floating_point:
-        got = (
-            f"{tuple(view.shape)} {view.dtype}" if isinstance(view, Tensor) else type(view).__name__
-        )
-        raise InputError(f"view: expected an (M, N, D) floating point tensor, got {got}")
+    check_tensor("view", view, dims="(M, N, D)")
     for name, tensor in (("query", query), ("key", key)):
         check_tensor(name, tensor, dims="(M, N, D)", like=view)
-        if tensor.shape != view.shape or tensor.dtype != view.dtype:
-            raise InputError(
-                f"{name}: expected {tuple(view.shape)} {view.dtype}, the view's, got "
-                f"{tuple(tensor.shape)} {tensor.dtype}"
-            )
+        check_shape(name, tensor, view.shape)
     if type(num_heads) is not int or num_heads < 1 or view.shape[2] % num_heads:
         raise InputError(f"num_heads: expected a divisor of {view.shape[2]}, got {num_heads!r:.60}")
     if not use_native("view_attention", view.device.type, view.dtype):
         return view_attention_reference(query, key, view, num_heads)
     out: Tensor = _call(query, key, view, num_heads)
     return out
+
+
+def view_attention_reference(query: Tensor, key: Tensor, view: Tensor, num_heads: int) -> Tensor:
+    """Compute :func:`view_attention` in plain PyTorch."""
+    num_views, num_nodes, dim = view.shape
+    acc = accumulation_dtype(view.dtype)
+    heads = (num_views, num_nodes, num_heads, dim // num_heads)
+    # Elementwise over the few pairs of views: a batched product of N H tiny matrices is slower.
+    product = query.to(acc).reshape(heads)[:, None] * key.to(acc).reshape(heads)
+    score = product.sum(-1) * heads[-1] ** -0.5  # (M queries, M, N, H)
+    weight = score.softmax(1).mean(0)  # (M, N, H)
+    mixed = (weight[..., None] * view.to(acc)[:, :, None]).sum(0)
+    return mixed.reshape(num_nodes, num_heads * dim).to(view.dtype)
 
 
 def _fake(query: Tensor, key: Tensor, view: Tensor, num_heads: int) -> Tensor:
@@ -82,11 +88,66 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*tensors)
 
 
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    grads = torch.ops.mmssl.view_attention_backward(grad, *ctx.saved_tensors, ctx.num_heads)
-    return (*grads, None)
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.mmssl.view_attention_backward(
+        grad, *ctx.saved_tensors, ctx.num_heads
+    )
+    return grads
 
 
-_call = once_differentiable(
-    "view_attention", fake=_fake, save=_save, backward=_backward, backward_fake=_backward_fake
+_FORWARD = Operator(
+    "view_attention", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1, 2)
+)
+_call = eager(_FORWARD)
+
+
+def _samples(dtype: torch.dtype) -> Iterator[Sample]:
+    def sample(label: str, m: int, n: int, width: int, heads: int) -> Sample:
+        generator = torch.Generator().manual_seed(n)
+        parts = torch.randn(3, m, n, width * heads, generator=generator).to(dtype).unbind()
+        names = ("query", "key", "view")
+        arguments: dict[str, Any] = dict(zip(names, parts, strict=True))
+        return Sample(label, {**arguments, "num_heads": heads}, tiny=n < 20)
+
+    yield sample("typical", 3, 4, 3, 2)
+    yield sample("one view", 1, 2, 2, 1)
+    yield sample("one node", 2, 1, 1, 1)
+    yield sample("no node", 2, 0, 4, 2)
+    yield sample("odd sizes", 5, 7, 19, 3)
+    yield sample("large", 2, 1000, 16, 4)
+    strided = sample("strided", 2, 6, 4, 2).arguments
+    for name in ("query", "key", "view"):
+        strided[name] = strided[name].transpose(0, 1).contiguous().transpose(0, 1)
+    yield Sample("strided", strided)
+
+
+def _bad() -> Iterator[Bad]:
+    view = torch.zeros(3, 4, 6)
+    yield Bad("view", view[0], r"view: expected shape \(M, N, D\), got \(4, 6\)")
+    yield Bad("view", view.long(), "view: expected a floating point dtype, got torch.int64")
+    for name in ("query", "key"):
+        yield Bad(name, None, f"{name}: expected a torch.Tensor, got NoneType")
+        yield Bad(name, view[:1], rf"{name}: expected shape \(3, 4, 6\), got \(1, 4, 6\)")
+        yield Bad(name, view.double(), f"{name}: expected dtype torch.float32, like the other")
+        yield Bad(name, view.to("meta"), f"{name}: expected device cpu, got meta")
+    for value in (4, 0, -1, 2.0, True, None, "two"):
+        yield Bad("num_heads", value, f"num_heads: expected a divisor of 6, got {value!r}")
+
+
+declare(
+    Op(
+        name="view_attention",
+        function=view_attention,
+        reference=view_attention_reference,
+        samples=_samples,
+        dtypes={"cpu": KERNEL_DTYPES},
+        operators=(
+            _FORWARD,
+            Operator("view_attention_backward", fake=_backward_fake, refused="double backward"),
+        ),
+        differentiable=("query", "key", "view"),
+        bad=_bad,
+        equals="multi-head attention between the M views of a node",
+        avoids="per-head copies of the views",
+    )
 )

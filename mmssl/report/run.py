@@ -8,6 +8,7 @@ from typing import Literal
 
 from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import InputError
+from mmssl.files import atomic_write
 from mmssl.plotting import require_matplotlib
 from mmssl.report.analysis import analyze
 from mmssl.report.embedding_map import map_items
@@ -16,7 +17,6 @@ from mmssl.report.examples import example_users, make_examples
 from mmssl.report.page import Report, render
 from mmssl.report.pictures import Pictures
 from mmssl.serving import resolve_user
-from mmssl.training.checkpoint import atomic_write
 
 
 def write_report(

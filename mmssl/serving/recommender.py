@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl import ops
+from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.serving.ids import Ids
@@ -76,7 +77,7 @@ class Recommender:
         cls,
         path: str | Path,
         *,
-        data: str | Path | None = None,
+        data: str | Path | InteractionDataset | None = None,
         device: torch.device | str = "cpu",
         seen: Seen | None = None,
         cold: bool = False,
@@ -86,7 +87,7 @@ class Recommender:
         Args:
             path: Directory that ``mmssl train`` or ``mmssl export`` wrote; the latter needs no data
                 set.
-            data: Directory of the run's data set, if it was moved.
+            data: Directory of the run's data set if it was moved, or the data set itself.
             device: Torch device on which lists are ranked.
             seen: Items to exclude from a user's list: those of the "train" split (the default for
                 runs) or of "all" splits. For an export, this was fixed when it was made.
@@ -100,15 +101,13 @@ class Recommender:
         if (directory / MANIFEST).is_file():
             tables = read_export(directory)
             if data is not None:
-                raise InputError(f"{directory}: expected no data set for an export, got {data}")
+                raise InputError(f"{directory}: expected no data set for an export, got one")
             if seen is not None and seen != tables.seen:
                 raise InputError(
                     f"{directory}: expected seen = {tables.seen!r}, as exported, got {seen!r}"
                 )
         else:
-            tables = tables_of_run(
-                directory, None if data is None else Path(data), seen=seen or "train"
-            )
+            tables = tables_of_run(directory, data, seen=seen or "train")
         if cold:
             if tables.cold_vectors is None:
                 raise InputError(

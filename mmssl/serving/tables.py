@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from mmssl.data.dataset import InteractionDataset
 from mmssl.data.tables import read_table
 from mmssl.errors import InputError
 from mmssl.files import file_sha256
@@ -94,12 +95,14 @@ class ServingTables:
         return None if self.stored is None else self.stored[1]
 
 
-def tables_of_run(path: Path, data: Path | None = None, *, seen: Seen = "train") -> ServingTables:
+def tables_of_run(
+    path: Path, data: str | Path | InteractionDataset | None = None, *, seen: Seen = "train"
+) -> ServingTables:
     """Read the tables of a run directory and its data set.
 
     Args:
         path: Run directory.
-        data: Directory of the data set, if it was moved.
+        data: Directory of the data set if it was moved, or the data set itself.
         seen: Interactions to exclude from lists: those of "train" or of "all" splits.
 
     Raises:

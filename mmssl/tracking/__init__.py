@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from mmssl.errors import InputError
+from mmssl.files import atomic_write
 from mmssl.tracking.base import Status, TrackedRun, Tracker, flatten, numbers
-from mmssl.training.checkpoint import atomic_write
 from mmssl.training.run import RunDirectory
 
 __all__ = ["TRACKERS", "Status", "TrackedRun", "Tracker", "Tracking", "check_installed"]

@@ -9,9 +9,10 @@ import torch
 
 from mmssl.data.dataset import InteractionDataset
 from mmssl.tracking import Status, Tracking
-from mmssl.training.baseline_run import fit_baseline
+from mmssl.training.guards import Interrupted
 from mmssl.training.run import RunDirectory
-from mmssl.training.trainer import Interrupted, Trainer
+from mmssl.training.task import create_task
+from mmssl.training.trainer import Trainer
 
 
 def fit_run(
@@ -27,24 +28,27 @@ def fit_run(
     tracking: Tracking | None = None,
     test: bool = True,
 ) -> dict[str, Any]:
-    """Trains the model that ``run.info.model`` names and returns its metrics.
+    """Train the model that ``run.info.model`` names and return its metrics.
+
+    torch's default generators are left as they were found.
 
     Args:
-        run: where everything is written; a new one is initialised here.
-        dataset: the data of the run.
+        run: The run; the directory of a new one is created here.
+        dataset: The data of the run.
         device: "cpu" or a CUDA device.
-        show_progress: a bar and one line per epoch.
-        resume: continue from the newest whole checkpoint if there is one.
-        should_stop: polled; once it returns True the state is saved and `Interrupted` raised.
-        on_start: called with the records of the epochs that a resumed run has behind it.
-        on_epoch: called with every finished epoch's record; whatever it raises ends the training.
-        tracking: trackers to tell.
+        show_progress: Draw a progress bar and print a line per epoch.
+        resume: Continue from the newest whole checkpoint if one exists.
+        should_stop: Polled; once it returns True the state is saved and `Interrupted` raised.
+        on_start: Called with the records of the epochs that a resumed run has finished.
+        on_epoch: Called with every finished epoch's record; an exception that it raises ends the
+            training.
+        tracking: Experiment trackers of the run.
         test: False leaves the test split unread.
 
     Raises:
-        Interrupted: on request.
-        Diverged: the loss or the embeddings are no longer finite.
-        InputError: data that can't be trained on, or a file that can't be written.
+        Interrupted: Requested by ``should_stop``.
+        Diverged: Training produced NaN or Inf.
+        InputError: Data that can't be trained on, or a file that can't be written.
     """
     tracking = tracking or Tracking(run)
 
@@ -52,45 +56,28 @@ def fit_run(
         tracking.on_epoch(record)
         on_epoch(record)
 
-    def start(history: list[dict[str, Any]]) -> None:
-        tracking.start(history)
-        on_start(history)
-
-    trainer = None
-    if run.info.model == "mmssl":
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         trainer = Trainer(
+            create_task(run.info.model, dataset, run.config, device),
             dataset,
-            run.config,
             run,
-            device=device,
             show_progress=show_progress,
             should_stop=should_stop,
             on_epoch=finish_epoch,
         )
         if resume:
             trainer.resume()
-    run.initialize()
-    status: Status = "failed"
-    try:
-        if trainer is not None:
-            start(trainer.progress.history)
+        run.initialize()
+        status: Status = "failed"
+        try:
+            tracking.start(trainer.progress.history)
+            on_start(trainer.progress.history)
             metrics = trainer.fit(test=test)
-        else:
-            metrics = fit_baseline(
-                dataset,
-                run,
-                device=device,
-                show_progress=show_progress,
-                on_start=start,
-                on_epoch=finish_epoch,
-                test=test,
-                resume=resume,
-                should_stop=should_stop,
-            )
-        status = "finished"
-    except (Interrupted, KeyboardInterrupt, SystemExit):
-        status = "interrupted"
-        raise
-    finally:
-        tracking.finish(status, metrics if status == "finished" else None)
+            status = "finished"
+        except (Interrupted, KeyboardInterrupt, SystemExit):
+            status = "interrupted"
+            raise
+        finally:
+            tracking.finish(status, metrics if status == "finished" else None)
     return metrics

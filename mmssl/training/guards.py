@@ -1,4 +1,4 @@
-"""Guards around the training step: numbers that are not finite, sums in a fixed order.
+"""Guards around the training step: detection of NaN and Inf, sums in a fixed order.
 
 Legend: K loss terms.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmssl.errors import Diverged
 
-# How many steps a GPU may run ahead before its losses are looked at; each look waits for it.
+# Number of steps that a GPU may run ahead before its losses are checked; each check waits for it.
 _STEPS_PER_LOOK = 50
 
 
@@ -24,15 +24,15 @@ class Interrupted(Exception):  # noqa: N818
 
 
 class LossMeter:
-    """Sums of every loss term over an epoch, and the watch over each of them.
+    """Sums every loss term over an epoch and checks that each of them is finite.
 
-    The terms are fetched from the device and looked at after each step on the CPU and after
-    every 50th on a GPU, which never waits for anything else. They are added in the order of the
-    steps, in float64, so the sums don't depend on when that was.
+    The terms are fetched from the device and checked after each step on the CPU and after every
+    50th on a GPU, which never waits for anything else. They are added in the order of the steps, in
+    float64, so the sums don't depend on when they are fetched.
 
     Args:
-        names: of the K terms.
-        device: where they are computed.
+        names: Names of the K terms.
+        device: Where the terms are computed.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
@@ -43,27 +43,27 @@ class LossMeter:
         self._epoch = self._steps = 0
 
     def start(self, epoch: int, steps: int = 0, sums: Mapping[str, float] | None = None) -> None:
-        """Forgets everything but the ``sums`` of an epoch that has run ``steps`` steps."""
+        """Start from the ``sums`` of an epoch of which ``steps`` steps have run."""
         self._epoch = epoch
         self.sums = {name: (sums or {}).get(name, 0.0) for name in self.names}
         self._pending = []
         self._steps = steps
 
     def add(self, terms: Tensor) -> None:
-        """Takes the terms (K,) of the next step.
+        """Add the terms (K,) of the next step.
 
         Raises:
-            Diverged: one of them, or of a step not looked at yet, is not finite.
+            Diverged: One of them, or of a step not checked yet, is not finite.
         """
         self._pending.append(terms)
         if len(self._pending) >= self.steps_per_look:
             self.look()
 
     def look(self) -> dict[str, float]:
-        """The sums up to now, by name.
+        """Return the sums so far, by name.
 
         Raises:
-            Diverged: a term of a step not looked at yet is not finite.
+            Diverged: A term of a step not checked yet is not finite.
         """
         rows = torch.stack(self._pending).tolist() if self._pending else []
         self._pending = []
@@ -77,9 +77,9 @@ class LossMeter:
 
 
 def _blame(terms: Mapping[str, float]) -> str:
-    """The first of the terms that are not finite, in the order in which a step comes by them."""
+    """Name the first term that is not finite, in the order in which a step computes them."""
     bad = [name for name, value in terms.items() if not math.isfinite(value)]
-    # The critic's step is before the recommender's, and a gradient after the loss it belongs to.
+    # A critic's step comes before the recommender's, and a gradient's norm after its loss.
     first = min(bad, key=lambda name: (not name.startswith("critic_"), name.endswith("grad_norm")))
     others = [name for name in bad if name != first]
     text = f"{'' if first.endswith('grad_norm') else 'loss term '}{first} is {terms[first]}"
@@ -87,14 +87,14 @@ def _blame(terms: Mapping[str, float]) -> str:
 
 
 def check_finite(tensors: Mapping[str, Tensor], when: str) -> None:
-    """Looks at every number of a state.
+    """Check that every number of a state is finite.
 
     Args:
-        tensors: any shape, device and dtype.
-        when: ends the message.
+        tensors: Any shape, device and dtype.
+        when: End of the message.
 
     Raises:
-        Diverged: one is NaN or infinite; the message names the tensor.
+        Diverged: A number is NaN or infinite; the message names the tensor.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and tensor.numel():
@@ -105,18 +105,18 @@ def check_finite(tensors: Mapping[str, Tensor], when: str) -> None:
 
 @contextmanager
 def deterministic(device: torch.device, enabled: bool) -> Iterator[None]:
-    """Same seed, same bits: torch's scatter-adds race between threads unless told not to.
+    """Make results repeatable: by default torch's scatter-adds race between threads.
 
     Args:
-        device: that of the training; on a GPU an op that has no deterministic form only warns.
-        enabled: False leaves torch as it is.
+        device: Device of the training; on a GPU, an op without a deterministic form only warns.
+        enabled: False leaves torch's settings as they are.
     """
     if not enabled:
         yield
         return
     before = torch.are_deterministic_algorithms_enabled()
     warn_before = torch.is_deterministic_algorithms_warn_only_enabled()
-    options: Any = torch.utils.deterministic  # a module with properties, which types can't say
+    options: Any = torch.utils.deterministic  # a module with properties, which its type stubs lack
     fill_before = options.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     options.fill_uninitialized_memory = False  # costs 8 % of a step

@@ -1,4 +1,4 @@
-"""Keeps freed memory in the process: a training step frees and asks again for the same buffers."""
+"""Keeps freed memory in the process: a training step frees and requests the same buffers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ _TOP_PAD_BYTES = 256 << 20
 
 @functools.cache
 def keep_freed_memory() -> bool:
-    """Tells glibc to hand nothing back to the system; False where there is no glibc.
+    """Tell glibc to return no memory to the system; return False without glibc.
 
-    By default it maps every large block anew, and the pages are cleared and faulted in again each
+    By default it maps every large block afresh, and the pages are cleared and faulted in again each
     time: 18 of 26 ms to copy a critic's 45 MB weight, a tenth of a step. The process keeps its peak
-    size from then on, which a training process has anyway.
+    size from then on, as a training process does anyway.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -12,31 +12,19 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from mmssl.training.step import TrainingStep
+from mmssl.training.task import Task
 
-# The ranges of TrainingStep, in the order of a step; none lies inside another.
-PHASES = (
-    "sample",
-    "forward",
-    "critic_forward",
-    "critic_backward",
-    "critic_optimizer",
-    "structure",
-    "recommender_loss",
-    "backward",
-    "optimizer",
-)
 _WARM_UP_STEPS = 3
 
 
 class StepProfile(NamedTuple):
-    """Milliseconds a step."""
+    """Times in milliseconds per step."""
 
     step_ms: float  # without the profiler
     phase_ms: dict[str, float]  # with it
 
     def lines(self) -> list[str]:
-        """A table, the phases and what lies between them."""
+        """Return a table of the phases and the whole step."""
         total = sum(self.phase_ms.values())
         rows = [
             f"{name:18s} {spent:9.1f} ms {100 * spent / total:5.1f} %"
@@ -47,7 +35,7 @@ class StepProfile(NamedTuple):
 
 @contextlib.contextmanager
 def quiet_kineto() -> Iterator[None]:
-    """Keeps Kineto, the tracer under `torch.profiler`, from writing its own lines to stderr.
+    """Keep Kineto, the tracer under `torch.profiler`, from writing its own lines to stderr.
 
     Kineto writes "USDT: ... profiler_start" for every trace, at its highest level, 5, and reads the
     level from the environment when the process profiles for the first time. A level that the user
@@ -64,24 +52,25 @@ def quiet_kineto() -> Iterator[None]:
         os.environ.pop(name, None)
 
 
-def profile_step(step: TrainingStep, trace: Path, *, steps: int = 5) -> StepProfile:
-    """Runs some steps, which train the model, and writes a trace of the last ones.
+def profile_task(task: Task, trace: Path, *, steps: int = 5) -> StepProfile:
+    """Run some steps, which train the model, and write a trace of the last ones.
 
     Args:
-        step: ready to run.
-        trace: JSON file for chrome://tracing or ui.perfetto.dev.
-        steps: how many are timed, and then how many are traced.
+        task: A task that is trained in epochs.
+        trace: JSON file to write, for chrome://tracing or ui.perfetto.dev.
+        steps: Number of steps that are timed, and number of steps that are then traced.
     """
-    on_gpu = step.model.graph.device.type == "cuda"
+    on_gpu = task.device.type == "cuda"
 
     def run(first: int, count: int) -> float:
         start = time.perf_counter()
         for number in range(first, first + count):
-            step(step.draw(), number)
+            task.step(number % task.steps_per_epoch)
         if on_gpu:
-            torch.cuda.synchronize(step.model.graph.device)
+            torch.cuda.synchronize(task.device)
         return (time.perf_counter() - start) / count
 
+    task.start_epoch(0, 0)
     run(0, _WARM_UP_STEPS)
     seconds = run(_WARM_UP_STEPS, steps)
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
@@ -90,7 +79,7 @@ def profile_step(step: TrainingStep, trace: Path, *, steps: int = 5) -> StepProf
     profiler.export_chrome_trace(str(trace))
     averages = {event.key: event for event in profiler.key_averages()}
     spent = {}
-    for name in PHASES:
+    for name in task.phases:
         event = averages.get(f"mmssl::{name}")
         if event is not None:
             total = event.device_time_total if on_gpu else event.cpu_time_total

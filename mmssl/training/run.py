@@ -1,4 +1,4 @@
-"""A run directory: what a training run leaves behind, and how it is read back.
+"""The run directory: the artifacts of a training run, and how they are read back.
 
 ``config.toml`` (complete), ``metrics.json``, ``model.safetensors``, ``checkpoint/``, ``log.jsonl``,
 ``report.html``.
@@ -14,7 +14,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import tomli_w
 import torch
 from torch import Tensor
 
@@ -24,16 +23,15 @@ from mmssl.config import Config, apply_settings, read_toml
 from mmssl.data.dataset import InteractionDataset
 from mmssl.data.readers import read_dataset
 from mmssl.errors import InputError
-from mmssl.files import read_text
-from mmssl.models.registry import model_spec
-from mmssl.training.checkpoint import Checkpoint, atomic_write, load_checkpoint, save_checkpoint
+from mmssl.files import atomic_write, read_text
+from mmssl.models.registry import changeable_fields, model_spec
+from mmssl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
-# What a run may change when it goes on: nothing that its weights' shapes or its data depend on.
 CHANGEABLE = (
-    *("training.epochs", "training.patience", "training.lr", "training.lr_decay"),
-    *("training.clip_norm", "training.checkpoint_interval", "training.keep_checkpoints"),
-    *("critic.lr", "critic.clip_norm", "lightgcn.epochs", "lightgcn.patience", "lightgcn.lr"),
+    *changeable_fields(),
+    *("training.checkpoint_interval", "training.keep_checkpoints"),
 )
+"""Fields that a resumed run may change: those of the models, and those of the trainer itself."""
 
 
 class RunInfo(NamedTuple):
@@ -44,14 +42,14 @@ class RunInfo(NamedTuple):
     data: str
     """The data set's directory, absolute."""
     data_hash: str
-    """Its content hash: a run is never continued or evaluated on other data."""
+    """Content hash of the data: a run is never continued or evaluated on other data."""
     split: dict[str, Any]
     """Protocol, seed and parameters of the split, and the hash of its interactions."""
     version: str
-    """Of this package."""
+    """Version of this package."""
 
     def data_record(self, name: str) -> dict[str, Any]:
-        """What ``metrics.json`` says of the data: two splits of one name are told apart here."""
+        """Return what ``metrics.json`` records of the data; it distinguishes splits of one name."""
         return {"name": name, "hash": self.data_hash, "split": self.split}
 
 
@@ -70,10 +68,17 @@ class RunDirectory:
     def new(
         cls, path: Path, model: str, data: Path, dataset: InteractionDataset, config: Config
     ) -> RunDirectory:
-        """A run to be; nothing is written before :meth:`initialize`.
+        """Describe a new run; nothing is written before :meth:`initialize`.
+
+        Args:
+            path: The run directory; it must not exist or be empty.
+            model: A name in :mod:`mmssl.models.registry`.
+            data: Directory of the data set.
+            dataset: Its content.
+            config: The complete configuration.
 
         Raises:
-            InputError: the directory exists and is not empty.
+            InputError: The directory exists and is not empty.
         """
         if path.exists() and not (path.is_dir() and all(_is_hidden(p) for p in path.iterdir())):
             raise InputError(
@@ -84,24 +89,28 @@ class RunDirectory:
         return cls(path, info, config)
 
     def initialize(self) -> None:
-        """Makes the directory and writes ``config.toml``.
+        """Create the directory and write ``config.toml``.
 
         Raises:
-            InputError: it can't be written.
+            InputError: It can't be written.
         """
+        import tomli_w
+
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"{self.path}: can't make the directory: {error.strerror}") from error
+            raise InputError(
+                f"{self.path}: can't create the directory: {error.strerror}"
+            ) from error
         text = tomli_w.dumps({"run": self.info._asdict(), **self.config.to_dict()})
         atomic_write(self.path / "config.toml", text.encode())
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Reads ``config.toml``.
+        """Read ``config.toml``.
 
         Raises:
-            InputError: not a run directory, or a configuration this version can't read.
+            InputError: Not a run directory, or a configuration that this version can't read.
         """
         file = path / "config.toml"
         if not os.path.lexists(file):
@@ -119,10 +128,10 @@ class RunDirectory:
         return cls(path, info, Config().replace(content, source=str(file)))
 
     def change(self, settings: Iterable[str]) -> None:
-        """Applies "section.field=value" settings to a run that goes on.
+        """Apply "section.field=value" settings to a run that is about to be resumed.
 
         Raises:
-            InputError: not a setting, or of a field that is not in `CHANGEABLE`.
+            InputError: Not a setting, or a field that is not in `CHANGEABLE`.
         """
         changed = apply_settings(self.config, settings)
         before = self.config.to_dict()
@@ -137,43 +146,60 @@ class RunDirectory:
             raise InputError("--set variant: can't be changed by --resume")
         self.config = changed
 
-    def read_data(self, path: Path | None = None) -> InteractionDataset:
-        """The data set of the run; ``path`` if it has moved.
+    def read_data(self, data: str | Path | InteractionDataset | None = None) -> InteractionDataset:
+        """Read the data set of the run.
+
+        Args:
+            data: Its directory if that has moved, or the data set itself.
 
         Raises:
-            InputError: it can't be read, or is not the one that the run was trained on.
+            InputError: It can't be read, or is not the one that the run was trained on.
         """
-        directory = path or Path(self.info.data)
-        dataset = read_dataset(directory)
+        if isinstance(data, InteractionDataset):
+            where, dataset = f"data set {data.name!r}", data
+        else:
+            directory = Path(self.info.data if data is None else data)
+            where, dataset = str(directory), read_dataset(directory)
         if dataset.content_hash() != self.info.data_hash:
             raise InputError(
-                f"{directory}: not the data of {self.path}: expected content hash "
+                f"{where}: not the data of {self.path}: expected content hash "
                 f"{self.info.data_hash[:12]}, got {dataset.content_hash()[:12]}"
             )
         return dataset
 
     @property
     def checkpoint_path(self) -> Path:
-        """The newest resumable state."""
+        """Path of the newest resumable state."""
         return self.path / "checkpoint" / "last.safetensors"
 
     @property
     def log_path(self) -> Path:
-        """One JSON object per line."""
+        """Path of the log, one JSON object per line."""
         return self.path / "log.jsonl"
 
     def save_model(self, user: Tensor, item: Tensor, parameters: Mapping[str, Tensor]) -> None:
-        """Writes ``model.safetensors``: final embeddings and the parameters they came from."""
+        """Write ``model.safetensors``: final embeddings and the parameters that produced them."""
         tensors = {"embedding.user": user, "embedding.item": item}
         tensors.update((f"parameter.{name}", tensor) for name, tensor in parameters.items())
         save_checkpoint(self.path / "model.safetensors", tensors, {"model": self.info.model})
 
     def load_model(self) -> Checkpoint:
-        """Reads ``model.safetensors``."""
+        """Read ``model.safetensors``."""
         return load_checkpoint(self.path / "model.safetensors")
 
-    def load_embeddings(self) -> tuple[Tensor, Tensor]:
-        """(U, D) and (I, D) of the best epoch."""
+    def load_embeddings(self, dataset: InteractionDataset | None = None) -> tuple[Tensor, Tensor]:
+        """Read the embeddings of the best epoch.
+
+        Args:
+            dataset: The data that they must fit, if known.
+
+        Returns:
+            user (U, D) and item (I, D).
+
+        Raises:
+            InputError: No tables of one width and dtype, or not those of the data set's users and
+                items.
+        """
         file, tensors = self.path / "model.safetensors", self.load_model().tensors
         tables = []
         for name in ("embedding.user", "embedding.item"):
@@ -187,27 +213,40 @@ class RunDirectory:
                 f"{file}: expected two tables of one width and type, got {tuple(user.shape)} "
                 f"{user.dtype} and {tuple(item.shape)} {item.dtype}"
             )
+        if dataset is not None:
+            self._check_rows(file, user, item, dataset)
         return user, item
 
+    @staticmethod
+    def _check_rows(file: Path, user: Tensor, item: Tensor, dataset: InteractionDataset) -> None:
+        counts = (("user", user, dataset.num_users), ("item", item, dataset.num_items))
+        for name, table, rows in counts:
+            if table.shape[0] != rows:
+                raise InputError(
+                    f"{file}: expected {rows} rows in embedding.{name}, the number in the data "
+                    f"set, got {table.shape[0]}"
+                )
+
     def save_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Writes the newest checkpoint and keeps those before it.
+        """Write the newest checkpoint and keep ``training.keep_checkpoints - 1`` older ones.
 
         Raises:
-            InputError: it can't be written; the run directory itself is never made anew.
+            InputError: It can't be written, for example because the run directory is gone; it is
+                not created again.
         """
         folder = self.checkpoint_path.parent
         try:
             folder.mkdir(exist_ok=True)
         except OSError as error:
-            raise InputError(f"{folder}: can't make the directory: {error.strerror}") from error
+            raise InputError(f"{folder}: can't create the directory: {error.strerror}") from error
         keep = self.config.training.keep_checkpoints
         save_checkpoint(self.checkpoint_path, tensors, state, keep=keep)
 
     def log(self, event: str, **values: Any) -> int:
-        """Appends one line to ``log.jsonl``, durable when this returns; the log's bytes by then.
+        """Append one line to ``log.jsonl``, durable when this returns; return the log's size.
 
         Raises:
-            InputError: it can't be written.
+            InputError: It can't be written.
         """
         try:
             with open(self.log_path, "a", encoding="utf-8") as file:
@@ -219,7 +258,7 @@ class RunDirectory:
             raise InputError(f"{self.log_path}: can't write the file: {error.strerror}") from error
 
     def truncate_log(self, size: int, history: Sequence[Mapping[str, Any]] = ()) -> None:
-        """Cuts the log; if it is too short (lost or edited), its epochs are written anew."""
+        """Truncate the log; if it is too short (lost or edited), rewrite it from the history."""
         found = self.log_path.stat().st_size if self.log_path.exists() else 0
         if found >= size:
             if found:
@@ -229,15 +268,15 @@ class RunDirectory:
         atomic_write(self.log_path, "".join(lines).encode())
 
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
-        """Writes ``metrics.json``, the last thing a run does."""
+        """Write ``metrics.json``, the last action of a run."""
         text = json.dumps({**metrics, "environment": environment()}, indent=1) + "\n"
         atomic_write(self.path / "metrics.json", text.encode())
 
     def read_metrics(self) -> dict[str, Any] | None:
-        """``metrics.json``, or None while the run is unfinished.
+        """Read ``metrics.json``; return None while the run is unfinished.
 
         Raises:
-            InputError: the file is not JSON.
+            InputError: The file does not hold metrics.
         """
         file = self.path / "metrics.json"
         if not os.path.lexists(file):
@@ -251,7 +290,7 @@ class RunDirectory:
         metrics = metrics if isinstance(metrics, dict) else {}
         for split in ("val", "test"):
             if split == "test" and split not in metrics:
-                continue  # a trial of a study leaves it unread
+                continue  # trials of a study are not tested
             values = metrics.get(split)
             if not isinstance(values, dict) or not all(
                 isinstance(value, (int, float)) and not abs(value) > sys.float_info.max
@@ -262,20 +301,26 @@ class RunDirectory:
         return found
 
 
+def default_run_path(dataset: InteractionDataset, model: str, config: Config) -> Path:
+    """Return ``runs/DATA-MODEL-SEED``, with the variant in place of a model that has variants."""
+    label = config.variant if model_spec(model).variants else model
+    return Path("runs") / f"{dataset.name}-{label}-{config.training.seed}"
+
+
 def _well_typed(section: Mapping[str, Any]) -> bool:
-    """Text in every field of a [run] section but ``split``, which is a table."""
+    """Whether every field of a [run] section is text, except ``split``, which is a table."""
     return all(
         isinstance(value, dict if name == "split" else str) for name, value in section.items()
     )
 
 
 def _is_hidden(path: Path) -> bool:
-    """A file that a killed writer left behind."""
+    """Whether the file was left behind by a killed writer."""
     return path.name.startswith(".")
 
 
 def environment() -> dict[str, Any]:
-    """What a result was measured with."""
+    """Return versions, device and settings with which a result was measured."""
     return {
         "mmssl": mmssl.__version__,
         "torch": torch.__version__,

@@ -1,4 +1,4 @@
-"""One training from several seeds: ``OUT/seed-2022``, ``OUT/seed-2023``, ..., and a summary."""
+"""Training with several seeds: ``OUT/seed-2022``, ``OUT/seed-2023``, ..., and a summary."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from typing import Any
 
 from mmssl.config import Config
 from mmssl.data.dataset import InteractionDataset
-from mmssl.errors import InputError
+from mmssl.errors import Diverged, InputError
+from mmssl.files import atomic_write
 from mmssl.models.registry import model_spec
-from mmssl.training.checkpoint import atomic_write
 from mmssl.training.run import RunDirectory
 
 
 def new_seeds(
     out: Path, model: str, data: Path, dataset: InteractionDataset, config: Config, count: int
 ) -> list[RunDirectory]:
-    """Run directories of ``count`` consecutive seeds from ``training.seed`` on.
+    """Create the run directories of ``count`` consecutive seeds, starting at ``training.seed``.
 
-    They appear all at once, each with its ``config.toml``: however soon the process is killed, a
-    resume finds all of them or none.
+    They appear all at once, each with its ``config.toml``: whenever the process is killed, a resume
+    finds all of them or none.
 
     Raises:
-        InputError: fewer than two seeds, or ``out`` exists and is not empty.
+        InputError: Fewer than two seeds, or ``out`` exists and is not empty.
     """
     if count < 2:
         raise InputError(f"--seeds: expected at least 2, got {count} (for one run, --seed)")
@@ -42,7 +42,7 @@ def new_seeds(
             _seed_run(draft, model, data, dataset, config, seed).initialize()
         os.replace(draft, out)
     except OSError as error:
-        raise InputError(f"{out}: can't make the directory: {error.strerror}") from error
+        raise InputError(f"{out}: can't create the directory: {error.strerror}") from error
     return open_seeds(out)
 
 
@@ -52,19 +52,19 @@ def is_seeds_directory(path: Path) -> bool:
 
 
 def open_seeds(out: Path) -> list[RunDirectory]:
-    """The runs in ``out``, by seed."""
+    """Open the runs in ``out``, sorted by seed."""
     runs = [RunDirectory.open(file.parent) for file in out.glob("seed-*/config.toml")]
     return sorted(runs, key=lambda run: run.config.training.seed)
 
 
 def add_seeds(runs: list[RunDirectory], dataset: InteractionDataset, count: int) -> None:
-    """Extends the runs to ``count`` seeds.
+    """Extend the runs to ``count`` seeds.
 
     Raises:
-        InputError: there are more already.
+        InputError: More seeds exist already.
     """
     if count < len(runs):
-        raise InputError(f"--seeds: expected at least the {len(runs)} there are, got {count}")
+        raise InputError(f"--seeds: expected at least {len(runs)}, the existing seeds, got {count}")
     first = runs[0]
     for seed in range(runs[-1].config.training.seed + 1, runs[0].config.training.seed + count):
         info = first.info
@@ -76,28 +76,31 @@ def add_seeds(runs: list[RunDirectory], dataset: InteractionDataset, count: int)
 def fit_seeds(
     runs: Sequence[RunDirectory], fit: Callable[[RunDirectory], dict[str, Any]]
 ) -> dict[str, Any]:
-    """Runs ``fit`` for every seed that is not finished yet; writes and returns the summary.
+    """Run ``fit`` for every seed that is not finished yet; write and return the summary.
+
+    If the first seed fails before its first epoch is complete, the directories are removed again.
 
     Raises:
-        InputError: what ``fit`` raises; if not even the first seed could begin, nothing is left.
+        InputError: Raised by ``fit``.
+        Diverged: Raised by ``fit``.
     """
     out = runs[0].path.parent
     try:
         for run in runs:
             if not is_finished(run):
                 fit(run)
-    except InputError:
+    except (InputError, Diverged):
         if all(file.name == "config.toml" for run in runs for file in run.path.iterdir()):
             shutil.rmtree(out)
         raise
-    summary = summarise([run.read_metrics() or {} for run in runs])
+    summary = summarize([run.read_metrics() or {} for run in runs])
     text = json.dumps(summary, indent=1) + "\n"
     atomic_write(out / "summary.json", text.encode())
     return summary
 
 
 def is_finished(run: RunDirectory) -> bool:
-    """Whether the run has its metrics and its configuration asks for no more epochs than it had."""
+    """Whether the run has metrics and its configuration requests no further epochs."""
     metrics = run.read_metrics()
     if metrics is None:
         return False
@@ -109,8 +112,8 @@ def is_finished(run: RunDirectory) -> bool:
     return done >= training.epochs or done - metrics["best_epoch"] >= training.patience
 
 
-def summarise(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and sample standard deviation (n - 1) of every metric over the seeds.
+def summarize(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Compute mean and sample standard deviation (n - 1) of every metric over the seeds.
 
     Returns:
         ``{"model", "variant", "seeds", "data", "val": {"recall@20": {"mean", "std", "values"}},
@@ -135,7 +138,7 @@ def summarise(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """The summary as a table."""
+    """Format the summary as a table."""
     seeds = summary["seeds"]
     lines = [
         f"{len(seeds)} seeds ({', '.join(map(str, seeds))}), mean +- standard deviation:",

@@ -1,4 +1,4 @@
-"""Optimisers to named tensors and back, for checkpoints."""
+"""Conversion of optimizers to named tensors and back, for checkpoints."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from torch import Tensor
 
 
 def prefixed(name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as ``name.key``."""
+    """Return the tensors under the names ``name.key``."""
     return {f"{name}.{key}": tensor for key, tensor in tensors.items()}
 
 
 def section(tensors: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
-    """Inverse of :func:`prefixed`; leaves out the others."""
+    """Return the tensors named ``name.key`` under the names ``key``; drop all others."""
     prefix = f"{name}."
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def optimizer_state(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """``name.PARAMETER.key``; the hyper-parameters are the configuration's."""
+    """Return the state as ``name.PARAMETER.key``; hyper-parameters come from the configuration."""
     return {
         f"{name}.{index}.{key}": value
         for index, values in optimizer.state_dict()["state"].items()
@@ -31,7 +31,7 @@ def optimizer_state(name: str, optimizer: torch.optim.Optimizer) -> dict[str, Te
 def restore_optimizer(
     name: str, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
 ) -> None:
-    """Inverse of :func:`optimizer_state`."""
+    """Restore what :func:`optimizer_state` returned."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in section(tensors, name).items():
         index, field_name = key.split(".")

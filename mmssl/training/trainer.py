@@ -1,149 +1,125 @@
-"""The loop around the step: epochs, validation, early stopping, checkpoints, the final test."""
+"""The training loop of every model: epochs, validation, early stopping, checkpoints, final test."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from mmssl.config import Config
 from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import Diverged, InputError
 from mmssl.evaluation.evaluator import Evaluator
-from mmssl.graph import InteractionGraph
-from mmssl.losses import LossTerms
-from mmssl.models.critic import Critic
-from mmssl.models.mmssl import MMSSL
-from mmssl.models.structure import structure_learner
+from mmssl.models.embeddings import Embeddings
+from mmssl.models.registry import model_spec
+from mmssl.training import SELECTION_METRIC
 from mmssl.training.checkpoint import recover_newest
 from mmssl.training.guards import Interrupted, LossMeter, check_finite, deterministic
 from mmssl.training.run import RunDirectory
-from mmssl.training.state import optimizer_state, prefixed, restore_optimizer, section
-from mmssl.training.step import TrainingStep
+from mmssl.training.state import prefixed, section
+from mmssl.training.task import Task
 
-SELECTION_METRIC = "recall@20"
-
-# A checkpoint is written after every epoch, and inside one that lasts longer than this.
+# A checkpoint is written after every epoch, and within an epoch once this much time has passed.
 _CHECKPOINT_SECONDS = 600.0
-
-
-__all__ = ["SELECTION_METRIC", "Interrupted", "Progress", "Trainer"]
 
 
 @dataclass
 class Progress:
-    """Where training stands; plain values that JSON holds."""
+    """The state of the loop, in values that JSON can hold."""
 
-    epoch: int = 0  # finished ones
-    step: int = 0  # of the epoch
+    epoch: int = 0  # finished epochs
+    step: int = 0  # finished steps of the current epoch
     best_epoch: int = 0  # counted from 1
     best: float = -1.0
     validations_since_best: int = 0
     finished: bool = False
-    epoch_seconds: float = 0.0  # spent in the steps of the epoch so far
-    loss_sums: dict[str, float] = field(default_factory=dict)  # of those steps
+    epoch_seconds: float = 0.0  # spent in the steps of the current epoch
+    loss_sums: dict[str, float] = field(default_factory=dict)  # over these steps
     log_size: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
-    """Trains MMSSL on a data set and leaves its traces in a run directory.
+    """Trains a task and writes its artifacts to a run directory.
 
     Args:
-        dataset: with at least one modality.
-        config: the complete configuration.
-        run: where everything is written.
-        device: "cpu" or a CUDA device.
-        show_progress: draw a progress bar on stderr.
-        should_stop: polled between steps; once it returns True, :meth:`fit` saves and raises
+        task: The model in training, see :func:`mmssl.training.task.create_task`.
+        dataset: The data; validation selects the epoch, test is read once, at the end.
+        run: The run directory; it must exist before :meth:`fit`.
+        show_progress: Draw a progress bar on stderr and print a line per epoch.
+        should_stop: Polled between steps; once it returns True, :meth:`fit` saves and raises
             :class:`Interrupted`.
-        on_epoch: called with the epoch's record once its checkpoint is on disk; whatever it raises
-            ends :meth:`fit`.
+        on_epoch: Called with the epoch's record once its checkpoint is on disk; an exception that
+            it raises ends :meth:`fit`.
     """
 
     def __init__(
         self,
+        task: Task,
         dataset: InteractionDataset,
-        config: Config,
         run: RunDirectory,
         *,
-        device: torch.device | str = "cpu",
         show_progress: bool = True,
         should_stop: Callable[[], bool] = lambda: False,
         on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     ) -> None:
-        self.config = config
+        self.task = task
+        self.dataset = dataset
         self.run = run
-        self.device = torch.device(device)
         self.show_progress = show_progress
         self.should_stop = should_stop
         self.on_epoch = on_epoch
-        self.dataset = dataset
         self.progress = Progress()
-
-        torch.manual_seed(config.training.seed)
-        graph = InteractionGraph.from_edges(
-            *dataset.train,
-            dataset.num_users,
-            dataset.num_items,
-            normalization=config.model.normalization,
-        ).to(self.device)
-        if graph.trainable_users.numel() < 2:
-            raise InputError(
-                "train: expected at least two users with both a train item and a missing one, "
-                f"got {graph.trainable_users.numel()}"
-            )
-        features = {name: torch.from_numpy(rows) for name, rows in dataset.features.items()}
-        self.model = MMSSL(graph, features, config.model).to(self.device)
-        self.critic = None
-        if config.loss.g_weight > 0:
-            self.critic = Critic(dataset.num_items, config.critic).to(self.device)
-        self.structure = structure_learner(graph, len(features), config.structure)
-        self.generator = torch.Generator(self.device).manual_seed(config.training.seed)
-        self.step = TrainingStep(self.model, self.critic, self.structure, config, self.generator)
-        self.steps_per_epoch = dataset.train.num_edges // self.step.batch_size + 1
-        self.losses = LossMeter(self.step.loss_names(), self.device)
-        self.best: dict[str, Tensor] = {}  # what model.safetensors holds
+        self.losses = LossMeter(task.terms, task.device)
+        self.best: dict[str, Tensor] = {}  # content of model.safetensors
         self._last_save = time.monotonic()
         self._saved: tuple[int, int] | None = None  # epoch and step of the newest checkpoint
 
     def fit(self, *, test: bool = True) -> dict[str, Any]:
-        """Trains to the end, tests the best epoch once, writes and returns the metrics.
+        """Train to the end, test the best epoch once, write and return the metrics.
 
         Args:
             test: False leaves the test split unread and the metrics without it.
 
         Raises:
-            Interrupted: on request, with the state saved.
-            Diverged: a loss, a gradient's norm or a parameter is no longer finite; the newest
-                checkpoint is from before that.
-            InputError: a file can't be written; the newest checkpoint is as it was.
+            Interrupted: Requested by ``should_stop``; the state is saved.
+            Diverged: A loss, a gradient's norm, a parameter or an embedding is NaN or Inf; the
+                newest checkpoint is from before that.
+            InputError: A file can't be written; the newest checkpoint is unchanged.
         """
-        validation = Evaluator(self.dataset, "val", self.model.graph)
-        with deterministic(self.device, self.config.training.deterministic):
+        validation = Evaluator(self.dataset, "val", self.task.graph)
+        scores: dict[str, Any] = {}
+        with deterministic(self.task.device, self.run.config.training.deterministic):
             try:
-                while not self.progress.finished:
+                if self.task.epochs == 0:
+                    embeddings = self._embed()
+                    self._keep_best(embeddings)
+                    scores["val"] = validation.evaluate(*embeddings)
+                while self.progress.epoch < self.task.epochs and not self.progress.finished:
                     self._train_epoch()
                     self._finish_epoch(validation)
             except Diverged as error:
                 raise Diverged(self._diverged(error)) from None
-        return self._finish_run(test)
+        if self.progress.history:
+            scores["val"] = self.progress.history[self.progress.best_epoch - 1]["val"]
+        if test:
+            scores["test"] = self._test()
+        return self._write_metrics(scores)
 
     def resume(self) -> bool:
-        """Continues from the run's newest checkpoint; False if there is none yet.
+        """Continue from the run's newest checkpoint; return False if no checkpoint exists yet.
 
-        A damaged one is set aside, with a warning, for the one before it: the steps between
-        them are computed again, to the same bits.
+        A damaged checkpoint is set aside, with a warning, in favor of the one before it: the steps
+        in between are computed again, to the same bits.
 
         Raises:
-            InputError: no checkpoint is whole, or they are of another configuration.
+            InputError: No checkpoint is whole, or they belong to another configuration.
         """
         newest = recover_newest(self.run.checkpoint_path)
         if newest is None:
@@ -153,56 +129,68 @@ class Trainer:
         self._restore(checkpoint.tensors, checkpoint.state, path)
         return True
 
+    # ---- the loop ----------------------------------------------------------------------------
+
     def _train_epoch(self) -> None:
-        training = self.config.training
-        progress = self.progress
-        for group in self.step.optimizer.param_groups:
-            group["lr"] = training.lr * training.lr_decay ** (progress.epoch / 50)
+        task, progress = self.task, self.progress
         self.losses.start(progress.epoch + 1, progress.step, progress.loss_sums)
-        bar = tqdm(
-            total=self.steps_per_epoch,
-            initial=progress.step,
-            desc=f"epoch {progress.epoch + 1:3d}",
-            disable=None if self.show_progress else True,  # None: only on a terminal
+        # A checkpoint without a step of the epoch must not hold the random numbers of its start.
+        self._stop_if_requested()
+        task.start_epoch(progress.epoch, progress.step)
+        with self._bar() as bar:
+            while progress.step < task.steps_per_epoch:
+                start = time.perf_counter()
+                self.losses.add(task.step(progress.step))
+                progress.step += 1
+                progress.epoch_seconds += time.perf_counter() - start
+                if bar is not None:
+                    bar.update()
+                if progress.step < task.steps_per_epoch:  # after the last one it is saved anyway
+                    if self._is_time_to_save():
+                        self._save()
+                    self._stop_if_requested()
+
+    def _stop_if_requested(self) -> None:
+        if self.should_stop():
+            self._save()
+            raise Interrupted
+
+    def _bar(self) -> AbstractContextManager[Any]:
+        if not self.show_progress:
+            return nullcontext()
+        from tqdm import tqdm
+
+        bar: AbstractContextManager[Any] = tqdm(
+            total=self.task.steps_per_epoch,
+            initial=self.progress.step,
+            desc=f"epoch {self.progress.epoch + 1:3d}",
+            disable=None,  # only on a terminal
             leave=False,
             unit="step",
         )
-        with bar:
-            while progress.step < self.steps_per_epoch:
-                if self.should_stop():
-                    self._save()
-                    raise Interrupted
-                start = time.perf_counter()
-                losses = self.step(self.step.draw(), progress.step)
-                self.losses.add(losses.to_vector())
-                progress.step += 1
-                progress.epoch_seconds += time.perf_counter() - start
-                bar.update()
-                if self._is_time_to_save():
-                    self._save()
+        return bar
 
     def _is_time_to_save(self) -> bool:
-        """Inside an epoch; its last step is followed by a checkpoint anyway."""
-        step, interval = self.progress.step, self.config.training.checkpoint_interval
-        if step == self.steps_per_epoch:
-            return False
-        due = interval > 0 and step % interval == 0
+        """Whether to save within an epoch."""
+        interval = self.run.config.training.checkpoint_interval
+        due = interval > 0 and self.progress.step % interval == 0
         return due or time.monotonic() - self._last_save > _CHECKPOINT_SECONDS
 
     def _finish_epoch(self, validation: Evaluator) -> None:
-        progress = self.progress
-        terms = {name: total / self.steps_per_epoch for name, total in self.losses.look().items()}
-        self._check(self._parameters())
+        task, progress = self.task, self.progress
+        sums = self.losses.look()
+        terms = {name: total / task.steps_per_epoch for name, total in sums.items()}
+        self._check(task.state())
         norms = {name: terms.pop(name) for name in list(terms) if name.endswith("grad_norm")}
         start = time.perf_counter()
-        user, item = self._embed()
-        metrics = validation.evaluate(user, item)
+        embeddings = self._embed()
+        metrics = validation.evaluate(*embeddings)
         record = {
             "epoch": progress.epoch + 1,
             "loss": terms,
             **({"grad_norm": norms} if norms else {}),
             "val": metrics,
-            "lr": self.step.optimizer.param_groups[0]["lr"],
+            "lr": task.learning_rate,
             "seconds": progress.epoch_seconds,
             "evaluate_seconds": time.perf_counter() - start,
         }
@@ -212,112 +200,112 @@ class Trainer:
         if improved:
             progress.best, progress.best_epoch = metrics[SELECTION_METRIC], progress.epoch + 1
             progress.validations_since_best = 0
-            self._keep_best(user, item)
-            self._save_best()
+            self._keep_best(embeddings)
         else:
             progress.validations_since_best += 1
         if self.show_progress:
-            loss = sum(terms[name] for name in LossTerms._fields)
-            tqdm.write(
-                f"epoch {progress.epoch + 1:3d}  loss {loss:8.4f}  "
-                f"val recall@20 {metrics['recall@20']:.4f}  ndcg@20 {metrics['ndcg@20']:.4f}  "
-                f"{progress.epoch_seconds:6.1f} s{'  *' if improved else ''}"
-            )
+            self._show(record, improved)
         progress.epoch += 1
         progress.step, progress.epoch_seconds, progress.loss_sums = 0, 0.0, {}
         self.losses.start(progress.epoch + 1)
-        progress.finished = (
-            progress.validations_since_best >= self.config.training.patience
-            or progress.epoch >= self.config.training.epochs
-        )
+        progress.finished = self._is_finished()
         self._save()
         self.on_epoch(record)
 
-    @torch.no_grad()
-    def _embed(self) -> tuple[Tensor, Tensor]:
-        self.model.eval()
-        embeddings = self.model()
-        return embeddings.user, embeddings.item
+    def _is_finished(self) -> bool:
+        progress, task = self.progress, self.task
+        return progress.validations_since_best >= task.patience or progress.epoch >= task.epochs
 
-    def _finish_run(self, test: bool) -> dict[str, Any]:
-        """The only place that reads the test split."""
-        history = self.progress.history
-        seconds = [epoch["seconds"] for epoch in history]
-        scores = {"val": history[self.progress.best_epoch - 1]["val"]}
-        if test:
-            user, item = (e.to(self.device) for e in self.run.load_embeddings())
-            scores["test"] = Evaluator(self.dataset, "test", self.model.graph).evaluate(user, item)
-        metrics = {
-            "model": self.run.info.model,
-            "variant": self.config.variant,
-            "seed": self.config.training.seed,
-            "data": self.run.info.data_record(self.dataset.name),
-            "best_epoch": self.progress.best_epoch,
+    def _embed(self) -> Embeddings:
+        embeddings = self.task.embed()
+        self._check(prefixed("embedding", embeddings._asdict()))
+        return embeddings
+
+    def _show(self, record: dict[str, Any], improved: bool) -> None:
+        from tqdm import tqdm
+
+        loss = sum(record["loss"][name] for name in self.task.objective)
+        metrics = record["val"]
+        tqdm.write(
+            f"epoch {record['epoch']:3d}  loss {loss:8.4f}  "
+            f"val recall@20 {metrics['recall@20']:.4f}  ndcg@20 {metrics['ndcg@20']:.4f}  "
+            f"{record['seconds']:6.1f} s{'  *' if improved else ''}"
+        )
+
+    # ---- results -----------------------------------------------------------------------------
+
+    def _test(self) -> dict[str, float]:
+        """Evaluate the embeddings on disk; the only place that reads the test split."""
+        user, item = (table.to(self.task.device) for table in self.run.load_embeddings())
+        return Evaluator(self.dataset, "test", self.task.graph).evaluate(user, item)
+
+    def _write_metrics(self, scores: dict[str, Any]) -> dict[str, Any]:
+        config, info, history = self.run.config, self.run.info, self.progress.history
+        metrics: dict[str, Any] = {
+            "model": info.model,
+            **({"variant": config.variant} if model_spec(info.model).variants else {}),
+            "seed": config.training.seed,
+            "data": info.data_record(self.dataset.name),
+            **({"best_epoch": self.progress.best_epoch} if history else {}),
             **scores,
             "epochs": history,
-            "timing": {
-                "seconds_per_step": statistics.median(seconds) / self.steps_per_epoch,
-                "steps_per_epoch": self.steps_per_epoch,
+        }
+        if history:
+            seconds = [epoch["seconds"] for epoch in history]
+            metrics["timing"] = {
+                "seconds_per_step": statistics.median(seconds) / self.task.steps_per_epoch,
+                "steps_per_epoch": self.task.steps_per_epoch,
+                "seconds_per_epoch": statistics.median(seconds),
                 "train_seconds": sum(seconds),
                 "evaluate_seconds": statistics.median(e["evaluate_seconds"] for e in history),
-            },
-        }
+            }
         self.run.write_metrics(metrics)
         return metrics
 
     # ---- state -------------------------------------------------------------------------------
 
-    def _keep_best(self, user: Tensor, item: Tensor) -> None:
-        self.best = {"embedding.user": user, "embedding.item": item}
-        self.best.update(prefixed("parameter", self.model.state_dict()))
-        self.best = {name: tensor.clone() for name, tensor in self.best.items()}
+    def _keep_best(self, embeddings: Embeddings) -> None:
+        best = prefixed("embedding", embeddings._asdict())
+        best.update(prefixed("parameter", self.task.parameters()))
+        self.best = {name: tensor.clone() for name, tensor in best.items()}
+        self._save_best()
 
     def _save_best(self) -> None:
         parameters = section(self.best, "parameter")
         self.run.save_model(self.best["embedding.user"], self.best["embedding.item"], parameters)
 
-    def _parameters(self) -> dict[str, Tensor]:
-        """What training changes, besides the RNG."""
-        tensors = prefixed("model", self.model.state_dict())
-        tensors.update(prefixed("structure", self.structure.state_dict()))
-        tensors.update(optimizer_state("optimizer", self.step.optimizer))
-        if self.critic is not None and self.step.critic_optimizer is not None:
-            tensors.update(prefixed("critic", self.critic.state_dict()))
-            tensors.update(optimizer_state("critic_optimizer", self.step.critic_optimizer))
-        return tensors
-
     def _check(self, tensors: dict[str, Tensor]) -> None:
         check_finite(tensors, f"in epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     def _save(self) -> None:
-        """Everything that the next step depends on, unless a part of it is not finite."""
+        """Write everything that the next step depends on, unless a number in it is not finite."""
         progress = self.progress
         progress.loss_sums = self.losses.look() if progress.step else {}
-        tensors = self._parameters()
+        tensors = self.task.state()
         self._check(tensors)
         tensors.update(prefixed("best", self.best))
         tensors["rng.default"] = torch.get_rng_state()
-        tensors["rng.generator"] = self.generator.get_state()
-        if self.device.type == "cuda":
-            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        if self.task.device.type == "cuda":
+            tensors["rng.cuda"] = torch.cuda.get_rng_state(self.task.device)
         self.run.save_state(tensors, asdict(progress))
         self._last_save = time.monotonic()
         self._saved = progress.epoch, progress.step
 
     def _restore(self, tensors: dict[str, Tensor], state: dict[str, Any], path: Path) -> None:
+        known = {item.name for item in fields(Progress)}
+        if set(state) != known:
+            raise InputError(
+                f"{path}: expected a checkpoint of this version of the package, got one of another "
+                "version; train this model in a new run directory"
+            )
         try:
-            self.model.load_state_dict(section(tensors, "model"))
-            self.structure.load_state_dict(section(tensors, "structure"))
-            self.model.modality_graphs = self.structure.graphs
-            restore_optimizer("optimizer", self.step.optimizer, tensors)
-            if self.critic is not None and self.step.critic_optimizer is not None:
-                self.critic.load_state_dict(section(tensors, "critic"))
-                restore_optimizer("critic_optimizer", self.step.critic_optimizer, tensors)
+            self.task.load_state(tensors)
             torch.set_rng_state(tensors["rng.default"])
-            self.generator.set_state(tensors["rng.generator"])
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(tensors["rng.cuda"], self.device)
+            if self.task.device.type == "cuda":
+                torch.cuda.set_rng_state(tensors["rng.cuda"], self.task.device)
             self.progress = Progress(**state)
+            # A larger number of epochs continues a run that had ended at its limit.
+            self.progress.finished = self._is_finished()
             self.best = section(tensors, "best")
             if self.best:
                 self._save_best()  # the file may be of a later epoch than the checkpoint
@@ -326,21 +314,19 @@ class Trainer:
             raise InputError(f"{path}: not a checkpoint of this configuration: {line}") from error
         progress = self.progress
         self._saved = progress.epoch, progress.step
-        # A larger --epochs continues a run that had ended at its limit.
-        progress.finished = (
-            progress.validations_since_best >= self.config.training.patience
-            or progress.epoch >= self.config.training.epochs
-        )
         self.run.truncate_log(progress.log_size, progress.history)
 
     def _diverged(self, error: Diverged) -> str:
-        """One line: what, where, what is left, what to do."""
-        kept = "no checkpoint was written yet, start anew"
+        """Say in one line what happened where, which checkpoint is left, and what to try."""
+        name = model_spec(self.run.info.model).schedule
+        if name is None:
+            return str(error)
+        kept = "no checkpoint was written yet, start again"
         if self._saved is not None:
             epochs, steps = self._saved
             kept = f"the checkpoint after {epochs} epochs and {steps} steps is intact, continue it"
-        smaller = f"--set training.lr={self.config.training.lr / 4:.2g}"
-        return (
-            f"training diverged: {error}; {kept} with a smaller learning "
-            f"rate ({smaller}) or a limit on the gradient (--set training.clip_norm=1)"
-        )
+        settings = getattr(self.run.config, name)
+        remedy = f"a smaller learning rate (--set {name}.lr={settings.lr / 4:.2g})"
+        if hasattr(settings, "clip_norm"):
+            remedy += f" or a limit on the gradient (--set {name}.clip_norm=1)"
+        return f"training diverged: {error}; {kept} with {remedy}"

@@ -10,9 +10,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mmssl.data.dataset import InteractionDataset
 from mmssl.evaluation.evaluator import Evaluator
+from mmssl.files import atomic_write
 from mmssl.graph import InteractionGraph
 from mmssl.models.registry import DEFAULT_MODEL
-from mmssl.training.checkpoint import atomic_write
 from mmssl.training.run import RunDirectory
 from mmssl.tuning.study import Study
 

@@ -33,8 +33,8 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from mmssl.config import Config, read_toml
 from mmssl.errors import InputError
+from mmssl.files import atomic_write
 from mmssl.models.registry import model_spec
-from mmssl.training.checkpoint import atomic_write
 from mmssl.tuning.locks import FileLock, JournalLock
 from mmssl.tuning.space import Space, parse_space
 

@@ -13,10 +13,10 @@ from optuna.trial import Trial, TrialState
 from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import Diverged, InputError
 from mmssl.tracking import Tracking
+from mmssl.training import SELECTION_METRIC
 from mmssl.training.fit import fit_run
 from mmssl.training.guards import Interrupted
 from mmssl.training.run import RunDirectory
-from mmssl.training.trainer import SELECTION_METRIC
 from mmssl.tuning.study import Study
 
 # Seconds between two checks for a trial that a killed process left behind.

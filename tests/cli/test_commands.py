@@ -11,6 +11,7 @@ import pytest
 from mmssl import __version__
 from mmssl.cli import main
 from mmssl.data.readers import read_dataset
+from mmssl.models.registry import model_names, model_spec
 from mmssl.training.run import RunDirectory
 
 SMALL = ["--epochs", "2", "--set", "model.embedding_dim=16", "--quiet", "--device", "cpu"]
@@ -20,13 +21,13 @@ SMALL = ["--epochs", "2", "--set", "model.embedding_dim=16", "--quiet", "--devic
 def runs(tiny_directory, tmp_path_factory):
     """One finished run of every model."""
     base = tmp_path_factory.mktemp("runs")
-    for model in ("mmssl", "lightgcn", "popularity"):
+    for model in model_names():
         command = ["train", "--data", str(tiny_directory), "--model", model]
         assert main([*command, "--out", str(base / model), *SMALL]) == 0
     return base
 
 
-@pytest.mark.parametrize("model", ["mmssl", "lightgcn", "popularity"])
+@pytest.mark.parametrize("model", model_names())
 def test_metrics_file(runs, tiny_directory, model):
     metrics = json.loads((runs / model / "metrics.json").read_text())
     assert metrics["model"] == model
@@ -43,10 +44,10 @@ def test_metrics_file(runs, tiny_directory, model):
             "mrr@20",
             "recall@10",
         } <= (metrics[split].keys())
-    assert len(metrics["epochs"]) == (0 if model == "popularity" else 2)
+    assert len(metrics["epochs"]) == (2 if model in model_names(trained=True) else 0)
 
 
-@pytest.mark.parametrize("model", ["mmssl", "lightgcn", "popularity"])
+@pytest.mark.parametrize("model", model_names())
 def test_evaluate_repeats_the_metrics(runs, model, capsys):
     metrics = json.loads((runs / model / "metrics.json").read_text())
     for split in ("val", "test"):
@@ -97,7 +98,7 @@ def test_other_data_is_refused(runs, tiny_directory, tmp_path, capsys):
 
 
 def test_resume_of_a_finished_run(runs):
-    for model in ("mmssl", "lightgcn"):
+    for model in model_names():
         before = (runs / model / "model.safetensors").read_bytes()
         assert main(["train", "--resume", "--out", str(runs / model), "--quiet"]) == 0
         assert (runs / model / "model.safetensors").read_bytes() == before
@@ -147,5 +148,24 @@ def test_profile(tiny_directory, tmp_path, capsys):
     events = json.loads((out / "trace.json").read_text())["traceEvents"]
     assert sum(event.get("name") == "mmssl::structure" for event in events) >= 5
     other = ["train", "--data", str(tiny_directory), "--out", str(tmp_path / "other"), "--profile"]
-    assert main([*other, "--model", "lightgcn"]) == 2
-    assert "error: train: --profile needs a new run of the model mmssl" in capsys.readouterr().err
+    assert main([*other, "--model", "popularity"]) == 2
+    message = "error: train: --profile needs one new run of a model that is trained in epochs"
+    assert message in capsys.readouterr().err
+    assert main([*other, "--model", "lightgcn", "--epochs", "1", "--device", "cpu"]) == 0
+    printed = capsys.readouterr().out
+    assert all(phase in printed for phase in ("sample", "forward", "backward", "optimizer"))
+
+
+@pytest.mark.parametrize("seeds", [[], ["--seeds=2"]])
+@pytest.mark.parametrize("model", model_names(trained=True))
+def test_divergence_is_one_line(tiny_directory, tmp_path, capsys, model, seeds):
+    """Several seeds of which the first one diverges in its first epoch leave nothing behind."""
+    out = tmp_path / "run"
+    command = ["train", "--data", str(tiny_directory), "--model", model, "--out", str(out), *seeds]
+    section = model_spec(model).schedule
+    settings = [f"--set={section}.lr=1e30", f"--set={section}.batch_size=32"]
+    assert main([*command, *settings, *SMALL]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: training diverged: loss term ") and error.count("\n") == 1
+    assert f"(--set {section}.lr=2.5e+29)" in error
+    assert out.exists() == (not seeds)

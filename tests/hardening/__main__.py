@@ -39,7 +39,7 @@ PARTS = {
     "fuzz": Part("fuzzed readers", _python("-m", "tests.hostile.fuzz", "--seconds", "15")),
     "ops": Part(
         "bad arguments and extreme numbers",
-        _pytest(*(f"tests/ops/test_{name}.py" for name in ("contract", "schemas", "extremes"))),
+        _pytest(*(f"tests/ops/test_{name}.py" for name in ("all_ops", "schemas"))),
     ),
     "threads": Part("callers, forks, exits", _pytest("tests/ops/test_threads.py")),
     "races": Part("kernels under ThreadSanitizer", ["bash", "csrc/tsan.sh"]),

@@ -29,7 +29,9 @@ import torch
 from mmssl.cli import main as mmssl
 from mmssl.data.writers import write_dataset
 from mmssl.errors import InputError
-from mmssl.training import baseline_run, trainer  # noqa: F401  (imported once, before the forks)
+from mmssl.models import lightgcn  # noqa: F401  (imported once, before the forks)
+from mmssl.models.mmssl import task  # noqa: F401
+from mmssl.training import fit  # noqa: F401
 from mmssl.training.checkpoint import checkpoint_paths, load_checkpoint
 from mmssl.training.run import RunDirectory
 from tests.conftest import make_dataset

@@ -10,11 +10,11 @@ import torch
 from mmssl import ops
 from mmssl.config import Config, load_config
 from mmssl.graph import InteractionGraph
-from mmssl.models.critic import Critic
-from mmssl.models.embeddings import Embeddings
-from mmssl.models.mmssl import MMSSL
-from mmssl.ops.reference import Triples
-from mmssl.ops.similarity import FactoredRows, batch_edges, similarity_rows
+from mmssl.models.mmssl.critic import Critic
+from mmssl.models.mmssl.model import MMSSL, MultiModalEmbeddings
+from mmssl.models.mmssl.rows import FactoredRows, similarity_rows
+from mmssl.ops import Triples
+from mmssl.ops.masked_similarity import batch_edges
 
 # Biases that a following BatchNorm cancels: the released activations in between are identities.
 INERT = ("bias", "head.0.bias", "head.1.bias")
@@ -174,13 +174,13 @@ def modality_graphs(oracle, setting: Setting, state: str) -> list[InteractionGra
     return graphs
 
 
-def recorded_embeddings(oracle, setting: Setting, state: str) -> Embeddings:
+def recorded_embeddings(oracle, setting: Setting, state: str) -> MultiModalEmbeddings:
     def stack(kind: str) -> torch.Tensor:
         return torch.stack(
             [tensor(oracle[f"fwd_{state}/out/{m}_{kind}"]) for m in setting.features]
         )
 
-    return Embeddings(
+    return MultiModalEmbeddings(
         tensor(oracle[f"fwd_{state}/out/u_g"]),
         tensor(oracle[f"fwd_{state}/out/i_g"]),
         stack("user_feats"),
@@ -199,6 +199,6 @@ def factors(setting: Setting, user: torch.Tensor, item: torch.Tensor) -> Factore
     return similarity_rows(user, item, setting.batch.user, edges)
 
 
-def fake_factors(setting: Setting, out: Embeddings) -> list[FactoredRows]:
+def fake_factors(setting: Setting, out: MultiModalEmbeddings) -> list[FactoredRows]:
     pairs = zip(out.user_feature, out.item_feature, strict=True)
     return [factors(setting, user, item) for user, item in pairs]

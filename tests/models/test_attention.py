@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mmssl.models.attention import CrossModalAttention, IdentityAttention
+from mmssl.models.mmssl.attention import CrossModalAttention, IdentityAttention
 
 
 def test_cross_modal_is_the_equation():

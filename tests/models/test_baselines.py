@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from mmssl.config import load_config
 from mmssl.data.dataset import InteractionDataset, Interactions
-from mmssl.errors import InputError
+from mmssl.errors import Diverged, InputError
 from mmssl.evaluation import Evaluator
 from mmssl.graph import InteractionGraph
-from mmssl.models.lightgcn import LightGCN
+from mmssl.models.lightgcn import LightGCN, LightGCNTask
 from mmssl.models.popularity import popularity
-from mmssl.training.baselines import train_lightgcn
+from mmssl.training.checkpoint import load_checkpoint, save_checkpoint
+from mmssl.training.fit import fit_run
+from mmssl.training.guards import Interrupted
+from mmssl.training.run import RunDirectory
+from mmssl.training.task import create_task
 
 
 def make_dataset(num_groups: int = 4, users: int = 12, items: int = 10) -> InteractionDataset:
@@ -42,7 +49,7 @@ def test_forward_is_the_papers_matrix_form(num_layers):
     # Equations 7 and 8: the mean over l of (D^-1/2 [[0, A], [A^T, 0]] D^-1/2)^l E.
     user, item = np.array([0, 0, 1, 3, 3]), np.array([0, 2, 2, 1, 2])
     graph = InteractionGraph.from_edges(user, item, 4, 5, normalization="sym")
-    model = LightGCN(graph, 4, 5, embedding_dim=6, num_layers=num_layers).double()
+    model = LightGCN(graph, embedding_dim=6, num_layers=num_layers).double()
     adjacency = torch.zeros(9, 9, dtype=torch.float64)
     adjacency[user, 4 + item] = 1
     adjacency = adjacency + adjacency.T
@@ -65,58 +72,123 @@ def test_forward_is_the_papers_matrix_form(num_layers):
 def test_wrong_graphs_and_sizes():
     dataset = make_dataset()
     with pytest.raises(InputError, match="expected normalization 'sym', got 'row_sqrt'"):
-        LightGCN(make_graph(dataset, "row_sqrt"), 48, 40)
-    with pytest.raises(InputError, match="expected 47 users and 40 items, got 48 and 40"):
-        LightGCN(make_graph(dataset), 47, 40)
+        LightGCN(make_graph(dataset, "row_sqrt"))
     with pytest.raises(InputError, match="num_layers: expected at least 0, got -1"):
-        LightGCN(make_graph(dataset), 48, 40, num_layers=-1)
+        LightGCN(make_graph(dataset), num_layers=-1)
     with pytest.raises(InputError, match="embedding_dim: expected at least 1, got 0"):
-        LightGCN(make_graph(dataset), 48, 40, embedding_dim=0)
+        LightGCN(make_graph(dataset), embedding_dim=0)
 
 
-def test_training_finds_the_groups():
+def train(dataset: InteractionDataset, path: Path, *settings: str, **options) -> RunDirectory:
+    """A finished LightGCN run."""
+    config = load_config(settings=[f"lightgcn.{setting}" for setting in settings])
+    run = RunDirectory.new(path, "lightgcn", path, dataset, config)
+    fit_run(run, dataset, show_progress=False, **options)
+    return run
+
+
+def test_training_finds_the_groups(tmp_path):
     dataset = make_dataset()
-    graph = make_graph(dataset, "row_sqrt")
     seen = []
-    result = train_lightgcn(
-        dataset, graph, epochs=60, lr=0.02, batch_size=64, seed=1, progress=seen.append
-    )
-    popular = Evaluator(dataset, "test", graph).evaluate(*popularity(graph))
-    # Five items of the group are left, so the first five places hold the held-out one.
-    assert result.test["recall@10"] == 1.0
-    assert popular["recall@10"] < 0.7
-    assert seen == result.epochs
-    assert [epoch.epoch for epoch in seen] == list(range(1, len(seen) + 1))
-    assert seen[-1].loss < seen[0].loss
-    best = max(epoch.val["recall@20"] for epoch in seen)
-    assert result.val["recall@20"] == best
-    assert seen[result.best_epoch - 1].val == result.val
-    # The reported numbers are those of the returned embeddings.
-    for split, expected in (("val", result.val), ("test", result.test)):
-        assert Evaluator(dataset, split, graph).evaluate(*result.embeddings) == expected
-
-
-def test_patience_ends_the_training():
-    # A vanishing learning rate leaves the ranking as it is, so epoch 1 stays the best.
-    dataset = make_dataset()
-    result = train_lightgcn(dataset, make_graph(dataset), epochs=50, lr=1e-12, patience=3)
-    assert result.best_epoch == 1
-    assert len(result.epochs) == 4
-
-
-def test_same_seed_same_bits():
-    dataset = make_dataset()
+    settings = ("epochs=60", "lr=0.02", "batch_size=64")
+    run = train(dataset, tmp_path / "run", *settings, on_epoch=seen.append)
+    metrics = run.read_metrics()
     graph = make_graph(dataset)
+    popular = Evaluator(dataset, "test", graph).evaluate(*popularity(graph))
+    # Five items of the group are left, so the first five positions hold the held-out one.
+    assert metrics["test"]["recall@10"] == 1.0
+    assert popular["recall@10"] < 0.7
+    assert seen == metrics["epochs"]
+    assert [epoch["epoch"] for epoch in seen] == list(range(1, len(seen) + 1))
+    assert seen[-1]["loss"]["bpr"] < seen[0]["loss"]["bpr"]
+    best = max(epoch["val"]["recall@20"] for epoch in seen)
+    assert metrics["val"]["recall@20"] == best
+    assert seen[metrics["best_epoch"] - 1]["val"] == metrics["val"]
+    # The reported numbers are those of the embeddings on disk.
+    for split in ("val", "test"):
+        evaluator = Evaluator(dataset, split, graph)
+        assert evaluator.evaluate(*run.load_embeddings()) == metrics[split]
+
+
+def test_patience_ends_the_training(tmp_path):
+    # A vanishing learning rate leaves the ranking as it is, so epoch 1 stays the best.
+    run = train(make_dataset(), tmp_path / "run", "epochs=50", "lr=1e-12", "patience=3")
+    metrics = run.read_metrics()
+    assert metrics["best_epoch"] == 1
+    assert len(metrics["epochs"]) == 4
+
+
+def test_same_seed_same_bits(tmp_path):
+    dataset = make_dataset()
+
+    def trained(name: str, seed: int) -> bytes:
+        config = load_config(settings=["lightgcn.epochs=3", f"training.seed={seed}"])
+        run = RunDirectory.new(tmp_path / name, "lightgcn", tmp_path, dataset, config)
+        fit_run(run, dataset, show_progress=False)
+        return (run.path / "model.safetensors").read_bytes()
+
     torch.manual_seed(0)
     before = torch.get_rng_state()
-    first = train_lightgcn(dataset, graph, epochs=3, seed=5)
+    first = trained("first", 5)
     assert torch.equal(before, torch.get_rng_state())
     torch.rand(10)
-    again = train_lightgcn(dataset, graph, epochs=3, seed=5)
-    other = train_lightgcn(dataset, graph, epochs=3, seed=6)
-    assert torch.equal(first.embeddings.user, again.embeddings.user)
-    assert torch.equal(first.embeddings.item, again.embeddings.item)
-    assert not torch.equal(first.embeddings.item, other.embeddings.item)
+    assert trained("again", 5) == first
+    assert trained("other", 6) != first
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 4, 5, 11])
+def test_stopped_and_resumed_is_bitwise_the_same(tmp_path, stop_after):
+    """Within an epoch too: the order of its edges is drawn again from the checkpoint."""
+    dataset = make_dataset()
+    settings = ("epochs=3", "batch_size=64")  # four steps per epoch
+    whole = train(dataset, tmp_path / "whole", *settings)
+    polls = iter(range(10_000))
+    with pytest.raises(Interrupted):
+        train(dataset, tmp_path / "part", *settings, should_stop=lambda: next(polls) == stop_after)
+    torch.manual_seed(999)  # nothing may depend on what the process did before
+    part = RunDirectory.open(tmp_path / "part")
+    assert load_checkpoint(part.checkpoint_path).state["step"] == stop_after % 4
+    fit_run(part, dataset, show_progress=False, resume=True)
+    first, second = (load_checkpoint(run.checkpoint_path) for run in (part, whole))
+    assert first.tensors.keys() == second.tensors.keys()
+    for name, tensor in first.tensors.items():
+        assert tensor.equal(second.tensors[name]), name
+    got, expected = part.read_metrics(), whole.read_metrics()
+    for name in ("val", "test", "best_epoch"):
+        assert got[name] == expected[name]
+    assert [e["loss"] for e in got["epochs"]] == [e["loss"] for e in expected["epochs"]]
+
+
+def test_checkpoint_of_another_version(tmp_path):
+    dataset = make_dataset()
+    run = train(dataset, tmp_path / "run", "epochs=1")
+    # The state that LightGCN checkpoints had before they were written by the shared trainer.
+    state = {"best_epoch": 1, "history": [], "log_size": 0}
+    save_checkpoint(run.checkpoint_path, {"model.user_embedding": torch.ones(2)}, state)
+    with pytest.raises(InputError, match="expected a checkpoint of this version"):
+        fit_run(run, dataset, show_progress=False, resume=True)
+
+
+def test_an_epoch_has_every_edge_once():
+    """Also when the last batch is smaller; negatives are never train items."""
+    dataset = make_dataset()
+    config = load_config(settings=["lightgcn.batch_size=50"])
+    task = create_task("lightgcn", dataset, config)
+    assert task.steps_per_epoch == 5  # 240 edges
+    drawn = []
+    task.losses = lambda batch: drawn.append(batch) or LightGCNTask.losses(task, batch)
+    orders = []
+    for epoch in range(2):
+        task.start_epoch(epoch, 0)
+        for number in range(task.steps_per_epoch):
+            task.step(number)
+        user, pos, neg = (torch.cat(ids) for ids in zip(*drawn, strict=True))
+        edges = dataset.train.user * 40 + dataset.train.item
+        assert (user * 40 + pos).sort().values.tolist() == edges.tolist()
+        assert not np.isin((user * 40 + neg).numpy(), edges).any()
+        orders.append(user.tolist())
+        drawn.clear()
+    assert orders[0] != orders[1]
 
 
 def test_negatives_are_uniform_over_the_missing_items():
@@ -137,23 +209,35 @@ def test_negatives_are_uniform_over_the_missing_items():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("setting", "message"),
     [
-        ({"epochs": 0}, "epochs: expected at least 1, got 0"),
-        ({"epochs": 1, "batch_size": 0}, "batch_size: expected at least 1, got 0"),
-        ({"epochs": 1, "patience": 0}, "patience: expected at least 1, got 0"),
-        ({"epochs": 1, "lr": float("nan")}, "lr: expected a positive number, got nan"),
-        ({"epochs": 1, "reg": -1.0}, "reg: expected a number of at least 0, got -1.0"),
-        ({"epochs": 2, "lr": 1e30}, "training diverged: loss term bpr is (nan|inf) in epoch 2"),
+        ("epochs=0", "lightgcn.epochs: expected >= 1, got 0"),
+        ("batch_size=0", "lightgcn.batch_size: expected >= 1, got 0"),
+        ("patience=0", "lightgcn.patience: expected >= 1, got 0"),
+        ("lr=nan", "lightgcn.lr: expected a finite number, got nan"),
+        ("lr=0.0", "lightgcn.lr: expected > 0, got 0.0"),
+        ("reg=-1.0", "lightgcn.reg: expected >= 0, got -1.0"),
     ],
 )
-def test_bad_arguments(arguments, message):
-    dataset = make_dataset()
+def test_bad_settings(tmp_path, setting, message):
     with pytest.raises(InputError, match=message):
-        train_lightgcn(dataset, make_graph(dataset), **arguments)
+        train(make_dataset(), tmp_path / "run", setting)
+    assert not (tmp_path / "run").exists()
 
 
-def test_nothing_to_learn_from():
+def test_divergence(tmp_path):
+    """The message names the model's own section and no option that the model lacks."""
+    with pytest.raises(Diverged) as caught:
+        train(make_dataset(), tmp_path / "run", "epochs=3", "lr=1e30")
+    message = str(caught.value)
+    assert re.search(
+        r"training diverged: loss term \w+ is (nan|inf).* in epoch 2, step 1;", message
+    )
+    assert "the checkpoint after 1 epochs and 0 steps is intact" in message
+    assert message.endswith("(--set lightgcn.lr=2.5e+29)")
+
+
+def test_nothing_to_learn_from(tmp_path):
     # The only user with train edges has every item, so no negative exists.
     dataset = dataclasses.replace(
         make_dataset(),
@@ -164,7 +248,8 @@ def test_nothing_to_learn_from():
         test=Interactions.from_edges([1], [1]),
     )
     with pytest.raises(InputError, match="an edge of a user who lacks an item, got none"):
-        train_lightgcn(dataset, make_graph(dataset), epochs=1)
+        train(dataset, tmp_path / "run", "epochs=1")
+    assert not (tmp_path / "run").exists()
 
 
 def test_popularity_is_the_train_degree():

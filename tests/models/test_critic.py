@@ -12,19 +12,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmssl import ops
-from mmssl.config import CriticConfig
 from mmssl.graph import InteractionGraph
-from mmssl.models import rows as rows_module
-from mmssl.models.critic import Critic, critic_loss, gradient_penalty
-from mmssl.models.rows import (
+from mmssl.models.mmssl import rows as rows_module
+from mmssl.models.mmssl.config import CriticConfig
+from mmssl.models.mmssl.critic import Critic, critic_loss, gradient_penalty
+from mmssl.models.mmssl.rows import (
     DenseRows,
     dense_real_rows,
     gumbel_form,
-    linear_rows,
+    multiply,
     real_rows,
+    similarity_rows,
     uniform_shape,
 )
-from mmssl.ops.similarity import batch_edges, masked_similarity_linear, similarity_rows
+from mmssl.ops.masked_similarity import batch_edges, masked_similarity_linear
 
 SPARSE = CriticConfig(hidden=9, gumbel_tau=0.005, dropout=(0.0, 0.0))
 FLAT = dataclasses.replace(SPARSE, gumbel_divides="noise")
@@ -162,7 +163,7 @@ def test_flat_rows_are_dense_rows_without_the_noise():
     quiet = dataclasses.replace(FLAT, gumbel_scale=0.0)
     uniform = torch.rand(users.numel(), graph.num_items, dtype=torch.float64)
     eye = torch.eye(graph.num_items, dtype=torch.float64)
-    flat = linear_rows([real_rows(own, uniform.new_empty(0), FLAT, "flat")], eye)
+    flat = multiply([real_rows(own, uniform.new_empty(0), FLAT, "flat")], eye)
     assert relative(flat, dense_real_rows(own, uniform, quiet)) < 1e-12
 
 
@@ -181,7 +182,7 @@ def test_left_out_part_is_below_rounding(num_items, divides, tau):
     draws = uniform[edges.position, edges.item] if form == "sparse" else uniform.new_empty(0)
     own = factors[2]
     eye = torch.eye(num_items, dtype=torch.float64)
-    closed = linear_rows([real_rows(own, draws, config, form)], eye)
+    closed = multiply([real_rows(own, draws, config, form)], eye)
     error = (closed - dense_real_rows(own, uniform, config)).norm(dim=1)
     assert float(error.detach().max()) < 4 * rows_module._TOLERANCE
 

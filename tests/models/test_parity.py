@@ -9,14 +9,15 @@ from torch import nn
 
 from mmssl import ops
 from mmssl.graph import InteractionGraph
-from mmssl.losses import contrastive_loss, recommender_loss
-from mmssl.models.critic import critic_loss
-from mmssl.models.embeddings import Embeddings
-from mmssl.models.rows import dense_real_rows, dense_similarity, real_rows
-from mmssl.models.structure import structure_learner
-from mmssl.ops.reference import Triples, edges_of_rows
-from mmssl.ops.similarity import batch_edges
-from mmssl.training.step import StepInput, TrainingStep
+from mmssl.indexing import row_edges
+from mmssl.models.mmssl.critic import critic_loss
+from mmssl.models.mmssl.loss import contrastive_loss, recommender_loss
+from mmssl.models.mmssl.model import MultiModalEmbeddings
+from mmssl.models.mmssl.rows import dense_real_rows, dense_similarity, real_rows
+from mmssl.models.mmssl.step import StepInput, TrainingStep
+from mmssl.models.mmssl.structure import structure_learner
+from mmssl.ops import Triples
+from mmssl.ops.masked_similarity import batch_edges
 from tests.models.recording import (
     INERT,
     STATES,
@@ -50,7 +51,7 @@ def test_forward(oracle, setting, state):
     model = make_model(oracle, setting).eval()
     model.modality_graphs = modality_graphs(oracle, setting, state)
     expected = recorded_embeddings(oracle, setting, state)
-    for name, got, want in zip(Embeddings._fields, model(), expected, strict=True):
+    for name, got, want in zip(MultiModalEmbeddings._fields, model(), expected, strict=True):
         close(got, want, 1e-6, what=name)
 
 
@@ -241,7 +242,8 @@ def test_training_steps(oracle, setting):
 
 
 def test_mask_is_the_train_graph(oracle, setting):
-    position, item = edges_of_rows(setting.graph.ui, setting.batch.user)
+    view = setting.graph.ui
+    position, item, _ = row_edges(view.rowptr, view.col, setting.batch.user)
     pairs = {(int(u), int(i)) for u, i in oracle["data/train_pairs"]}
     users = setting.batch.user.tolist()
     got = {(users[p], i) for p, i in zip(position.tolist(), item.tolist(), strict=True)}

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mmssl import ops
-from mmssl.config import StructureConfig
 from mmssl.graph import InteractionGraph
-from mmssl.models.embeddings import Embeddings
-from mmssl.models.structure import LatestStructure
+from mmssl.models.mmssl.config import StructureConfig
+from mmssl.models.mmssl.model import MultiModalEmbeddings
+from mmssl.models.mmssl.structure import LatestStructure
 
 USERS, ITEMS, K = 12, 9, 4
 
@@ -25,10 +25,10 @@ def make_graph() -> InteractionGraph:
     )
 
 
-def make_embeddings(seed: int) -> Embeddings:
+def make_embeddings(seed: int) -> MultiModalEmbeddings:
     generator = torch.Generator().manual_seed(seed)
     user, item = (torch.randn(2, n, 6, generator=generator) for n in (USERS, ITEMS))
-    return Embeddings(user[0], item[0], user, item, user, item)
+    return MultiModalEmbeddings(user[0], item[0], user, item, user, item)
 
 
 def expected(graph: InteractionGraph, lists: dict[int, set[int]]) -> torch.Tensor:

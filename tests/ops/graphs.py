@@ -1,4 +1,4 @@
-"""Graph views for the tests of the ops, and the truth to hold a result against."""
+"""Graph views for the tests of the ops, and their product in float64."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def make_view(
     value: torch.Tensor | None = None,
     seed: int = 0,
 ) -> GraphView:
-    """A view over an edge list as it is, repeated edges included."""
+    """Build a view of an edge list, with its repeated edges."""
     rng = np.random.default_rng(seed)
     edge = np.lexsort((col, row))  # position -> edge of the list
     t_edge = np.lexsort((row, col))
@@ -58,7 +58,7 @@ def random_view(
     hub: int = 0,
     seed: int = 0,
 ) -> GraphView:
-    """Edges drawn with repetition, ``hub`` more of them in row 0."""
+    """Draw edges with repetition, ``hub`` additional ones in row 0."""
     rng = np.random.default_rng(seed)
     row = np.concatenate([rng.integers(0, num_rows, nnz), np.zeros(hub, np.int64)])
     col = rng.integers(0, num_cols, nnz + hub)
@@ -72,19 +72,19 @@ def random_x(view: GraphView, d: int, dtype: torch.dtype, seed: int = 0) -> torc
 
 
 def truth(view: GraphView, x: torch.Tensor) -> torch.Tensor:
-    """The product in float64."""
+    """Compute the product in float64."""
     return view.to_dense(torch.float64) @ x.double()
 
 
 def worst(result: torch.Tensor, exact: torch.Tensor, size: float) -> float:
-    """Largest error, relative to ``size``."""
+    """Return the largest error, relative to ``size``."""
     return float((result.double() - exact).abs().max()) / size if exact.numel() else 0.0
 
 
 def slack(dtype: torch.dtype) -> float:
-    """What a kernel's error may exceed the reference's by: a few roundings of what it sums in.
+    """Return how far a kernel's error may exceed the reference's: a few roundings of its sums.
 
-    In float64 the truth is no better than the result, so a few more.
+    In float64 the truth is no better than the result, so the bound is wider.
     """
     if dtype == torch.float64:
         return 16 * torch.finfo(torch.float64).eps
@@ -92,13 +92,13 @@ def slack(dtype: torch.dtype) -> float:
 
 
 def size_of(view: GraphView, x: torch.Tensor) -> float:
-    """The largest sum of absolute terms: what rounding errors are proportional to."""
+    """Return the largest sum of absolute terms, which rounding errors are proportional to."""
     terms = view.to_dense(torch.float64).abs() @ x.double().abs()
     return max(float(terms.max()), 1e-30) if terms.numel() else 1.0
 
 
 def on(view: GraphView, device: str) -> GraphView:
-    """The same view on another device."""
+    """Return the same view on another device."""
     moved = {
         field.name: getattr(view, field.name).to(device)
         for field in dataclasses.fields(view)

@@ -1,15 +1,15 @@
-"""What the tests of info_nce share: problems, and the bound on the errors of a solution."""
+"""Problems and error bounds that the tests of info_nce share."""
 
 from __future__ import annotations
 
 import torch
 
 from mmssl import ops
-from mmssl.ops.reference import info_nce_reference
+from mmssl.ops.info_nce import info_nce_reference
 
 
 def problem(n, d, batch=(), negatives=None, dtype=torch.float32, seed=0):
-    """(anchor, positive, negatives), related enough for the positives to stand out."""
+    """Return (anchor, positive, negatives) whose positives are similar to their anchors."""
     generator = torch.Generator().manual_seed(seed)
     anchor = torch.randn(*batch, n, d, generator=generator)
     positive = anchor + torch.randn(*batch, n, d, generator=generator)
@@ -18,7 +18,7 @@ def problem(n, d, batch=(), negatives=None, dtype=torch.float32, seed=0):
 
 
 def run(function, anchor, positive, negatives, temperature, dtype, **options):
-    """The loss, and the gradients of all inputs under uneven weights."""
+    """Return the loss and the gradients of all inputs under uneven weights."""
     leaves = [anchor, positive] + ([] if negatives is None else [negatives])
     leaves = [x.to(dtype, copy=True).requires_grad_() for x in leaves]
     acc = torch.float64 if dtype == torch.float64 else torch.float32
@@ -37,7 +37,7 @@ def native(*args, **options):
 def assert_as_good_as_reference(
     anchor, positive, negatives, temperature, dtype=torch.float32, **options
 ):
-    """No error above twice the reference's own, up to a few roundings at the problem's scale."""
+    """Check that no error exceeds twice that of the reference, up to a few roundings."""
     args = (anchor, positive, negatives, temperature)
     truth = run(info_nce_reference, *args, torch.float64, **options)
     reference = run(info_nce_reference, *args, dtype, **options)
@@ -45,12 +45,12 @@ def assert_as_good_as_reference(
     n = anchor.shape[-2]
     rows = 1 if options.get("reduction", "mean") == "mean" else n
     total = n if options.get("reduction", "mean") == "sum" else 1
-    # A gradient is a sum of (p - 1) z / (t |x|): the p are rounded whatever the sum comes to.
+    # A gradient is a sum of (p - 1) z / (t |x|), and each p is rounded even if the sum cancels.
     norm = min(x.double().norm(dim=-1).clamp_min(1e-12).min() for x in (anchor, positive))
     slope = rows / n / temperature
     scale = [total * (1.0 + 1 / temperature)] + [slope / norm] * 2 + [rows / temperature**2]
     if negatives is not None and not negatives.numel():
-        scale.insert(3, 0.0)  # none of them has a gradient
+        scale.insert(3, 0.0)  # no negatives, no gradient
     elif negatives is not None:
         norm = negatives.double().norm(dim=-1).clamp_min(1e-12).min()
         scale.insert(3, n * slope / norm)

@@ -1,11 +1,10 @@
-"""Which kernels there are on this machine, and the ways to run them that several tests share."""
+"""The kernels available on this machine, and the ways to run them that several tests share."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mmssl.ops import _extension
+from mmssl import _extension
 
 ROOT = Path(__file__).resolve().parents[2]
 CXX = shutil.which(os.environ.get("CXX", "g++"))
@@ -37,7 +36,7 @@ KERNELS = [
 def run_emulated(folder: Path, op: str) -> None:
     """Builds the CUDA kernels of csrc/ops/OP for the CPU with their emulator test and runs it.
 
-    With the sanitizers, so that an index out of range is a failure too.
+    The sanitizers are on, so that an index out of range is a failure as well.
     """
     program = folder / "emulated"
     sources = [f"csrc/ops/{op}/emulator_test.cpp"]
@@ -82,32 +81,14 @@ def build_emulated_bindings(folder: Path) -> Path:
     return library
 
 
-def assert_same_bits_at_every_simd_level(script: str) -> None:
-    """Runs a script that prints the level in force and a digest, once per level.
-
-    So what the other tests show of this machine's level holds for all.
-    """
-    found = {}
-    for level in ("default", "avx2", "avx512"):
-        environment = {**os.environ, "ATEN_CPU_CAPABILITY": level, "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(
-            [sys.executable, "-c", script], env=environment, capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        name, digest = done.stdout.split()
-        found[name] = digest
-    assert "default" in found
-    assert len(set(found.values())) == 1, found
-
-
 def assert_captured_in_a_cuda_graph(
     step: Callable[[], Sequence[Tensor]], change: Callable[[], object]
 ) -> None:
-    """A replay of a captured step sees inputs that changed in place since."""
+    """Check that replaying a captured step sees inputs that changed in place after the capture."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        step()  # what happens the first time only must not be captured
+        step()  # one-time initialization must not be captured
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):

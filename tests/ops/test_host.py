@@ -9,8 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmssl import graph, indexing
-from mmssl.ops import _extension
+from mmssl import _extension, graph, indexing
 
 pytestmark = pytest.mark.skipif(
     _extension.host is None, reason=f"no mmssl._host: {_extension.missing.get('_host')}"

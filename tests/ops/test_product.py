@@ -1,4 +1,4 @@
-"""The dense products: against float64, at odd shapes, the same for any number of threads."""
+"""The dense products at any shape, and the ways through oneDNN, tall products and plain PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmssl import ops
-from mmssl.ops.product import _transposed, gram, product, symmetric_product
+from mmssl.ops.product import product, symmetric_product
 from tests.ops.kernels import needs_cpu_kernel
 
 
@@ -48,40 +48,6 @@ def test_tall_product_of_a_matrix_with_itself(columns):
     assert_close(symmetric_product(a), a.double().T @ a.double(), torch.float32)
 
 
-@needs_cpu_kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(0, 3), (1, 1), (600, 17), (1025, 64)])
-def test_gram_is_summed_in_double(shape, dtype):
-    x = matrix(*shape, dtype)
-    out = gram(x)
-    assert out.dtype == torch.float64
-    assert_close(out, x.double().T @ x.double(), torch.float64)
-
-
-@needs_cpu_kernel
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("shape", [(0, 3), (3, 0), (1, 5), (16, 16), (130, 37), (31, 257)])
-def test_transposed(shape, dtype):
-    x = matrix(*shape, dtype)
-    out = _transposed(x)
-    assert out.is_contiguous() and torch.equal(out, x.T)
-
-
-@needs_cpu_kernel
-def test_same_bits_for_any_number_of_threads():
-    a, b = matrix(3000, 40), matrix(3000, 24, seed=1)
-    before = torch.get_num_threads()
-    results = []
-    try:
-        for threads in (1, 2, 5):
-            torch.set_num_threads(threads)
-            results.append((torch.ops.mmssl.tall_product(a, b), gram(a)))
-    finally:
-        torch.set_num_threads(before)
-    for other in results[1:]:
-        assert all(torch.equal(x, y) for x, y in zip(results[0], other, strict=True))
-
-
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 @pytest.mark.parametrize("shapes", [((900, 5), (5, 7)), ((6, 900), (900, 8)), ((0, 3), (3, 4))])
 def test_product_and_its_gradients(shapes, backend):
@@ -98,11 +64,3 @@ def test_product_and_its_gradients(shapes, backend):
         assert_close(out, a @ b, torch.float32)
         assert_close(grads[0], upstream.double() @ b.T, torch.float32)
         assert_close(grads[1], a.T @ upstream.double(), torch.float32)
-
-
-@needs_cpu_kernel
-def test_opcheck():
-    a, b = matrix(9, 4), matrix(9, 3)
-    for name, inputs in (("tall_product", (a, b)), ("gram", (a,)), ("transposed", (a,))):
-        op = getattr(torch.ops.mmssl, name).default
-        torch.library.opcheck(op, inputs, test_utils=("test_schema", "test_faketensor"))

@@ -1,7 +1,6 @@
-"""No argument of a schema, however wrong, reaches a kernel that would follow it.
+"""Call ``torch.ops.mmssl.*`` and ``mmssl._host`` with wrong arguments, past every Python check.
 
-``torch.ops.mmssl.*`` and ``mmssl._host`` are called past every Python check: nothing may be read or
-written out of bounds, which is what ``make sanitize`` runs this file for.
+Nothing may be read or written out of bounds; ``make sanitize`` runs this file for that.
 """
 
 from __future__ import annotations
@@ -14,17 +13,31 @@ import numpy as np
 import pytest
 import torch
 
-from mmssl import ops
+from mmssl import _extension, ops
 from mmssl.graph import InteractionGraph
 from mmssl.indexing import GraphIndex, edges_of_rows
-from mmssl.ops import _extension
 from tests.ops.graphs import random_view
 from tests.ops.kernels import needs_cpu_kernel
-from tests.ops.small import BATCH, DIM, ITEMS, USERS, graph, ids, table
+
+USERS, ITEMS, DIM, BATCH = 6, 5, 4, 3
+
+
+def graph() -> InteractionGraph:
+    user = torch.tensor([0, 0, 1, 2, 3, 3, 4, 5])
+    item = torch.tensor([0, 2, 1, 3, 4, 0, 2, 1])
+    return InteractionGraph.from_edges(user, item, USERS, ITEMS)
+
+
+def table(rows: int, columns: int = DIM, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.linspace(-1, 1, rows * columns, dtype=torch.float64).view(rows, columns).to(dtype)
+
+
+def ids(*values: int) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.int64)
 
 
 def raw_view(**changes: Any) -> list[Any]:
-    """The operands of mmssl::spmm behind x, of a (USERS, ITEMS) view with values."""
+    """The inputs of mmssl::spmm after x, for a (USERS, ITEMS) view with values."""
     view = random_view(USERS, ITEMS, 12)
     return [getattr(view, f.name) for f in dataclasses.fields(dataclasses.replace(view, **changes))]
 
@@ -81,7 +94,7 @@ def view_cases() -> dict[str, dict[str, torch.Tensor]]:
 
 
 def raw_calls() -> dict[str, Callable[[], Any]]:
-    """Calls of the schemas that no Python stands in front of."""
+    """Invalid calls of the operators themselves."""
     op = torch.ops.mmssl
     calls: dict[str, Callable[[], Any]] = {}
     for label, changes in view_cases().items():
@@ -129,6 +142,13 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
     )
     calls["masked_topk: k is negative"] = lambda: op.masked_topk(user, item, -1, None, None, None)
     calls["masked_topk: k is 2^61"] = lambda: op.masked_topk(user, item, 2**61, None, None, None)
+    calls["masked_topk: dtypes"] = lambda: op.masked_topk(user, item.double(), 2, None, None, None)
+    calls["masked_topk: users int32"] = lambda: op.masked_topk(
+        user, item, 2, ids(0).int(), None, None
+    )
+    calls["masked_topk: rowptr alone"] = lambda: op.masked_topk(
+        user, item, 2, None, index.rowptr, None
+    )
     calls["masked_topk: widths"] = lambda: op.masked_topk(
         user, table(ITEMS, 9), 2, None, None, None
     )
@@ -186,6 +206,29 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
     calls["view_attention_backward: grad"] = lambda: op.view_attention_backward(
         table(BATCH), views, views, views, 2
     )
+    base = table(BATCH)
+    inverse = torch.ones(2, BATCH)
+    calls["add_normalized: base"] = lambda: op.add_normalized(base[:1], views, 1.0)
+    calls["add_normalized: dtypes"] = lambda: op.add_normalized(base.double(), views, 1.0)
+    calls["add_normalized: one view"] = lambda: op.add_normalized(base, base, 1.0)
+    calls["add_normalized: float16"] = lambda: op.add_normalized(base.half(), views.half(), 1.0)
+    calls["add_normalized_backward: grad"] = lambda: op.add_normalized_backward(
+        base[:1], views, inverse, 1.0
+    )
+    calls["add_normalized_backward: inverse"] = lambda: op.add_normalized_backward(
+        base, views, inverse[:, :1], 1.0
+    )
+    calls["tall_product: rows"] = lambda: op.tall_product(user, user[:-1])
+    calls["tall_product: dtypes"] = lambda: op.tall_product(user, user.double())
+    calls["tall_product: bfloat16"] = lambda: op.tall_product(user.bfloat16(), user.bfloat16())
+    calls["tall_product: a vector"] = lambda: op.tall_product(user[0], user)
+    calls["gram: a vector"] = lambda: op.gram(user[0])
+    calls["gram: integers"] = lambda: op.gram(user.long())
+    calls["transposed: a vector"] = lambda: op.transposed(user[0])
+    calls["transposed: integers"] = lambda: op.transposed(user.long())
+    calls["sample_bpr: draw is float32"] = lambda: op.sample_bpr(
+        draw.float(), candidates, index.rowptr, index.col, ITEMS
+    )
     return calls
 
 
@@ -198,7 +241,7 @@ def test_schemas_refuse_what_would_leave_an_array(call):
 
 @needs_cpu_kernel
 def test_schemas_take_empty_and_odd_sizes():
-    """Nothing here is an error, or it is a clean one; the sanitizer is the judge."""
+    """Either a result or a clean error; the sanitizers find anything else."""
     op = torch.ops.mmssl
     assert op.propagate([], *[[] for _ in range(8)], [table(2)]) == []
     for dim in (0, 1, 3):
@@ -269,7 +312,7 @@ def test_graphs_refuse_ids_out_of_range():
 
 @needs_cpu_kernel
 def test_index_arrays_that_change_between_forward_and_backward():
-    """The check is made by every call, so a view that was good once is no way in."""
+    """Every call checks its indices, so a view that was valid earlier is checked again."""
     view = random_view(USERS, ITEMS, 12, valued=False)
     x = table(ITEMS).requires_grad_()
     y = ops.spmm(view, x)
@@ -288,14 +331,14 @@ def test_saved_inputs_that_change_before_backward():
         loss.backward()
 
 
-def test_a_graph_made_of_foreign_arrays():
-    """GraphIndex is a plain tuple; what is wrong in one is found where it is followed."""
+def test_a_graph_with_inconsistent_arrays():
+    """GraphIndex is a plain tuple; wrong indices are found by the op that reads them."""
     index = graph().index
     wrong = GraphIndex(index.rowptr, index.col + 100, index.colptr, index.row)
     broken = InteractionGraph(wrong, "none")
     with pytest.raises((RuntimeError, IndexError)):
         ops.spmm(broken.ui, table(ITEMS))
-    if _extension.host is not None:  # plain PyTorch, as on a GPU, does not look
+    if _extension.host is not None:  # plain PyTorch, as on a GPU, does not check
         with pytest.raises(ValueError, match="col must hold columns"):
             edges_of_rows(wrong.rowptr, wrong.col, ITEMS, ids(0, 1))
 
@@ -331,7 +374,7 @@ def test_inputs_may_alias_and_mix_gradients(backend):
 
 
 def test_conjugate_and_negative_views_are_resolved():
-    """A view that only carries a sign bit must not be read as it lies in memory."""
+    """A lazily negated view must not be read as it is stored."""
     real = table(ITEMS)
     negative = torch.complex(torch.zeros_like(real), -real).conj().imag  # = real, is_neg() set
     assert negative.is_neg()

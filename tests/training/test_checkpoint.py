@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import save_file
 
 from mmssl.errors import InputError
+from mmssl.files import atomic_write
 from mmssl.training.checkpoint import (
-    atomic_write,
     checkpoint_paths,
     load_checkpoint,
     recover_newest,

@@ -39,7 +39,7 @@ def one_line(process: subprocess.Popen, *words: str) -> None:
 
 
 def paused_after(count: int, data: Path, run: Path) -> subprocess.Popen:
-    """A training process that is stopped in its tracks after so many epochs, and goes on later."""
+    """Return a training process that is paused by SIGSTOP after ``count`` epochs."""
     deadline = time.monotonic() + 240
     log = run / "log.jsonl"
     while True:
@@ -50,14 +50,14 @@ def paused_after(count: int, data: Path, run: Path) -> subprocess.Popen:
         process.send_signal(signal.SIGSTOP)
         if process.poll() is None and log.read_text().count("\n") < EPOCHS:
             return process
-        # A busy machine let it run to its end before this test was awake again.
+        # On a busy machine it ended before this test ran again.
         process.kill()
         process.communicate()
         shutil.rmtree(run)
 
 
 def limited(size: int, *arguments: str | Path) -> subprocess.Popen:
-    """No file of the process may become larger: what a full disk or a quota looks like."""
+    """Limit the size of the process's files, which has the effect of a full disk or a quota."""
     return subprocess.Popen(
         [sys.executable, "-m", "mmssl", "train", "--device=cpu", "--quiet", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -95,7 +95,7 @@ def test_log_on_a_full_device(tiny_directory, tmp_path, undisturbed):
     process.send_signal(signal.SIGCONT)
     one_line(process, "log.jsonl", "No space left on device")
     (run / "log.jsonl").unlink()
-    finish(start("--resume", "--out", run))  # the log is written anew from the checkpoint
+    finish(start("--resume", "--out", run))  # the log is rewritten from the checkpoint
     assert_same_result(run, undisturbed)
 
 
@@ -111,7 +111,7 @@ def test_vanished_directory(tiny_directory, tmp_path, undisturbed):
 
 
 def in_a_mount_namespace(script: str, **variables: str | Path) -> str:
-    """Runs a shell script that may mount file systems, as an ordinary user too."""
+    """Run a shell script that may mount file systems, also as an ordinary user."""
     probe = ["unshare", "--user", "--map-root-user", "--mount", "sh", "-ec"]
     try:
         subprocess.run([*probe, "mount -t tmpfs none /mnt"], check=True, capture_output=True)

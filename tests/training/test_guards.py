@@ -10,10 +10,16 @@ import torch
 
 from mmssl.errors import Diverged, InputError
 from mmssl.training.checkpoint import load_checkpoint
-from mmssl.training.guards import LossMeter, check_finite, deterministic
+from mmssl.training.guards import Interrupted, LossMeter, check_finite, deterministic
 from mmssl.training.run import RunDirectory
-from mmssl.training.trainer import Interrupted, Trainer
-from tests.training.test_trainer import assert_same_bits, config_for, new_trainer, weights
+from mmssl.training.trainer import Trainer
+from tests.training.test_trainer import (
+    assert_same_bits,
+    config_for,
+    new_trainer,
+    trainer_of,
+    weights,
+)
 
 
 def stop_after(steps: int):
@@ -47,13 +53,13 @@ def test_bad_gradient_is_named_and_never_saved(
         *(f"training.clip_norm={clip}", f"critic.clip_norm={clip}"),
     )
     trainer = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "run")
-    assert trainer.critic is not None
-    bad = trainer.steps_per_epoch + 3  # step 3 of epoch 2
+    assert trainer.task.critic is not None
+    bad = trainer.task.steps_per_epoch + 3  # step 3 of epoch 2
     if where == "critic":
         # Its gradient passes twice a step where there is a penalty; the head's bias only once.
-        spoil_gradient(trainer, trainer.critic.head[1].weight, bad, value)
+        spoil_gradient(trainer, trainer.task.critic.head[1].weight, bad, value)
     else:
-        spoil_gradient(trainer, trainer.model.item_embedding, bad, value)
+        spoil_gradient(trainer, trainer.task.model.item_embedding, bad, value)
     with pytest.raises(Diverged) as caught:
         trainer.fit()
     message = str(caught.value)
@@ -76,7 +82,7 @@ def test_bad_gradient_is_named_and_never_saved(
 def test_goes_on_with_a_smaller_learning_rate(tiny_dataset, tiny_directory, tmp_path):
     config = config_for("paper", "training.epochs=3", "training.checkpoint_interval=2")
     trainer = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "run")
-    spoil_gradient(trainer, trainer.model.user_embedding, 5, float("nan"))
+    spoil_gradient(trainer, trainer.task.model.user_embedding, 5, float("nan"))
     with pytest.raises(Diverged, match="after 0 epochs and 4 steps is intact"):
         trainer.fit()
     run = RunDirectory.open(tmp_path / "run")
@@ -84,7 +90,7 @@ def test_goes_on_with_a_smaller_learning_rate(tiny_dataset, tiny_directory, tmp_
         run.change(["model.dropout=0.1"])
     run.change(["training.lr=0.001", "training.clip_norm=1"])
     run.initialize()
-    resumed = Trainer(tiny_dataset, run.config, run, show_progress=False)
+    resumed = trainer_of(run, tiny_dataset)
     assert resumed.resume()
     metrics = resumed.fit()
     assert metrics["epochs"][0]["lr"] == 0.001
@@ -106,7 +112,7 @@ def test_a_request_to_stop_does_not_save_a_bad_state(tiny_dataset, tiny_director
     config = config_for("paper", "training.epochs=2")
     options = {"should_stop": stop_after(3)}
     trainer = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "run", **options)
-    spoil_gradient(trainer, trainer.model.user_embedding, 3, float("nan"))
+    spoil_gradient(trainer, trainer.task.model.user_embedding, 3, float("nan"))
     with pytest.raises(Diverged, match="user_embedding holds nan in epoch 1, step 3"):
         trainer.fit()
     assert not trainer.run.checkpoint_path.exists()
@@ -175,7 +181,7 @@ def test_check_finite():
 
 
 def test_clipping(tiny_dataset, tiny_directory, tmp_path):
-    """Every optimiser sees a gradient no longer than its limit; a high limit changes no bit."""
+    """No optimizer sees a gradient longer than its limit; a high limit changes no bit."""
     limits = ("training.clip_norm=0.001", "critic.clip_norm=0.01")
     config = config_for("paper", "training.epochs=1", *limits)
     trainer = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "tight")
@@ -188,10 +194,10 @@ def test_clipping(tiny_dataset, tiny_directory, tmp_path):
 
         optimizer.register_step_pre_hook(hook)
 
-    watch("model", trainer.step.optimizer, trainer.model)
-    watch("critic", trainer.step.critic_optimizer, trainer.critic)
+    watch("model", trainer.task.training_step.optimizer, trainer.task.model)
+    watch("critic", trainer.task.training_step.critic_optimizer, trainer.task.critic)
     metrics = trainer.fit()
-    assert len(seen["model"]) == len(seen["critic"]) == trainer.steps_per_epoch
+    assert len(seen["model"]) == len(seen["critic"]) == trainer.task.steps_per_epoch
     assert max(seen["model"]) <= 0.001 * 1.001 and max(seen["critic"]) <= 0.01 * 1.001
     epoch = metrics["epochs"][0]
     assert epoch["grad_norm"]["grad_norm"] > 0.001
@@ -232,7 +238,7 @@ def test_determinism_switch(tiny_dataset, tiny_directory, tmp_path, enabled):
     seen = []
     options = {"should_stop": lambda: seen.append(torch.are_deterministic_algorithms_enabled())}
     before = torch.get_num_threads()
-    torch.set_num_threads(4)  # more than there may be cores: threads arrive in any order
+    torch.set_num_threads(4)  # possibly more than cores: threads arrive in any order
     try:
         states = []
         for name in ("a", "b") if enabled else ("a",):
@@ -284,8 +290,7 @@ def test_every_counter_is_in_the_checkpoint(tiny_dataset, tiny_directory, tmp_pa
         with pytest.raises(Interrupted):
             part.fit()
         torch.manual_seed(999)
-        options = {"should_stop": stop_after(count), "show_progress": False}
-        part = Trainer(tiny_dataset, config, RunDirectory.open(path), **options)
+        part = trainer_of(RunDirectory.open(path), tiny_dataset, should_stop=stop_after(count))
         assert part.resume()
     part.should_stop = lambda: False
     got = part.fit()

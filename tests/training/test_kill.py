@@ -24,7 +24,7 @@ OPTIONS = [
 ]
 
 
-# The command, which gets a signal in the middle of its second validation.
+# The command, which receives a signal in the middle of its second validation.
 SIGNAL_IN_VALIDATION = """
 import os, signal, sys
 from mmssl.cli import main
@@ -61,7 +61,7 @@ def finish(process: subprocess.Popen, code: int = 0) -> str:
 
 
 def signal_after_epochs(process: subprocess.Popen, run: Path, count: int, number: int) -> None:
-    """Sends a signal once the log holds so many epochs; the process must not be done by then."""
+    """Send a signal once the log holds ``count`` epochs; the process must not be done by then."""
     deadline = time.monotonic() + 120
     log = run / "log.jsonl"
     while not log.exists() or len(log.read_text().splitlines()) < count:
@@ -111,7 +111,7 @@ def test_polite_signals_save_first(tiny_directory, tmp_path, undisturbed, number
 
 
 def test_signal_in_validation(tiny_directory, tmp_path, undisturbed):
-    """The epoch whose validation it falls into is whole; the run stops after it."""
+    """The epoch whose validation is interrupted is completed; the run stops after it."""
     run = tmp_path / "run"
     program = ("-c", SIGNAL_IN_VALIDATION)
     out = finish(start("--data", tiny_directory, "--out", run, *OPTIONS, program=program), 143)

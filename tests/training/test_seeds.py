@@ -82,7 +82,7 @@ def test_bad_input(seeds, tiny_directory, tmp_path, capsys):
     assert "--profile" in capsys.readouterr().err
     assert not out.exists()
     assert main(["train", "--resume", "--out", str(seeds), "--seeds=2"]) == 2
-    assert "at least the 3" in capsys.readouterr().err
+    assert "at least 3" in capsys.readouterr().err
     assert train(tiny_directory, seeds, "--seeds=2") == 2
     assert "--resume" in capsys.readouterr().err
     assert main(["train", "--resume", "--out", str(seeds / "seed-3"), "--seeds=2"]) == 2

@@ -11,12 +11,14 @@ import torch
 
 from mmssl import ops
 from mmssl.config import Config, load_config
-from mmssl.errors import InputError
+from mmssl.errors import Diverged, InputError
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
 from mmssl.models.popularity import popularity
+from mmssl.training.guards import Interrupted
 from mmssl.training.run import RunDirectory
-from mmssl.training.trainer import Interrupted, Trainer
+from mmssl.training.task import create_task
+from mmssl.training.trainer import Trainer
 
 # Small enough for a test, every part of the step switched on.
 SETTINGS = (
@@ -32,17 +34,22 @@ def config_for(variant: str, *settings: str) -> Config:
     return load_config(variant, settings=(*SETTINGS, *settings))
 
 
-def new_trainer(dataset, directory, config, path, **options) -> Trainer:
-    run = RunDirectory.new(path, "mmssl", directory, dataset, config)
-    trainer = Trainer(dataset, config, run, show_progress=False, **options)
+def new_trainer(dataset, directory, config, path, *, model: str = "mmssl", **options) -> Trainer:
+    run = RunDirectory.new(path, model, directory, dataset, config)
+    trainer = trainer_of(run, dataset, **options)
     run.initialize()
     return trainer
 
 
+def trainer_of(run: RunDirectory, dataset, **options) -> Trainer:
+    task = create_task(run.info.model, dataset, run.config)
+    return Trainer(task, dataset, run, show_progress=False, **options)
+
+
 def weights(trainer: Trainer) -> dict[str, torch.Tensor]:
-    assert trainer.critic is not None
-    state = {f"model.{k}": v for k, v in trainer.model.state_dict().items()}
-    return state | {f"critic.{k}": v for k, v in trainer.critic.state_dict().items()}
+    assert trainer.task.critic is not None
+    state = {f"model.{k}": v for k, v in trainer.task.model.state_dict().items()}
+    return state | {f"critic.{k}": v for k, v in trainer.task.critic.state_dict().items()}
 
 
 def assert_same_bits(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -100,7 +107,7 @@ def test_run_directory(tiny_dataset, tiny_directory, tmp_path):
     # The metrics are those of the embeddings on disk.
     user, item = run.load_embeddings()
     assert (
-        Evaluator(tiny_dataset, "test", trainer.model.graph).evaluate(user, item)
+        Evaluator(tiny_dataset, "test", trainer.task.model.graph).evaluate(user, item)
         == (metrics["test"])
     )
     assert metrics["val"] == metrics["epochs"][metrics["best_epoch"] - 1]["val"]
@@ -127,9 +134,7 @@ def test_stopped_and_resumed_is_bitwise_the_same(
         part.fit()
     del part
     torch.manual_seed(999)  # nothing may depend on what the process did before
-    resumed = Trainer(
-        tiny_dataset, config, RunDirectory.open(tmp_path / "part"), show_progress=False
-    )
+    resumed = trainer_of(RunDirectory.open(tmp_path / "part"), tiny_dataset)
     assert resumed.resume()
     got = resumed.fit()
     assert_same_bits(weights(resumed), weights(whole))
@@ -145,14 +150,13 @@ def test_released_defaults_empty_the_graphs_and_resume(tiny_dataset, tiny_direct
     config = config_for("released", *settings)
     whole = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "whole")
     whole.fit()
-    assert [graph.nnz for graph in whole.model.modality_graphs] == [0, 0]
+    assert [graph.nnz for graph in whole.task.model.modality_graphs] == [0, 0]
     polls = iter(range(1, 10_000))
-    options = {"should_stop": lambda: next(polls) == whole.steps_per_epoch + 2}
+    options = {"should_stop": lambda: next(polls) == whole.task.steps_per_epoch + 2}
     part = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "part", **options)
     with pytest.raises(Interrupted):
         part.fit()
-    run = RunDirectory.open(tmp_path / "part")
-    resumed = Trainer(tiny_dataset, config, run, show_progress=False)
+    resumed = trainer_of(RunDirectory.open(tmp_path / "part"), tiny_dataset)
     resumed.resume()
     resumed.fit()
     assert_same_bits(weights(resumed), weights(whole))
@@ -164,7 +168,9 @@ def test_more_epochs_continue_a_finished_run(tiny_dataset, tiny_directory, tmp_p
     whole = new_trainer(tiny_dataset, tiny_directory, long, tmp_path / "whole")
     whole.fit()
     new_trainer(tiny_dataset, tiny_directory, short, tmp_path / "part").fit()
-    resumed = Trainer(tiny_dataset, long, RunDirectory.open(tmp_path / "part"), show_progress=False)
+    run = RunDirectory.open(tmp_path / "part")
+    run.change(["training.epochs=4"])
+    resumed = trainer_of(run, tiny_dataset)
     resumed.resume()
     resumed.fit()
     assert_same_bits(weights(resumed), weights(whole))
@@ -205,7 +211,7 @@ def test_early_stopping(tiny_dataset, tiny_directory, tmp_path):
 def test_without_critic(tiny_dataset, tiny_directory, tmp_path):
     config = config_for("paper", "training.epochs=2", "loss.g_weight=0.0")
     trainer = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "run")
-    assert trainer.critic is None
+    assert trainer.task.critic is None
     metrics = trainer.fit()
     assert set(metrics["epochs"][0]["loss"]) == {
         "bpr", "l2", "feat_reg", "contrastive", "adversarial"
@@ -237,7 +243,7 @@ def test_any_number_of_modalities(tiny_dataset, tiny_directory, tmp_path):
 def test_divergence_names_the_term(tiny_dataset, tiny_directory, tmp_path):
     config = config_for("paper", "training.epochs=3", "training.lr=1e30")
     trainer = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "run")
-    with pytest.raises(InputError, match=r"training diverged: loss term \w+ is (nan|inf)"):
+    with pytest.raises(Diverged, match=r"training diverged: loss term \w+ is (nan|inf)"):
         trainer.fit()
 
 
@@ -245,6 +251,7 @@ def test_checkpoint_of_another_configuration(tiny_dataset, tiny_directory, tmp_p
     config = config_for("paper", "training.epochs=1")
     new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "run").fit()
     other = config_for("paper", "training.epochs=1", "model.embedding_dim=8")
-    trainer = Trainer(tiny_dataset, other, RunDirectory.open(tmp_path / "run"), show_progress=False)
+    run = RunDirectory.open(tmp_path / "run")
+    trainer = trainer_of(RunDirectory(run.path, run.info, other), tiny_dataset)
     with pytest.raises(InputError, match="not a checkpoint of this configuration"):
         trainer.resume()

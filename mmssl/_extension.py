@@ -1,0 +1,73 @@
+"""Load the compiled modules once and record why one is missing.
+
+``ops`` is ``mmssl._C``, ``cuda`` is ``mmssl._C_cuda`` and ``host`` is ``mmssl._host``. Each is None
+when it cannot be used; ``missing`` then holds the reason.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+missing: dict[str, str] = {}
+"""Module name -> why it is not loaded, in one line."""
+
+_BUILD_INFO = Path(__file__).resolve().parent / "_build_info.json"
+
+
+def _build_reason(name: str) -> str:
+    """Return what setup.py recorded about a module that it did not build."""
+    try:
+        reason = json.loads(_BUILD_INFO.read_text(encoding="utf-8"))[name]["reason"]
+    except (OSError, ValueError, KeyError, TypeError):
+        reason = ""
+    return f"mmssl.{name} was not built" + (f": {reason}" if reason else "")
+
+
+def _load(name: str) -> ModuleType | None:
+    try:
+        return importlib.import_module(f"mmssl.{name}")
+    except ModuleNotFoundError as error:
+        if error.name != f"mmssl.{name}":
+            raise
+        missing[name] = _build_reason(name)
+    except ImportError as error:
+        first_line = str(error).strip().splitlines()[0]
+        missing[name] = f"mmssl.{name} does not load with torch {torch.__version__}: {first_line}"
+    return None
+
+
+def _load_cuda() -> ModuleType | None:
+    if ops is None:
+        missing["_C_cuda"] = missing["_C"]  # _C defines the schemas of all operators
+    elif torch.version.cuda is None:
+        missing["_C_cuda"] = f"torch {torch.__version__} is a build without CUDA"
+    else:
+        return _load("_C_cuda")
+    return None
+
+
+def require_operators(names: Iterable[str]) -> None:
+    """Discard ``mmssl._C`` if it is an older build that lacks one of the operators.
+
+    Args:
+        names: every operator that the Python files of this version call, without ``mmssl::``.
+    """
+    global ops, cuda
+    if ops is None:
+        return
+    absent = [name for name in names if not hasattr(torch.ops.mmssl, name)]
+    if absent:
+        missing["_C"] = f"mmssl._C is an older build without {absent[0]}; build it again"
+        missing["_C_cuda"] = missing["_C"]
+        ops = cuda = None
+
+
+host = _load("_host")
+ops = _load("_C")
+cuda = _load_cuda()

@@ -1,0 +1,168 @@
+"""The critic of the adversarial task: WGAN-GP on interaction rows that are never formed.
+
+Wei et al., WWW 2023, section 3.1; gradient penalty after Gulrajani et al., NIPS 2017. The rows are
+those of :mod:`mmssl.models.mmssl.rows`.
+
+Legend: I items, B batch, M modalities, h width of the first layer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mmssl import ops
+from mmssl.models.linear import Linear
+from mmssl.models.mmssl.config import CriticConfig
+from mmssl.models.mmssl.rows import Rows, multiply
+from mmssl.ops.product import squared_norms_through
+
+# As in the released code, the sigmoid is scaled by 100 and the penalty by 0.3.
+_SCORE_SCALE = 100.0
+_PENALTY_SCALE = 0.3
+
+
+class HiddenLayer(nn.BatchNorm1d):
+    """LeakyReLU, BatchNorm and dropout, as they follow a linear layer."""
+
+    def __init__(self, width: int, negative_slope: float, rate: float) -> None:
+        super().__init__(width)
+        self.negative_slope = negative_slope
+        self.rate = rate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (n, width) to (n, width)."""
+        if not self.training:
+            return super().forward(F.leaky_relu(x, self.negative_slope).to(self.weight.dtype))
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        keep, scale = ops.keep_mask(x.shape, self.rate, x.device)
+        return ops.norm_act(
+            x,
+            self.weight,
+            self.bias,
+            negative_slope=self.negative_slope,
+            keep=keep,
+            keep_scale=scale,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            eps=self.eps,
+        )
+
+
+class Critic(nn.Module):
+    """Linear(I, h), Linear(h, h/2), Linear(h/2, 1) with LeakyReLU, BatchNorm, dropout; 100 sigmoid.
+
+    The first layer is kept apart from the others: rows enter only through it, and what follows from
+    its linearity (low-rank rows, mixed rows, gradients with respect to rows) is computed on its
+    outputs, the *pre-activations*. Its weight is (I, h), so that the row of an item is contiguous.
+    """
+
+    def __init__(self, num_items: int, config: CriticConfig) -> None:
+        super().__init__()
+        hidden = max(2, num_items // 4) if config.hidden == "paper" else config.hidden
+        half = hidden // 2
+        slope, rates = config.negative_slope, config.dropout
+        self.half_precision = config.precision == "bfloat16"
+        self.weight = nn.Parameter(torch.empty(num_items, hidden))
+        self.bias = nn.Parameter(torch.zeros(hidden))
+        self.head = nn.Sequential(
+            HiddenLayer(hidden, slope, rates[0]),
+            Linear(hidden, half),
+            HiddenLayer(half, slope, rates[1]),
+            Linear(half, 1),
+        )
+        nn.init.normal_(self.weight, std=math.sqrt(2 / num_items))  # Kaiming over the I inputs
+        for layer in self.head:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight)
+                nn.init.zeros_(layer.bias)
+
+    def product_weight(self) -> Tensor:
+        """Convert the first layer's weight (I, h) to the dtype of the products, once per pass."""
+        return self.weight.to(torch.bfloat16) if self.half_precision else self.weight
+
+    def pre_activation(self, blocks: Sequence[Rows], weight: Tensor) -> Tensor:
+        """Apply the first layer to M blocks of B rows.
+
+        Args:
+            blocks: Blocks of one batch of users.
+            weight: Result of :meth:`product_weight`.
+
+        Returns:
+            (M B, h).
+        """
+        return multiply(blocks, weight) + self.bias.to(weight.dtype)
+
+    def score(self, pre_activation: Tensor) -> Tensor:
+        """Map (n, h) outputs of the first layer to scores (n,) in (0, 100)."""
+        logit = self.head(pre_activation).squeeze(1)
+        return _SCORE_SCALE * torch.sigmoid(logit.to(self.bias.dtype))
+
+    def forward(self, blocks: Sequence[Rows]) -> Tensor:
+        """Score M blocks of B rows, one batch for BatchNorm: (M B,)."""
+        return self.score(self.pre_activation(blocks, self.product_weight()))
+
+
+class CriticLoss(NamedTuple):
+    """The terms of the critic's loss, scalars."""
+
+    fake: Tensor
+    real: Tensor
+    penalty: Tensor
+
+    def total(self) -> Tensor:
+        """Return ``E[D(fake)] - E[D(real)] + penalty``, which the critic minimizes."""
+        return self.fake - self.real + self.penalty
+
+
+def critic_loss(
+    critic: Critic,
+    fake_rows: Sequence[Rows],
+    real_rows: Rows,
+    alpha: Tensor,
+    gp_weight: float,
+    *,
+    with_penalty: bool = True,
+) -> CriticLoss:
+    """Compute the Wasserstein loss with a gradient penalty on mixed rows.
+
+    Args:
+        critic: In train mode; BatchNorm sees the fake, the real, then the mixed rows.
+        fake_rows: M blocks of B generated rows.
+        real_rows: B rows, the same for every modality.
+        alpha: (M B, 1) share of the real row in each mixed row.
+        gp_weight: Weight of the penalty.
+        with_penalty: False skips the penalty, which is then 0, and the mixed rows.
+    """
+    weight = critic.product_weight()
+    pre = critic.pre_activation([*fake_rows, real_rows], weight)
+    fake, real = pre.tensor_split([alpha.shape[0]])
+    real = real.repeat(len(fake_rows), 1)
+    fake_score, real_score = critic.score(fake), critic.score(real)
+    penalty = fake_score.new_zeros(())
+    if with_penalty:
+        # The first layer is affine, so the mixed rows need no product.
+        mixed = torch.lerp(fake, real, alpha.to(fake.dtype))
+        penalty = gp_weight * gradient_penalty(critic, mixed, weight)
+    return CriticLoss(fake_score.mean(), real_score.mean(), penalty)
+
+
+def gradient_penalty(critic: Critic, pre_activation: Tensor, weight: Tensor) -> Tensor:
+    """Compute ``0.3 mean((||d sum(D) / d row|| - 1)^2)``; differentiable once.
+
+    Args:
+        critic: Computes D.
+        pre_activation: (n, h) outputs of the first layer, attached to its weight.
+        weight: (I, h), that weight; the result of :meth:`Critic.product_weight`.
+    """
+    score = critic.score(pre_activation)
+    (delta,) = torch.autograd.grad(score.sum(), pre_activation, create_graph=True)  # (n, h)
+    square = squared_norms_through(delta, weight)  # d row = delta @ weight.T
+    norm = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
+    return _PENALTY_SCALE * (norm - 1).square().mean()

@@ -1,0 +1,90 @@
+"""The terms of the recommender's loss, pure functions of embeddings (docs/model.md, "Loss").
+
+Legend: U users, I items, B batch, D embedding dim, M modalities.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mmssl import ops
+from mmssl.models.mmssl.config import LossConfig
+from mmssl.models.mmssl.model import MultiModalEmbeddings
+from mmssl.ops import Triples
+
+
+class LossTerms(NamedTuple):
+    """The weighted terms, scalars; their sum is minimized."""
+
+    bpr: Tensor
+    l2: Tensor
+    feat_reg: Tensor
+    contrastive: Tensor
+    adversarial: Tensor
+
+    def total(self) -> Tensor:
+        """Return the loss, the sum of the terms."""
+        return torch.stack(self).sum()
+
+
+def recommender_loss(
+    embeddings: MultiModalEmbeddings,
+    batch: Triples,
+    fake_score: Tensor | None,
+    config: LossConfig,
+    *,
+    batch_size: int,
+) -> LossTerms:
+    """Compute all terms of the recommender's loss.
+
+    Args:
+        embeddings: Embeddings of the whole graph.
+        batch: The (B,) triples.
+        fake_score: (M B,) critic scores of the generated rows, or None without a critic.
+        config: The weights.
+        batch_size: Divisor of the L2 term.
+    """
+    user, item = embeddings.user, embeddings.item
+    bpr, squares = ops.bpr_loss(
+        user, item, batch.user, batch.pos_item, batch.neg_item, with_l2=True
+    )
+    l2 = config.decay * 0.5 * squares
+    contrastive = bpr.new_zeros(())
+    if config.cl_weight > 0:
+        contrastive = config.cl_weight * contrastive_loss(embeddings, batch.user, config)
+    adversarial = bpr.new_zeros(())
+    if fake_score is not None:
+        adversarial = -config.g_weight * fake_score.mean()
+    return LossTerms(
+        bpr,
+        l2 / batch_size,
+        config.feat_reg_decay * feature_regularizer(embeddings),
+        contrastive,
+        adversarial,
+    )
+
+
+def feature_regularizer(embeddings: MultiModalEmbeddings) -> Tensor:
+    """Compute ``(sum_m ||f_i^m||^2 + ||f_u^m||^2) / (2 I)``."""
+    total = embeddings.user_feature.square().sum() + embeddings.item_feature.square().sum()
+    return 0.5 * total / embeddings.item.shape[0]
+
+
+def contrastive_loss(embeddings: MultiModalEmbeddings, users: Tensor, config: LossConfig) -> Tensor:
+    """Compute InfoNCE of every modality view against the final user embedding, summed over M.
+
+    The positive is z_u, the final embedding, although the paper writes h_u, the same vector before
+    the modality features are added. Both variants follow the released code here: the published
+    results come from it, and z_u is the vector that ranks items (docs/model.md, "Loss").
+
+    Args:
+        embeddings: Embeddings of the whole graph.
+        users: (B,), the users of the batch.
+        config: Temperature and eps.
+    """
+    anchor = embeddings.user_modality[:, users]  # (M, B, D)
+    positive = embeddings.user[users].expand_as(anchor)  # z_u, not h_u
+    return ops.info_nce(anchor, positive, config.temperature, eps=config.cl_eps).sum()

@@ -1,0 +1,156 @@
+"""The forward pass of MMSSL (Wei, Huang, Xia, Zhang: WWW 2023, arXiv 2302.10632, section 3).
+
+Legend: U users, I items, D embedding dim, M modalities, d_m raw feature dim of modality m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from mmssl import ops
+from mmssl.errors import InputError
+from mmssl.graph import InteractionGraph
+from mmssl.models.linear import Linear
+from mmssl.models.mmssl.attention import CrossModalAttention, IdentityAttention
+from mmssl.models.mmssl.config import ModelConfig
+from mmssl.ops.keep_mask import dropout
+
+
+class MultiModalEmbeddings(NamedTuple):
+    """Vectors of every user and item; scores are dot products of ``user`` and ``item``."""
+
+    user: Tensor  # (U, D) final embeddings, z_u
+    item: Tensor  # (I, D) final embeddings, z_i
+    user_feature: Tensor  # (M, U, D) modality features propagated to the users
+    item_feature: Tensor  # (M, I, D) and back to the items
+    user_modality: Tensor  # (M, U, D) ID embeddings propagated over each modality's graph
+    item_modality: Tensor  # (M, I, D)
+
+    def detach(self) -> MultiModalEmbeddings:
+        """Return the same vectors without gradient history."""
+        return MultiModalEmbeddings(*(tensor.detach() for tensor in self))
+
+
+class MMSSL(nn.Module):
+    """ID embeddings and modality features propagated over the interaction and modality graphs.
+
+    Args:
+        graph: The train interactions.
+        features: Modality name -> (I, d_m) raw features; at least one modality.
+        config: See :class:`mmssl.models.mmssl.config.ModelConfig`.
+
+    Raises:
+        InputError: No modality, or features of another shape than (I, d_m).
+    """
+
+    def __init__(
+        self, graph: InteractionGraph, features: Mapping[str, Tensor], config: ModelConfig
+    ) -> None:
+        super().__init__()
+        if not features:
+            raise InputError("features: MMSSL needs at least one modality, got none")
+        self.config = config
+        self.graph = graph
+        self.modalities = tuple(features)
+        dim = config.embedding_dim
+        self.user_embedding = nn.Parameter(torch.empty(graph.num_users, dim))
+        self.item_embedding = nn.Parameter(torch.empty(graph.num_items, dim))
+        # Indexed by position: a modality may have any name, including those of module attributes.
+        self.projection = nn.ModuleList()
+        for position, (name, raw) in enumerate(features.items()):
+            if raw.dim() != 2 or raw.shape[0] != graph.num_items:
+                raise InputError(
+                    f"features[{name!r}]: expected shape ({graph.num_items}, d), "
+                    f"got {tuple(raw.shape)}"
+                )
+            self.register_buffer(f"raw_{position}", raw, persistent=False)
+            self.projection.append(Linear(raw.shape[1], dim))
+        attention = CrossModalAttention if config.attention == "cross_modal" else IdentityAttention
+        self.attention = attention(dim, config.num_heads)
+        # One graph per modality: the interactions, until structure learning replaces them.
+        self.modality_graphs: list[InteractionGraph] = [graph] * len(self.modalities)
+        nn.init.xavier_uniform_(self.user_embedding)
+        nn.init.xavier_uniform_(self.item_embedding)
+        for layer in self.projection:
+            assert isinstance(layer, nn.Linear)
+            nn.init.xavier_uniform_(layer.weight)
+
+    def forward(self) -> MultiModalEmbeddings:
+        """Compute the embeddings of every user and item."""
+        user_feature, item_feature = self._propagate_features()
+        user_modality, item_modality = self._propagate_ids()
+        config = self.config
+        user, item = (
+            ops.add_normalized(table, self.attention(modality)[None], config.id_weight)
+            for table, modality in (
+                (self.user_embedding, user_modality),
+                (self.item_embedding, item_modality),
+            )
+        )
+        user, item = self._propagate_layers(user, item)
+        return MultiModalEmbeddings(
+            ops.add_normalized(user, user_feature, config.feat_weight),
+            ops.add_normalized(item, item_feature, config.feat_weight),
+            user_feature,
+            item_feature,
+            user_modality,
+            item_modality,
+        )
+
+    def _propagate_features(self) -> tuple[Tensor, Tensor]:
+        """Propagate the projected features, all modalities in one product per hop.
+
+        Returns:
+            (M, U, D) and (M, I, D).
+        """
+        projected = [
+            dropout(layer(self.get_buffer(f"raw_{position}")), self.config.dropout, self.training)
+            for position, layer in enumerate(self.projection)
+        ]
+        item = torch.cat(projected, 1)  # (I, M D)
+        for _ in range(self.config.num_feature_layers):
+            user = ops.spmm(self.graph.ui, item)
+            item = ops.spmm(self.graph.iu, user)
+        return self._split(user), self._split(item)
+
+    def _split(self, columns: Tensor) -> Tensor:
+        """Reshape (N, M D) to (M, N, D)."""
+        return columns.view(columns.shape[0], len(self.modalities), -1).transpose(0, 1)
+
+    def _propagate_ids(self) -> tuple[Tensor, Tensor]:
+        """Propagate the ID embeddings over each modality's graph: (M, U, D) and (M, I, D)."""
+        graphs: Sequence[InteractionGraph] = self.modality_graphs
+        if all(graph is graphs[0] for graph in graphs):
+            graphs = graphs[:1]
+        # No product reads another's result, so all of them run as one batch.
+        products = ops.propagate(
+            [graph.ui for graph in graphs] + [graph.iu for graph in graphs],
+            [self.item_embedding] * len(graphs) + [self.user_embedding] * len(graphs),
+        )
+        users, items = products[: len(graphs)], products[len(graphs) :]
+        if len(graphs) < len(self.modalities):
+            count = len(self.modalities)
+            return users[0].expand(count, -1, -1), items[0].expand(count, -1, -1)
+        return torch.stack(users), torch.stack(items)
+
+    def _propagate_layers(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
+        """Average the layers; each item hop reads the user side that was just computed.
+
+        Args:
+            user: (U, D), layer 0.
+            item: (I, D), layer 0.
+        """
+        user_sum, item_sum = user, item
+        for layer in range(1, self.config.num_layers + 1):
+            last = self.config.final_softmax and layer == self.config.num_layers
+            user = ops.spmm(self.graph.ui, item)
+            user = user.softmax(-1) if last else user
+            item = ops.spmm(self.graph.iu, user)
+            item = item.softmax(-1) if last else item
+            user_sum, item_sum = user_sum + user, item_sum + item
+        count = self.config.num_layers + 1
+        return user_sum / count, item_sum / count

@@ -1,0 +1,228 @@
+"""The interaction rows that the critic scores, kept as factors.
+
+A *row* holds one value per item for one user. Generated rows are low rank except for the user's
+train items. A real row is the softened observed row plus zeta times such a row; whether the
+softened part has a closed form depends on the temperature, see :func:`gumbel_form`. The critic only
+ever *multiplies* rows by its first weight (:func:`multiply`), so they need not be formed.
+
+Legend: U users, I items, B batch, D embedding dim, H outputs, M blocks, n train edges of the batch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl import ops
+from mmssl.graph import GraphView
+from mmssl.models.mmssl.config import CriticConfig
+from mmssl.ops.masked_similarity import BatchEdges, similarity_factors
+from mmssl.ops.product import product
+
+# The released Gumbel draw adds this inside both logarithms, which bounds it to +-18.5.
+_LOG_EPS = 1e-8
+_MAX_GUMBEL = 18.5
+_GUMBEL_STD = math.pi / math.sqrt(6)
+
+# Accepted deviation of a closed form from the dense row, relative to its norm: four float32 ulps.
+_TOLERANCE = 2.0**-22
+
+GumbelForm = Literal["sparse", "flat", "dense"]
+
+
+class FactoredRows(NamedTuple):
+    """Rows ``left @ item_emb.T + sparse + floor``, never formed."""
+
+    left: Tensor  # (B, D)
+    item_emb: Tensor  # (I, D)
+    edges: BatchEdges
+    value: Tensor  # (n,) the sparse part, on the batch's edges
+    floor: Tensor | None  # (B,) added to every entry of a row; None: 0
+
+    def row_sum(self) -> Tensor:
+        """Return the (B,) sums over the items of each row."""
+        total = self.left @ self.item_emb.sum(0) + self.edges.row_sum(self.value)
+        if self.floor is not None:
+            total = total + self.floor * self.item_emb.shape[0]
+        return total
+
+
+class DenseRows(NamedTuple):
+    """Rows in memory."""
+
+    rows: Tensor  # (B, I)
+
+
+Rows = FactoredRows | DenseRows
+
+
+def multiply(blocks: Sequence[Rows], weight: Tensor) -> Tensor:
+    """Multiply M blocks of rows by a weight; one pass over it for all factored blocks.
+
+    Args:
+        blocks: M blocks of B rows of length I, all of one batch of users.
+        weight: (I, H); its dtype is the dtype of the products.
+
+    Returns:
+        (M B, H).
+    """
+    factored = [block for block in blocks if isinstance(block, FactoredRows)]
+    if len(factored) == len(blocks):
+        return _multiply_factored(factored, weight)
+    parts = [
+        _multiply_factored([block], weight)
+        if isinstance(block, FactoredRows)
+        else product(block.rows.to(weight.dtype), weight)
+        for block in blocks
+    ]
+    return torch.cat(parts)
+
+
+def _multiply_factored(blocks: Sequence[FactoredRows], weight: Tensor) -> Tensor:
+    count, (num_rows, dim) = len(blocks), blocks[0].left.shape
+    dtype = weight.dtype
+    items = torch.cat([block.item_emb for block in blocks], 1).to(dtype)  # (I, M D)
+    through = product(items.T, weight).view(count, dim, -1)  # (M, D, H)
+    pairs = zip(blocks, through, strict=True)
+    out = torch.cat([product(block.left.to(dtype), right) for block, right in pairs])
+    out = out + ops.spmm(_stacked(blocks), weight)
+    if any(block.floor is not None for block in blocks):
+        zero = out.new_zeros(num_rows)
+        floor = torch.cat([zero if b.floor is None else b.floor.to(dtype) for b in blocks])
+        out = out + floor[:, None] * weight.sum(0)
+    return out
+
+
+def _stacked(blocks: Sequence[FactoredRows]) -> GraphView:
+    """Return the (M B, I) sparse matrix of the blocks' edge values, one block below the other."""
+    edges, count = blocks[0].edges, len(blocks)
+    view, value = edges.view, torch.cat([block.value for block in blocks])
+    if count == 1:
+        return edges.with_value(value)
+    assert view.t_edge is not None
+    block = torch.arange(count, device=value.device)
+    starts = view.rowptr[:-1] + block[:, None] * view.nnz
+    return GraphView(
+        rowptr=torch.cat([starts.flatten(), view.rowptr[-1:] * count]),
+        col=view.col.repeat(count),
+        t_rowptr=view.t_rowptr * count,
+        t_col=(view.t_col[:, None] + block.int() * view.num_rows).flatten(),
+        value=value,
+        t_edge=(view.t_edge[:, None] + block * view.nnz).flatten(),
+    )
+
+
+def similarity_rows(
+    user_emb: Tensor, item_emb: Tensor, users: Tensor, edges: BatchEdges
+) -> FactoredRows:
+    """Return the rows of :func:`mmssl.ops.masked_similarity` as factors; differentiable once.
+
+    Args:
+        user_emb: (U, D).
+        item_emb: (I, D).
+        users: (B,) int64.
+        edges: Edges of the same users; these entries of the rows are 0.
+    """
+    left, value = similarity_factors(user_emb, item_emb, users, edges)
+    return FactoredRows(left, item_emb, edges, value, None)
+
+
+def gumbel_form(config: CriticConfig, num_items: int) -> GumbelForm:
+    """Return the cheapest form of the Gumbel-softmax row that is exact to float32 rounding.
+
+    - ``sparse``: the temperature divides the whole logit. Off the train items a row then holds at
+      most exp(-(1 - 2 noise) / tau) of a train item's share, I times; below the tolerance it is
+      left out.
+    - ``flat``: the temperature divides only the noise. The logits are 0 and 1 up to noise of
+      standard deviation scale / tau * 1.28, so a row is 1/Z everywhere and (e - 1)/Z more on the
+      train items. The noise left out has a norm of about that deviation / sqrt(I), against zeta.
+    - ``dense``: neither bound holds; the row is formed.
+    """
+    noise = config.gumbel_scale * _MAX_GUMBEL
+    if config.gumbel_divides == "logit":
+        tail = math.log(num_items) - (1 - 2 * noise) / config.gumbel_tau
+        return "sparse" if tail < math.log(_TOLERANCE) else "dense"
+    if config.similarity_scale <= 0:
+        return "dense"
+    deviation = config.gumbel_scale / config.gumbel_tau * _GUMBEL_STD
+    lost = deviation / math.sqrt(num_items) / config.similarity_scale
+    return "flat" if lost < 2 * _TOLERANCE else "dense"
+
+
+def uniform_shape(form: GumbelForm, edges: BatchEdges) -> tuple[int, ...]:
+    """Return the shape of the uniform draws that :func:`real_rows` needs."""
+    if form == "dense":
+        return edges.view.num_rows, edges.view.num_cols
+    return (edges.position.numel() if form == "sparse" else 0,)
+
+
+def real_rows(
+    similarity: FactoredRows, uniform: Tensor, config: CriticConfig, form: GumbelForm
+) -> Rows:
+    """Soften the observed rows by a Gumbel softmax and bridge them to the generated ones.
+
+    ``normalize(softmax(logit(A[users])) + zeta * similarity)``.
+
+    Args:
+        similarity: B rows of the final embeddings, detached.
+        uniform: Draws from (0, 1) of shape :func:`uniform_shape`.
+        config: Temperature, noise and zeta.
+        form: Result of :func:`gumbel_form`.
+    """
+    if form == "dense":
+        return DenseRows(dense_real_rows(similarity, uniform, config))
+    own, edges, zeta = similarity, similarity.edges, config.similarity_scale
+    # A similarity row has norm 1 unless it is zero, and no entry on the train items.
+    square = zeta**2 * own.left.any(1)
+    degree = edges.view.rowptr.diff().to(own.left.dtype)
+    floor = None
+    if form == "sparse":
+        logit = _gumbel(uniform, config) / config.gumbel_tau  # the common 1 / tau cancels
+        weight = logit.exp()
+        observed = weight / edges.row_sum(weight)[edges.position]
+        square = square + edges.row_sum(observed.square())
+    else:
+        num_items = edges.view.num_cols
+        floor = 1 / (num_items + (math.e - 1) * degree)
+        square = square + floor.square() * (num_items + (math.e**2 - 1) * degree)
+        square = square + 2 * zeta * floor * own.row_sum()
+        observed = ((math.e - 1) * floor)[edges.position]
+    scale = square.rsqrt()
+    return FactoredRows(
+        left=(zeta * scale)[:, None] * own.left,
+        item_emb=own.item_emb,
+        edges=edges,
+        value=scale[edges.position] * (observed + zeta * own.value),
+        floor=None if floor is None else scale * floor,
+    )
+
+
+def dense_real_rows(similarity: FactoredRows, uniform: Tensor, config: CriticConfig) -> Tensor:
+    """Form the same rows (B, I) for (B, I) draws: the reference, and the ``dense`` form."""
+    edges = similarity.edges
+    noise = _gumbel(uniform, config)
+    if config.gumbel_divides == "noise":
+        noise = noise / config.gumbel_tau
+    one = noise.new_ones(())
+    logit = noise.index_put((edges.position, edges.item), one, accumulate=True)
+    if config.gumbel_divides == "logit":
+        logit = logit / config.gumbel_tau
+    own = dense_similarity(similarity)
+    return F.normalize(logit.softmax(1) + config.similarity_scale * own, dim=1)
+
+
+def dense_similarity(rows: FactoredRows) -> Tensor:
+    """Form similarity rows (B, I)."""
+    score = rows.left @ rows.item_emb.T
+    score = score.index_put((rows.edges.position, rows.edges.item), score.new_zeros(()))
+    return F.normalize(score, dim=1)
+
+
+def _gumbel(uniform: Tensor, config: CriticConfig) -> Tensor:
+    """Return scaled Gumbel noise, drawn as in the released code."""
+    return -config.gumbel_scale * torch.log(_LOG_EPS - torch.log(uniform + _LOG_EPS))

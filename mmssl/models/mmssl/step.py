@@ -1,0 +1,229 @@
+"""One training step of MMSSL: critic, structure, recommender; nothing waits for the device.
+
+Legend: I items, B batch, M modalities, d_m raw feature dim of modality m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from mmssl import ops
+from mmssl.config import Config
+from mmssl.graph import InteractionGraph
+from mmssl.models.mmssl.critic import Critic, CriticLoss, critic_loss
+from mmssl.models.mmssl.loss import LossTerms, recommender_loss
+from mmssl.models.mmssl.model import MMSSL, MultiModalEmbeddings
+from mmssl.models.mmssl.rows import (
+    FactoredRows,
+    gumbel_form,
+    real_rows,
+    similarity_rows,
+    uniform_shape,
+)
+from mmssl.models.mmssl.structure import StructureLearner, structure_learner
+from mmssl.ops import Triples
+from mmssl.ops.masked_similarity import BatchEdges, batch_edges
+
+
+class StepInput(NamedTuple):
+    """The random input of a step, dropout excepted."""
+
+    batch: Triples  # (B,)
+    edges: BatchEdges  # of the batch's users
+    uniform: Tensor | None  # Gumbel noise of shape rows.uniform_shape; None without a critic
+    alpha: Tensor | None  # (M B, 1) shares of the mixed rows
+
+
+class StepLosses(NamedTuple):
+    """Scalars on the device, detached."""
+
+    recommender: LossTerms
+    critic: CriticLoss | None
+    grad_norms: tuple[Tensor, ...] = ()  # before clipping, one per optimizer that clips
+
+    def to_vector(self) -> Tensor:
+        """Stack all terms, in the order of :meth:`TrainingStep.loss_names`."""
+        return torch.stack([*self.recommender, *(self.critic or ()), *self.grad_norms])
+
+
+class TrainingStep:
+    """Owns the optimizers and runs the step of either variant.
+
+    Args:
+        model: The recommender.
+        critic: None if its weight in the loss is 0.
+        structure: The modality graphs.
+        config: The complete configuration.
+        generator: Source of batches and noise, on the model's device.
+    """
+
+    def __init__(
+        self,
+        model: MMSSL,
+        critic: Critic | None,
+        structure: StructureLearner,
+        config: Config,
+        generator: torch.Generator,
+    ) -> None:
+        self.model = model
+        self.critic = critic
+        self.structure = structure
+        self.config = config
+        self.generator = generator
+        self.form = gumbel_form(config.critic, model.graph.num_items)
+        self.batch_size = min(config.training.batch_size, model.graph.trainable_users.numel())
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.training.lr, fused=True)
+        self.critic_optimizer = (
+            None
+            if critic is None
+            else torch.optim.Adam(
+                critic.parameters(), lr=config.critic.lr, betas=(0.5, 0.9), fused=True
+            )
+        )
+
+    def loss_names(self) -> list[str]:
+        """Return the names of a step's terms; those of gradient norms end in "grad_norm"."""
+        names = list(LossTerms._fields)
+        if self.critic is not None:
+            names += [f"critic_{name}" for name in CriticLoss._fields]
+            names += ["critic_grad_norm"] if self.config.critic.clip_norm else []
+        return names + (["grad_norm"] if self.config.training.clip_norm else [])
+
+    def draw(self) -> StepInput:
+        """Draw the random input of one step."""
+        with record_function("mmssl::sample"):
+            return self._draw()
+
+    def _draw(self) -> StepInput:
+        graph = self.model.graph
+        batch = ops.sample_bpr(graph, self.batch_size, self.generator)
+        edges = batch_edges(graph.ui, batch.user)
+        if self.critic is None:
+            return StepInput(batch, edges, None, None)
+        rows = len(self.model.modalities) * self.batch_size
+        uniform = self._rand(uniform_shape(self.form, edges))
+        return StepInput(batch, edges, uniform, self._rand((rows, 1)))
+
+    def _rand(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.rand(shape, generator=self.generator, device=self.model.graph.device)
+
+    def __call__(self, inputs: StepInput, step_of_epoch: int) -> StepLosses:
+        """Update critic, modality graphs and recommender once."""
+        self.model.train()
+        users, edges = inputs.batch.user, inputs.edges
+        critic_terms: CriticLoss | None = None
+        norms: list[Tensor] = []
+        if self.critic is not None and not self.config.training.shared_forward:
+            with torch.no_grad(), record_function("mmssl::forward"):
+                embeddings = self.model()
+            critic_terms = self._critic_step(embeddings, inputs, step_of_epoch, norms)
+        with record_function("mmssl::forward"):
+            embeddings = self.model()
+        if self.critic is not None and self.config.training.shared_forward:
+            critic_terms = self._critic_step(embeddings.detach(), inputs, step_of_epoch, norms)
+        with record_function("mmssl::structure"):
+            self.structure.step(users, embeddings.detach(), step_of_epoch)
+            self.model.modality_graphs = self.structure.graphs  # from the next forward on
+        with record_function("mmssl::recommender_loss"):
+            fake_score = None
+            if self.critic is not None:
+                with _frozen(self.critic):
+                    fake_score = self.critic(_generated_rows(embeddings, users, edges))
+            terms = recommender_loss(
+                embeddings, inputs.batch, fake_score, self.config.loss, batch_size=self.batch_size
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        with record_function("mmssl::backward"):
+            terms.total().backward()
+        with record_function("mmssl::optimizer"):
+            norms += _clip(self.model, self.config.training.clip_norm)
+            self.optimizer.step()
+        detached = LossTerms(*(term.detach() for term in terms))
+        return StepLosses(detached, critic_terms, tuple(norms))
+
+    def _critic_step(
+        self,
+        embeddings: MultiModalEmbeddings,
+        inputs: StepInput,
+        step_of_epoch: int,
+        norms: list[Tensor],
+    ) -> CriticLoss:
+        """Train the critic on detached embeddings; append its gradient's norm to ``norms``."""
+        assert self.critic is not None and self.critic_optimizer is not None
+        assert inputs.uniform is not None and inputs.alpha is not None
+        self.critic.train()
+        users, edges, config = inputs.batch.user, inputs.edges, self.config.critic
+        with record_function("mmssl::critic_forward"):
+            with torch.no_grad():
+                fake = _generated_rows(embeddings, users, edges)
+                own = similarity_rows(embeddings.user, embeddings.item, users, edges)
+                real = real_rows(own, inputs.uniform, config, self.form)
+            terms = critic_loss(
+                self.critic,
+                fake,
+                real,
+                inputs.alpha,
+                config.gp_weight * config.penalty_interval,
+                with_penalty=step_of_epoch % config.penalty_interval == 0,
+            )
+        self.critic_optimizer.zero_grad(set_to_none=True)
+        with record_function("mmssl::critic_backward"):
+            terms.total().backward()
+        with record_function("mmssl::critic_optimizer"):
+            norms += _clip(self.critic, config.clip_norm)
+            self.critic_optimizer.step()
+        return CriticLoss(*(term.detach() for term in terms))
+
+
+def build_step(
+    graph: InteractionGraph, features: Mapping[str, Tensor], config: Config
+) -> TrainingStep:
+    """Create model, critic, modality graphs and optimizers, ready to train.
+
+    Initial values are drawn from torch's default generator, on the CPU, so that a seed means the
+    same start on every device; batches and noise from a generator seeded by ``training.seed``.
+
+    Args:
+        graph: The train graph, on the device to train on.
+        features: Modality name -> (I, d_m) raw features.
+        config: The complete configuration.
+    """
+    device = graph.device
+    model = MMSSL(graph, features, config.model).to(device)
+    critic = None
+    if config.loss.g_weight > 0:
+        critic = Critic(graph.num_items, config.critic).to(device)
+    structure = structure_learner(graph, len(features), config.structure)
+    generator = torch.Generator(device).manual_seed(config.training.seed)
+    return TrainingStep(model, critic, structure, config, generator)
+
+
+def _generated_rows(
+    embeddings: MultiModalEmbeddings, users: Tensor, edges: BatchEdges
+) -> list[FactoredRows]:
+    """Return the generator's row of every user of the batch, one block per modality."""
+    pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
+    return [similarity_rows(user, item, users, edges) for user, item in pairs]
+
+
+def _clip(module: nn.Module, limit: float) -> list[Tensor]:
+    """Scale the gradient down to the limit; return its norm before, nothing without a limit."""
+    if not limit:
+        return []
+    return [nn.utils.clip_grad_norm_(module.parameters(), limit)]
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """Skip weight gradients: the recommender's step needs the critic's input gradient only."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)

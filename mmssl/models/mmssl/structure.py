@@ -1,0 +1,179 @@
+"""Structure learning: the modality graphs, rebuilt from the generator's highest scores.
+
+Wei et al., WWW 2023, section 3.1.
+
+Legend: U users, I items, B batch, M modalities, k edges per user.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from mmssl import ops
+from mmssl.graph import InteractionGraph
+from mmssl.models.mmssl.config import StructureConfig
+from mmssl.models.mmssl.model import MultiModalEmbeddings
+
+
+class StructureLearner(ABC):
+    """Collects edges in every step; ``graphs`` are the M modality graphs in use."""
+
+    def __init__(
+        self, graph: InteractionGraph, num_modalities: int, config: StructureConfig
+    ) -> None:
+        self.graph = graph
+        self.k = config.edges_per_user(graph.num_items)
+        self.interval = config.refresh_interval
+        self.graphs: list[InteractionGraph] = [graph] * num_modalities
+
+    @abstractmethod
+    def step(self, users: Tensor, embeddings: MultiModalEmbeddings, step_of_epoch: int) -> None:
+        """Collect the batch's highest scores, and rebuild the graphs every ``interval`` steps.
+
+        Args:
+            users: (B,) int64.
+            embeddings: Detached; their features score the items.
+            step_of_epoch: Counted from 0.
+        """
+
+    @abstractmethod
+    def _collected(self) -> dict[str, Tensor]:
+        """Return the collected edges by name."""
+
+    @abstractmethod
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        """Restore what :meth:`_collected` returned."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the tensors from which :meth:`load_state_dict` continues."""
+        state = self._collected()
+        for position, graph in enumerate(self.graphs):
+            if graph is not self.graph:
+                state[f"graph.{position}.user"] = graph.ui.row_of_edge().int()
+                state[f"graph.{position}.item"] = graph.index.col
+                if graph.value is not None:
+                    state[f"graph.{position}.value"] = graph.value
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Restore the collected edges and the graphs in use."""
+        device = self.graph.device
+        self._restore(state)
+        for position in range(len(self.graphs)):
+            self.graphs[position] = self.graph
+            if f"graph.{position}.user" in state:
+                value = state.get(f"graph.{position}.value")
+                self.graphs[position] = self._build(
+                    state[f"graph.{position}.user"].to(device),
+                    state[f"graph.{position}.item"].to(device),
+                    None if value is None else value.to(device),
+                )
+
+    def _build(self, user: Tensor, item: Tensor, value: Tensor | None = None) -> InteractionGraph:
+        return InteractionGraph.from_edges(
+            user,
+            item,
+            self.graph.num_users,
+            self.graph.num_items,
+            normalization=self.graph.normalization,
+            value=value,
+        )
+
+
+class LatestStructure(StructureLearner):
+    """The latest top-k items of every user; the interactions of a user not sampled yet."""
+
+    def __init__(
+        self, graph: InteractionGraph, num_modalities: int, config: StructureConfig
+    ) -> None:
+        super().__init__(graph, num_modalities, config)
+        shape = (num_modalities, graph.num_users, self.k)
+        self.latest = torch.full(shape, -1, dtype=torch.int32, device=graph.device)
+        self.steps = 0
+
+    def step(self, users: Tensor, embeddings: MultiModalEmbeddings, step_of_epoch: int) -> None:
+        """See the base class; steps are counted over the whole training, not within an epoch."""
+        pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
+        for table, (user, item) in zip(self.latest, pairs, strict=True):
+            _, top = ops.masked_topk(user, item, self.k, users=users, exclude=self.graph.ui)
+            table[users] = top.int()
+        self.steps += 1
+        if self.steps % self.interval == 0:
+            self.graphs = self.graph.with_lists(self.latest)
+
+    def _collected(self) -> dict[str, Tensor]:
+        return {"latest": self.latest, "steps": torch.tensor(self.steps)}
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        self.latest = state["latest"].to(self.graph.device)
+        self.steps = int(state["steps"])
+
+
+class ReleasedStructure(StructureLearner):
+    """The schedule of the released code, for parity.
+
+    A step collects edges, unless its number within the epoch is a positive multiple of the
+    interval: then the graphs are rebuilt from the collected edges, repeated edges adding up, and
+    the list is cleared. With an interval of 1 the graphs are therefore empty from the third step of
+    the first epoch on. Items are listed user by user but the users are tiled, which pairs them
+    wrongly for k > 1.
+    """
+
+    def __init__(
+        self, graph: InteractionGraph, num_modalities: int, config: StructureConfig
+    ) -> None:
+        super().__init__(graph, num_modalities, config)
+        self._clear()
+
+    def _clear(self) -> None:
+        empty = torch.empty(0, dtype=torch.int64, device=self.graph.device)
+        self.user = empty  # (n,)
+        self.items = empty.expand(len(self.graphs), 0)  # (M, n)
+
+    def step(self, users: Tensor, embeddings: MultiModalEmbeddings, step_of_epoch: int) -> None:
+        """See the base class."""
+        if step_of_epoch == 0 or step_of_epoch % self.interval:
+            if self.k > 0:
+                self._collect(users, embeddings)
+            return
+        weight = torch.ones(self.user.numel(), device=self.graph.device)
+        self.graphs = [self._build(self.user, item, weight) for item in self.items]
+        self._clear()
+
+    def _collect(self, users: Tensor, embeddings: MultiModalEmbeddings) -> None:
+        pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
+        top = [self._best(user, item, users) for user, item in pairs]
+        self.user = torch.cat([self.user, users.repeat(self.k)])
+        self.items = torch.cat([self.items, torch.stack(top).flatten(1)], 1)
+
+    def _best(self, user: Tensor, item: Tensor, users: Tensor) -> Tensor:
+        """Return the (B, k) positions of the largest values of the ``ops.masked_similarity`` rows.
+
+        Train items are 0 in those rows, so they can be among the best only where the k-th other
+        item scores no higher than 0; only such rows are formed.
+        """
+        score, best = ops.masked_topk(user, item, self.k, users=users, exclude=self.graph.ui)
+        doubtful = (score[:, -1] <= 0).nonzero().squeeze(1)
+        if doubtful.numel():
+            rows = ops.masked_similarity(user, item, users[doubtful], self.graph.ui)
+            best[doubtful] = rows.topk(self.k, dim=1).indices
+        return best
+
+    def _collected(self) -> dict[str, Tensor]:
+        return {"user": self.user, "items": self.items.contiguous()}
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        self.user = state["user"].to(self.graph.device)
+        self.items = state["items"].to(self.graph.device)
+
+
+def structure_learner(
+    graph: InteractionGraph, num_modalities: int, config: StructureConfig
+) -> StructureLearner:
+    """Create the learner that ``config.schedule`` names."""
+    kind = LatestStructure if config.schedule == "latest" else ReleasedStructure
+    return kind(graph, num_modalities, config)

@@ -1,0 +1,108 @@
+"""MMSSL as the trainer runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from mmssl.errors import InputError
+from mmssl.models.embeddings import Embeddings
+from mmssl.models.mmssl.loss import LossTerms
+from mmssl.models.mmssl.step import build_step
+from mmssl.training.state import optimizer_state, prefixed, restore_optimizer, section
+from mmssl.training.task import Task
+
+if TYPE_CHECKING:
+    from mmssl.config import Config
+    from mmssl.data.dataset import InteractionDataset
+
+
+class MMSSLTask(Task):
+    """Recommender, critic and modality graphs; an epoch has as many users as there are train edges.
+
+    Args:
+        dataset: Data with at least one modality.
+        config: The complete configuration.
+        device: "cpu" or a CUDA device.
+
+    Raises:
+        InputError: No modality, or fewer than two users that can be sampled.
+    """
+
+    objective = LossTerms._fields
+    phases: ClassVar[tuple[str, ...]] = (
+        *("sample", "forward", "critic_forward", "critic_backward", "critic_optimizer"),
+        *("structure", "recommender_loss", "backward", "optimizer"),
+    )
+
+    def __init__(
+        self, dataset: InteractionDataset, config: Config, device: torch.device | str
+    ) -> None:
+        super().__init__(dataset, config, device, normalization=config.model.normalization)
+        if self.graph.trainable_users.numel() < 2:
+            raise InputError(
+                "train: expected at least two users with both a train item and a missing one, "
+                f"got {self.graph.trainable_users.numel()}"
+            )
+        features = {name: torch.from_numpy(rows) for name, rows in dataset.features.items()}
+        self.training_step = build_step(self.graph, features, config)
+        self.model = self.training_step.model
+        self.critic = self.training_step.critic
+        self.structure = self.training_step.structure
+        self.epochs, self.patience = config.training.epochs, config.training.patience
+        self.steps_per_epoch = dataset.train.num_edges // self.training_step.batch_size + 1
+        self.terms = tuple(self.training_step.loss_names())
+
+    def start_epoch(self, epoch: int, step: int) -> None:
+        """See the base class."""
+        training = self.config.training
+        for group in self.training_step.optimizer.param_groups:
+            group["lr"] = training.lr * training.lr_decay ** (epoch / 50)
+
+    def step(self, number: int) -> Tensor:
+        """See the base class."""
+        return self.training_step(self.training_step.draw(), number).to_vector()
+
+    @property
+    def learning_rate(self) -> float:
+        """See the base class."""
+        lr: float = self.training_step.optimizer.param_groups[0]["lr"]
+        return lr
+
+    @torch.no_grad()
+    def embed(self) -> Embeddings:
+        """See the base class."""
+        self.model.eval()
+        embeddings = self.model()
+        return Embeddings(embeddings.user, embeddings.item)
+
+    def parameters(self) -> dict[str, Tensor]:
+        """See the base class."""
+        return dict(self.model.state_dict())
+
+    def state(self) -> dict[str, Tensor]:
+        """See the base class."""
+        step = self.training_step
+        tensors = prefixed("model", self.model.state_dict())
+        tensors.update(prefixed("structure", self.structure.state_dict()))
+        tensors.update(optimizer_state("optimizer", step.optimizer))
+        if self.critic is not None and step.critic_optimizer is not None:
+            tensors.update(prefixed("critic", self.critic.state_dict()))
+            tensors.update(optimizer_state("critic_optimizer", step.critic_optimizer))
+        tensors["rng.generator"] = step.generator.get_state()
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """See the base class."""
+        step = self.training_step
+        self.model.load_state_dict(section(tensors, "model"))
+        self.structure.load_state_dict(section(tensors, "structure"))
+        self.model.modality_graphs = self.structure.graphs
+        restore_optimizer("optimizer", step.optimizer, tensors)
+        if self.critic is not None and step.critic_optimizer is not None:
+            self.critic.load_state_dict(section(tensors, "critic"))
+            restore_optimizer("critic_optimizer", step.critic_optimizer, tensors)
+        step.generator.set_state(tensors["rng.generator"])

@@ -1,0 +1,78 @@
+"""The tables of ops in README.md and docs/ops/index.md, generated from the declarations.
+
+``python -m mmssl.ops._docs`` prints them; ``python -m mmssl.ops._docs FILE...`` rewrites the lines
+between ``<!-- ops: NAME -->`` and ``<!-- /ops -->`` in the files. ``tests/ops/test_registry.py``
+compares.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+import mmssl.ops  # noqa: F401  (declares the ops)
+from mmssl.ops._registry import KERNEL_DTYPES, OPS, Op
+
+_MARK = re.compile(r"(<!-- ops: (\w+) -->\n).*?(<!-- /ops -->)", re.DOTALL)
+
+
+def _dtypes(dtypes: tuple[torch.dtype, ...]) -> str:
+    return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+
+
+def _cell(op: Op, device: str) -> str:
+    """Describe what runs on a device."""
+    note = op.notes.get(device, "")
+    if device not in op.dtypes or not op.operators:
+        return note or "plain PyTorch"
+    if device == "cuda":
+        return "kernels compiled, not run on a GPU yet"
+    words = ["native: AVX-512, AVX2, portable" if op.dtypes[device] == KERNEL_DTYPES else "native"]
+    if op.dtypes[device] == KERNEL_DTYPES:
+        words.append(_dtypes(op.dtypes[device]))
+    return "; ".join([*words, note] if note else words)
+
+
+def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = ["| " + " | ".join(line) + " |\n" for line in (header, *rows)]
+    return "".join([lines[0], "|---" * len(header) + "|\n", *lines[1:]])
+
+
+def readme() -> str:
+    """Return the table of README.md: the op and what runs on each device."""
+    rows = [
+        (f"[`{op.name}`](docs/ops/{op.page or op.name}.md)", _cell(op, "cpu"), _cell(op, "cuda"))
+        for op in OPS.values()
+        if op.public
+    ]
+    return _table(("op", "CPU", "CUDA"), rows)
+
+
+def index() -> str:
+    """Return the table of docs/ops/index.md: what an op computes and what it never holds."""
+    rows = [
+        (f"[`{op.name}`]({op.page or op.name}.md)", op.equals, op.avoids)
+        for op in OPS.values()
+        if op.public
+    ]
+    return _table(("op", "equals", "never holds"), rows)
+
+
+_TABLES: dict[str, Callable[[], str]] = {"readme": readme, "index": index}
+
+
+def filled(text: str) -> str:
+    """Return a page with its marked tables rebuilt from the declarations."""
+    return _MARK.sub(lambda m: m[1] + _TABLES[m[2]]() + m[3], text)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        page = Path(name)
+        page.write_text(filled(page.read_text(encoding="utf-8")), encoding="utf-8")
+    if len(sys.argv) == 1:
+        print(readme(), index(), sep="\n")

@@ -1,0 +1,135 @@
+"""Add the normalized rows of several views to a table, as a model adds its modalities.
+
+Legend: M views, N rows, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.errors import InputError
+from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor
+from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
+from mmssl.ops.dispatch import use_native
+
+
+def add_normalized(base: Tensor, x: Tensor, weight: float = 1.0) -> Tensor:
+    """Compute ``base + weight * F.normalize(x, dim=-1).sum(0)`` in one pass each way.
+
+    Gradients flow to ``base`` and ``x``; double backward is not supported. Half types are summed in
+    float32. The result has the same bits for any number of threads.
+
+    Args:
+        base: (N, D) floating point.
+        x: (M, N, D), same dtype and device; read without a copy if its rows are contiguous.
+        weight: factor on the sum.
+
+    Returns:
+        (N, D) in the dtype of ``base``.
+
+    Raises:
+        InputError: an argument does not match its description.
+        RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
+    """
+    check_tensor("x", x, dims="(M, N, D)")
+    check_tensor("base", base, dims="(N, D)", like=x)
+    check_shape("base", base, x.shape[1:])
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+        raise InputError(f"weight: expected a number, got {weight!r:.60}")
+    if not use_native("add_normalized", x.device.type, x.dtype):
+        return add_normalized_reference(base, x, weight)
+    out, *_ = _call(base, x, weight)
+    return out
+
+
+def add_normalized_reference(base: Tensor, x: Tensor, weight: float = 1.0) -> Tensor:
+    """Compute :func:`add_normalized` in plain PyTorch."""
+    acc = accumulation_dtype(x.dtype)
+    unit = F.normalize(x.to(acc), dim=-1)
+    return (base.to(acc) + weight * unit.sum(0)).to(base.dtype)
+
+
+def _fake(base: Tensor, x: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    inverse = x.new_empty(x.shape[:2], dtype=accumulation_dtype(x.dtype))
+    return torch.empty_like(base, memory_format=torch.contiguous_format), inverse
+
+
+def _backward_fake(grad: Tensor, x: Tensor, inverse: Tensor, weight: float) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    _, x, ctx.weight = inputs
+    ctx.save_for_backward(x, output[1])  # the inverse length of every row
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+    x, inverse = ctx.saved_tensors
+    to_x = None
+    if ctx.needed[1]:
+        to_x = torch.ops.mmssl.add_normalized_backward(grad, x, inverse, ctx.weight)
+    return grad, to_x
+
+
+_FORWARD = Operator(
+    "add_normalized", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1), hidden=1
+)
+_call = eager(_FORWARD)
+
+
+def _samples(dtype: torch.dtype) -> Iterator[Sample]:
+    def sample(label: str, m: int, n: int, d: int, weight: float = 0.7) -> Sample:
+        generator = torch.Generator().manual_seed(n)
+        base = torch.randn(n, d, generator=generator).to(dtype)
+        x = torch.randn(m, n, d, generator=generator).to(dtype)
+        return Sample(label, {"base": base, "x": x, "weight": weight}, tiny=n < 20)
+
+    yield sample("typical", 2, 4, 3)
+    yield sample("one row", 1, 1, 1, -1.5)
+    yield sample("no row", 2, 0, 4)
+    yield sample("no view", 0, 3, 4)
+    yield sample("no column", 2, 3, 0)
+    yield sample("odd sizes", 5, 7, 33)
+    yield sample("large", 2, 3000, 33)
+    strided = sample("side by side", 3, 6, 4).arguments
+    strided["x"] = strided["x"].transpose(0, 1).contiguous().transpose(0, 1)
+    yield Sample("side by side", strided)
+    columns = sample("strided columns", 2, 6, 8).arguments
+    yield Sample("strided columns", {"base": columns["base"][:, ::2], "x": columns["x"][..., ::2]})
+
+
+def _bad() -> Iterator[Bad]:
+    x = torch.zeros(2, 4, 3)
+    yield Bad("x", x[0], r"x: expected shape \(M, N, D\), got \(4, 3\)")
+    yield Bad("x", x.int(), "x: expected a floating point dtype, got torch.int32")
+    yield Bad("base", [1.0], "base: expected a torch.Tensor, got list")
+    yield Bad("base", x[0, :2], r"base: expected shape \(4, 3\), got \(2, 3\)")
+    yield Bad("base", x[0].double(), "base: expected dtype torch.float32, like the other")
+    yield Bad("base", x[0].to("meta"), "base: expected device cpu, got meta")
+    yield Bad("weight", "much", "weight: expected a number, got 'much'")
+    yield Bad("weight", None, "weight: expected a number, got None")
+
+
+declare(
+    Op(
+        name="add_normalized",
+        function=add_normalized,
+        reference=add_normalized_reference,
+        samples=_samples,
+        dtypes={"cpu": KERNEL_DTYPES},
+        operators=(
+            _FORWARD,
+            Operator("add_normalized_backward", fake=_backward_fake, refused="double backward"),
+        ),
+        differentiable=("base", "x"),
+        bad=_bad,
+        equals="a table plus the normalized rows of M views",
+        avoids="the normalized views",
+    )
+)

@@ -1,0 +1,153 @@
+"""Dropout whose mask is a function of one drawn number, the same on every device.
+
+torch draws CPU masks element by element from a serial generator, which takes a sixth of a training
+step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from mmssl.errors import InputError
+from mmssl.ops._autograd import Operator
+from mmssl.ops._checks import check_number
+from mmssl.ops._registry import Bad, Op, Sample, declare
+from mmssl.ops.dispatch import use_native
+
+_STEPS = 1 << 16
+# SplitMix64's constants as int64.
+_GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
+_MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
+_MIX_2 = 0x94D049BB133111EB - (1 << 64)
+
+
+def keep_mask(
+    shape: Sequence[int], rate: float, device: torch.device | str = "cpu"
+) -> tuple[Tensor | None, float]:
+    """Draw a dropout mask and return it with the factor on the kept elements.
+
+    The mask follows from one number that is drawn from torch's default generator of the device. The
+    rate is rounded to 1 / 65,536 and the factor belongs to the rounded rate, so that the
+    expectation is exact.
+
+    Args:
+        shape: Shape of the mask.
+        rate: Share that is dropped, in [0, 1).
+        device: Device of the mask.
+
+    Returns:
+        uint8 of 0 and 1, or None if nothing is dropped, and 1 / (1 - rate).
+
+    Raises:
+        InputError: ``rate`` is outside [0, 1) or ``shape`` is not made of integers >= 0.
+    """
+    check_number("rate", rate, 0, 1, "a number in [0, 1)")
+    if any(type(n) is not int or n < 0 for n in shape):
+        raise InputError(f"shape: expected integers >= 0, got {tuple(shape)}")
+    native = use_native("keep_mask", torch.device(device).type)
+    return _drawn(shape, rate, device, torch.ops.mmssl.keep_mask if native else mask_from_seed)
+
+
+def keep_mask_reference(
+    shape: Sequence[int], rate: float, device: torch.device | str = "cpu"
+) -> tuple[Tensor | None, float]:
+    """Compute :func:`keep_mask` in plain PyTorch, from the same drawn number."""
+    return _drawn(shape, rate, device, mask_from_seed)
+
+
+def _drawn(
+    shape: Sequence[int],
+    rate: float,
+    device: torch.device | str,
+    compute: Callable[[Tensor, int, int], Tensor],
+) -> tuple[Tensor | None, float]:
+    dropped = min(round(rate * _STEPS), _STEPS - 1)
+    if dropped == 0:
+        return None, 1.0
+    seed = torch.randint(1 << 62, (1,), device=device)
+    limit, count = dropped - _STEPS // 2, math.prod(shape)
+    return compute(seed, count, limit).view(*shape), _STEPS / (_STEPS - dropped)
+
+
+def mask_from_seed(seed: Tensor, n: int, limit: int) -> Tensor:
+    """Compute the mask from its seed in plain PyTorch, as ``mmssl::keep_mask`` does.
+
+    Element ``4 w + j`` is kept if the j-th 16 bits, signed, of the w-th output of SplitMix64
+    (Steele, Lea, Flood, OOPSLA 2014) after the seed are at least ``limit``.
+
+    Args:
+        seed: (1,) int64.
+        n: Number of elements.
+        limit: Smallest value that is kept, in [-2^15, 2^15).
+
+    Returns:
+        (n,) uint8 of 0 and 1.
+    """
+    number = torch.arange(1, (n + 3) // 4 + 1, device=seed.device)
+    word = seed + number * _GOLDEN  # wraps on purpose
+    word = (word ^ _shift_right(word, 30)) * _MIX_1
+    word = (word ^ _shift_right(word, 27)) * _MIX_2
+    word = word ^ _shift_right(word, 31)
+    return (word.view(torch.int16)[:n] >= limit).to(torch.uint8)
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Shift an unsigned number, where int64 would repeat the sign."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
+    """Apply ``torch.nn.functional.dropout`` with the mask of :func:`keep_mask`.
+
+    Args:
+        x: any shape, floating point.
+        rate: Share that is dropped, in [0, 1).
+        training: False returns ``x``.
+
+    Raises:
+        InputError: ``rate`` is outside [0, 1).
+    """
+    if not training:
+        return x
+    keep, scale = keep_mask(x.shape, rate, x.device)
+    return x if keep is None else x * (keep.to(x.dtype) * scale)
+
+
+def _fake(seed: Tensor, n: int, limit: int) -> Tensor:
+    return seed.new_empty(n, dtype=torch.uint8)
+
+
+def _samples(dtype: torch.dtype) -> Iterator[Sample]:
+    yield Sample("typical", {"shape": (7, 5), "rate": 0.3})
+    yield Sample("one element", {"shape": (1,), "rate": 0.5})
+    yield Sample("no element", {"shape": (0, 4), "rate": 0.5})
+    yield Sample("nothing dropped", {"shape": (3, 2), "rate": 1e-7})
+    yield Sample("large", {"shape": (700, 101), "rate": 0.9}, tiny=False)
+
+
+def _bad() -> Iterator[Bad]:
+    for value in (-0.1, 1, 1.5, float("nan"), "half", None):
+        yield Bad("rate", value, rf"rate: expected a number in \[0, 1\), got {value!r}")
+    for shape in ((-1, 2), (2.0, 3), (True,)):
+        yield Bad("shape", shape, r"shape: expected integers >= 0, got \(")
+
+
+declare(
+    Op(
+        name="keep_mask",
+        function=keep_mask,
+        reference=keep_mask_reference,
+        samples=_samples,
+        dtypes={"cpu": (torch.uint8,)},
+        operators=(Operator("keep_mask", fake=_fake),),
+        derivatives=0,
+        bad=_bad,
+        equals="the mask and the factor of dropout",
+        avoids="a serial generator",
+        page="norm_act",
+    )
+)

@@ -1,0 +1,216 @@
+"""Score, mask and select in one pass: the best items of every user without a U x I matrix.
+
+Legend: U users, I items, B users to rank for, D features, E edges of a view.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mmssl.indexing import row_edges
+from mmssl.ops._autograd import Operator
+from mmssl.ops._checks import (
+    accumulation_dtype,
+    check_ids,
+    check_integer,
+    check_shape,
+    check_tensor,
+    check_view,
+)
+from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare, sample_graph
+from mmssl.ops.dispatch import requested_backend, use_native
+
+if TYPE_CHECKING:
+    from mmssl.graph import GraphView
+
+# The CUDA kernel sorts a list in shared memory, which longer lists do not fit (kMaxTopk in csrc);
+# those are ranked by the reference.
+_MAX_CUDA_K = 1024
+# A block of score rows of the reference has about this number of elements (64 MB in float32), so
+# that ranking any number of users needs bounded memory.
+_BLOCK_ELEMENTS = 1 << 24
+
+
+def masked_topk(
+    user_emb: Tensor,
+    item_emb: Tensor,
+    k: int,
+    *,
+    users: Tensor | None = None,
+    exclude: GraphView | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute ``(user_emb[users] @ item_emb.T).masked_fill(excluded, -inf).topk(k)``.
+
+    Ties are ordered by smaller id. The (B, I) scores are never formed. The lists have the same bits
+    every time, on the CPU for any number of threads and independent of the other users in the call.
+    They carry no gradient; ``(user_emb[users][:, None] * item_emb[items]).sum(-1)`` has it.
+
+    Args:
+        user_emb: (U, D) floating point.
+        item_emb: (I, D), same dtype and device.
+        k: Length of the lists, >= 0; may exceed I. Beyond 1024 a GPU uses the reference.
+        users: (B,) int64 rows of ``user_emb`` to rank for, on the same device; all by default. On a
+            GPU ids are not checked, since that would wait for the device; a row out of range gets
+            an empty list.
+        exclude: (U, I) view whose edges are never returned, such as the train interactions.
+
+    Returns:
+        scores (B, k), highest first, float32 for the half types, and items (B, k) int64. If fewer
+        than k items are left, the tail is -inf and -1. NaN and -inf are never returned.
+
+    Raises:
+        InputError: an argument does not match its description.
+        RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
+    """
+    check_tensor("user_emb", user_emb, dims="(U, D)")
+    check_tensor("item_emb", item_emb, dims="(I, D)", like=user_emb)
+    check_shape("item_emb", item_emb, (item_emb.shape[0], user_emb.shape[1]))
+    check_integer("k", k, 0)
+    if users is not None:
+        check_ids("users", users, user_emb.shape[0], user_emb.device)
+    if exclude is not None:
+        shape = (user_emb.shape[0], item_emb.shape[0])
+        check_view("exclude", exclude, shape=shape, device=user_emb.device)
+    user_emb, item_emb = user_emb.detach(), item_emb.detach()
+    native = use_native("masked_topk", user_emb.device.type, user_emb.dtype)
+    if native and user_emb.device.type == "cuda" and k > _MAX_CUDA_K:
+        if requested_backend() == "native":
+            raise RuntimeError(
+                "mmssl.ops.masked_topk: backend 'native' is required, but the CUDA kernel makes "
+                f"lists of at most {_MAX_CUDA_K}, got k = {k}"
+            )
+        native = False
+    if not native:
+        return masked_topk_reference(user_emb, item_emb, k, users=users, exclude=exclude)
+    rowptr, col = (None, None) if exclude is None else (exclude.rowptr, exclude.col)
+    scores, items = torch.ops.mmssl.masked_topk(user_emb, item_emb, k, users, rowptr, col)
+    return scores, items
+
+
+def masked_topk_reference(
+    user_emb: Tensor,
+    item_emb: Tensor,
+    k: int,
+    *,
+    users: Tensor | None = None,
+    exclude: GraphView | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute :func:`masked_topk` in plain PyTorch, block by block of the users."""
+    acc = accumulation_dtype(user_emb.dtype)
+    user_emb, item_emb = user_emb.detach().to(acc), item_emb.detach().to(acc)
+    num_items = item_emb.shape[0]
+    if users is None:
+        users = torch.arange(user_emb.shape[0], device=user_emb.device)
+    width = min(k, num_items)
+    scores = user_emb.new_full((users.numel(), k), -torch.inf)
+    items = torch.full((users.numel(), k), -1, dtype=torch.int64, device=user_emb.device)
+    block = max(1, _BLOCK_ELEMENTS // max(num_items, 1))
+    for start in range(0, users.numel() if width else 0, block):
+        ids = users[start : start + block]
+        score = user_emb[ids] @ item_emb.T  # (b, I)
+        if exclude is not None:
+            rows, cols, _ = row_edges(exclude.rowptr, exclude.col, ids)
+            score[rows, cols] = -torch.inf
+        top_score, top_item = _stable_topk(score, width)
+        if bool(top_score[:, 0].isnan().any()):  # topk ranks NaN first
+            score = torch.where(score.isnan(), -torch.inf, score)
+            top_score, top_item = _stable_topk(score, width)
+        scores[start : start + block, :width] = top_score
+        items[start : start + block, :width] = top_item.masked_fill(top_score == -torch.inf, -1)
+    return scores, items
+
+
+def _stable_topk(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(b, k) largest entries per row of (b, I), equal ones in the order of their ids.
+
+    torch.topk may return any of several equal entries, so rows whose k-th value also occurs outside
+    the list are sorted in full; the others only need their k entries ordered.
+    """
+    value, item = score.topk(k, dim=1)
+    last = value[:, -1:]
+    cut_tie = ((score == last).sum(1) > (value == last).sum(1)) & (last.squeeze(1) != -torch.inf)
+    rows = cut_tie.nonzero().squeeze(1)
+    if rows.numel():
+        full_value, full_item = score[rows].sort(dim=1, descending=True, stable=True)
+        value[rows], item[rows] = full_value[:, :k], full_item[:, :k]
+    item, order = item.sort(dim=1)
+    value, order = value.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return value, item.gather(1, order)
+
+
+def _fake(
+    user_emb: Tensor, item_emb: Tensor, k: int, users: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    batch = (user_emb if users is None else users).shape[0]
+    scores = user_emb.new_empty(batch, k, dtype=accumulation_dtype(user_emb.dtype))
+    return scores, user_emb.new_empty(batch, k, dtype=torch.int64)
+
+
+def _samples(dtype: torch.dtype) -> Iterator[Sample]:
+    def sample(label: str, u: int, i: int, d: int, k: int, edges: int | None = None) -> Sample:
+        generator = torch.Generator().manual_seed(u + i)
+        # Products of small integers are exact in every order of summation, and many are equal.
+        user, item = (torch.randint(-2, 3, (n, d), generator=generator).to(dtype) for n in (u, i))
+        arguments: dict[str, Any] = {"user_emb": user, "item_emb": item, "k": k}
+        if edges is not None:
+            arguments["exclude"] = sample_graph(u, i, edges).ui
+            arguments["users"] = torch.tensor([u - 1, 0, 0])
+        return Sample(label, arguments, tiny=u < 20)
+
+    yield sample("typical", 5, 9, 3, 4, 12)
+    yield sample("all users", 5, 9, 3, 4)
+    yield sample("one user, one item", 1, 1, 1, 1)
+    yield sample("longer than the items", 3, 4, 2, 7, 5)
+    yield sample("no item", 3, 0, 2, 2)
+    yield sample("no list", 3, 4, 2, 0)
+    yield sample("no user", 0, 4, 2, 2)
+    yield sample("odd sizes", 11, 333, 17, 163, 70)
+    yield sample("large", 300, 500, 33, 30)
+    strided = sample("strided", 6, 10, 4, 3, 9).arguments
+    strided["user_emb"] = strided["user_emb"].T.contiguous().T
+    strided["item_emb"] = strided["item_emb"].repeat(2, 1)[::2]
+    yield Sample("strided", strided)
+
+
+def _bad() -> Iterator[Bad]:
+    user, item = torch.zeros(5, 3), torch.zeros(9, 3)
+    yield Bad("user_emb", [[1.0]], "user_emb: expected a torch.Tensor, got list")
+    yield Bad("user_emb", user.int(), "user_emb: expected a floating point dtype, got torch.int32")
+    yield Bad("item_emb", item[0], r"item_emb: expected shape \(I, D\), got \(3,\)")
+    yield Bad("item_emb", item[:, :2], r"item_emb: expected shape \(9, 3\), got \(9, 2\)")
+    yield Bad("item_emb", item.double(), "item_emb: expected dtype torch.float32, like the other")
+    yield Bad("item_emb", item.to("meta"), "item_emb: expected device cpu, got meta")
+    for value in (-1, 2.0, True, None, "many"):
+        yield Bad("k", value, f"k: expected an integer >= 0, got {value!r}")
+    yield Bad("users", [1], "users: expected a torch.Tensor, got list")
+    yield Bad("users", user[0], r"users: expected shape \(B,\) int64, got \(3,\) torch.float32")
+    yield Bad("users", torch.tensor([1]).to("meta"), "users: expected device cpu, got meta")
+    for value in (5, -1, 2**40, -(2**63)):
+        message = rf"users: expected ids in \[0, 5\), got {value}"
+        yield Bad("users", torch.tensor([0, value]), message)
+    graph = sample_graph(5, 9, 3)
+    message = r"exclude: expected a view of shape \(5, 9\), got \(9, 5\)"
+    yield Bad("exclude", graph.iu, message)
+    yield Bad("exclude", graph, "exclude: expected a GraphView, such as graph.ui, got Interaction")
+    yield Bad("exclude", graph.to("meta").ui, "exclude: expected device cpu, got meta")
+
+
+declare(
+    Op(
+        name="masked_topk",
+        function=masked_topk,
+        reference=masked_topk_reference,
+        samples=_samples,
+        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        operators=(Operator("masked_topk", fake=_fake),),
+        derivatives=0,
+        bad=_bad,
+        equals="matmul, mask of train items, top-k",
+        avoids="a B x I matrix",
+        folder="topk",
+    )
+)

@@ -1,0 +1,56 @@
+"""The base of every section of the configuration, which validates its values on construction.
+
+Importing this module requires the standard library only.
+"""
+
+from __future__ import annotations
+
+import math
+import typing
+from collections.abc import Callable
+from typing import Any
+
+from mmssl.errors import InputError
+
+VARIANTS = ("paper", "released")
+
+_MAX_INT = 2**63 - 1  # the largest integer that torch accepts
+_RANGES: dict[str, Callable[[Any], bool]] = {
+    ">= 0": lambda x: x >= 0,
+    ">= 1": lambda x: x >= 1,
+    "> 0": lambda x: x > 0,
+    "in [0, 1)": lambda x: 0 <= x < 1,
+    "in [0, 1]": lambda x: 0 <= x <= 1,
+    "two rates in [0, 1)": lambda x: len(x) == 2 and all(0 <= rate < 1 for rate in x),
+    '>= 2 or "paper"': lambda x: x == "paper" or x >= 2,
+    "paper or released": lambda x: x in VARIANTS,
+}
+
+
+def check(condition: bool, name: str, expected: str, got: object) -> None:
+    """Raise InputError ``name: expected ..., got ...`` unless the condition holds."""
+    if not condition:
+        try:
+            shown = f"{got!r:.60}"
+        except ValueError:  # repr() of a very large integer is refused
+            shown = "a number with too many digits"
+        raise InputError(f"{name}: expected {expected}, got {shown}")
+
+
+class Section:
+    """Base of a configuration's dataclasses: validates the values on construction.
+
+    Numbers must be finite and within int64. The range of a field, one of `_RANGES`, is the metadata
+    of its annotation.
+    """
+
+    def __post_init__(self) -> None:
+        section = type(self).__name__.removesuffix("Config").lower()
+        for name, hint in typing.get_type_hints(type(self), include_extras=True).items():
+            value, where = getattr(self, name), f"{section}.{name}".lstrip(".")
+            if isinstance(value, float):
+                check(math.isfinite(value), where, "a finite number", value)
+            elif isinstance(value, int):
+                check(abs(value) <= _MAX_INT, where, "an integer below 2^63", value)
+            for expected in getattr(hint, "__metadata__", ()):
+                check(_RANGES[expected](value), where, expected, value)

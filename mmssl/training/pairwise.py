@@ -1,0 +1,186 @@
+"""The training that most recommenders share: BPR triples, one pass over the train edges per epoch.
+
+Rendle, Freudenthaler, Gantner, Schmidt-Thieme: "BPR: Bayesian personalized ranking from implicit
+feedback", UAI 2009.
+
+Legend: U users, I items, D embedding dim, n train edges, B batch, K loss terms.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import record_function
+
+from mmssl.errors import InputError
+from mmssl.graph import InteractionGraph, Normalization
+from mmssl.models.embeddings import Embeddings
+from mmssl.ops import Triples
+from mmssl.training.state import optimizer_state, prefixed, restore_optimizer, section
+from mmssl.training.task import Task
+
+if TYPE_CHECKING:
+    from mmssl.config import Config
+    from mmssl.data.dataset import InteractionDataset
+
+
+class PairwiseConfig(Protocol):
+    """The fields that a model's section of the configuration must have."""
+
+    @property
+    def lr(self) -> float:
+        """Learning rate of Adam."""
+
+    @property
+    def batch_size(self) -> int:
+        """Edges per step, B."""
+
+    @property
+    def epochs(self) -> int:
+        """Maximum number of epochs."""
+
+    @property
+    def patience(self) -> int:
+        """Validations without improvement before training stops."""
+
+
+class PairwiseTask(Task):
+    """A module trained by Adam on (user, train item, other item) triples.
+
+    An epoch goes once through all train edges in random order; each gets one negative, drawn
+    uniformly from the items to which its user has no train edge. A subclass sets ``terms``, builds
+    its module in :meth:`build` and returns the loss terms of a batch in :meth:`losses`. It may
+    extend :meth:`draw_epoch`, for example to drop edges of the graph, and :meth:`start_epoch`, for
+    example to change the learning rate.
+
+    Args:
+        dataset: The data.
+        config: The complete configuration.
+        device: "cpu" or a CUDA device.
+        settings: The model's section of the configuration.
+        normalization: How the train graph is scaled.
+
+    Raises:
+        InputError: No train edge whose user lacks an item.
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ("sample", "forward", "backward", "optimizer")
+
+    def __init__(
+        self,
+        dataset: InteractionDataset,
+        config: Config,
+        device: torch.device | str,
+        *,
+        settings: PairwiseConfig,
+        normalization: Normalization = "sym",
+    ) -> None:
+        super().__init__(dataset, config, device, normalization=normalization)
+        self.objective = self.terms
+        self.epochs, self.patience = settings.epochs, settings.patience
+        self.batch_size = settings.batch_size
+        self.edge_user, self.edge_item = trainable_edges(self.graph)
+        self.steps_per_epoch = -(-self.edge_user.numel() // self.batch_size)
+        # Built on the CPU, so that a seed means the same initial values on every device.
+        self.model = self.build(dataset).to(self.device)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        self.generator = torch.Generator(self.device).manual_seed(config.training.seed)
+        self._epoch_start = self.generator.get_state()
+        self._order = torch.empty(0, dtype=torch.int64, device=self.device)  # (n,)
+
+    @abstractmethod
+    def build(self, dataset: InteractionDataset) -> nn.Module:
+        """Create the module; ``forward()`` returns :class:`mmssl.models.embeddings.Embeddings`."""
+
+    @abstractmethod
+    def losses(self, batch: Triples) -> Mapping[str, Tensor]:
+        """Compute the weighted scalar terms of a batch, by the names in ``terms``.
+
+        Args:
+            batch: (B,) triples.
+        """
+
+    def start_epoch(self, epoch: int, step: int) -> None:
+        """See the base class."""
+        if step == 0:  # otherwise load_state has drawn it
+            self._epoch_start = self.generator.get_state()
+            self.draw_epoch()
+
+    def draw_epoch(self) -> None:
+        """Draw from ``generator`` the random numbers that hold for a whole epoch.
+
+        A run that is resumed within an epoch calls this again with the generator as it was at the
+        start of the epoch, so the numbers need not be stored.
+        """
+        count = self.edge_user.numel()
+        self._order = torch.randperm(count, generator=self.generator, device=self.device)
+
+    def step(self, number: int) -> Tensor:
+        """See the base class."""
+        self.model.train()
+        with record_function("mmssl::sample"):
+            batch = self._draw(number)
+        with record_function("mmssl::forward"):
+            losses = self.losses(batch)
+            terms = torch.stack([losses[name] for name in self.terms])
+        self.optimizer.zero_grad(set_to_none=True)
+        with record_function("mmssl::backward"):
+            terms.sum().backward()
+        with record_function("mmssl::optimizer"):
+            self.optimizer.step()
+        return terms.detach()
+
+    @property
+    def learning_rate(self) -> float:
+        """See the base class."""
+        lr: float = self.optimizer.param_groups[0]["lr"]
+        return lr
+
+    @torch.no_grad()
+    def embed(self) -> Embeddings:
+        """See the base class."""
+        self.model.eval()
+        embeddings: Embeddings = self.model()
+        return embeddings
+
+    def state(self) -> dict[str, Tensor]:
+        """Return module, optimizer and generator, also the generator as it began the epoch."""
+        tensors = prefixed("model", self.model.state_dict())
+        tensors.update(optimizer_state("optimizer", self.optimizer))
+        tensors["rng.epoch"] = self._epoch_start
+        tensors["rng.generator"] = self.generator.get_state()
+        return tensors
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """See the base class."""
+        self.model.load_state_dict(section(tensors, "model"))
+        restore_optimizer("optimizer", self.optimizer, tensors)
+        self._epoch_start = tensors["rng.epoch"]
+        self.generator.set_state(self._epoch_start)
+        self.draw_epoch()
+        self.generator.set_state(tensors["rng.generator"])
+
+    def _draw(self, number: int) -> Triples:
+        index = self._order[number * self.batch_size : (number + 1) * self.batch_size]
+        user, pos_item = self.edge_user[index], self.edge_item[index]
+        draw = torch.rand(
+            user.numel(), generator=self.generator, device=self.device, dtype=torch.float64
+        )
+        return Triples(user, pos_item, self.graph.missing_item(user, draw))
+
+
+def trainable_edges(graph: InteractionGraph) -> tuple[Tensor, Tensor]:
+    """Return users and items (n,) int64 of the edges whose user lacks at least one item.
+
+    Raises:
+        InputError: No such edge exists.
+    """
+    user, item = graph.ui.row_of_edge(), graph.index.col.long()
+    keep = graph.index.rowptr.diff()[user] < graph.num_items
+    if not bool(keep.any()):
+        raise InputError("train split: expected an edge of a user who lacks an item, got none")
+    return user[keep], item[keep]

@@ -1,0 +1,133 @@
+"""What the trainer needs from a model.
+
+Legend: U users, I items, D embedding dim, K loss terms.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from mmssl.graph import InteractionGraph, Normalization
+from mmssl.models.embeddings import Embeddings
+from mmssl.models.registry import model_spec
+
+if TYPE_CHECKING:
+    from mmssl.config import Config
+    from mmssl.data.dataset import InteractionDataset
+
+
+class Task(ABC):
+    """A model in training: data, parameters, optimizers and random state.
+
+    In every epoch the trainer calls :meth:`start_epoch`, then :meth:`step` ``steps_per_epoch``
+    times, then :meth:`embed`. It owns everything else: history, early stopping, checkpoints,
+    guards, the run directory. A model is a subclass in the model's own file, named in
+    :mod:`mmssl.models.registry`; models trained on BPR triples derive from
+    :class:`mmssl.training.pairwise.PairwiseTask`. A model in closed form is a task with zero
+    epochs, which implements :meth:`embed` only.
+
+    Creating a task seeds torch's default generators with ``training.seed``, so that initial values
+    depend on the configuration only.
+
+    Args:
+        dataset: The data; only its train split and features are used.
+        config: The complete configuration.
+        device: "cpu" or a CUDA device.
+        normalization: How the train graph is scaled.
+    """
+
+    epochs: int = 0
+    """Maximum number of epochs."""
+    patience: int = 1
+    """Validations without improvement before training stops."""
+    steps_per_epoch: int = 0
+    """Number of calls of :meth:`step` in an epoch."""
+    terms: tuple[str, ...] = ()
+    """Names of the K values that :meth:`step` returns; those of gradient norms end in
+    "grad_norm"."""
+    objective: tuple[str, ...] = ()
+    """The terms whose sum is the loss that the progress line shows."""
+    phases: ClassVar[tuple[str, ...]] = ()
+    """Profiler ranges of a step, without the prefix ``mmssl::``, in order; none inside another."""
+
+    def __init__(
+        self,
+        dataset: InteractionDataset,
+        config: Config,
+        device: torch.device | str,
+        *,
+        normalization: Normalization = "sym",
+    ) -> None:
+        self.config = config
+        self.device = torch.device(device)
+        torch.manual_seed(config.training.seed)
+        self.graph = InteractionGraph.from_edges(
+            *dataset.train, dataset.num_users, dataset.num_items, normalization=normalization
+        ).to(self.device)
+
+    @abstractmethod
+    def embed(self) -> Embeddings:
+        """Return the current embeddings of every user (U, D) and item (I, D), detached."""
+
+    def start_epoch(self, epoch: int, step: int) -> None:
+        """Prepare an epoch: set the learning rate, draw the order of the samples.
+
+        Args:
+            epoch: Number of finished epochs.
+            step: Number of finished steps of this epoch; positive when a resumed run re-enters it,
+                after :meth:`load_state`. No checkpoint lies between this call and the first step.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no epochs")
+
+    def step(self, number: int) -> Tensor:
+        """Run a training step without waiting for the device.
+
+        Args:
+            number: Position in the epoch, from 0.
+
+        Returns:
+            (K,) values of ``terms``, detached, on the device.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no steps")
+
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the current epoch."""
+        raise NotImplementedError(f"{type(self).__name__} has no epochs")
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every tensor that the next step depends on, torch's default generators excepted.
+
+        The trainer stores it in checkpoints together with the state of the default generators.
+        """
+        return {}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Continue from what :meth:`state` returned, bit for bit.
+
+        Raises:
+            KeyError: A tensor is missing.
+            TypeError: A generator state has the wrong type.
+            RuntimeError: A tensor has the wrong shape.
+        """
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the parameters to export next to the embeddings; by default none."""
+        return {}
+
+
+def create_task(
+    model: str, dataset: InteractionDataset, config: Config, device: torch.device | str = "cpu"
+) -> Task:
+    """Create the task of a model by its name in :mod:`mmssl.models.registry`.
+
+    Raises:
+        InputError: An unknown model, or data that the model can't be trained on.
+    """
+    task: Task = model_spec(model).load_task()(dataset, config, device)
+    return task

@@ -1,0 +1,82 @@
+"""Every SIMD level: the error bounds of the contract, and the same bits if an op promises them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.ops.kernels import ROOT, needs_cpu_kernel
+
+SCRIPT = """
+import hashlib, json, torch
+from mmssl.ops._registry import OPS
+from tests.ops.cases import NATIVE, everything
+from tests.ops.graphs import DTYPES, random_view, random_x
+from tests.ops.test_all_ops import test_errors_are_within_those_of_the_reference as check
+from tests.ops.test_masked_topk import native as topk, normal, whole_numbers
+from tests.ops import test_bpr
+
+found = {}
+
+def note(name, results):
+    digest = found.setdefault(name, hashlib.sha256())
+    for result in results:
+        digest.update(result.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+for op in NATIVE:
+    for dtype in DTYPES:
+        if dtype in op.dtypes["cpu"] or op.name in ("keep_mask", "sample_bpr"):
+            check(op, dtype, "cpu")
+for dtype in DTYPES:
+    for case in OPS["add_normalized"].samples(dtype):
+        # torch draws random numbers differently at every level; these are the same.
+        own = {
+            name: (torch.arange(x.numel()) * 7919 % 1009 / 1009 - 0.5).view(x.shape).to(dtype)
+            for name, x in case.arguments.items() if isinstance(x, torch.Tensor)
+        }
+        own["weight"] = 0.5
+        note("add_normalized", everything(OPS["add_normalized"], own, "native"))
+    for d in (1, 2, 3, 5, 8, 12, 16, 17, 32, 48, 64, 100, 129, 256, 300):
+        for valued in (False, True):
+            view = random_view(60, 40, 400, hub=1500, valued=valued)
+            x, grad = random_x(view, d, dtype), random_x(view.transpose(), d, dtype, seed=1)
+            index = (view.rowptr, view.col, view.t_rowptr, view.t_col, None, None)
+            call = torch.ops.mmssl
+            note("spmm", [
+                call.spmm(x, *index, None, None, None),
+                call.spmm_value_grad(grad, x, *index, None, None),
+            ])
+        note("bpr_loss", test_bpr.run(test_bpr.native, test_bpr.problem(90, d, dtype=dtype), dtype))
+    for d, k in ((1, 7), (5, 40), (64, 10), (100, 300), (64, 2000)):
+        view = random_view(37, 1500, 4000)
+        for name, make in (("whole scores", whole_numbers), ("real scores", normal)):
+            note(name, topk(make(37, d, dtype), make(1500, d, dtype, 1), k, exclude=view))
+print(json.dumps([call.cpu_capability(), {k: v.hexdigest() for k, v in found.items()}]))
+"""
+
+
+@pytest.mark.slow
+@needs_cpu_kernel
+def test_every_simd_level():
+    found = {}
+    for level in ("default", "avx2", "avx512"):
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT],
+            cwd=ROOT,
+            env={**os.environ, "ATEN_CPU_CAPABILITY": level, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        name, digests = json.loads(done.stdout.splitlines()[-1])
+        found[name] = digests
+    assert "default" in found
+    for name in ("spmm", "bpr_loss", "add_normalized", "whole scores"):
+        assert len({digests[name] for digests in found.values()}) == 1, name
+    # Portable code has no fused multiply-add.
+    fused = {digests["real scores"] for level, digests in found.items() if level != "default"}
+    assert len(fused) <= 1

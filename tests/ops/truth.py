@@ -1,0 +1,204 @@
+"""Every op in NumPy and plain loops, in float64, from the definition in its docstring.
+
+Nothing here shares code with the references, so that an error in a reference is found as well.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+Arrays = list[Any]
+
+
+def array(x: torch.Tensor) -> np.ndarray:
+    return x.detach().double().numpy()
+
+
+def unit(rows: np.ndarray) -> np.ndarray:
+    return rows / np.maximum(np.sqrt((rows**2).sum(-1, keepdims=True)), 1e-12)
+
+
+def dense(view: Any) -> np.ndarray:
+    matrix = np.zeros((view.num_rows, view.num_cols))
+    pointer, columns = view.rowptr.tolist(), view.col.tolist()
+    for r in range(view.num_rows):
+        for p in range(pointer[r], pointer[r + 1]):
+            weight = 1.0
+            if view.value is not None:
+                weight = float(view.value[p if view.edge is None else int(view.edge[p])])
+            for scale, place in ((view.row_scale, r), (view.col_scale, columns[p])):
+                weight *= 1.0 if scale is None else float(scale[place])
+            matrix[r, columns[p]] += weight
+    return matrix
+
+
+def spmm(view, x) -> Arrays:
+    return [dense(view) @ array(x)]
+
+
+def propagate(views, xs) -> Arrays:
+    return [dense(view) @ array(x) for view, x in zip(views, xs, strict=True)]
+
+
+def info_nce(
+    anchor,
+    positive,
+    temperature,
+    negatives=None,
+    intra_view=True,
+    symmetric=False,
+    eps=0.0,
+    reduction="mean",
+) -> Arrays:
+    a, p, t = unit(array(anchor)), unit(array(positive)), float(temperature)
+    others = np.zeros((0, a.shape[-1])) if negatives is None else unit(array(negatives))
+
+    def rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        losses = np.zeros(len(x))
+        for i in range(len(x)):
+            terms = [np.exp(x[i] @ y[j] / t) for j in range(len(y))]
+            terms += [np.exp(x[i] @ x[j] / t) for j in range(len(x)) if intra_view and j != i]
+            terms += [np.exp(x[i] @ z / t) for z in others]
+            losses[i] = -np.log(np.exp(x[i] @ y[i] / t) / sum(terms) + eps)
+        return losses
+
+    count = int(np.prod(a.shape[:-2]))
+    flat = zip(*(x.reshape(count, *x.shape[-2:]) for x in (a, p)), strict=True)
+    losses = [(rows(x, y) + rows(y, x)) / 2 if symmetric else rows(x, y) for x, y in flat]
+    loss = np.array(losses).reshape(a.shape[:-1])
+    if reduction == "none":
+        return [loss]
+    return [loss.sum(-1) if reduction == "sum" else loss.mean(-1)]
+
+
+def norm_act(
+    x,
+    weight,
+    bias,
+    negative_slope=0.2,
+    keep=None,
+    keep_scale=1.0,
+    running_mean=None,
+    running_var=None,
+    momentum=0.1,
+    eps=1e-5,
+) -> Arrays:
+    x = array(x)
+    a = np.where(x > 0, x, negative_slope * x)
+    mean = a.sum(0) / len(a)
+    var = ((a - mean) ** 2).sum(0) / len(a)
+    y = array(weight) * (a - mean) / np.sqrt(var + eps) + array(bias)
+    out = [y if keep is None else y * array(keep) * keep_scale]
+    if running_mean is not None:
+        unbiased = var * len(a) / (len(a) - 1)
+        for before, now in ((running_mean, mean), (running_var, unbiased)):
+            out.append((1 - momentum) * array(before) + momentum * now)
+    return out
+
+
+def keep_mask(shape, rate, device="cpu") -> Arrays:
+    dropped = round(rate * 65536)
+    if dropped == 0:
+        return [1.0]
+    state, count, kept = int(torch.randint(1 << 62, (1,))), int(np.prod(shape)), []
+    for w in range(1, count // 4 + 2):
+        z = (state + w * 0x9E3779B97F4A7C15) % 2**64
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
+        z ^= z >> 31
+        for j in range(4):
+            bits = (z >> (16 * j)) & 0xFFFF
+            kept.append((bits + 32768) % 65536 >= dropped)
+    return [np.array(kept[:count]).reshape(shape), 65536 / (65536 - dropped)]
+
+
+def view_attention(query, key, view, num_heads) -> Arrays:
+    q, k, v = array(query), array(key), array(view)
+    m, n, d = v.shape
+    width = d // num_heads
+    out = np.zeros((n, num_heads * d))
+    for node in range(n):
+        for h in range(num_heads):
+            part = slice(h * width, (h + 1) * width)
+            weight = np.zeros(m)
+            for a in range(m):
+                score = np.array([q[a, node, part] @ k[b, node, part] for b in range(m)])
+                e = np.exp(score / np.sqrt(width) - (score / np.sqrt(width)).max())
+                weight += e / e.sum() / m
+            out[node, h * d : (h + 1) * d] = sum(weight[b] * v[b, node] for b in range(m))
+    return [out]
+
+
+def add_normalized(base, x, weight=1.0) -> Arrays:
+    out = array(base).copy()
+    for view in array(x):
+        out += weight * unit(view)
+    return [out]
+
+
+def masked_topk(user_emb, item_emb, k, users=None, exclude=None) -> Arrays:
+    u, i = array(user_emb), array(item_emb)
+    wanted = range(len(u)) if users is None else users.tolist()
+    scores, items = np.full((len(wanted), k), -np.inf), np.full((len(wanted), k), -1)
+    for b, user in enumerate(wanted):
+        own: set[int] = set()
+        if exclude is not None:
+            own = set(exclude.col[exclude.rowptr[user] : exclude.rowptr[user + 1]].tolist())
+        ranked = sorted((-float(i[n] @ u[user]), n) for n in range(len(i)) if n not in own)[:k]
+        for place, (score, n) in enumerate(ranked):
+            scores[b, place], items[b, place] = -score, n
+    return [scores, items]
+
+
+def masked_similarity(user_emb, item_emb, users, exclude) -> Arrays:
+    score = array(user_emb)[users.tolist()] @ array(item_emb).T
+    seen = dense(exclude)[users.tolist()] != 0
+    return [unit(np.where(seen, 0.0, score))]
+
+
+def masked_similarity_linear(user_emb, item_emb, users, exclude, weight) -> Arrays:
+    (rows,) = masked_similarity(user_emb, item_emb, users, exclude)
+    return [rows @ array(weight)]
+
+
+def bpr_loss(user_emb, item_emb, users, pos_items, neg_items, with_l2=False) -> Arrays:
+    u, i = array(user_emb), array(item_emb)
+    losses, squares = [], 0.0
+    for b in range(len(users)):
+        user, pos, neg = u[users[b]], i[pos_items[b]], i[neg_items[b]]
+        losses.append(np.log1p(np.exp(-(user @ pos - user @ neg))))
+        squares += user @ user + pos @ pos + neg @ neg
+    loss = np.mean(losses) if losses else np.nan
+    return [loss, squares] if with_l2 else [loss]
+
+
+def sample_bpr(graph, batch_size, generator=None) -> Arrays:
+    draw = torch.rand(3, batch_size, generator=generator, dtype=torch.float64).tolist()
+    pointer, columns = graph.index.rowptr.tolist(), graph.index.col.tolist()
+    own = [columns[pointer[u] : pointer[u + 1]] for u in range(graph.num_users)]
+    users = [u for u in range(graph.num_users) if 0 < len(own[u]) < graph.num_items]
+    chosen: list[list[int]] = [[], [], []]
+    for b in range(batch_size):
+        place = b + int(draw[0][b] * (len(users) - b))
+        users[b], users[place] = users[place], users[b]
+        user = users[b]
+        missing = [i for i in range(graph.num_items) if i not in own[user]]
+        chosen[0].append(user)
+        chosen[1].append(own[user][int(draw[1][b] * len(own[user]))])
+        chosen[2].append(missing[int(draw[2][b] * len(missing))])
+    return [np.array(ids, dtype=np.int64) for ids in chosen]
+
+
+def tall_product(a, b) -> Arrays:
+    return [np.einsum("np,nq->pq", array(a), array(b))]
+
+
+def gram(x) -> Arrays:
+    return [np.einsum("np,nq->pq", array(x), array(x))]
+
+
+def transposed(x) -> Arrays:
+    return [np.array([array(x)[:, c] for c in range(x.shape[1])]).reshape(x.shape[1], x.shape[0])]
