@@ -202,7 +202,7 @@ class BuildExt(BaseBuildExt):
         built[module] = {"built": True, "reason": ""}
 
     def run(self) -> None:
-        """Builds all, then writes the record beside them."""
+        """Build all extensions, then write the record next to them."""
         super().run()
         inplace = self.inplace or getattr(self, "editable_mode", False)
         write_build_info(Path("." if inplace else self.build_lib) / "mmssl")

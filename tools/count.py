@@ -78,27 +78,48 @@ def read_an_op() -> list[Count]:
     folder = f"csrc/ops/{OP}"
     if absent := _missing(f"mmssl/ops/{OP}.py", folder):
         return [Count(what, [], 10, absent=absent)]
-    own = [path for path in tree.under(folder) if not re.search(r"emulat|_test\.|/test_", path)]
+    tests = r"emulat|_test\.|/test_|/race\."
+    own = [path for path in tree.under(folder) if not re.search(tests, path)]
     files = [f"mmssl/ops/{OP}.py", *own, *tree.included(own, "csrc/gemm")]
     once = [path for path in tree.tracked() if path.startswith(INFRASTRUCTURE)]
     return [Count(what, files, 10), Count("  read once for all ops", once, None)]
 
 
+# CONTRIBUTING's places to add an op: what it says -> the paths (patterns) that belong to it.
+PLACES = {
+    "mmssl/ops/x.py": "mmssl/ops/{op}.py",
+    "mmssl/ops/__init__.py": "mmssl/ops/__init__.py",
+    "csrc/ops/x/": "csrc/ops/{op}/.*",
+    "tests/ops/truth.py": "tests/ops/truth.py",
+    "tests/ops/test_x.py and calls past the Python checks": "tests/ops/test_.*",
+    "benchmarks": "benchmarks/.*",
+    "the page in the docs": "docs/ops/{op}.md|docs/reference/ops.md|mkdocs.yml",
+    "generated tables": "README.md|docs/ops/index.md",
+    "CHANGELOG.md": "CHANGELOG.md",
+}
+
+
 def add_an_op() -> list[Count]:
-    """Places that name an existing op: its folder of C++ counts once, its callers do not."""
+    """Places that name an existing op: those of CONTRIBUTING, and any other; callers apart."""
     what = f"places to add an op, counted for {ADDED}"
-    folder = f"csrc/ops/{ADDED}"
-    if absent := _missing(f"mmssl/ops/{ADDED}.py", folder):
+    if absent := _missing(f"mmssl/ops/{ADDED}.py", f"csrc/ops/{ADDED}"):
         return [Count(what, [], 9, absent=absent)]
-    places, callers = [f"{folder}/"], []
+    places: dict[str, list[str]] = {}
+    callers = []
     for path in tree.tracked():
-        if path.startswith((f"{folder}/", "benchmarks/results/", "tools/")):
+        if path.startswith(("benchmarks/results/", "tools/")):
             continue
-        if ADDED in tree.text(path) or ADDED in path:
-            called = path.startswith("mmssl/") and not path.startswith("mmssl/ops/")
-            called |= path.startswith("tests/") and not path.startswith("tests/ops/")
-            (callers if called else places).append(path)
-    return [Count(what, places, 9), Count("  that call it", callers, None)]
+        if ADDED not in tree.text(path) and ADDED not in path:
+            continue
+        outside = ("mmssl/", "tests/")
+        if path.startswith(outside) and not path.startswith(("mmssl/ops/", "tests/ops/")):
+            callers.append(path)
+            continue
+        patterns = ((place, form.format(op=ADDED)) for place, form in PLACES.items())
+        place = next((place for place, form in patterns if re.fullmatch(form, path)), path)
+        places.setdefault(place, []).append(path)
+    found = [f"{place}: {', '.join(paths)}" for place, paths in places.items()]
+    return [Count(what, found, 9), Count("  that call it", callers, None)]
 
 
 def training_step() -> list[Count]:

@@ -59,7 +59,7 @@ def run_emulated(folder: Path, op: str) -> None:
 def build_emulated_bindings(folder: Path) -> Path:
     """Builds the CUDA bindings, with their kernels on the emulator, as a library for the CPU.
 
-    Loaded after ``mmssl._C``, it takes the place of the CPU kernels: ``torch.ops.mmssl`` then runs
+    Loaded after ``mmssl._C``, it replaces the CPU kernels: ``torch.ops.mmssl`` then runs
     the CUDA bindings on CPU tensors.
     """
     library = folder / "emulated.so"
