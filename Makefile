@@ -27,7 +27,7 @@ help:
 	@echo "make test-all    the whole test suite, which CI runs"
 	@echo "make lint        ruff and mypy"
 	@echo "make docs        the documentation site, into build/site"
-	@echo "make sanitize    the op tests under address and undefined-behaviour sanitizers"
+	@echo "make sanitize    the op tests under address and undefined-behavior sanitizers"
 	@echo "make hardening   kills, soak, malformed files, fuzzing, sanitizers, threads: one table (PARTS=...)"
 	@echo "make cuda-check  compile the CUDA kernels (needs nvcc, no GPU)"
 	@echo "make cuda-build  build and load the whole CUDA extension against a CUDA torch (downloads one)"
@@ -38,7 +38,7 @@ help:
 	python3 -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { echo "error: python3 is $$(python3 --version), 3.10 or newer is needed" >&2; exit 2; }
 	python3 -m venv .venv || { echo "error: python3 -m venv failed (Debian: apt install python3-venv)" >&2; exit 2; }
 
-# An environment that has torch keeps it; elsewhere the pinned one is installed first, so that the
+# An environment with torch keeps it; otherwise the pinned version is installed first, so that the
 # build below needs no isolation and fetches no second torch.
 $(STAMP): $(SOURCES) | $(if $(filter .venv/%,$(PY)),.venv/bin/python)
 	@command -v c++ >/dev/null || echo "warning: no C++ compiler (c++) on PATH: the ops will run as plain PyTorch" >&2
@@ -64,7 +64,7 @@ demo: $(STAMP)
 	$(PY) -m mmssl recommend $(DEMO)/mmssl --user 1 --top-k 10
 	$(PY) -m mmssl report $(DEMO)/mmssl $(DEMO)/lightgcn $(DEMO)/popularity --user 1
 
-# Two workers; each keeps a file's tests, and so its fixtures, to itself.
+# Two workers; all tests of a file run on one worker, so that its fixtures are made once.
 PYTEST := -m pytest -n 2 --dist loadfile
 
 test: $(STAMP)

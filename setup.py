@@ -1,8 +1,8 @@
-"""Builds the compiled parts that this machine can build; the package works without any of them.
+"""Build the compiled parts that this machine supports; the package works without any of them.
 
 ``mmssl._C`` (CPU ops, torch's stable ABI), ``mmssl._host`` (index building, pybind11) and
-``mmssl._C_cuda`` (CUDA ops). Each one that is left out is left out with a reason, printed here and
-kept in ``mmssl/_build_info.json`` for ``mmssl doctor``.
+``mmssl._C_cuda`` (CUDA ops). The reason for each one that is skipped is printed and kept in
+``mmssl/_build_info.json`` for ``mmssl doctor``.
 
 Environment: ``MMSSL_CUDA=auto|0|1`` (1: fail if the CUDA part can't be built),
 ``MMSSL_SANITIZE=address,undefined`` (see csrc/sanitize.sh).
@@ -41,18 +41,18 @@ built: dict[str, dict[str, Any]] = {}  # module -> {"built": bool, "reason": str
 
 
 def named(paths: Iterable[Path]) -> list[str]:
-    """The paths as the extensions take them, in one order on every machine."""
+    """Return the paths as strings, in the same order on every machine."""
     return sorted(str(path) for path in paths)
 
 
 def leave_out(module: str, reason: str) -> None:
-    """Records and prints why a module is not built."""
+    """Record and print why a module is not built."""
     built[module] = {"built": False, "reason": reason}
-    print(f"mmssl: {module} is left out: {reason}", file=sys.stderr)
+    print(f"mmssl: {module} is not built: {reason}", file=sys.stderr)
 
 
 def find_nvcc() -> Path | None:
-    """The nvcc of CUDA_HOME, of /usr/local/cuda, or on PATH (where it may be a wrapper)."""
+    """Find nvcc in CUDA_HOME, in /usr/local/cuda, or on PATH (where it may be a wrapper)."""
     homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
     candidates = [Path(home) / "bin/nvcc" for home in homes if home]
     if on_path := shutil.which("nvcc"):
@@ -61,7 +61,7 @@ def find_nvcc() -> Path | None:
 
 
 def why_no_cuda(torch: ModuleType) -> str:
-    """The reason why the CUDA part can't be built here, empty if it can."""
+    """Return why the CUDA part can't be built here; empty if it can."""
     if torch.version.cuda is None:
         return f"torch {torch.__version__} is a build without CUDA"
     nvcc = find_nvcc()
@@ -77,7 +77,7 @@ def why_no_cuda(torch: ModuleType) -> str:
 
 
 def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
-    """The extensions to build and the command that builds them."""
+    """Return the extensions to build and the command class that builds them."""
     want_cuda = os.environ.get("MMSSL_CUDA", "auto")
     if want_cuda not in ("auto", "0", "1"):
         sys.exit(f"error: MMSSL_CUDA must be auto, 0 or 1, got {want_cuda!r}")
@@ -182,17 +182,17 @@ for extension in extensions:
 
 
 def write_build_info(directory: Path) -> None:
-    """Writes what was built, and why the rest was not, for ``mmssl doctor``."""
+    """Write what was built, and why the rest was not, for ``mmssl doctor``."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "_build_info.json"
     path.write_text(json.dumps(dict(sorted(built.items())), indent=1) + "\n", encoding="utf-8")
 
 
 class BuildExt(BaseBuildExt):
-    """Builds every extension on its own; one that fails is left out with its reason."""
+    """Builds every extension separately; one that fails is skipped and its reason recorded."""
 
     def build_extension(self, ext: Extension) -> None:
-        """Builds one extension and records how it went."""
+        """Build one extension and record the outcome."""
         module = ext.name.removeprefix("mmssl.")
         try:
             super().build_extension(ext)
@@ -209,10 +209,10 @@ class BuildExt(BaseBuildExt):
 
 
 class BuildPy(SetuptoolsBuildPy):
-    """Writes the record as well, since build_ext does not run where there is nothing to build."""
+    """Writes the record as well, since build_ext does not run if there is nothing to build."""
 
     def run(self) -> None:
-        """Copies the Python files and writes the record."""
+        """Copy the Python files and write the record."""
         super().run()
         if not extensions:
             editable = getattr(self, "editable_mode", False)

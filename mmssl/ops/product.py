@@ -12,6 +12,7 @@ Legend: n rows, p and q columns.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -258,7 +259,7 @@ def _row_dot(a: Tensor, b: Tensor) -> Tensor:
     return (a.to(wide) * b).sum(1)
 
 
-def _samples(dtype: torch.dtype, names: tuple[str, ...]) -> Iterator[Sample]:
+def _samples(names: tuple[str, ...], dtype: torch.dtype) -> Iterator[Sample]:
     def sample(label: str, n: int, *columns: int) -> Sample:
         generator = torch.Generator().manual_seed(n)
         pairs = zip(names, columns, strict=False)
@@ -286,42 +287,21 @@ def _transposed_fake(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[1], x.shape[0])
 
 
-declare(
-    Op(
-        name="tall_product",
-        function=tall_product,
-        reference=tall_product_reference,
-        samples=lambda dtype: _samples(dtype, ("a", "b")),
-        dtypes={"cpu": (torch.float32, torch.float64)},
-        operators=(Operator("tall_product", fake=_tall_fake),),
-        derivatives=0,
-        folder="products",
-        public=False,
+for _function, _reference, _inputs, _fake, _dtypes in (
+    (tall_product, tall_product_reference, "ab", _tall_fake, (torch.float32, torch.float64)),
+    (gram, gram_reference, "x", _gram_fake, KERNEL_DTYPES),
+    (transposed, transposed_reference, "x", _transposed_fake, KERNEL_DTYPES),
+):
+    declare(
+        Op(
+            name=_function.__name__,
+            function=_function,
+            reference=_reference,
+            samples=partial(_samples, tuple(_inputs)),
+            dtypes={"cpu": _dtypes},
+            operators=(Operator(_function.__name__, fake=_fake),),
+            derivatives=0,
+            folder="products",
+            public=False,
+        )
     )
-)
-declare(
-    Op(
-        name="gram",
-        function=gram,
-        reference=gram_reference,
-        samples=lambda dtype: _samples(dtype, ("x",)),
-        dtypes={"cpu": KERNEL_DTYPES},
-        operators=(Operator("gram", fake=_gram_fake),),
-        derivatives=0,
-        folder="products",
-        public=False,
-    )
-)
-declare(
-    Op(
-        name="transposed",
-        function=transposed,
-        reference=transposed_reference,
-        samples=lambda dtype: _samples(dtype, ("x",)),
-        dtypes={"cpu": KERNEL_DTYPES},
-        operators=(Operator("transposed", fake=_transposed_fake),),
-        derivatives=0,
-        folder="products",
-        public=False,
-    )
-)
