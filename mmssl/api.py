@@ -14,7 +14,7 @@ from mmssl.device import resolve_device
 from mmssl.errors import InputError
 from mmssl.evaluation.evaluator import Evaluator, Split
 from mmssl.graph import InteractionGraph
-from mmssl.models.registry import DEFAULT_MODEL, model_spec
+from mmssl.models.registry import DEFAULT_MODEL, DEFAULT_VARIANT, model_spec
 from mmssl.serving.recommender import Recommender
 from mmssl.training.fit import fit_run
 from mmssl.training.run import RunDirectory, default_run_path
@@ -90,7 +90,7 @@ def train(
     model: str = DEFAULT_MODEL,
     *,
     preset: str | None = None,
-    variant: str = "paper",
+    variant: str = DEFAULT_VARIANT,
     out: str | Path | None = None,
     epochs: int | None = None,
     seed: int | None = None,
@@ -106,7 +106,7 @@ def train(
             holds a copy.
         model: Name of a model, see :func:`mmssl.models.registry.model_names`.
         preset: Hyper-parameters of a data set, for example "tiktok".
-        variant: "paper" or "released".
+        variant: "paper", "released" or "plus"; the other models have no variants.
         out: The run directory; default: ``runs/DATA-MODEL-SEED``.
         epochs: Maximum number of epochs.
         seed: Seed of initialization and sampling.
@@ -133,7 +133,7 @@ def train(
             f"model: expected the name of a model, got {model!r:.60}; fields of the section "
             "'model' go into settings={'model.FIELD': ...}"
         )
-    schedule = model_spec(model).schedule or "training"
+    schedule = model_spec(model, variant).schedule or "training"
     device = resolve_device(device)
     config = load_config(variant, preset=preset)
     layers: list[Mapping[str, Any]] = [sections]

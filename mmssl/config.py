@@ -1,8 +1,8 @@
 """The complete configuration of a run: frozen dataclasses, read from and written to TOML.
 
-A configuration is built in layers: the preset of the variant (``paper`` or ``released``), the
-preset of a data set, the user's file, and single ``section.field=value`` settings. Each layer may
-set any field; an unknown field or a value of the wrong type is an error that names it. No
+A configuration is built in layers: the preset of the variant (``paper``, ``released`` or ``plus``),
+the preset of a data set, the user's file, and single ``section.field=value`` settings. Each layer
+may set any field; an unknown field or a value of the wrong type is an error that names it. No
 environment variable or global state has an influence.
 
 The sections of the models are defined with the models; this module composes them. Types are
@@ -25,6 +25,7 @@ from mmssl.errors import InputError
 from mmssl.files import MAX_CONFIG_BYTES, read_text
 from mmssl.models.configs import LightGCNConfig
 from mmssl.models.mmssl.config import CriticConfig, LossConfig, ModelConfig, StructureConfig
+from mmssl.models.plus.config import PlusConfig
 from mmssl.section import VARIANTS, Section, check
 
 _TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
@@ -69,14 +70,15 @@ class TrainingConfig(Section):
 class Config(Section):
     """Everything that determines a run, apart from the data."""
 
-    variant: Annotated[str, "paper or released"] = "paper"
-    """`paper` or `released`; names the preset that the other fields started from."""
+    variant: Annotated[str, "paper, released or plus"] = "paper"
+    """`paper`, `released` or `plus`; names the preset that the other fields started from."""
     model: ModelConfig = field(default_factory=ModelConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
     structure: StructureConfig = field(default_factory=StructureConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     lightgcn: LightGCNConfig = field(default_factory=LightGCNConfig)
+    plus: PlusConfig = field(default_factory=PlusConfig)
 
     def replace(self, layer: Mapping[str, Any], *, source: str) -> Config:
         """Return a copy with the fields of a nested mapping replaced.
@@ -109,7 +111,7 @@ def load_config(
     """Build a configuration from its layers.
 
     Args:
-        variant: "paper" or "released".
+        variant: "paper", "released" or "plus".
         preset: Name of a data set's preset, see :func:`preset_names`.
         file: TOML file that sets any of the fields.
         settings: "section.field=value" strings; a value that is not TOML is taken as a string.
@@ -117,7 +119,7 @@ def load_config(
     Raises:
         InputError: Unknown name, unreadable file, unknown field or bad value.
     """
-    check(variant in VARIANTS, "variant", " or ".join(VARIANTS), variant)
+    check(variant in VARIANTS, "variant", "paper, released or plus", variant)
     config = Config().replace(_read_preset(variant), source=f"preset {variant}")
     if preset is not None:
         names = preset_names()
@@ -185,6 +187,9 @@ def replace_fields(current: T, layer: Mapping[str, Any], *, source: str, prefix:
             name = prefix + name
             raise InputError(f"{source}: unknown field {name!r:.60}, expected one of {known}")
         if not dataclasses.is_dataclass(hints[name]):
+            old = getattr(current, name)
+            if isinstance(old, dict) and isinstance(value, Mapping):
+                value = {**old, **value}  # like a section: a layer sets single entries
             try:
                 changes[name] = msgspec.convert(value, hints[name])
             except (msgspec.ValidationError, UnicodeEncodeError):  # the latter of undecodable bytes
@@ -231,4 +236,6 @@ def _describe(hint: Any) -> str:
     if hint in _TYPE_NAMES:
         return _TYPE_NAMES[hint]
     names = [f'"{x}"' if isinstance(x, str) else _describe(x) for x in typing.get_args(hint)]
+    if typing.get_origin(hint) is dict:
+        return "a table of numbers"
     return f"[{', '.join(names)}]" if typing.get_origin(hint) is tuple else " or ".join(names)

@@ -12,7 +12,7 @@ from typing import Any
 
 from mmssl.errors import InputError
 
-VARIANTS = ("paper", "released")
+VARIANTS = ("paper", "released", "plus")
 
 _MAX_INT = 2**63 - 1  # the largest integer that torch accepts
 _RANGES: dict[str, Callable[[Any], bool]] = {
@@ -23,7 +23,9 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
     "in [0, 1]": lambda x: 0 <= x <= 1,
     "two rates in [0, 1)": lambda x: len(x) == 2 and all(0 <= rate < 1 for rate in x),
     '>= 2 or "paper"': lambda x: x == "paper" or x >= 2,
-    "paper or released": lambda x: x in VARIANTS,
+    '>= 1 or "all"': lambda x: x == "all" or x >= 1,
+    "weights >= 0 by modality": lambda x: all(0 <= weight < math.inf for weight in x.values()),
+    "paper, released or plus": lambda x: x in VARIANTS,
 }
 
 

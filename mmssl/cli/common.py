@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from mmssl.errors import InputError
-from mmssl.models.registry import DEFAULT_MODEL, model_spec
+from mmssl.config import VARIANTS
+from mmssl.models.registry import DEFAULT_MODEL, DEFAULT_VARIANT, model_spec
 
 # What `parser.add_subparsers()` returns; argparse has no public name for it.
 Commands = Any
@@ -40,7 +41,7 @@ def add_config_options(parser: argparse.ArgumentParser, models: Sequence[str]) -
     """Add the data, the model and its configuration."""
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set (see `mmssl data`)")
     parser.add_argument("--model", choices=models)
-    parser.add_argument("--variant", choices=["paper", "released"], help="default: paper")
+    parser.add_argument("--variant", choices=VARIANTS, help=f"default: {DEFAULT_VARIANT}")
     parser.add_argument("--preset", help="hyper-parameters of a data set, e.g. tiktok")
     parser.add_argument("--config", type=Path, metavar="F.toml", help="any fields of the config")
     parser.add_argument(
@@ -49,27 +50,29 @@ def add_config_options(parser: argparse.ArgumentParser, models: Sequence[str]) -
     parser.add_argument("--epochs", type=int, metavar="N", help="maximum number of epochs")
 
 
-def epochs_setting(model: str, epochs: int) -> str:
+def epochs_setting(model: str, variant: str, epochs: int) -> str:
     """Return ``--epochs`` as a setting; a model in closed form ignores it."""
-    section = model_spec(model).schedule or "training"
+    section = model_spec(model, variant).schedule or "training"
     return f"{section}.epochs={epochs}"
 
 
 def build_config(arguments: argparse.Namespace) -> Any:
     """Build the configuration from the options of :func:`add_config_options` and ``--seed``."""
-    from mmssl.config import load_config
+    from mmssl.config import apply_settings, load_config
 
     settings = list(arguments.settings or ())
-    if arguments.epochs is not None:
-        settings.append(epochs_setting(arguments.model or DEFAULT_MODEL, arguments.epochs))
     if arguments.seed is not None:
         settings.append(f"training.seed={arguments.seed}")
-    return load_config(
-        arguments.variant or "paper",
+    config = load_config(
+        arguments.variant or DEFAULT_VARIANT,
         preset=arguments.preset,
         file=arguments.config,
         settings=settings,
     )
+    if arguments.epochs is None:
+        return config
+    model = arguments.model or DEFAULT_MODEL
+    return apply_settings(config, [epochs_setting(model, config.variant, arguments.epochs)])
 
 
 def resolve_device(arguments: argparse.Namespace) -> str:

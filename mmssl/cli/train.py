@@ -16,7 +16,7 @@ from mmssl.cli.common import (
 )
 from mmssl.cli.stop import StopOnSignal
 from mmssl.errors import InputError
-from mmssl.models.registry import DEFAULT_MODEL, model_names, model_spec
+from mmssl.models.registry import DEFAULT_MODEL, DEFAULT_VARIANT, model_names, model_spec
 
 
 def add(commands: Commands) -> None:
@@ -61,10 +61,11 @@ def _train_until(stop: StopOnSignal, arguments: argparse.Namespace) -> int:
     keep_freed_memory()
     device = resolve_device(arguments)
     check_installed(arguments.track)
+    model, variant = arguments.model or DEFAULT_MODEL, arguments.variant or DEFAULT_VARIANT
     if arguments.profile and (
         arguments.resume
         or arguments.seeds is not None
-        or model_spec(arguments.model or DEFAULT_MODEL).schedule is None
+        or model_spec(model, variant).schedule is None
     ):
         raise InputError("train: --profile needs one new run of a model that is trained in epochs")
     runs, dataset, out = (_resumed if arguments.resume else _new)(arguments)
@@ -153,7 +154,8 @@ def _resumed(arguments: argparse.Namespace) -> tuple[list[Any], Any, Path]:
         add_seeds(runs, dataset, arguments.seeds)
     settings = list(arguments.settings or ())
     if arguments.epochs is not None:
-        settings.append(epochs_setting(runs[0].info.model, arguments.epochs))
+        first = runs[0]
+        settings.append(epochs_setting(first.info.model, first.config.variant, arguments.epochs))
     for run in runs:
         run.change(settings)
     return runs, dataset, out

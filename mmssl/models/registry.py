@@ -1,7 +1,8 @@
-"""The models that can be trained, by name: the only place that lists them.
+"""The models that can be trained, by name and variant: the only place that lists them.
 
 Everything that depends on which model is trained (the command line, tuning, run directories, the
-trainer) asks here. Adding a model means adding one entry. Importing this module imports no model.
+trainer) asks here. Adding a model, or a variant that is trained in its own way, means adding one
+entry. Importing this module imports no model.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class ModelSpec:
     """Section that holds ``epochs``, ``patience`` and ``lr``; None for a model in closed form."""
     changeable: tuple[str, ...] = ()
     """Fields that a resumed run may change; none on which the data or a tensor's shape depends."""
-    variants: bool = False
-    """Whether ``--variant`` chooses between forms of this model."""
+    variants: tuple[str, ...] = ()
+    """Values of ``--variant`` that this entry stands for; empty if the model has no variants."""
 
     def reads_field(self, field: str) -> bool:
         """Whether ``"section.field"`` has an effect on this model."""
@@ -51,7 +52,15 @@ _SPECS = (
             *("training.epochs", "training.patience", "training.lr", "training.lr_decay"),
             *("training.clip_norm", "critic.lr", "critic.clip_norm"),
         ),
-        variants=True,
+        variants=("paper", "released"),
+    ),
+    ModelSpec(
+        name="mmssl",
+        task="mmssl.models.plus.task:PlusTask",
+        reads=("plus", "model.embedding_dim", "training.seed"),
+        schedule="plus",
+        changeable=("plus.epochs", "plus.patience", "plus.lr"),
+        variants=("plus",),
     ),
     ModelSpec(
         name="lightgcn",
@@ -67,27 +76,35 @@ _SPECS = (
         schedule=None,
     ),
 )
-_BY_NAME = {spec.name: spec for spec in _SPECS}
-
 DEFAULT_MODEL = "mmssl"
+DEFAULT_VARIANT = "paper"
 
 
 def model_names(*, trained: bool = False) -> tuple[str, ...]:
     """Names of all models; with ``trained`` only of those that are trained in epochs."""
-    return tuple(spec.name for spec in _SPECS if spec.schedule is not None or not trained)
+    names = (spec.name for spec in _SPECS if spec.schedule is not None or not trained)
+    return tuple(dict.fromkeys(names))
 
 
-def model_spec(name: str) -> ModelSpec:
+def model_spec(name: str, variant: str) -> ModelSpec:
     """The entry of a model.
 
+    Args:
+        name: The model.
+        variant: Which of its variants; ignored by models without variants.
+
     Raises:
-        InputError: No model has that name.
+        InputError: No model has that name, or the model lacks that variant.
     """
-    try:
-        return _BY_NAME[name]
-    except KeyError:
-        names = ", ".join(_BY_NAME)
-        raise InputError(f"model: expected one of {names}, got {name!r:.60}") from None
+    specs = [spec for spec in _SPECS if spec.name == name]
+    for spec in specs:
+        if not spec.variants or variant in spec.variants:
+            return spec
+    if specs:
+        variants = ", ".join(known for spec in specs for known in spec.variants)
+        raise InputError(f"variant: expected one of {variants}, got {variant!r:.60}")
+    names = ", ".join(model_names())
+    raise InputError(f"model: expected one of {names}, got {name!r:.60}")
 
 
 def changeable_fields() -> tuple[str, ...]:

@@ -121,11 +121,12 @@ class RunDirectory:
         if not isinstance(section, dict) or set(section) != fields or not _well_typed(section):
             raise InputError(f"{file}: expected a [run] section with {', '.join(sorted(fields))}")
         info = RunInfo(**section)
+        config = Config().replace(content, source=str(file))
         try:
-            model_spec(info.model)
+            model_spec(info.model, config.variant)
         except InputError as error:
             raise InputError(f"{file}: run.{error}") from None
-        return cls(path, info, Config().replace(content, source=str(file)))
+        return cls(path, info, config)
 
     def change(self, settings: Iterable[str]) -> None:
         """Apply "section.field=value" settings to a run that is about to be resumed.
@@ -303,7 +304,7 @@ class RunDirectory:
 
 def default_run_path(dataset: InteractionDataset, model: str, config: Config) -> Path:
     """Return ``runs/DATA-MODEL-SEED``, with the variant in place of a model that has variants."""
-    label = config.variant if model_spec(model).variants else model
+    label = config.variant if model_spec(model, config.variant).variants else model
     return Path("runs") / f"{dataset.name}-{label}-{config.training.seed}"
 
 

@@ -104,7 +104,7 @@ def is_finished(run: RunDirectory) -> bool:
     metrics = run.read_metrics()
     if metrics is None:
         return False
-    section = model_spec(run.info.model).schedule
+    section = model_spec(run.info.model, run.config.variant).schedule
     if section is None:
         return True
     training = getattr(run.config, section)

@@ -124,10 +124,10 @@ class Task(ABC):
 def create_task(
     model: str, dataset: InteractionDataset, config: Config, device: torch.device | str = "cpu"
 ) -> Task:
-    """Create the task of a model by its name in :mod:`mmssl.models.registry`.
+    """Create the task of a model by its name and the variant in ``config``.
 
     Raises:
         InputError: An unknown model, or data that the model can't be trained on.
     """
-    task: Task = model_spec(model).load_task()(dataset, config, device)
+    task: Task = model_spec(model, config.variant).load_task()(dataset, config, device)
     return task

@@ -17,7 +17,7 @@ from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import Diverged, InputError
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.models.embeddings import Embeddings
-from mmssl.models.registry import model_spec
+from mmssl.models.registry import ModelSpec, model_spec
 from mmssl.training import SELECTION_METRIC
 from mmssl.training.checkpoint import recover_newest
 from mmssl.training.guards import Interrupted, LossMeter, check_finite, deterministic
@@ -243,7 +243,7 @@ class Trainer:
         config, info, history = self.run.config, self.run.info, self.progress.history
         metrics: dict[str, Any] = {
             "model": info.model,
-            **({"variant": config.variant} if model_spec(info.model).variants else {}),
+            **({"variant": config.variant} if self._spec.variants else {}),
             "seed": config.training.seed,
             "data": info.data_record(self.dataset.name),
             **({"best_epoch": self.progress.best_epoch} if history else {}),
@@ -261,6 +261,10 @@ class Trainer:
             }
         self.run.write_metrics(metrics)
         return metrics
+
+    @property
+    def _spec(self) -> ModelSpec:
+        return model_spec(self.run.info.model, self.run.config.variant)
 
     # ---- state -------------------------------------------------------------------------------
 
@@ -318,7 +322,7 @@ class Trainer:
 
     def _diverged(self, error: Diverged) -> str:
         """Say in one line what happened where, which checkpoint is left, and what to try."""
-        name = model_spec(self.run.info.model).schedule
+        name = self._spec.schedule
         if name is None:
             return str(error)
         kept = "no checkpoint was written yet, start again"

@@ -180,7 +180,7 @@ def parse_space(content: Mapping[str, Any], config: Config, model: str, where: s
     parameters: dict[str, Range | Choices] = {}
     for name, entry in _leaves(entries):
         at = f"{where}: {name}"
-        parameter = _parameter(entry, _field_type(name, model, at), at)
+        parameter = _parameter(entry, _field_type(name, model, config.variant, at), at)
         section, field = name.split(".")
         for value in parameter.ends():
             config.replace({section: {field: value}}, source=at)
@@ -204,7 +204,7 @@ def _leaves(entries: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return leaves
 
 
-def _field_type(name: str, model: str, at: str) -> Any:
+def _field_type(name: str, model: str, variant: str, at: str) -> Any:
     """Return the type of a searchable field."""
     section, _, field = name.partition(".")
     sections = {k: v for k, v in typing.get_type_hints(Config).items() if k != "variant"}
@@ -215,8 +215,10 @@ def _field_type(name: str, model: str, at: str) -> Any:
         raise InputError(f"{at}: unknown field, expected one of {', '.join(sorted(fields))}")
     if name == "training.seed":
         raise InputError(f"{at}: a seed is not a hyper-parameter; use `mmssl train --seeds`")
-    if not model_spec(model).reads_field(name):
-        raise InputError(f"{at}: has no effect on --model {model}")
+    spec = model_spec(model, variant)
+    if not spec.reads_field(name):
+        chosen = f"--model {model}" + (f" --variant {variant}" if spec.variants else "")
+        raise InputError(f"{at}: has no effect on {chosen}")
     return fields[field]
 
 

@@ -258,7 +258,7 @@ class Study:
             return NopPruner()
         if search.pruner == "median":
             return MedianPruner(search.prune_after_trials, search.warmup_epochs)
-        section = model_spec(self.spec.model).schedule
+        section = model_spec(self.spec.model, self.spec.config.variant).schedule
         assert section is not None  # only trained models are tuned
         epochs = getattr(self.spec.config, section).epochs
         return HyperbandPruner(min(search.warmup_epochs, epochs), epochs)

@@ -1,0 +1,52 @@
+"""The configuration of `plus`. Importing this module requires the standard library only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from mmssl.section import Section
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlusConfig(Section):
+    """Variant `plus` (docs/model.md); width and seed are those of the other variants."""
+
+    num_layers: Annotated[int, ">= 0"] = 2
+    """Number of propagation layers over the interaction graph."""
+    ranking: Literal["softmax", "bpr"] = "softmax"
+    """`softmax`: cross-entropy over the catalog on cosines divided by the temperature; `bpr`:
+    pairwise loss with one negative on dot products."""
+    temperature: Annotated[float, "> 0"] = 0.4
+    """Temperature of the softmax."""
+    negatives: Annotated[int | Literal["all"], '>= 1 or "all"'] = "all"
+    """Items in the denominator of the softmax: the whole catalog, or K items per step, drawn
+    uniformly without replacement, whose sum is scaled to that of the catalog."""
+    reg: Annotated[float, ">= 0"] = 1e-4
+    """Weight of the L2 penalty on the batch's ID embeddings."""
+    item_weight: Annotated[float, ">= 0"] = 1.0
+    """Weight of an item's neighborhood in the item graph; 0 disables the graph."""
+    num_neighbors: Annotated[int, ">= 1"] = 10
+    """Nearest items per item and modality; a neighbor list in the data is used as it is."""
+    modality_weights: Annotated[dict[str, float], "weights >= 0 by modality"] = field(
+        default_factory=dict
+    )
+    """Weight of each modality's edges in the item graph; 1 for a modality that is not listed."""
+    min_co_visits: Annotated[int, ">= 0"] = 0
+    """Minimum number of train users that two neighbors have in common; 0 keeps every edge."""
+    contrast_weight: Annotated[float, ">= 0"] = 0.0
+    """Weight of InfoNCE between the interaction view and the modality view of users and items."""
+    contrast_temperature: Annotated[float, "> 0"] = 0.5
+    """Temperature of that InfoNCE."""
+    prune: Annotated[float, "in [0, 1)"] = 0.0
+    """Share of the train edges left out of the propagation, drawn again every epoch with
+    probabilities that grow with the degrees of both ends."""
+    lr: Annotated[float, "> 0"] = 3e-3
+    """Learning rate of Adam."""
+    batch_size: Annotated[int, ">= 1"] = 2048
+    """Edges per step."""
+    epochs: Annotated[int, ">= 1"] = 250
+    """Maximum number of epochs."""
+    patience: Annotated[int, ">= 1"] = 10
+    """Validations without an improvement of Recall@20 before training stops."""
+

@@ -1,0 +1,153 @@
+"""The item graph: nearest neighbors of every modality, merged into one row-normalized matrix.
+
+As in FREEDOM, the graph is built once and stays fixed. Source: Zhou, Shen: "A Tale of Two Graphs:
+Freezing and Denoising Graph Structures for Multimodal Recommendation", MM 2023, arXiv 2211.06924.
+
+Legend: U users, I items, d width of a modality, k neighbors, E edges.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl import ops
+from mmssl.errors import InputError
+from mmssl.graph import GraphView, InteractionGraph
+
+if TYPE_CHECKING:
+    from mmssl.config import PlusConfig
+    from mmssl.data.dataset import InteractionDataset
+
+# Users of an edge's first item that are searched among those of its second at the same time.
+_PAIRS_PER_BLOCK = 1 << 22
+
+
+def nearest_neighbors(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k items with the highest cosine to each item, after the mean row has been subtracted.
+
+    Features of real encoders share a large common component, which would put all cosines close
+    together. The search is exact and holds no I x I matrix; equal cosines rank by smaller id.
+    A zero row stands for an item without content, and a row equal to the mean has no direction:
+    either has no neighbors and is not a neighbor.
+
+    Args:
+        features: (I, d) float32.
+        k: Number of neighbors; may exceed the number of items.
+
+    Returns:
+        item and neighbor, (E,) int64 each, sorted by item, nearest neighbor first.
+    """
+    known = features.any(1).nonzero().squeeze(1)  # (n,)
+    rows = features[known].double()
+    centered = rows - rows.mean(0)
+    # What rounding leaves of rows that are all the same is no direction.
+    distinct = centered.norm(dim=1) > 1e-6 * rows.norm(dim=1)
+    known, centered = known[distinct], centered[distinct]
+    count = known.numel()
+    k = min(k, max(count - 1, 0))
+    if k == 0:
+        return known.new_empty(0), known.new_empty(0)
+    directions = F.normalize(centered).float().contiguous()  # (n, d)
+    each = torch.arange(count, device=features.device)
+    itself = InteractionGraph.from_edges(each, each, count, count, normalization="none").ui
+    _, nearest = ops.masked_topk(directions, directions, k, exclude=itself)  # (n, k)
+    return known.repeat_interleave(k), known[nearest.flatten()]
+
+
+def co_visits(graph: InteractionGraph, first: Tensor, second: Tensor) -> Tensor:
+    """Number of users who have a train edge to both items of each pair.
+
+    Args:
+        graph: The train graph.
+        first: (E,) int64 items.
+        second: (E,) int64 items.
+
+    Returns:
+        (E,) int64.
+    """
+    user, item = graph.ui.row_of_edge(), graph.index.col.long()
+    edges = user * graph.num_items + item  # ascending
+    colptr, row = graph.index.colptr, graph.index.row.long()
+    degree = colptr.diff()[first]
+    counts = torch.zeros_like(first)
+    blocks = (degree.cumsum(0) - degree) // _PAIRS_PER_BLOCK
+    for block in torch.split(
+        torch.arange(first.numel(), device=first.device), torch.bincount(blocks).tolist()
+    ):
+        size = degree[block]
+        pair = block.repeat_interleave(size)
+        start = colptr[first[block]] - (size.cumsum(0) - size)
+        users = row[torch.arange(pair.numel(), device=pair.device) + start.repeat_interleave(size)]
+        key = users * graph.num_items + second[pair]
+        found = edges[torch.searchsorted(edges, key).clamp_max(edges.numel() - 1)] == key
+        counts.index_add_(0, pair, found.long())
+    return counts
+
+
+def build_item_graph(
+    dataset: InteractionDataset, graph: InteractionGraph, settings: PlusConfig
+) -> GraphView | None:
+    """Merge the neighbors of all modalities, by their weights, into a row-normalized matrix.
+
+    ``A[i, j] = sum_m w_m a_m[i, j] / sum_jm w_m a_m[i, j]``. A modality's neighbor list in the data
+    set, with its values, has precedence over neighbors computed from its features, whose values
+    are 1. An item without neighbors has a zero row.
+
+    With ``min_co_visits`` an edge stays only if enough train users have both items (DA-MRS, Xv et
+    al., KDD 2024); edges of an item without train users stay, because nothing is known about them.
+
+    Args:
+        dataset: Features and neighbor lists.
+        graph: The train graph.
+        settings: Section ``plus`` of the configuration.
+
+    Returns:
+        The (I, I) view, or None without modalities or without edges.
+
+    Raises:
+        InputError: A weight of a modality that the data set lacks.
+    """
+    modalities = sorted({*dataset.features, *dataset.neighbors})
+    for name in settings.modality_weights:
+        if name not in modalities:
+            have = ", ".join(modalities) or "no modalities"
+            raise InputError(f"plus.modality_weights: expected {have}, got {name!r:.60}")
+    if settings.item_weight == 0:
+        return None
+    rows, columns, values = [], [], []
+    for name in modalities:
+        weight = settings.modality_weights.get(name, 1.0)
+        if weight == 0:
+            continue
+        if name in dataset.neighbors:
+            listed = dataset.neighbors[name]
+            row, column = torch.from_numpy(listed.row), torch.from_numpy(listed.col)
+            value = torch.ones(row.numel())
+            if listed.value is not None:
+                value = torch.from_numpy(listed.value)
+        else:
+            features = torch.from_numpy(dataset.features[name])
+            row, column = nearest_neighbors(features, settings.num_neighbors)
+            value = torch.ones(row.numel())
+        rows.append(row)
+        columns.append(column)
+        values.append(weight * value)
+    if not rows:
+        return None
+    row, column, value = torch.cat(rows), torch.cat(columns), torch.cat(values)
+    if settings.min_co_visits > 0:
+        degree = graph.index.colptr.diff().cpu()
+        keep = co_visits(graph.to("cpu"), row, column) >= settings.min_co_visits
+        keep |= degree[row] == 0
+        row, column, value = row[keep], column[keep], value[keep]
+    if row.numel() == 0:
+        return None
+    size = dataset.num_items
+    merged = InteractionGraph.from_edges(
+        row, column, size, size, normalization="row", value=value
+    )
+    return merged.to(graph.device).ui

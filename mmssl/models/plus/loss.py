@@ -1,0 +1,88 @@
+"""Softmax over the catalog, from InfoNCE without the B x I matrix of scores.
+
+Legend: B batch, I items, K drawn items, D embedding dim.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl import ops
+
+# Anchors that share the in-batch part of a call, which is computed and then taken out again: few,
+# so that it costs little, and enough to fill the register tiles of the kernel.
+_GROUP = 64
+
+
+def catalog_softmax(
+    user: Tensor,
+    item: Tensor,
+    positive: Tensor,
+    temperature: float,
+    drawn: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy of each user's positive among all items, on cosines over the temperature.
+
+    Equal to, without ``drawn``::
+
+        F.cross_entropy(F.normalize(user) @ F.normalize(item).T / temperature, positive)
+
+    With ``drawn``, the sum over the catalog in the denominator is estimated from K shared items,
+    drawn uniformly without replacement: ``exp(s_pos) + I / K * sum_k exp(s_k)`` over the drawn
+    items other than the positive. Its expectation is the exact sum, whatever K is, and for K = I it
+    is the exact sum (the correction for the sampling distribution of Bengio and Senecal, IEEE
+    Transactions on Neural Networks 2008, for a uniform one).
+
+    The other positives of the batch are no negatives. They occur in proportion to their popularity,
+    so that with B of them the optimum would be ``log p(i|u) - log(1 + B popularity(i))``, which
+    ranks popular items too low.
+
+    Args:
+        user: (B, D) embeddings.
+        item: (I, D) embeddings of the catalog.
+        positive: (B,) int64 items.
+        temperature: > 0.
+        drawn: (K,) int64 distinct items; None means the whole catalog.
+
+    Returns:
+        The mean over the batch, a scalar.
+    """
+    target = item[positive]  # (B, D)
+    if drawn is not None:
+        return _sampled(
+            user, item[drawn], target, drawn == positive[:, None], temperature, item.shape[0]
+        )
+    count = user.shape[0]
+    # Repeated rows fill the last group. Every row of a group is in the catalog, so that the
+    # difference below keeps at least 1 / 64 of what it is taken from.
+    rows = torch.arange(count + -count % _GROUP, device=user.device) % count
+    anchors = user[rows].unflatten(0, (-1, _GROUP))  # (B / 64, 64, D)
+    targets = target[rows].unflatten(0, (-1, _GROUP))
+    both = ops.info_nce(
+        anchors, targets, temperature, negatives=item, intra_view=False, reduction="none"
+    )
+    group = ops.info_nce(anchors, targets, temperature, intra_view=False, reduction="none")
+    # log((exp(both) - exp(group)): the sum over the catalog, relative to exp(s_pos).
+    return (both + torch.log(-torch.expm1(group - both))).flatten()[:count].mean()
+
+
+def _sampled(
+    user: Tensor,
+    negative: Tensor,
+    target: Tensor,
+    same: Tensor,
+    temperature: float,
+    num_items: int,
+) -> Tensor:
+    """The estimate from drawn items; their (B, K) scores are small enough to be written out."""
+    anchor = F.normalize(user, dim=-1)  # (B, D)
+    target_score = (anchor * F.normalize(target, dim=-1)).sum(-1) / temperature  # (B,)
+    scores = anchor @ F.normalize(negative, dim=-1).T / temperature  # (B, K)
+    # Not -inf, whose logsumexp has no gradient where K = 1.
+    scores = scores.masked_fill(same, torch.finfo(scores.dtype).min / 2)
+    rest = scores.logsumexp(-1) + math.log(num_items / negative.shape[0])
+    return F.softplus(rest - target_score).mean()

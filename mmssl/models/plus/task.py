@@ -1,0 +1,148 @@
+"""Training of `plus`: edges drawn uniformly, a softmax over the catalog, a light contrast.
+
+Legend: U users, I items, B batch, K drawn items, n train edges.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl import ops
+from mmssl.graph import InteractionGraph
+from mmssl.models.embeddings import Embeddings
+from mmssl.models.plus.item_graph import build_item_graph
+from mmssl.models.plus.loss import catalog_softmax
+from mmssl.models.plus.model import Plus, PlusViews
+from mmssl.ops import Triples
+from mmssl.training.pairwise import PairwiseTask
+
+if TYPE_CHECKING:
+    from mmssl.config import Config
+    from mmssl.data.dataset import InteractionDataset
+
+
+class PlusTask(PairwiseTask):
+    """The ranking loss, plus a contrast of views, plus L2 on the ID embeddings of the batch."""
+
+    terms = ("ranking", "contrast", "l2")
+    model: Plus
+
+    def __init__(
+        self, dataset: InteractionDataset, config: Config, device: torch.device | str
+    ) -> None:
+        self.settings = config.plus
+        super().__init__(dataset, config, device, settings=config.plus)
+        user, item = self.graph.ui.row_of_edge(), self.graph.index.col.long()
+        user_degree = self.graph.index.rowptr.diff()[user].double()
+        item_degree = self.graph.index.colptr.diff()[item].double()
+        self._keep_weight = (user_degree * item_degree).rsqrt()  # (E,)
+
+    def build(self, dataset: InteractionDataset) -> Plus:
+        """See the base class."""
+        settings = self.settings
+        return Plus(
+            self.graph,
+            build_item_graph(dataset, self.graph, settings),
+            embedding_dim=self.config.model.embedding_dim,
+            num_layers=settings.num_layers,
+            item_weight=settings.item_weight,
+        )
+
+    def draw_epoch(self) -> None:
+        """Draw the order of the edges, and those that stay in the propagation.
+
+        ``n (1 - prune)`` edges are drawn without replacement with weights ``(d_u d_i)^-1/2``: edges
+        of popular items and active users carry least information (FREEDOM, equation 8).
+        """
+        super().draw_epoch()
+        self.pruned: InteractionGraph | None = None
+        if self.settings.prune > 0:
+            self.pruned = prune(self.graph, self._keep_weight, self.settings.prune, self.generator)
+
+    def losses(self, batch: Triples) -> dict[str, Tensor]:
+        """See the base class."""
+        settings, views = self.settings, self.model(self.pruned)
+        if settings.ranking == "bpr":
+            ranking = ops.bpr_loss(
+                views.user, views.item, batch.user, batch.pos_item, batch.neg_item
+            )
+        else:
+            ranking = catalog_softmax(
+                views.user[batch.user],
+                views.item,
+                batch.pos_item,
+                settings.temperature,
+                self._draw_items(),
+            )
+        contrast = ranking.new_zeros(())
+        if settings.contrast_weight > 0 and views.neighborhood is not None:
+            contrast = settings.contrast_weight * self._contrast(views, batch)
+        return {"ranking": ranking, "contrast": contrast, "l2": self._l2(batch)}
+
+    @torch.no_grad()
+    def embed(self) -> Embeddings:
+        """Return what the ranking loss compares: unit vectors for the softmax."""
+        self.model.eval()
+        views: PlusViews = self.model()
+        if self.settings.ranking == "bpr":
+            return Embeddings(views.user, views.item)
+        return Embeddings(F.normalize(views.user), F.normalize(views.item))
+
+    def _draw_items(self) -> Tensor | None:
+        """Return (K,) distinct items, or None for the whole catalog."""
+        count = self.graph.num_items
+        if self.settings.negatives == "all" or self.settings.negatives >= count:
+            return None
+        order = torch.randperm(count, generator=self.generator, device=self.device)
+        return order[: self.settings.negatives]
+
+    def _contrast(self, views: PlusViews, batch: Triples) -> Tensor:
+        """InfoNCE between interaction view and modality view, of items and of users.
+
+        A user's modality view is the mean of the neighborhoods of the user's items. The weight has
+        to be small: the views are to agree where they can, not to become one.
+        """
+        assert views.neighborhood is not None
+        users, items = batch.user.unique(), batch.pos_item.unique()
+        tau = self.settings.contrast_temperature
+        user_modality = ops.spmm(self.graph.ui, views.neighborhood)
+        of_items = ops.info_nce(views.item_ui[items], views.neighborhood[items], tau)
+        return of_items + ops.info_nce(views.user[users], user_modality[users], tau)
+
+    def _l2(self, batch: Triples) -> Tensor:
+        ego = self.model.ego()
+        rows = [ego.user[batch.user], ego.item[batch.pos_item]]  # (B, D) each
+        if self.settings.ranking == "bpr":
+            rows.append(ego.item[batch.neg_item])
+        squares = torch.stack([row.square().sum() for row in rows]).sum()
+        return self.settings.reg * 0.5 * squares / batch.user.numel()
+
+
+def prune(
+    graph: InteractionGraph, weight: Tensor, rate: float, generator: torch.Generator
+) -> InteractionGraph:
+    """Keep ``E - floor(rate E)`` edges, drawn without replacement in proportion to ``weight``.
+
+    The sample is that of successive draws, by the exponential race of Efraimidis and Spirakis
+    (Information Processing Letters 2006); torch.multinomial is limited to 2^24 edges.
+
+    Args:
+        graph: A binary graph.
+        weight: (E,) > 0, in the order of ``graph.ui``.
+        rate: Share of the edges to drop, in [0, 1).
+        generator: On the graph's device.
+    """
+    count = graph.nnz - int(rate * graph.nnz)
+    uniform = torch.rand(graph.nnz, generator=generator, device=graph.device, dtype=torch.float64)
+    kept = (-torch.log1p(-uniform) / weight).argsort(stable=True)[:count]
+    return InteractionGraph.from_edges(
+        graph.ui.row_of_edge()[kept],
+        graph.index.col.long()[kept],
+        graph.num_users,
+        graph.num_items,
+        normalization=graph.normalization,
+    )

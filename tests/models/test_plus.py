@@ -1,0 +1,246 @@
+"""`plus` against naive formulas: forward, losses and gradients, negatives, pruning."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmssl.config import PlusConfig, load_config
+from mmssl.errors import InputError
+from mmssl.graph import InteractionGraph
+from mmssl.models.plus.loss import catalog_softmax
+from mmssl.models.plus.model import Plus
+from mmssl.models.plus.task import PlusTask, prune
+from mmssl.ops import Triples
+
+
+def dense_softmax(user, item, positive, temperature):
+    scores = F.normalize(user) @ F.normalize(item).T / temperature
+    return F.cross_entropy(scores, positive)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64, 65, 130])
+@pytest.mark.parametrize("temperature", [0.05, 0.4, 3.0])
+def test_catalog_softmax_is_cross_entropy_over_all_items(batch, temperature):
+    generator = torch.Generator().manual_seed(batch)
+    shape = {"generator": generator, "dtype": torch.float64}
+    user = torch.randn(batch, 5, **shape, requires_grad=True)
+    item = torch.randn(7, 5, **shape, requires_grad=True)
+    positive = torch.randint(7, (batch,), generator=generator)
+    got = catalog_softmax(user, item, positive, temperature)
+    expected = dense_softmax(user, item, positive, temperature)
+    torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
+    for a, b in zip(
+        torch.autograd.grad(got, (user, item)),
+        torch.autograd.grad(expected, (user, item)),
+        strict=True,
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-9)
+
+
+def test_catalog_softmax_in_float32_where_the_positive_is_worst():
+    # All other users' positives beat the own one by exp(40): the part taken out is the larger.
+    user = torch.eye(2).repeat_interleave(32, 0)
+    item = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])
+    positive = torch.tensor([1, 3]).repeat_interleave(32)
+    got = catalog_softmax(user, item, positive, 0.05)
+    expected = dense_softmax(user.double(), item.double(), positive, 0.05)
+    assert got.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_drawn_items_estimate_the_sum_without_bias():
+    """The mean over all draws of K items is the sum over the catalog, whatever the positive."""
+    torch.manual_seed(0)
+    user, item = torch.randn(6, 4).double(), torch.randn(6, 4).double()
+    positive = torch.tensor([0, 1, 2, 3, 4, 5])
+    scores = F.normalize(user) @ F.normalize(item).T / 0.3
+    exact = scores.exp().sum(1)
+    for size in (1, 2, 5):
+        drawn = torch.combinations(torch.arange(6), size)
+        sums = torch.zeros(6, dtype=torch.float64)
+        for items in drawn:
+            for row in range(6):
+                loss = catalog_softmax(
+                    user[row : row + 1], item, positive[row : row + 1], 0.3, items
+                )
+                sums[row] += (loss + scores[row, row]).exp()  # the estimated denominator
+        torch.testing.assert_close(sums / len(drawn), exact)
+
+
+def test_drawing_every_item_is_the_exact_loss():
+    torch.manual_seed(1)
+    user, item = torch.randn(9, 4, requires_grad=True), torch.randn(5, 4)
+    positive = torch.randint(5, (9,))
+    got = catalog_softmax(user, item, positive, 0.2, torch.randperm(5))
+    expected = dense_softmax(user, item, positive, 0.2)
+    torch.testing.assert_close(got, expected)
+    only_itself = catalog_softmax(user[:1], item, positive[:1], 0.2, positive[:1])
+    (gradient,) = torch.autograd.grad(only_itself, user)
+    assert only_itself.item() == 0 and not gradient.any()
+
+
+def small_graph(num_users: int = 6, num_items: int = 5) -> InteractionGraph:
+    generator = torch.Generator().manual_seed(3)
+    adjacency = torch.rand(num_users, num_items, generator=generator) < 0.5
+    adjacency[:, 0] = True
+    return InteractionGraph.from_edges(
+        *adjacency.nonzero().T, num_users, num_items, normalization="sym"
+    )
+
+
+@pytest.mark.parametrize("num_layers", [0, 2])
+def test_forward_is_the_dense_formula(num_layers):
+    graph = small_graph()
+    pairs = torch.tensor([[0, 1], [0, 2], [1, 0], [3, 4]])
+    value = torch.tensor([1.0, 3.0, 1.0, 2.0])
+    items = InteractionGraph.from_edges(*pairs.T, 5, 5, normalization="row", value=value).ui
+    model = Plus(graph, items, embedding_dim=3, num_layers=num_layers, item_weight=0.7).double()
+    adjacency = graph.ui.to_dense(torch.float64)  # D_u^-1/2 A D_i^-1/2
+    user, item = model.ego()
+    layer, users, total = (user, item), user, item
+    for _ in range(num_layers):
+        layer = adjacency @ layer[1], adjacency.T @ layer[0]
+        users, total = users + layer[0], total + layer[1]
+    neighborhood = torch.zeros(5, 5, dtype=torch.float64)
+    neighborhood[0, 1], neighborhood[0, 2], neighborhood[1, 0], neighborhood[3, 4] = 0.25, 0.75, 1, 1
+    expected = total / (num_layers + 1) + 0.7 * neighborhood @ item
+    views = model()
+    torch.testing.assert_close(views.user, users / (num_layers + 1), rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(views.item, expected, rtol=1e-6, atol=1e-7)
+    without = Plus(graph, None, embedding_dim=3)
+    assert torch.equal(without().item, without().item_ui)
+
+
+def task_for(dataset, *settings: str) -> PlusTask:
+    fixed = ("model.embedding_dim=8", "plus.batch_size=32", "plus.num_neighbors=4")
+    return PlusTask(dataset, load_config("plus", settings=(*fixed, *settings)), "cpu")
+
+
+def test_a_step_computes_the_documented_loss(tiny_dataset):
+    settings = ("plus.contrast_weight=0.3", "plus.contrast_temperature=0.7", "plus.reg=0.01")
+    task = task_for(tiny_dataset, *settings, "plus.temperature=0.6", "plus.item_weight=0.5")
+    task.start_epoch(0, 0)
+    batch = task._draw(0)
+    got = task.losses(batch)
+    views, ego = task.model(), task.model.ego()
+    ranking = dense_softmax(views.user[batch.user], views.item, batch.pos_item, 0.6)
+    torch.testing.assert_close(got["ranking"], ranking)
+
+    def contrast(first, second):
+        z, y = F.normalize(first), F.normalize(second)
+        cross, intra = z @ y.T / 0.7, z @ z.T / 0.7
+        intra = intra.masked_fill(torch.eye(len(z), dtype=torch.bool), -torch.inf)
+        return (torch.cat([cross, intra], 1).logsumexp(1) - cross.diagonal()).mean()
+
+    users, items = batch.user.unique(), batch.pos_item.unique()
+    neighborhood = task.model.item_graph.to_dense() @ ego.item
+    of_users = task.graph.ui.to_dense() @ neighborhood
+    expected = contrast((views.item - 0.5 * neighborhood)[items], neighborhood[items])
+    expected = expected + contrast(views.user[users], of_users[users])
+    torch.testing.assert_close(got["contrast"], 0.3 * expected)
+    squares = ego.user[batch.user].square().sum() + ego.item[batch.pos_item].square().sum()
+    torch.testing.assert_close(got["l2"], 0.01 / 2 * squares / batch.user.numel())
+
+
+def test_bpr_compares_dot_products(tiny_dataset):
+    task = task_for(tiny_dataset, "plus.ranking=bpr", "plus.item_weight=0")
+    task.start_epoch(0, 0)
+    user, pos_item, neg_item = task._draw(0)
+    views = task.model()
+    margin = (views.user[user] * (views.item[pos_item] - views.item[neg_item])).sum(1)
+    got = task.losses(Triples(user, pos_item, neg_item))
+    torch.testing.assert_close(got["ranking"], -F.logsigmoid(margin).mean())
+    assert torch.equal(task.embed().item, task.model().item)
+
+
+def test_embeddings_of_the_softmax_have_unit_length(tiny_dataset):
+    embeddings = task_for(tiny_dataset).embed()
+    for table in embeddings:
+        torch.testing.assert_close(table.norm(dim=1), torch.ones(len(table)))
+
+
+def test_pruned_edges_follow_their_weights():
+    graph = InteractionGraph.from_edges([0, 0, 1, 1], [0, 1, 0, 1], 2, 2, normalization="sym")
+    weight = torch.tensor([1.0, 1.0, 2.0, 4.0], dtype=torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    counts = torch.zeros(4)
+    draws = 20_000
+    for _ in range(draws):
+        kept = prune(graph, weight, 0.75, generator)
+        assert kept.nnz == 1 and kept.normalization == "sym"
+        counts[2 * kept.ui.row_of_edge() + kept.index.col] += 1
+    torch.testing.assert_close(counts / draws, weight.float() / 8, rtol=0, atol=0.014)  # 4 sigma
+    assert prune(graph, weight, 0.5, generator).nnz == 2
+    assert prune(graph, weight, 0.2, generator).nnz == 4
+
+
+def test_pruning_spares_rare_items(tiny_dataset):
+    task = task_for(tiny_dataset, "plus.prune=0.5")
+    user, item = task.graph.ui.row_of_edge(), task.graph.index.col.long()
+    degrees = task.graph.index.rowptr.diff()[user] * task.graph.index.colptr.diff()[item]
+    torch.testing.assert_close(task._keep_weight, degrees.double().rsqrt())
+    task.start_epoch(0, 0)
+    first = task.pruned
+    assert first.nnz == task.graph.nnz - task.graph.nnz // 2
+    task.start_epoch(1, 0)
+    assert not torch.equal(first.index.col, task.pruned.index.col)
+    # The propagation of a step uses the pruned graph, the evaluation the whole one.
+    expected = task.model(task.pruned).item
+    seen = []
+    task.model.register_forward_hook(lambda module, inputs, views: seen.append(views.item))
+    task.losses(task._draw(0))
+    assert torch.equal(seen[0], expected)
+    task.embed()
+    assert torch.equal(seen[1], task.model().item)
+
+
+def test_a_step_draws_negatives_only_if_asked(tiny_dataset):
+    assert task_for(tiny_dataset)._draw_items() is None
+    assert task_for(tiny_dataset, "plus.negatives=50")._draw_items() is None  # the whole catalog
+    task = task_for(tiny_dataset, "plus.negatives=10")
+    drawn = [task._draw_items() for _ in range(600)]
+    assert all(len(items.unique()) == 10 for items in drawn)
+    share = torch.bincount(torch.cat(drawn), minlength=50) / 600
+    torch.testing.assert_close(share, torch.full((50,), 0.2), rtol=0, atol=0.08)  # 5 sigma
+
+
+def test_without_modalities(tiny_dataset):
+    task = task_for(dataclasses.replace(tiny_dataset, features={}), "plus.contrast_weight=1.0")
+    task.start_epoch(0, 0)
+    terms = dict(zip(task.terms, task.step(0).tolist(), strict=True))
+    assert terms["contrast"] == 0 and math.isfinite(terms["ranking"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("plus.temperature=0", "plus.temperature: expected > 0, got 0"),
+        ("plus.negatives=0", 'plus.negatives: expected >= 1 or "all", got 0'),
+        ("plus.negatives=some", 'plus.negatives: expected an integer or "all", got \'some\''),
+        ("plus.ranking=triplet", 'plus.ranking: expected "softmax" or "bpr"'),
+        ("plus.prune=1.0", "plus.prune: expected in [0, 1), got 1.0"),
+        ("plus.num_neighbors=0", "plus.num_neighbors: expected >= 1, got 0"),
+        ("plus.modality_weights=1", "plus.modality_weights: expected a table of numbers, got 1"),
+        ("plus.modality_weights.text=x", "expected a table of numbers, got {'text': 'x'}"),
+        ("plus.modality_weights.text=-1.0", "plus.modality_weights: expected weights >= 0 by"),
+        ("plus.modality_weights.text=nan", "plus.modality_weights: expected weights >= 0 by"),
+        ("plus.lr=nan", "plus.lr: expected a finite number, got nan"),
+    ],
+)
+def test_refuses_settings(setting, words):
+    with pytest.raises(InputError) as caught:
+        load_config("plus", settings=[setting])
+    assert words in str(caught.value), caught.value
+
+
+def test_modality_weights_are_set_one_by_one(tmp_path):
+    settings = ["plus.modality_weights={image=0.1}", "plus.modality_weights.text=1"]
+    config = load_config("plus", settings=settings)
+    assert config.plus.modality_weights == {"image": 0.1, "text": 1.0}
+    (tmp_path / "c.toml").write_text(config.to_toml())
+    assert load_config("plus", file=tmp_path / "c.toml") == config
+    assert PlusConfig().modality_weights == {}
