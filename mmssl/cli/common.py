@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from mmssl.errors import InputError
 from mmssl.config import VARIANTS
+from mmssl.errors import InputError
 from mmssl.models.registry import DEFAULT_MODEL, DEFAULT_VARIANT, model_spec
 
 # What `parser.add_subparsers()` returns; argparse has no public name for it.

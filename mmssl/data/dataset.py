@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.data.manifest import SplitInfo
+from mmssl.data.neighbors import Neighbors
 from mmssl.errors import InputError
 
 IntArray = npt.NDArray[np.int64]
@@ -97,6 +98,9 @@ class InteractionDataset:
     masks: dict[str, BoolArray] = field(default_factory=dict)
     """Modality name -> (I,) bool, True where the item has content; all other feature rows are zero.
     A modality without a mask has content for every item. Models do not read the masks."""
+    neighbors: dict[str, Neighbors] = field(default_factory=dict)
+    """Modality name -> its item graph, sorted by name when read: neighbors of features that are
+    not in the data set, or only in a shortened form. May be empty."""
     user_ids: tuple[str, ...] | None = None
     """External id of each user, from the source of the data."""
     item_ids: tuple[str, ...] | None = None
@@ -129,6 +133,12 @@ class InteractionDataset:
             _check_features(modality, rows, self.num_items)
         for modality, mask in self.masks.items():
             _check_mask(modality, mask, self.features.get(modality))
+        for modality, neighbors in self.neighbors.items():
+            _check_modality(modality)
+            try:
+                neighbors.check(self.num_items)
+            except InputError as error:
+                raise InputError(f"neighbors of {modality!r}: {error}") from None
         _check_names("user_ids", self.user_ids, self.num_users, unique=True)
         _check_names("item_ids", self.item_ids, self.num_items, unique=True)
         _check_names("item_titles", self.item_titles, self.num_items, unique=False)
@@ -152,7 +162,7 @@ class InteractionDataset:
         return hash_of_splits(self.splits())
 
     def content_hash(self) -> str:
-        """Return the SHA-256 (hex) of sizes, splits and features, identical on every machine.
+        """Return the SHA-256 (hex) of sizes, splits, features and neighbors on any machine.
 
         Names, id maps, titles, masks and the order of the modalities are excluded.
         """
@@ -165,6 +175,12 @@ class InteractionDataset:
             rows = self.features[modality]
             digest.update(f"{modality} {rows.shape[0]} {rows.shape[1]}\n".encode())
             digest.update(rows.astype("<f4", copy=False).data)
+        for modality in sorted(self.neighbors):
+            row, col, value = self.neighbors[modality]
+            digest.update(f"{modality} neighbors {row.size} {value is not None}\n".encode())
+            for array in (row, col, value):
+                if array is not None:
+                    digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
         return digest.hexdigest()
 
 
@@ -205,11 +221,15 @@ def _checked_keys(split: str, edges: Interactions, num_users: int, num_items: in
     return keys
 
 
-def _check_features(modality: str, rows: FloatArray, num_items: int) -> None:
+def _check_modality(modality: str) -> None:
     if not isinstance(modality, str) or not MODALITY_NAME.fullmatch(modality):
         raise InputError(
             f"modality names must consist of letters, digits, '_' and '-', got {modality!r}"
         )
+
+
+def _check_features(modality: str, rows: FloatArray, num_items: int) -> None:
+    _check_modality(modality)
     if not isinstance(rows, np.ndarray) or rows.dtype != np.float32:
         got = rows.dtype if isinstance(rows, np.ndarray) else type(rows).__name__
         raise InputError(f"features of {modality!r} must be a float32 array, got {got}")

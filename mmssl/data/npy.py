@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -157,7 +157,7 @@ def _read_start(path: Path) -> tuple[Any, bool, np.dtype[np.generic], int, int]:
             if start != _MAGIC:
                 raise InputError(f"{path}: expected a .npy array, got {_guess(start)}")
             file.seek(0)
-            shape, fortran_order, dtype = _parse_header(path, file)
+            shape, fortran_order, dtype = parse_header(path, file)
             offset = file.tell()
             size = file.seek(0, 2)
     except OSError as error:
@@ -169,8 +169,12 @@ def _read_start(path: Path) -> tuple[Any, bool, np.dtype[np.generic], int, int]:
     return shape, fortran_order, dtype, offset, size
 
 
-def _parse_header(path: Path, file: BinaryIO) -> tuple[Any, bool, np.dtype[np.generic]]:
-    """Return (shape, fortran_order, dtype) and leave ``file`` at the start of the data."""
+def parse_header(path: Path, file: BinaryIO | IO[bytes]) -> tuple[Any, bool, np.dtype[np.generic]]:
+    """Return (shape, fortran_order, dtype) as the file states them; read up to the data.
+
+    Raises:
+        InputError: Not a header that NumPy can read.
+    """
     try:
         version = np.lib.format.read_magic(file)
         if version in _HEADER_READERS:

@@ -4,6 +4,7 @@ A directory contains::
 
     train.json  val.json  test.json    {"user": [item, ...], ...}
     <modality>_feat.npy                optional, any number: one feature row per item id
+    <modality>_knn.npz                 optional: similar items, next to or in place of features
     <modality>_mask.npy                optional: True for items with content; other rows are zero
     users.tsv   items.tsv              optional, with a header: ``user  id`` and ``item  id  title``
     dataset.toml                       optional: name, counts, split and source (see manifest.py)
@@ -33,6 +34,7 @@ from mmssl.data.dataset import (
 )
 from mmssl.data.manifest import Manifest, read_manifest
 from mmssl.data.npy import read_features, read_header, read_mask
+from mmssl.data.npz import read_neighbors
 from mmssl.data.tables import Table, read_table
 from mmssl.errors import InputError
 from mmssl.files import read_bytes
@@ -40,6 +42,7 @@ from mmssl.files import read_bytes
 SPLITS = ("train", "val", "test")
 FEATURE_SUFFIX = "_feat.npy"
 MASK_SUFFIX = "_mask.npy"
+NEIGHBORS_SUFFIX = "_knn.npz"
 
 
 def read_dataset(
@@ -53,8 +56,8 @@ def read_dataset(
 
     Args:
         directory: Directory to read; its name is the default name of the data set.
-        modalities: Names of the features to load, in this order; None loads all, sorted by name.
-            The number of items does not depend on it.
+        modalities: Names of the features and neighbor lists to load, in this order; None loads
+            all, sorted by name. The number of items does not depend on it.
 
     Raises:
         InputError: A file is missing, malformed or inconsistent with the others.
@@ -84,10 +87,12 @@ def read_dataset(
     _check_disjoint(folder, edges, num_items)
     _check_hash(info, edges)
 
-    wanted = list(paths) if modalities is None else list(modalities)
+    graphs = modality_paths(folder, NEIGHBORS_SUFFIX)
+    known = sorted({*paths, *graphs})
+    wanted = known if modalities is None else list(modalities)
     for position, modality in enumerate(wanted):
-        if modality not in paths:
-            have = ", ".join(paths) or "none"
+        if modality not in known:
+            have = ", ".join(known) or "none"
             raise InputError(f"{folder}: expected modalities among {have}, got {modality!r}")
         if modality in wanted[:position]:
             raise InputError(f"modalities must be distinct, got {modality!r} twice")
@@ -99,8 +104,9 @@ def read_dataset(
         train=edges["train"],
         val=edges["val"],
         test=edges["test"],
-        features={modality: read_features(paths[modality]) for modality in wanted},
-        masks=_read_masks(folder, wanted, num_items),
+        features={m: read_features(paths[m]) for m in wanted if m in paths},
+        masks=_read_masks(folder, [m for m in wanted if m in paths], num_items),
+        neighbors={m: read_neighbors(graphs[m], num_items) for m in wanted if m in graphs},
         split=info.split,
         **read_id_maps(folder, num_users, num_items)._asdict(),
     )
@@ -280,15 +286,24 @@ def feature_paths(folder: Path) -> dict[str, Path]:
     Raises:
         InputError: The folder can't be read, or a file name contains an invalid modality name.
     """
+    return modality_paths(folder, FEATURE_SUFFIX)
+
+
+def modality_paths(folder: Path, suffix: str) -> dict[str, Path]:
+    """Find the files whose names end in ``suffix``: modality -> path, sorted by name.
+
+    Raises:
+        InputError: As :func:`feature_paths`.
+    """
     paths: dict[str, Path] = {}
     try:
         names = sorted(os.listdir(folder))  # glob() silently ignores unreadable directories
     except OSError as error:
         raise InputError(f"{folder}: can't be read: {error.strerror or error}") from None
     for name in names:
-        if not name.endswith(FEATURE_SUFFIX):
+        if not name.endswith(suffix):
             continue
-        path, modality = folder / name, name.removesuffix(FEATURE_SUFFIX)
+        path, modality = folder / name, name.removesuffix(suffix)
         if not MODALITY_NAME.fullmatch(modality):
             raise InputError(
                 f"{path}: expected a modality of letters, digits, '_' and '-', got {modality!r}"

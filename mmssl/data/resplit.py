@@ -20,7 +20,14 @@ from mmssl.data.dataset import IntArray, InteractionDataset, Interactions
 from mmssl.data.log import InteractionLog, read_log
 from mmssl.data.manifest import SplitInfo
 from mmssl.data.npy import read_header, read_mask
-from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX, feature_paths
+from mmssl.data.npz import read_neighbors, write_neighbors
+from mmssl.data.readers import (
+    FEATURE_SUFFIX,
+    MASK_SUFFIX,
+    NEIGHBORS_SUFFIX,
+    feature_paths,
+    modality_paths,
+)
 from mmssl.data.splits import PROTOCOLS, TRAIN, assign, by_label, check_ratio, k_core
 from mmssl.data.staging import check_writable, staged
 from mmssl.data.writers import write_files
@@ -193,8 +200,8 @@ def split_log(log: InteractionLog, options: SplitOptions) -> Split:
 def split_data(directory: str | Path, out: str | Path, options: SplitOptions) -> SplitReport:
     """Split the log in ``directory`` and write the result to the new directory ``out``.
 
-    If ``directory`` is a data set with splits, all its interactions are split again. Features and
-    masks of the remaining items are copied. ``out`` is created atomically.
+    If ``directory`` is a data set with splits, all its interactions are split again. Features,
+    masks and neighbor lists of the remaining items are copied. ``out`` is created atomically.
 
     Raises:
         InputError: ``directory`` is malformed, ``out`` is not empty, or :func:`split_log` fails.
@@ -213,6 +220,9 @@ def split_data(directory: str | Path, out: str | Path, options: SplitOptions) ->
             mask = folder / f"{modality}{MASK_SUFFIX}"
             if mask.exists():
                 _copy_mask(mask, new, split.items, log.num_items)
+        for path in modality_paths(folder, NEIGHBORS_SUFFIX).values():
+            neighbors = read_neighbors(path, log.num_items)
+            write_neighbors(new / path.name, neighbors.of_items(split.items, log.num_items))
     return SplitReport(target, split.dataset, [f"{m}{FEATURE_SUFFIX}" for m in features])
 
 

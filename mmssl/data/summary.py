@@ -37,6 +37,14 @@ def summarize(dataset: InteractionDataset) -> dict[str, object]:
             name: _describe(rows, dataset.masks.get(name))
             for name, rows in dataset.features.items()
         },
+        "neighbors": {
+            name: {
+                "edges": int(graph.row.size),
+                "items_without_neighbors": dataset.num_items - int(np.unique(graph.row).size),
+                "weighted": graph.value is not None,
+            }
+            for name, graph in dataset.neighbors.items()
+        },
         "titles": dataset.item_titles is not None,
         "split": {**dataset.split.record(), "hash": dataset.interactions_hash()},
         "content_hash": dataset.content_hash(),
@@ -61,7 +69,7 @@ def summary_lines(dataset: InteractionDataset) -> list[str]:
         assert isinstance(quantiles, dict)
         shown = ", ".join(f"{name} {value:g}" for name, value in quantiles.items())
         lines.append(f"train degree of {side}s: {shown}")
-    if not dataset.features:
+    if not dataset.features and not dataset.neighbors:
         lines.append("modalities: none")
     for name, rows in dataset.features.items():
         described = _describe(rows, dataset.masks.get(name))
@@ -69,6 +77,13 @@ def summary_lines(dataset: InteractionDataset) -> list[str]:
             f"modality {name}: {rows.shape[1]} dimensions, {described['zero_rows']:,} zero rows, "
             f"{described['repeated_rows']:,} rows that repeat another, "
             f"{described['without_content']:,} items without content"
+        )
+    for name, graph in dataset.neighbors.items():
+        lonely = dataset.num_items - np.unique(graph.row).size
+        values = "" if graph.value is None else " with values"
+        lines.append(
+            f"neighbors {name}: {graph.row.size:,} edges{values}, "
+            f"{lonely:,} items without neighbors"
         )
     lines.append(f"split: {dataset.split.label()}")
     lines.append(f"interactions hash: {dataset.interactions_hash()}")

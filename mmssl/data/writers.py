@@ -10,7 +10,8 @@ import numpy as np
 
 from mmssl.data.dataset import InteractionDataset, Interactions
 from mmssl.data.manifest import Source, write_manifest
-from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX
+from mmssl.data.npz import write_neighbors
+from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX, NEIGHBORS_SUFFIX
 from mmssl.data.staging import staged
 from mmssl.data.tables import table_text
 
@@ -35,6 +36,8 @@ def write_dataset(
             np.save(folder / f"{modality}{FEATURE_SUFFIX}", rows, allow_pickle=False)
         for modality, mask in dataset.masks.items():
             np.save(folder / f"{modality}{MASK_SUFFIX}", mask, allow_pickle=False)
+        for modality, neighbors in dataset.neighbors.items():
+            write_neighbors(folder / f"{modality}{NEIGHBORS_SUFFIX}", neighbors)
 
 
 def write_files(dataset: InteractionDataset, folder: Path, source: Source | None) -> None:

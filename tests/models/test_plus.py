@@ -106,7 +106,12 @@ def test_forward_is_the_dense_formula(num_layers):
         layer = adjacency @ layer[1], adjacency.T @ layer[0]
         users, total = users + layer[0], total + layer[1]
     neighborhood = torch.zeros(5, 5, dtype=torch.float64)
-    neighborhood[0, 1], neighborhood[0, 2], neighborhood[1, 0], neighborhood[3, 4] = 0.25, 0.75, 1, 1
+    neighborhood[0, 1], neighborhood[0, 2], neighborhood[1, 0], neighborhood[3, 4] = (
+        0.25,
+        0.75,
+        1,
+        1,
+    )
     expected = total / (num_layers + 1) + 0.7 * neighborhood @ item
     views = model()
     torch.testing.assert_close(views.user, users / (num_layers + 1), rtol=1e-6, atol=1e-7)
@@ -220,7 +225,7 @@ def test_without_modalities(tiny_dataset):
     [
         ("plus.temperature=0", "plus.temperature: expected > 0, got 0"),
         ("plus.negatives=0", 'plus.negatives: expected >= 1 or "all", got 0'),
-        ("plus.negatives=some", 'plus.negatives: expected an integer or "all", got \'some\''),
+        ("plus.negatives=some", "plus.negatives: expected an integer or \"all\", got 'some'"),
         ("plus.ranking=triplet", 'plus.ranking: expected "softmax" or "bpr"'),
         ("plus.prune=1.0", "plus.prune: expected in [0, 1), got 1.0"),
         ("plus.num_neighbors=0", "plus.num_neighbors: expected >= 1, got 0"),

@@ -8,7 +8,13 @@ from pathlib import Path
 from mmssl.data.importing.options import Imported, ImportOptions
 from mmssl.data.importing.table import read_bytes
 from mmssl.data.manifest import Source
-from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX, SPLITS, read_dataset
+from mmssl.data.readers import (
+    FEATURE_SUFFIX,
+    MASK_SUFFIX,
+    NEIGHBORS_SUFFIX,
+    SPLITS,
+    read_dataset,
+)
 
 
 def import_mmssl(path: Path, options: ImportOptions) -> Imported:
@@ -22,6 +28,7 @@ def import_mmssl(path: Path, options: ImportOptions) -> Imported:
     dataset = read_dataset(path)
     names = [f"{modality}{FEATURE_SUFFIX}" for modality in dataset.features]
     names += [f"{modality}{MASK_SUFFIX}" for modality in dataset.masks]
+    names += [f"{modality}{NEIGHBORS_SUFFIX}" for modality in dataset.neighbors]
     names += [name for m in dataset.features if (path / (name := f"{m}_feat.toml")).exists()]
     edges = sum(edges.num_edges for _, edges in dataset.splits())
     source = Source(
@@ -30,5 +37,7 @@ def import_mmssl(path: Path, options: ImportOptions) -> Imported:
         rows_read=edges,
         rows_kept=edges,
     )
-    plain = dataclasses.replace(dataset, name=options.name or dataset.name, features={}, masks={})
+    plain = dataclasses.replace(
+        dataset, name=options.name or dataset.name, features={}, masks={}, neighbors={}
+    )
     return Imported(plain, source, {name: path / name for name in names})

@@ -49,4 +49,3 @@ class PlusConfig(Section):
     """Maximum number of epochs."""
     patience: Annotated[int, ">= 1"] = 10
     """Validations without an improvement of Recall@20 before training stops."""
-

@@ -147,7 +147,5 @@ def build_item_graph(
     if row.numel() == 0:
         return None
     size = dataset.num_items
-    merged = InteractionGraph.from_edges(
-        row, column, size, size, normalization="row", value=value
-    )
+    merged = InteractionGraph.from_edges(row, column, size, size, normalization="row", value=value)
     return merged.to(graph.device).ui
