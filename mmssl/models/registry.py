@@ -86,6 +86,11 @@ def model_names(*, trained: bool = False) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def model_specs() -> tuple[ModelSpec, ...]:
+    """All entries."""
+    return _SPECS
+
+
 def model_spec(name: str, variant: str) -> ModelSpec:
     """The entry of a model.
 

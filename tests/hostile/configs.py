@@ -53,7 +53,7 @@ _REFUSED: dict[str, tuple[str | bytes, str]] = {
     "a list of sections": ("[[model]]\nembedding_dim = 8", "expected a section"),
     "a section for a field": ("[training.lr]\nx = 1", "a finite number"),
     "a private name": ("[model]\n__class__ = 1", "unknown field"),
-    "another variant": ("variant = 'best'", "paper or released"),
+    "another variant": ("variant = 'best'", "paper, released or plus"),
 }
 
 

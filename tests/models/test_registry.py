@@ -9,7 +9,7 @@ import torch
 
 from mmssl.config import Config, load_config
 from mmssl.errors import InputError
-from mmssl.models.registry import changeable_fields, model_names, model_spec
+from mmssl.models.registry import ModelSpec, changeable_fields, model_spec, model_specs
 from mmssl.training.checkpoint import load_checkpoint
 from mmssl.training.fit import fit_run
 from mmssl.training.guards import Interrupted
@@ -18,11 +18,17 @@ from mmssl.training.task import Task, create_task
 
 SECTIONS = {name: fields for name, fields in Config().to_dict().items() if isinstance(fields, dict)}
 FIELDS = {f"{name}.{field}" for name, fields in SECTIONS.items() for field in fields}
+ENTRIES = [pytest.param(s, id="-".join((s.name, *s.variants[:1]))) for s in model_specs()]
+TRAINED = [entry for entry in ENTRIES if entry.values[0].schedule is not None]
 
 
-@pytest.mark.parametrize("model", model_names())
-def test_entry(model):
-    spec = model_spec(model)
+def config_of(spec: ModelSpec, *settings: str) -> Config:
+    return load_config(*spec.variants[:1], settings=settings)
+
+
+@pytest.mark.parametrize("spec", ENTRIES)
+def test_entry(spec):
+    assert all(model_spec(spec.name, variant) is spec for variant in spec.variants or ("paper",))
     assert issubclass(spec.load_task(), Task) and not inspect.isabstract(spec.load_task())
     assert set(spec.reads) <= FIELDS | set(SECTIONS)
     assert set(spec.changeable) <= FIELDS
@@ -34,20 +40,21 @@ def test_entry(model):
 
 
 def test_every_section_is_read_by_a_model():
-    reads = {name.partition(".")[0] for model in model_names() for name in model_spec(model).reads}
+    reads = {name.partition(".")[0] for spec in model_specs() for name in spec.reads}
     assert set(SECTIONS) <= reads
 
 
 def test_unknown_model():
     with pytest.raises(InputError, match="model: expected one of mmssl, .*, got 'gpt'"):
-        model_spec("gpt")
+        model_spec("gpt", "paper")
+    with pytest.raises(InputError, match="variant: expected one of paper, .*, got 'best'"):
+        model_spec("mmssl", "best")
     assert len(set(changeable_fields())) == len(changeable_fields())
 
 
-@pytest.mark.parametrize("model", model_names())
-def test_task(tiny_dataset, model):
-    spec = model_spec(model)
-    task = create_task(model, tiny_dataset, Config())
+@pytest.mark.parametrize("spec", ENTRIES)
+def test_task(tiny_dataset, spec):
+    task = create_task(spec.name, tiny_dataset, config_of(spec))
     user, item = task.embed()
     assert user.shape == (80, item.shape[1]) and item.shape[0] == 50
     assert not user.requires_grad and not item.requires_grad
@@ -64,11 +71,11 @@ def test_task(tiny_dataset, model):
     assert not torch.equal(task.embed().item, item)
 
 
-@pytest.mark.parametrize("model", model_names(trained=True))
+@pytest.mark.parametrize("spec", TRAINED)
 @pytest.mark.parametrize("stop_after", [0, 2])
-def test_stopped_and_resumed_is_bitwise_the_same(tiny_dataset, tmp_path, model, stop_after):
-    section = model_spec(model).schedule
-    config = load_config(settings=[f"{section}.epochs=2", f"{section}.batch_size=40"])
+def test_stopped_and_resumed_is_bitwise_the_same(tiny_dataset, tmp_path, spec, stop_after):
+    model, section = spec.name, spec.schedule
+    config = config_of(spec, f"{section}.epochs=2", f"{section}.batch_size=40")
     polls, steps = iter(range(10_000)), create_task(model, tiny_dataset, config).steps_per_epoch
     assert steps > 2
     whole, part = (
