@@ -17,7 +17,8 @@ from mmssl.data.npy import parse_header
 from mmssl.errors import InputError
 from mmssl.files import open_regular
 
-_MAX_EDGES = 2**31
+# A small archive can hold a terabyte of zeros: 1 GiB per array, thousands of neighbors per item.
+_MAX_EDGES = 2**27
 _ARRAYS = Neighbors._fields
 
 

@@ -193,6 +193,24 @@ def _archives(folder: Path) -> Fuzzed:
     return Fuzzed(read_members, [GOOD], small)
 
 
+def _neighbors(folder: Path) -> Fuzzed:
+    from mmssl.data.npz import read_neighbors
+
+    path, seeds = folder / "image_knn.npz", []
+    row, col = np.array([0, 0, 2]), np.array([1, 2, 0])
+    for arrays in (
+        {"row": row, "col": col},
+        {"row": row.astype("<i4"), "col": col.astype(">i8"), "value": np.ones(3, "<f2")},
+        {"row": row, "col": row},
+        {"row": row, "col": col, "value": np.array([1, np.nan, 0])},
+        {"row": np.array([None] * 3), "col": col},
+    ):
+        for save in (np.savez, np.savez_compressed):
+            save(path, **arrays)
+            seeds.append(path.read_bytes())
+    return _fuzzed(path, lambda: read_neighbors(path, 3), seeds)
+
+
 def _settings(folder: Path) -> Fuzzed:
     """Values of ``--set``, which are text of the command line."""
     from mmssl.config import load_config
@@ -216,4 +234,5 @@ TARGETS: dict[str, Target] = {
     "logs": _logs,
     "checkpoints": _checkpoints,
     "archives": _archives,
+    "neighbors": _neighbors,
 }
