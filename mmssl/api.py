@@ -133,9 +133,9 @@ def train(
             f"model: expected the name of a model, got {model!r:.60}; fields of the section "
             "'model' go into settings={'model.FIELD': ...}"
         )
+    config = load_config(variant, preset=preset)
     schedule = model_spec(model, variant).schedule or "training"
     device = resolve_device(device)
-    config = load_config(variant, preset=preset)
     layers: list[Mapping[str, Any]] = [sections]
     for name, value in (settings or {}).items():
         section, _, field = name.partition(".")

@@ -85,7 +85,7 @@ def test_default_directory(tiny_dataset, tmp_path, monkeypatch):
         ({"settings": {"model.width": 8}}, "train: unknown field 'model.width', expected one of"),
         ({"settings": {"model": 8}}, "train: model: expected a section, got 8"),
         ({"preset": "tictok"}, "preset: expected one of"),
-        ({"variant": "best"}, "variant: expected paper or released"),
+        ({"variant": "best"}, "variant: expected paper, released or plus"),
         ({"epochs": 0}, "train: training.epochs: expected >= 1, got 0"),
         ({"seed": -1}, "training.seed: expected >= 0, got -1"),
         ({"optimizer": {"lr": 1.0}}, "train: unknown field 'optimizer', expected one of critic"),

@@ -127,5 +127,5 @@ def test_wrong_weights_end_before_anything_is_written(tiny_directory, tmp_path, 
     assert main([*command, "--set", "plus.modality_weights.sound=1.0"]) == 2
     assert "modality_weights: expected image, text, got 'sound'" in capsys.readouterr().err
     assert not out.exists()
-    with pytest.raises(InputError, match="variant: expected one of"):
+    with pytest.raises(InputError, match="variant: expected paper, released or plus"):
         mmssl.train(str(tiny_directory), variant="best", out=out)
