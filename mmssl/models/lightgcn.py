@@ -25,6 +25,26 @@ if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
 
 
+def light_convolution(
+    graph: InteractionGraph, user: Tensor, item: Tensor, num_layers: int
+) -> Embeddings:
+    """Average the layers of a graph convolution without parameters (equations 3, 7 and 8).
+
+    Args:
+        graph: (U, I) graph.
+        user: (U, D) layer 0.
+        item: (I, D) layer 0.
+        num_layers: L, the number of further layers.
+    """
+    user_sum, item_sum = user, item
+    for _ in range(num_layers):
+        # Both sides read the layer below (equation 3), unlike MMSSL's hops.
+        user, item = ops.spmm(graph.ui, item), ops.spmm(graph.iu, user)
+        user_sum, item_sum = user_sum + user, item_sum + item
+    scale = 1.0 / (num_layers + 1)
+    return Embeddings(user_sum * scale, item_sum * scale)
+
+
 class LightGCN(nn.Module):
     """``mean_l S^l [E_user; E_item]`` with S the symmetrically normalized bipartite graph.
 
@@ -64,14 +84,7 @@ class LightGCN(nn.Module):
 
     def forward(self) -> Embeddings:
         """Compute the final embeddings of every user (U, D) and item (I, D)."""
-        user, item = self.ego()
-        user_sum, item_sum = user, item
-        for _ in range(self.num_layers):
-            # Both sides read the layer below (equation 3), unlike MMSSL's hops.
-            user, item = ops.spmm(self.graph.ui, item), ops.spmm(self.graph.iu, user)
-            user_sum, item_sum = user_sum + user, item_sum + item
-        scale = 1.0 / (self.num_layers + 1)
-        return Embeddings(user_sum * scale, item_sum * scale)
+        return light_convolution(self.graph, *self.ego(), self.num_layers)
 
 
 class LightGCNTask(PairwiseTask):

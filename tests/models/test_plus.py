@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from mmssl.config import PlusConfig, load_config
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
-from mmssl.models.plus.loss import catalog_softmax
+from mmssl.models.plus.loss import catalog_softmax, with_offset
 from mmssl.models.plus.model import Plus
 from mmssl.models.plus.task import PlusTask, prune
 from mmssl.ops import Triples
@@ -99,25 +99,51 @@ def test_forward_is_the_dense_formula(num_layers):
     value = torch.tensor([1.0, 3.0, 1.0, 2.0])
     items = InteractionGraph.from_edges(*pairs.T, 5, 5, normalization="row", value=value).ui
     model = Plus(graph, items, embedding_dim=3, num_layers=num_layers, item_weight=0.7).double()
+    neighbors = torch.zeros(5, 5, dtype=torch.float64)
+    neighbors[0, 1], neighbors[0, 2], neighbors[1, 0], neighbors[3, 4] = 0.25, 0.75, 1, 1
     adjacency = graph.ui.to_dense(torch.float64)  # D_u^-1/2 A D_i^-1/2
-    user, item = model.ego()
-    layer, users, total = (user, item), user, item
-    for _ in range(num_layers):
-        layer = adjacency @ layer[1], adjacency.T @ layer[0]
-        users, total = users + layer[0], total + layer[1]
-    neighborhood = torch.zeros(5, 5, dtype=torch.float64)
-    neighborhood[0, 1], neighborhood[0, 2], neighborhood[1, 0], neighborhood[3, 4] = (
-        0.25,
-        0.75,
-        1,
-        1,
-    )
-    expected = total / (num_layers + 1) + 0.7 * neighborhood @ item
-    views = model()
-    torch.testing.assert_close(views.user, users / (num_layers + 1), rtol=1e-6, atol=1e-7)
-    torch.testing.assert_close(views.item, expected, rtol=1e-6, atol=1e-7)
-    without = Plus(graph, None, embedding_dim=3)
-    assert torch.equal(without().item, without().item_ui)
+
+    def convolution(user, item):
+        layer, users, total = (user, item), user, item
+        for _ in range(num_layers):
+            layer = adjacency @ layer[1], adjacency.T @ layer[0]
+            users, total = users + layer[0], total + layer[1]
+        return users / (num_layers + 1), total / (num_layers + 1)
+
+    user, item = model.user_embedding, model.item_embedding
+    expected = convolution(user, item + 0.7 * neighbors @ item)
+    close = {"rtol": 1e-6, "atol": 1e-7}  # the graph keeps its scales in float32
+    final, *views = model()
+    torch.testing.assert_close(tuple(final), expected, **close)
+    assert views == [None, None]
+    final, interaction, modality = model(views=True)
+    torch.testing.assert_close(tuple(final), expected, **close)
+    torch.testing.assert_close(tuple(interaction), convolution(user, item), **close)
+    without = torch.zeros_like(user)
+    expected = convolution(without, 0.7 * neighbors @ item)
+    torch.testing.assert_close(tuple(modality), expected, **close)
+    model.item_graph = None
+    torch.testing.assert_close(tuple(model().final), convolution(user, item), **close)
+
+
+def test_refuses_another_normalization():
+    graph = InteractionGraph.from_edges([0], [0], 1, 1, normalization="row")
+    with pytest.raises(InputError, match="graph: expected normalization 'sym', got 'row'"):
+        Plus(graph, None)
+
+
+@pytest.mark.parametrize("temperature", [0.05, 0.4])
+def test_the_offset_is_added_to_the_score(temperature):
+    torch.manual_seed(0)
+    user, item = torch.randn(2, 3, 4).double(), torch.randn(5, 4).double()
+    offset = torch.tensor([[-1.0], [0.0], [0.5], [2.0], [-3.0]]).double()
+    users, items, scaled = with_offset(user, item, offset, temperature)
+    assert users.shape == (2, 3, 5) and items.shape == (5, 5)
+    got = F.normalize(users, dim=-1) @ F.normalize(items, dim=-1).T / scaled
+    cosine = F.normalize(user, dim=-1) @ F.normalize(item, dim=-1).T
+    shrunk = cosine * (1 - (offset / 30).square()).sqrt().T
+    torch.testing.assert_close(got, shrunk / temperature + offset.T)
+    torch.testing.assert_close(items.norm(dim=1), torch.full((5,), 30.0).double())
 
 
 def task_for(dataset, *settings: str) -> PlusTask:
@@ -127,13 +153,21 @@ def task_for(dataset, *settings: str) -> PlusTask:
 
 def test_a_step_computes_the_documented_loss(tiny_dataset):
     settings = ("plus.contrast_weight=0.3", "plus.contrast_temperature=0.7", "plus.reg=0.01")
-    task = task_for(tiny_dataset, *settings, "plus.temperature=0.6", "plus.item_weight=0.5")
+    settings = (*settings, "plus.temperature=0.6", "plus.item_weight=0.5", "plus.popularity=0.8")
+    task = task_for(tiny_dataset, *settings)
     task.start_epoch(0, 0)
     batch = task._draw(0)
     got = task.losses(batch)
-    views, ego = task.model(), task.model.ego()
-    ranking = dense_softmax(views.user[batch.user], views.item, batch.pos_item, 0.6)
-    torch.testing.assert_close(got["ranking"], ranking)
+    (user, item), interaction, modality = task.model(views=True)
+    degree = torch.bincount(torch.from_numpy(tiny_dataset.train.item), minlength=50)
+    scores = F.normalize(user[batch.user]) @ F.normalize(item).T / 0.6 + 0.8 * degree.log1p()
+    expected = F.cross_entropy(scores, batch.pos_item)
+    torch.testing.assert_close(got["ranking"], expected, rtol=5e-3, atol=0)  # shrunk by .995
+    # The exported embeddings rank by the same scores.
+    table = task.embed()
+    for row in (0, 17):
+        order = (table.user[batch.user[row]] @ table.item.T).argsort()
+        assert (order == scores[row].argsort()).float().mean() > 0.9
 
     def contrast(first, second):
         z, y = F.normalize(first), F.normalize(second)
@@ -142,12 +176,11 @@ def test_a_step_computes_the_documented_loss(tiny_dataset):
         return (torch.cat([cross, intra], 1).logsumexp(1) - cross.diagonal()).mean()
 
     users, items = batch.user.unique(), batch.pos_item.unique()
-    neighborhood = task.model.item_graph.to_dense() @ ego.item
-    of_users = task.graph.ui.to_dense() @ neighborhood
-    expected = contrast((views.item - 0.5 * neighborhood)[items], neighborhood[items])
-    expected = expected + contrast(views.user[users], of_users[users])
+    expected = contrast(interaction.user[users], modality.user[users])
+    expected = expected + contrast(interaction.item[items], modality.item[items])
     torch.testing.assert_close(got["contrast"], 0.3 * expected)
-    squares = ego.user[batch.user].square().sum() + ego.item[batch.pos_item].square().sum()
+    ego_user, ego_item = task.model.user_embedding, task.model.item_embedding
+    squares = ego_user[batch.user].square().sum() + ego_item[batch.pos_item].square().sum()
     torch.testing.assert_close(got["l2"], 0.01 / 2 * squares / batch.user.numel())
 
 
@@ -155,17 +188,18 @@ def test_bpr_compares_dot_products(tiny_dataset):
     task = task_for(tiny_dataset, "plus.ranking=bpr", "plus.item_weight=0")
     task.start_epoch(0, 0)
     user, pos_item, neg_item = task._draw(0)
-    views = task.model()
-    margin = (views.user[user] * (views.item[pos_item] - views.item[neg_item])).sum(1)
+    final = task.model().final
+    margin = (final.user[user] * (final.item[pos_item] - final.item[neg_item])).sum(1)
     got = task.losses(Triples(user, pos_item, neg_item))
     torch.testing.assert_close(got["ranking"], -F.logsigmoid(margin).mean())
-    assert torch.equal(task.embed().item, task.model().item)
+    assert torch.equal(task.embed().item, task.model().final.item)
 
 
 def test_embeddings_of_the_softmax_have_unit_length(tiny_dataset):
-    embeddings = task_for(tiny_dataset).embed()
-    for table in embeddings:
-        torch.testing.assert_close(table.norm(dim=1), torch.ones(len(table)))
+    for popularity, width in ((0.0, 8), (0.5, 9)):
+        for table in task_for(tiny_dataset, f"plus.popularity={popularity}").embed():
+            assert table.shape[1] == width
+            torch.testing.assert_close(table.norm(dim=1), torch.ones(len(table)))
 
 
 def test_pruned_edges_follow_their_weights():
@@ -194,13 +228,12 @@ def test_pruning_spares_rare_items(tiny_dataset):
     task.start_epoch(1, 0)
     assert not torch.equal(first.index.col, task.pruned.index.col)
     # The propagation of a step uses the pruned graph, the evaluation the whole one.
-    expected = task.model(task.pruned).item
     seen = []
-    task.model.register_forward_hook(lambda module, inputs, views: seen.append(views.item))
+    task.model.register_forward_hook(lambda module, inputs, views: seen.append(views.final.item))
     task.losses(task._draw(0))
-    assert torch.equal(seen[0], expected)
     task.embed()
-    assert torch.equal(seen[1], task.model().item)
+    assert torch.equal(seen[0], task.model(task.pruned).final.item)
+    assert torch.equal(seen[1], task.model().final.item)
 
 
 def test_a_step_draws_negatives_only_if_asked(tiny_dataset):

@@ -24,6 +24,8 @@ class PlusConfig(Section):
     uniformly without replacement, whose sum is scaled to that of the catalog."""
     reg: Annotated[float, ">= 0"] = 1e-4
     """Weight of the L2 penalty on the batch's ID embeddings."""
+    popularity: Annotated[float, ">= 0"] = 0.5
+    """Weight of the logarithm of an item's number of train users in the score of the softmax."""
     item_weight: Annotated[float, ">= 0"] = 1.0
     """Weight of an item's neighborhood in the item graph; 0 disables the graph."""
     num_neighbors: Annotated[int, ">= 1"] = 10

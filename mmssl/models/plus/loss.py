@@ -6,6 +6,7 @@ Legend: B batch, I items, K drawn items, D embedding dim.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,37 @@ from mmssl import ops
 # Anchors that share the in-batch part of a call, which is computed and then taken out again: few,
 # so that it costs little, and enough to fill the register tiles of the kernel.
 _GROUP = 64
+
+
+class Scored(NamedTuple):
+    """Vectors whose cosine over the temperature is the score."""
+
+    user: Tensor  # (..., D + 1)
+    item: Tensor  # (I, D + 1)
+    temperature: float
+
+
+def with_offset(user: Tensor, item: Tensor, offset: Tensor, temperature: float) -> Scored:
+    """Express ``cos(user, item) / temperature + offset[item]`` as a cosine over a temperature.
+
+    With R much larger than the offsets, the unit vectors of ``[u / (temperature R), 1]`` and
+    ``[sqrt(R^2 - offset^2) i, offset]``, where u and i have unit length, have the cosine
+    ``(sqrt(1 - (offset / R)^2) cos / temperature + offset) / scale``. With R ten times the largest
+    offset the first factor stays above .995.
+
+    Args:
+        user: (..., D).
+        item: (I, D).
+        offset: (I, 1), of the dtype of ``item``, not zero everywhere.
+        temperature: > 0.
+    """
+    radius = 10 * float(offset.abs().max())
+    slope = 1 / (temperature * radius)
+    one = user.new_ones((*user.shape[:-1], 1))
+    users = torch.cat([F.normalize(user, dim=-1) * slope, one], -1)
+    rest = (radius**2 - offset.square()).sqrt()
+    items = torch.cat([F.normalize(item, dim=-1) * rest, offset], -1)
+    return Scored(users, items, 1 / (radius * math.hypot(slope, 1)))
 
 
 def catalog_softmax(

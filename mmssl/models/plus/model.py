@@ -1,4 +1,4 @@
-"""The forward pass of `plus`: LightGCN, and each item's neighborhood in the item graph.
+"""The forward pass of `plus`: a graph convolution of IDs that the item graphs have smoothed.
 
 Legend: U users, I items, D embedding dim.
 """
@@ -7,35 +7,43 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 
 from mmssl import ops
+from mmssl.errors import InputError
 from mmssl.graph import GraphView, InteractionGraph
 from mmssl.models.embeddings import Embeddings
-from mmssl.models.lightgcn import LightGCN
+from mmssl.models.lightgcn import light_convolution
 
 
 class PlusViews(NamedTuple):
-    """What a forward pass computes; the first two fields are the final embeddings."""
+    """What a forward pass computes."""
 
-    user: Tensor  # (U, D)
-    item: Tensor  # (I, D)
-    neighborhood: Tensor | None  # (I, D), the item's neighbors in the item graph
-    item_ui: Tensor  # (I, D), from interactions alone
+    final: Embeddings
+    interaction: Embeddings | None
+    """From the IDs alone; None unless asked for."""
+    modality: Embeddings | None
+    """From the neighborhoods in the item graph alone; None unless asked for."""
 
 
 class Plus(nn.Module):
-    """``user = mean_l S^l E``, ``item = mean_l S^l E + w A E_item`` with A the item graph.
+    """``(user, item) = mean_l S^l [E_user; E_item + w A E_item]`` with A the item graph.
+
+    S is the symmetrically normalized interaction graph. The neighborhoods are added in front of the
+    convolution, so that users receive them too: a user with five train items is described by the
+    items similar to those as well. The convolution is linear, so that the two terms are views that
+    add up to the final embeddings.
 
     Args:
         graph: The train graph, normalization "sym".
         item_graph: (I, I) row-normalized view, or None without modalities.
         embedding_dim: D.
-        num_layers: Number of propagation layers over the interaction graph.
+        num_layers: Number of layers of the convolution; 0 is matrix factorization.
         item_weight: w.
 
     Raises:
-        InputError: A graph of another normalization, or a size below its minimum.
+        InputError: A graph of another normalization.
     """
 
     def __init__(
@@ -48,26 +56,34 @@ class Plus(nn.Module):
         item_weight: float = 1.0,
     ) -> None:
         super().__init__()
-        self.backbone = LightGCN(graph, embedding_dim=embedding_dim, num_layers=num_layers)
+        if graph.normalization != "sym":
+            raise InputError(f"graph: expected normalization 'sym', got {graph.normalization!r}")
         self.graph = graph
         self.item_graph = item_graph
+        self.num_layers = num_layers
         self.item_weight = item_weight
-        for table in self.ego():
+        self.user_embedding = nn.Parameter(torch.empty(graph.num_users, embedding_dim))
+        self.item_embedding = nn.Parameter(torch.empty(graph.num_items, embedding_dim))
+        for table in (self.user_embedding, self.item_embedding):
             nn.init.xavier_uniform_(table)
 
-    def ego(self) -> Embeddings:
-        """Return the parameters themselves; L2 regularization applies to these."""
-        return self.backbone.ego()
-
-    def forward(self, graph: InteractionGraph | None = None) -> PlusViews:
-        """Compute the embeddings of every user and item.
+    def forward(self, graph: InteractionGraph | None = None, *, views: bool = False) -> PlusViews:
+        """Compute the embeddings of every user (U, D) and item (I, D).
 
         Args:
             graph: What to propagate over; None means the whole train graph.
+            views: Whether to return the two views as well, at the cost of a second convolution.
         """
-        self.backbone.graph = self.graph if graph is None else graph
-        user, item_ui = self.backbone()
+        graph = self.graph if graph is None else graph
+        user, item = self.user_embedding, self.item_embedding
         if self.item_graph is None:
-            return PlusViews(user, item_ui, None, item_ui)
-        neighborhood = ops.spmm(self.item_graph, self.ego().item)
-        return PlusViews(user, item_ui + self.item_weight * neighborhood, neighborhood, item_ui)
+            return PlusViews(light_convolution(graph, user, item, self.num_layers), None, None)
+        neighborhood = self.item_weight * ops.spmm(self.item_graph, item)  # (I, D)
+        if not views:
+            final = light_convolution(graph, user, item + neighborhood, self.num_layers)
+            return PlusViews(final, None, None)
+        nothing = torch.zeros_like(user)
+        first = light_convolution(graph, user, item, self.num_layers)
+        second = light_convolution(graph, nothing, neighborhood, self.num_layers)
+        final = Embeddings(first.user + second.user, first.item + second.item)
+        return PlusViews(final, first, second)

@@ -15,7 +15,7 @@ from mmssl import ops
 from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.plus.item_graph import build_item_graph
-from mmssl.models.plus.loss import catalog_softmax
+from mmssl.models.plus.loss import Scored, catalog_softmax, with_offset
 from mmssl.models.plus.model import Plus, PlusViews
 from mmssl.ops import Triples
 from mmssl.training.pairwise import PairwiseTask
@@ -40,6 +40,10 @@ class PlusTask(PairwiseTask):
         user_degree = self.graph.index.rowptr.diff()[user].double()
         item_degree = self.graph.index.colptr.diff()[item].double()
         self._keep_weight = (user_degree * item_degree).rsqrt()  # (E,)
+        # Centered, because a constant does not change the softmax.
+        popularity = self.graph.index.colptr.diff().double().log1p()[:, None]
+        popularity = self.settings.popularity * (popularity - popularity.mean())
+        self._popularity = popularity.float() if bool(popularity.any()) else None  # (I, 1)
 
     def build(self, dataset: InteractionDataset) -> Plus:
         """See the base class."""
@@ -65,32 +69,42 @@ class PlusTask(PairwiseTask):
 
     def losses(self, batch: Triples) -> dict[str, Tensor]:
         """See the base class."""
-        settings, views = self.settings, self.model(self.pruned)
+        settings = self.settings
+        views: PlusViews = self.model(self.pruned, views=settings.contrast_weight > 0)
+        final = views.final
         if settings.ranking == "bpr":
             ranking = ops.bpr_loss(
-                views.user, views.item, batch.user, batch.pos_item, batch.neg_item
+                final.user, final.item, batch.user, batch.pos_item, batch.neg_item
             )
         else:
-            ranking = catalog_softmax(
-                views.user[batch.user],
-                views.item,
-                batch.pos_item,
-                settings.temperature,
-                self._draw_items(),
-            )
+            user, item, temperature = self._scored(final.user[batch.user], final.item)
+            drawn = self._draw_items()
+            ranking = catalog_softmax(user, item, batch.pos_item, temperature, drawn)
         contrast = ranking.new_zeros(())
-        if settings.contrast_weight > 0 and views.neighborhood is not None:
-            contrast = settings.contrast_weight * self._contrast(views, batch)
+        if views.interaction is not None and views.modality is not None:
+            contrast = self._contrast(views.interaction, views.modality, batch)
+            contrast = settings.contrast_weight * contrast
         return {"ranking": ranking, "contrast": contrast, "l2": self._l2(batch)}
 
     @torch.no_grad()
     def embed(self) -> Embeddings:
-        """Return what the ranking loss compares: unit vectors for the softmax."""
+        """Return what the ranking loss compares: unit vectors for the softmax.
+
+        With a weight of popularity they have D + 1 columns, see :func:`with_offset`.
+        """
         self.model.eval()
-        views: PlusViews = self.model()
+        final: Embeddings = self.model().final
         if self.settings.ranking == "bpr":
-            return Embeddings(views.user, views.item)
-        return Embeddings(F.normalize(views.user), F.normalize(views.item))
+            return final
+        user, item, _ = self._scored(*final)
+        return Embeddings(F.normalize(user), F.normalize(item))
+
+    def _scored(self, user: Tensor, item: Tensor) -> Scored:
+        """Add the popularity of the items to their scores."""
+        settings = self.settings
+        if self._popularity is None:
+            return Scored(user, item, settings.temperature)
+        return with_offset(user, item, self._popularity, settings.temperature)
 
     def _draw_items(self) -> Tensor | None:
         """Return (K,) distinct items, or None for the whole catalog."""
@@ -100,24 +114,21 @@ class PlusTask(PairwiseTask):
         order = torch.randperm(count, generator=self.generator, device=self.device)
         return order[: self.settings.negatives]
 
-    def _contrast(self, views: PlusViews, batch: Triples) -> Tensor:
-        """InfoNCE between interaction view and modality view, of items and of users.
+    def _contrast(self, interaction: Embeddings, modality: Embeddings, batch: Triples) -> Tensor:
+        """InfoNCE between interaction view and modality view, of users and of items.
 
-        A user's modality view is the mean of the neighborhoods of the user's items. The weight has
-        to be small: the views are to agree where they can, not to become one.
+        The weight has to be small: the views are to agree where they can, not to become one.
         """
-        assert views.neighborhood is not None
-        users, items = batch.user.unique(), batch.pos_item.unique()
         tau = self.settings.contrast_temperature
-        user_modality = ops.spmm(self.graph.ui, views.neighborhood)
-        of_items = ops.info_nce(views.item_ui[items], views.neighborhood[items], tau)
-        return of_items + ops.info_nce(views.user[users], user_modality[users], tau)
+        users, items = batch.user.unique(), batch.pos_item.unique()
+        of_users = ops.info_nce(interaction.user[users], modality.user[users], tau)
+        return of_users + ops.info_nce(interaction.item[items], modality.item[items], tau)
 
     def _l2(self, batch: Triples) -> Tensor:
-        ego = self.model.ego()
-        rows = [ego.user[batch.user], ego.item[batch.pos_item]]  # (B, D) each
+        user, item = self.model.user_embedding, self.model.item_embedding
+        rows = [user[batch.user], item[batch.pos_item]]  # (B, D) each
         if self.settings.ranking == "bpr":
-            rows.append(ego.item[batch.neg_item])
+            rows.append(item[batch.neg_item])
         squares = torch.stack([row.square().sum() for row in rows]).sum()
         return self.settings.reg * 0.5 * squares / batch.user.numel()
 
