@@ -10,7 +10,9 @@ import torch
 import torch.nn.functional as F
 
 from mmssl.config import PlusConfig, load_config
+from mmssl.data.dataset import InteractionDataset, Interactions
 from mmssl.errors import InputError
+from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
 from mmssl.models.plus.loss import catalog_softmax, with_offset
 from mmssl.models.plus.model import Plus
@@ -137,7 +139,7 @@ def test_the_offset_is_added_to_the_score(temperature):
     torch.manual_seed(0)
     user, item = torch.randn(2, 3, 4).double(), torch.randn(5, 4).double()
     offset = torch.tensor([[-1.0], [0.0], [0.5], [2.0], [-3.0]]).double()
-    users, items, scaled = with_offset(user, item, offset, temperature)
+    users, items, scaled = with_offset(user, item, offset, temperature, largest=3.0)
     assert users.shape == (2, 3, 5) and items.shape == (5, 5)
     got = F.normalize(users, dim=-1) @ F.normalize(items, dim=-1).T / scaled
     cosine = F.normalize(user, dim=-1) @ F.normalize(item, dim=-1).T
@@ -154,6 +156,7 @@ def task_for(dataset, *settings: str) -> PlusTask:
 def test_a_step_computes_the_documented_loss(tiny_dataset):
     settings = ("plus.contrast_weight=0.3", "plus.contrast_temperature=0.7", "plus.reg=0.01")
     settings = (*settings, "plus.temperature=0.6", "plus.item_weight=0.5", "plus.popularity=0.8")
+    settings = (*settings, "plus.ranking_popularity=0.8")
     task = task_for(tiny_dataset, *settings)
     task.start_epoch(0, 0)
     batch = task._draw(0)
@@ -196,10 +199,33 @@ def test_bpr_compares_dot_products(tiny_dataset):
 
 
 def test_embeddings_of_the_softmax_have_unit_length(tiny_dataset):
-    for popularity, width in ((0.0, 8), (0.5, 9)):
-        for table in task_for(tiny_dataset, f"plus.popularity={popularity}").embed():
+    for popularity, width in ((0, 8), (0.5, 9)):
+        for table in task_for(tiny_dataset, f"plus.ranking_popularity={popularity}").embed():
             assert table.shape[1] == width
             torch.testing.assert_close(table.norm(dim=1), torch.ones(len(table)))
+
+
+def test_validation_chooses_the_weight_of_popularity(tiny_dataset):
+    task = task_for(tiny_dataset)
+    recalls, tables = [], []
+    for weight in (0.0, 0.15, 0.3, 0.5, 0.7, 1.0):
+        fixed = task_for(tiny_dataset, f"plus.ranking_popularity={weight}")  # the same seed
+        tables.append(fixed.embed())
+        evaluator = Evaluator(tiny_dataset, "val", task.graph)
+        recalls.append(evaluator.evaluate(*tables[-1])["recall@20"])
+    assert len(set(recalls)) > 1
+    assert torch.equal(task.embed().item, tables[recalls.index(max(recalls))].item)
+
+
+def test_equal_degrees_give_no_offset(tiny_dataset):
+    train = Interactions.from_edges([0, 1], [0, 1])
+    val, test = Interactions.from_edges([0], [1]), Interactions.from_edges([1], [0])
+    splits = {"train": train, "val": val, "test": test}
+    dataset = InteractionDataset(name="flat", num_users=2, num_items=2, **splits)
+    task = task_for(dataset, "plus.ranking_popularity=0.5")
+    task.start_epoch(0, 0)
+    assert all(map(math.isfinite, task.step(0).tolist()))
+    assert all(bool(table.isfinite().all()) for table in task.embed())
 
 
 def test_pruned_edges_follow_their_weights():
@@ -266,6 +292,9 @@ def test_without_modalities(tiny_dataset):
         ("plus.modality_weights.text=x", "expected a table of numbers, got {'text': 'x'}"),
         ("plus.modality_weights.text=-1.0", "plus.modality_weights: expected weights >= 0 by"),
         ("plus.modality_weights.text=nan", "plus.modality_weights: expected weights >= 0 by"),
+        ("plus.ranking_popularity=-1.0", 'plus.ranking_popularity: expected >= 0 or "validation"'),
+        ("plus.ranking_popularity=test", "expected a finite number or \"validation\", got 'test'"),
+        ("plus.ranking_popularity=inf", "plus.ranking_popularity: expected a finite number"),
         ("plus.lr=nan", "plus.lr: expected a finite number, got nan"),
     ],
 )

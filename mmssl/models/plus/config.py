@@ -25,7 +25,13 @@ class PlusConfig(Section):
     reg: Annotated[float, ">= 0"] = 1e-4
     """Weight of the L2 penalty on the batch's ID embeddings."""
     popularity: Annotated[float, ">= 0"] = 0.5
-    """Weight of the logarithm of an item's number of train users in the score of the softmax."""
+    """Weight of the logarithm of an item's number of train users in the score that the softmax is
+    trained on."""
+    ranking_popularity: Annotated[float | Literal["validation"], '>= 0 or "validation"'] = (
+        "validation"
+    )
+    """The same weight in the score that ranks items; `validation`: the one of a few weights that
+    has the highest Recall@20 on validation, chosen in every epoch."""
     item_weight: Annotated[float, ">= 0"] = 1.0
     """Weight of an item's neighborhood in the item graph; 0 disables the graph."""
     num_neighbors: Annotated[int, ">= 1"] = 10

@@ -27,21 +27,24 @@ class Scored(NamedTuple):
     temperature: float
 
 
-def with_offset(user: Tensor, item: Tensor, offset: Tensor, temperature: float) -> Scored:
+def with_offset(
+    user: Tensor, item: Tensor, offset: Tensor, temperature: float, *, largest: float
+) -> Scored:
     """Express ``cos(user, item) / temperature + offset[item]`` as a cosine over a temperature.
 
-    With R much larger than the offsets, the unit vectors of ``[u / (temperature R), 1]`` and
+    With R larger than the offsets, the unit vectors of ``[u / (temperature R), 1]`` and
     ``[sqrt(R^2 - offset^2) i, offset]``, where u and i have unit length, have the cosine
-    ``(sqrt(1 - (offset / R)^2) cos / temperature + offset) / scale``. With R ten times the largest
-    offset the first factor stays above .995.
+    ``(sqrt(1 - (offset / R)^2) cos / temperature + offset) / scale``. With R at least ten
+    times the largest offset the first factor stays above .994.
 
     Args:
         user: (..., D).
         item: (I, D).
-        offset: (I, 1), of the dtype of ``item``, not zero everywhere.
+        offset: (I, 1), of the dtype of ``item``.
         temperature: > 0.
+        largest: The largest absolute offset; reading it here would wait for the device.
     """
-    radius = 10 * float(offset.abs().max())
+    radius = max(10 * largest, 1.0)
     slope = 1 / (temperature * radius)
     one = user.new_ones((*user.shape[:-1], 1))
     users = torch.cat([F.normalize(user, dim=-1) * slope, one], -1)

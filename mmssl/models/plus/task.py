@@ -12,17 +12,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl import ops
+from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.plus.item_graph import build_item_graph
 from mmssl.models.plus.loss import Scored, catalog_softmax, with_offset
 from mmssl.models.plus.model import Plus, PlusViews
 from mmssl.ops import Triples
+from mmssl.training import SELECTION_METRIC
 from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
     from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
+
+# Weights of popularity that are tried on validation.
+_RANKING_POPULARITY = (0.0, 0.15, 0.3, 0.5, 0.7, 1.0)
 
 
 class PlusTask(PairwiseTask):
@@ -40,10 +45,12 @@ class PlusTask(PairwiseTask):
         user_degree = self.graph.index.rowptr.diff()[user].double()
         item_degree = self.graph.index.colptr.diff()[item].double()
         self._keep_weight = (user_degree * item_degree).rsqrt()  # (E,)
-        # Centered, because a constant does not change the softmax.
-        popularity = self.graph.index.colptr.diff().double().log1p()[:, None]
-        popularity = self.settings.popularity * (popularity - popularity.mean())
-        self._popularity = popularity.float() if bool(popularity.any()) else None  # (I, 1)
+        degree = self.graph.index.colptr.diff().double()
+        # Centered, because a constant changes neither the softmax nor a ranking.
+        popularity = (degree.log1p() - degree.log1p().mean())[:, None]
+        self._popularity = popularity.float()  # (I, 1)
+        self._largest = float(popularity.abs().max())
+        self._validation = Evaluator(dataset, "val", self.graph)
 
     def build(self, dataset: InteractionDataset) -> Plus:
         """See the base class."""
@@ -77,7 +84,9 @@ class PlusTask(PairwiseTask):
                 final.user, final.item, batch.user, batch.pos_item, batch.neg_item
             )
         else:
-            user, item, temperature = self._scored(final.user[batch.user], final.item)
+            user, item, temperature = self._scored(
+                final.user[batch.user], final.item, settings.popularity
+            )
             drawn = self._draw_items()
             ranking = catalog_softmax(user, item, batch.pos_item, temperature, drawn)
         contrast = ranking.new_zeros(())
@@ -88,23 +97,32 @@ class PlusTask(PairwiseTask):
 
     @torch.no_grad()
     def embed(self) -> Embeddings:
-        """Return what the ranking loss compares: unit vectors for the softmax.
+        """Return vectors whose dot products rank items: of unit length, unless trained by BPR.
 
-        With a weight of popularity they have D + 1 columns, see :func:`with_offset`.
+        They have D + 1 columns where popularity has a weight, see :func:`with_offset`.
         """
         self.model.eval()
         final: Embeddings = self.model().final
         if self.settings.ranking == "bpr":
             return final
-        user, item, _ = self._scored(*final)
+        weight = self.settings.ranking_popularity
+        if weight != "validation":
+            return self._ranked(final, weight)
+        candidates = [self._ranked(final, weight) for weight in _RANKING_POPULARITY]
+        recalls = [self._validation.evaluate(*c)[SELECTION_METRIC] for c in candidates]
+        return candidates[max(range(len(recalls)), key=recalls.__getitem__)]
+
+    def _ranked(self, final: Embeddings, popularity: float) -> Embeddings:
+        user, item, _ = self._scored(*final, popularity)
         return Embeddings(F.normalize(user), F.normalize(item))
 
-    def _scored(self, user: Tensor, item: Tensor) -> Scored:
-        """Add the popularity of the items to their scores."""
-        settings = self.settings
-        if self._popularity is None:
-            return Scored(user, item, settings.temperature)
-        return with_offset(user, item, self._popularity, settings.temperature)
+    def _scored(self, user: Tensor, item: Tensor, popularity: float) -> Scored:
+        """Add a weight times the popularity of the items to their scores."""
+        temperature = self.settings.temperature
+        if popularity == 0:
+            return Scored(user, item, temperature)
+        offset, largest = popularity * self._popularity, popularity * self._largest
+        return with_offset(user, item, offset, temperature, largest=largest)
 
     def _draw_items(self) -> Tensor | None:
         """Return (K,) distinct items, or None for the whole catalog."""
