@@ -11,11 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmssl.config import PlusConfig
+from mmssl.data.dataset import Interactions
 from mmssl.data.neighbors import Neighbors
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.plus import item_graph
-from mmssl.models.plus.item_graph import build_item_graph, co_visits, nearest_neighbors
+from mmssl.models.plus.item_graph import (
+    build_item_graph,
+    co_visit_lift,
+    co_visits,
+    nearest_neighbors,
+)
 
 
 def brute_force(features: np.ndarray, k: int) -> list[tuple[int, int]]:
@@ -83,6 +89,45 @@ def test_co_visits_count_common_users(block, monkeypatch):
     assert co_visits(graph, first[:0], second[:0]).numel() == 0
 
 
+def test_lift_is_one_for_chance_and_counts_naively(tiny_dataset):
+    generator = torch.Generator().manual_seed(2)
+    dense = (torch.rand(300, 40, generator=generator) < torch.linspace(0.05, 0.4, 40)).double()
+    dense[:, 7] = 0
+    graph = InteractionGraph.from_edges(*dense.nonzero().T, 300, 40)
+    first, second = torch.combinations(torch.arange(40)).T
+    assert co_visit_lift(graph, first, second) == pytest.approx(1, abs=0.05)
+
+    degree, common = dense.sum(0), dense.T @ dense
+    kappa = (dense.sum(1) * (dense.sum(1) - 1)).sum() / dense.sum() ** 2
+    first, second = torch.tensor([0, 3, 3, 7, 9]), torch.tensor([1, 9, 12, 1, 7])
+    pairs = [(0, 1), (3, 9), (3, 12)]  # item 7 has no users
+    found = sum(common[i, j] / (degree[i] * degree[j]).sqrt() for i, j in pairs)
+    chance = sum(kappa * (degree[i] * degree[j]).sqrt() for i, j in pairs)
+    assert co_visit_lift(graph, first, second) == pytest.approx(float(found / chance))
+    assert co_visit_lift(graph, first[3:], second[3:]) == 0
+
+
+def test_weights_are_measured_unless_given(tiny_dataset):
+    noise = np.random.default_rng(5).normal(size=(50, 12)).astype(np.float32)
+    dataset = dataclasses.replace(tiny_dataset, features={**tiny_dataset.features, "noise": noise})
+    graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
+    lifts = {}
+    for name, features in dataset.features.items():
+        lifts[name] = co_visit_lift(graph, *nearest_neighbors(torch.from_numpy(features), 3))
+    assert lifts["text"] > 1.5 and lifts["image"] > 1.5 and lifts["noise"] < 1.2
+    weights = {name: max(lift - 1, 0.0) for name, lift in lifts.items()}
+    expected = dense_graph(dataset, num_neighbors=3, modality_weights=weights)
+    torch.testing.assert_close(dense_graph(dataset, num_neighbors=3), expected)
+    del weights["text"]
+    expected = dense_graph(dataset, num_neighbors=3, modality_weights=weights)
+    torch.testing.assert_close(dense_graph(dataset, num_neighbors=3), expected)
+    # Where no neighbors are related to the interactions, all modalities count alike.
+    listed = {"a": Neighbors.from_edges([0], [1]), "b": Neighbors.from_edges([0], [2])}
+    train = Interactions.from_edges([0, 1, 2], [0, 1, 2])
+    unrelated = dataclasses.replace(tiny_dataset, features={}, neighbors=listed, train=train)
+    assert dense_graph(unrelated)[0, :4].tolist() == [0, 0.5, 0.5, 0]
+
+
 def dense_graph(dataset, **fields) -> torch.Tensor | None:
     graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
     view = build_item_graph(dataset, graph, PlusConfig(**fields))
@@ -95,7 +140,8 @@ def test_modalities_are_merged_by_weight(tiny_dataset):
         for i, j in brute_force(tiny_dataset.features[name], 3):
             expected[i, j] += weight
     expected = expected / expected.sum(1, keepdim=True)
-    got = dense_graph(tiny_dataset, num_neighbors=3, modality_weights={"image": 0.5})
+    weights = {"image": 0.5, "text": 1.0}
+    got = dense_graph(tiny_dataset, num_neighbors=3, modality_weights=weights)
     torch.testing.assert_close(got, expected)
     only_text = dense_graph(tiny_dataset, num_neighbors=3, modality_weights={"image": 0.0})
     listed = {tuple(pair) for pair in only_text.nonzero().tolist()}
@@ -109,9 +155,10 @@ def test_neighbor_lists_replace_and_complete_features(tiny_dataset):
         features={"image": tiny_dataset.features["image"]},
         neighbors={"image": listed, "audio": Neighbors.from_edges([0], [1])},
     )
-    got = dense_graph(dataset)
+    got = dense_graph(dataset, modality_weights={"image": 1.0, "audio": 3.0})
     expected = torch.zeros(50, 50)
-    expected[0, 1], expected[0, 2], expected[7, 0] = 2 / 5, 3 / 5, 1
+    # Each list has row sums of 1 before it gets its weight.
+    expected[0, 1], expected[0, 2], expected[7, 0] = (0.25 + 3) / 4, 0.75 / 4, 1
     torch.testing.assert_close(got, expected)
 
 

@@ -39,7 +39,8 @@ class PlusConfig(Section):
     modality_weights: Annotated[dict[str, float], "weights >= 0 by modality"] = field(
         default_factory=dict
     )
-    """Weight of each modality's edges in the item graph; 1 for a modality that is not listed."""
+    """Weight of each modality in the item graph. A modality that is not listed gets its measured
+    weight: how much more often its neighbors share train users than by chance, minus 1."""
     min_co_visits: Annotated[int, ">= 0"] = 0
     """Minimum number of train users that two neighbors have in common; 0 keeps every edge."""
     contrast_weight: Annotated[float, ">= 0"] = 0.0

@@ -88,14 +88,56 @@ def co_visits(graph: InteractionGraph, first: Tensor, second: Tensor) -> Tensor:
     return counts
 
 
+def co_visit_lift(graph: InteractionGraph, first: Tensor, second: Tensor) -> float:
+    """How much more often two neighbors share users than two items of their popularity by chance.
+
+    The ratio of the mean of ``c_ij / sqrt(d_i d_j)`` over the pairs, with c the number of common
+    train users and d the number of users of an item, to the mean that is expected if every user
+    had drawn the items by their popularity: ``c_ij = d_i d_j sum_u d_u (d_u - 1) / E^2``. Pairs
+    with an item without train users are left out.
+
+    Args:
+        graph: The train graph.
+        first: (P,) int64 items.
+        second: (P,) int64 items.
+
+    Returns:
+        1 for neighbors unrelated to the interactions; 0 if no pair is left.
+    """
+    of_item, of_user = graph.index.colptr.diff(), graph.index.rowptr.diff().double()
+    both = (of_item[first] > 0) & (of_item[second] > 0)
+    first, second = first[both], second[both]
+    scale = (of_item[first] * of_item[second]).double().sqrt()
+    chance = scale.sum() * (of_user * (of_user - 1)).sum() / graph.nnz**2
+    found = (co_visits(graph, first, second) / scale).sum()
+    return float(found / chance) if float(chance) > 0 else 0.0
+
+
+def modality_edges(
+    dataset: InteractionDataset, name: str, num_neighbors: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return items, their neighbors and the values of the edges, (P,) each, of one modality.
+
+    The neighbor list in the data set has precedence over neighbors computed from the features,
+    whose values are 1.
+    """
+    if name not in dataset.neighbors:
+        row, column = nearest_neighbors(torch.from_numpy(dataset.features[name]), num_neighbors)
+        return row, column, torch.ones(row.numel())
+    listed = dataset.neighbors[name]
+    row, column = torch.from_numpy(listed.row), torch.from_numpy(listed.col)
+    value = torch.ones(row.numel()) if listed.value is None else torch.from_numpy(listed.value)
+    return row, column, value
+
+
 def build_item_graph(
     dataset: InteractionDataset, graph: InteractionGraph, settings: PlusConfig
 ) -> GraphView | None:
     """Merge the neighbors of all modalities, by their weights, into a row-normalized matrix.
 
-    ``A[i, j] = sum_m w_m a_m[i, j] / sum_jm w_m a_m[i, j]``. A modality's neighbor list in the data
-    set, with its values, has precedence over neighbors computed from its features, whose values
-    are 1. An item without neighbors has a zero row.
+    ``A[i, j] = sum_m w_m a_m[i, j] / sum_jm w_m a_m[i, j]``, where a_m has row sums of 1. The
+    weight of a modality is the one in ``modality_weights``, else its co-visit lift minus 1, which
+    is what it tells beyond popularity; if no modality tells anything, all weights are equal.
 
     With ``min_co_visits`` an edge stays only if enough train users have both items (DA-MRS, Xv et
     al., KDD 2024); edges of an item without train users stay, because nothing is known about them.
@@ -106,7 +148,8 @@ def build_item_graph(
         settings: Section ``plus`` of the configuration.
 
     Returns:
-        The (I, I) view, or None without modalities or without edges.
+        The (I, I) view, or None without modalities or without edges. An item without neighbors has
+        a zero row.
 
     Raises:
         InputError: A weight of a modality that the data set lacks.
@@ -118,34 +161,30 @@ def build_item_graph(
             raise InputError(f"plus.modality_weights: expected {have}, got {name!r:.60}")
     if settings.item_weight == 0:
         return None
+    train, size = graph.to("cpu"), dataset.num_items
+    edges = {m: modality_edges(dataset, m, settings.num_neighbors) for m in modalities}
+    weights = {m: settings.modality_weights.get(m) for m in modalities}
+    lifts = {m: co_visit_lift(train, *edges[m][:2]) for m, w in weights.items() if w is None}
+    told = any(lift > 1 for lift in lifts.values())
+    measured = {m: max(lift - 1, 0.0) if told else 1.0 for m, lift in lifts.items()}
     rows, columns, values = [], [], []
-    for name in modalities:
-        weight = settings.modality_weights.get(name, 1.0)
+    for name, (row, column, value) in edges.items():
+        given = weights[name]
+        weight = measured[name] if given is None else given
         if weight == 0:
             continue
-        if name in dataset.neighbors:
-            listed = dataset.neighbors[name]
-            row, column = torch.from_numpy(listed.row), torch.from_numpy(listed.col)
-            value = torch.ones(row.numel())
-            if listed.value is not None:
-                value = torch.from_numpy(listed.value)
-        else:
-            features = torch.from_numpy(dataset.features[name])
-            row, column = nearest_neighbors(features, settings.num_neighbors)
-            value = torch.ones(row.numel())
+        sums = torch.zeros(size).index_add_(0, row, value)
         rows.append(row)
         columns.append(column)
-        values.append(weight * value)
+        values.append(weight * value / sums[row])
     if not rows:
         return None
     row, column, value = torch.cat(rows), torch.cat(columns), torch.cat(values)
     if settings.min_co_visits > 0:
-        degree = graph.index.colptr.diff().cpu()
-        keep = co_visits(graph.to("cpu"), row, column) >= settings.min_co_visits
-        keep |= degree[row] == 0
+        keep = co_visits(train, row, column) >= settings.min_co_visits
+        keep |= train.index.colptr.diff()[row] == 0
         row, column, value = row[keep], column[keep], value[keep]
     if row.numel() == 0:
         return None
-    size = dataset.num_items
     merged = InteractionGraph.from_edges(row, column, size, size, normalization="row", value=value)
     return merged.to(graph.device).ui
