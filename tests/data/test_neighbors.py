@@ -13,7 +13,7 @@ from mmssl.data.dataset import InteractionDataset
 from mmssl.data.neighbors import Neighbors
 from mmssl.data.npz import write_neighbors
 from mmssl.data.resplit import SplitOptions, split_data
-from mmssl.data.summary import summarise, summary_lines
+from mmssl.data.summary import summarize, summary_lines
 from mmssl.errors import InputError
 
 ROW, COL = np.array([4, 0, 0], np.int32), np.array([1, 3, 2], np.int32)
@@ -51,7 +51,7 @@ def test_the_hash_depends_on_neighbors(folder):
 def test_inspect_shows_them(folder):
     save(folder, row=ROW, col=COL)
     dataset = read_dataset(folder)
-    assert summarise(dataset)["neighbors"] == {
+    assert summarize(dataset)["neighbors"] == {
         "text": {"edges": 3, "items_without_neighbors": 3, "weighted": False}
     }
     assert "neighbors text: 3 edges, 3 items without neighbors" in summary_lines(dataset)

@@ -196,19 +196,31 @@ def _archives(folder: Path) -> Fuzzed:
 def _neighbors(folder: Path) -> Fuzzed:
     from mmssl.data.npz import read_neighbors
 
-    path, seeds = folder / "image_knn.npz", []
+    path = folder / "image_knn.npz"
     row, col = np.array([0, 0, 2]), np.array([1, 2, 0])
-    for arrays in (
+    valid = [
         {"row": row, "col": col},
         {"row": row.astype("<i4"), "col": col.astype(">i8"), "value": np.ones(3, "<f2")},
+    ]
+    malformed = [
         {"row": row, "col": row},
         {"row": row, "col": col, "value": np.array([1, np.nan, 0])},
         {"row": np.array([None] * 3), "col": col},
-    ):
-        for save in (np.savez, np.savez_compressed):
-            save(path, **arrays)
-            seeds.append(path.read_bytes())
-    return _fuzzed(path, lambda: read_neighbors(path, 3), seeds)
+    ]
+
+    def contents(arrays: dict[str, np.ndarray]) -> list[bytes]:
+        made = []
+        for write in (np.savez, np.savez_compressed):
+            write(path, **arrays)
+            made.append(path.read_bytes())
+        return made
+
+    return _fuzzed(
+        path,
+        lambda: read_neighbors(path, 3),
+        [content for arrays in valid for content in contents(arrays)],
+        [content for arrays in malformed for content in contents(arrays)],
+    )
 
 
 def _settings(folder: Path) -> Fuzzed:
