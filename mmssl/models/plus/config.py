@@ -17,7 +17,7 @@ class PlusConfig(Section):
     ranking: Literal["softmax", "bpr"] = "softmax"
     """`softmax`: cross-entropy over the catalog on cosines divided by the temperature; `bpr`:
     pairwise loss with one negative on dot products."""
-    temperature: Annotated[float, "> 0"] = 0.4
+    temperature: Annotated[float, "> 0"] = 0.3
     """Temperature of the softmax."""
     negatives: Annotated[int | Literal["all"], '>= 1 or "all"'] = "all"
     """Items in the denominator of the softmax: the whole catalog, or K items per step, drawn
@@ -32,7 +32,7 @@ class PlusConfig(Section):
     )
     """The same weight in the score that ranks items; `validation`: the one of a few weights that
     has the highest Recall@20 on validation, chosen in every epoch."""
-    item_weight: Annotated[float, ">= 0"] = 1.0
+    item_weight: Annotated[float, ">= 0"] = 2.0
     """Weight of an item's neighborhood in the item graph; 0 disables the graph."""
     num_neighbors: Annotated[int, ">= 1"] = 10
     """Nearest items per item and modality; a neighbor list in the data is used as it is."""
@@ -43,14 +43,14 @@ class PlusConfig(Section):
     weight: how much more often its neighbors share train users than by chance, minus 1."""
     min_co_visits: Annotated[int, ">= 0"] = 0
     """Minimum number of train users that two neighbors have in common; 0 keeps every edge."""
-    contrast_weight: Annotated[float, ">= 0"] = 0.0
+    contrast_weight: Annotated[float, ">= 0"] = 0.1
     """Weight of InfoNCE between the interaction view and the modality view of users and items."""
     contrast_temperature: Annotated[float, "> 0"] = 0.5
     """Temperature of that InfoNCE."""
     prune: Annotated[float, "in [0, 1)"] = 0.0
     """Share of the train edges left out of the propagation, drawn again every epoch with
     probabilities that grow with the degrees of both ends."""
-    lr: Annotated[float, "> 0"] = 3e-3
+    lr: Annotated[float, "> 0"] = 2e-3
     """Learning rate of Adam."""
     batch_size: Annotated[int, ">= 1"] = 2048
     """Edges per step."""

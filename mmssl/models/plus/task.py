@@ -133,10 +133,7 @@ class PlusTask(PairwiseTask):
         return order[: self.settings.negatives]
 
     def _contrast(self, interaction: Embeddings, modality: Embeddings, batch: Triples) -> Tensor:
-        """InfoNCE between interaction view and modality view, of users and of items.
-
-        The weight has to be small: the views are to agree where they can, not to become one.
-        """
+        """InfoNCE between interaction view and modality view, of users and of items."""
         tau = self.settings.contrast_temperature
         users, items = batch.user.unique(), batch.pos_item.unique()
         of_users = ops.info_nce(interaction.user[users], modality.user[users], tau)
