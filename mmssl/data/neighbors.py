@@ -102,7 +102,7 @@ class Neighbors(NamedTuple):
                 )
 
     def of_items(self, items: npt.NDArray[np.int64], num_items: int) -> Neighbors:
-        """Keep the edges between some items, which are numbered anew in the order of ``items``.
+        """Keep the edges between some items and give these new ids, their positions in ``items``.
 
         Args:
             items: Distinct old ids; their positions are the new ids.

@@ -35,7 +35,8 @@ class Task(ABC):
     depend on the configuration only.
 
     Args:
-        dataset: The data; only its train split and features are used.
+        dataset: The data. Parameters are fitted to the train split and the features only; a task
+            may select a setting on validation, as the trainer selects the epoch.
         config: The complete configuration.
         device: "cpu" or a CUDA device.
         normalization: How the train graph is scaled.

@@ -162,7 +162,7 @@ def test_divergence_is_one_line(tiny_directory, tmp_path, capsys, model, seeds):
     """Several seeds of which the first one diverges in its first epoch leave nothing behind."""
     out = tmp_path / "run"
     command = ["train", "--data", str(tiny_directory), "--model", model, "--out", str(out), *seeds]
-    section = model_spec(model).schedule
+    section = model_spec(model, "paper").schedule
     settings = [f"--set={section}.lr=1e30", f"--set={section}.batch_size=32"]
     assert main([*command, *settings, *SMALL]) == 2
     error = capsys.readouterr().err
