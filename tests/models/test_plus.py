@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from mmssl import ops
 from mmssl.config import PlusConfig, load_config
 from mmssl.data.dataset import InteractionDataset, Interactions
 from mmssl.errors import InputError
@@ -27,13 +28,15 @@ def dense_softmax(user, item, positive, temperature):
 
 @pytest.mark.parametrize("batch", [1, 3, 64, 65, 130])
 @pytest.mark.parametrize("temperature", [0.05, 0.4, 3.0])
-def test_catalog_softmax_is_cross_entropy_over_all_items(batch, temperature):
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_catalog_softmax_is_cross_entropy_over_all_items(batch, temperature, backend):
     generator = torch.Generator().manual_seed(batch)
     shape = {"generator": generator, "dtype": torch.float64}
     user = torch.randn(batch, 5, **shape, requires_grad=True)
     item = torch.randn(7, 5, **shape, requires_grad=True)
     positive = torch.randint(7, (batch,), generator=generator)
-    got = catalog_softmax(user, item, positive, temperature)
+    with ops.backend(backend):
+        got = catalog_softmax(user, item, positive, temperature)
     expected = dense_softmax(user, item, positive, temperature)
     torch.testing.assert_close(got, expected, rtol=1e-9, atol=1e-9)
     for a, b in zip(
