@@ -72,7 +72,7 @@ def catalog_softmax(
     is the exact sum (the correction for the sampling distribution of Bengio and Senecal, IEEE
     Transactions on Neural Networks 2008, for a uniform one).
 
-    The other positives of the batch are no negatives. They occur in proportion to their popularity,
+    The other positives of the batch are not negatives. They occur in proportion to their popularity,
     so that with B of them the optimum would be ``log p(i|u) - log(1 + B popularity(i))``, which
     ranks popular items too low.
 
@@ -101,7 +101,7 @@ def catalog_softmax(
         anchors, targets, temperature, negatives=item, intra_view=False, reduction="none"
     )
     group = ops.info_nce(anchors, targets, temperature, intra_view=False, reduction="none")
-    # log((exp(both) - exp(group)): the sum over the catalog, relative to exp(s_pos).
+    # log(exp(both) - exp(group)): the sum over the catalog, relative to exp(s_pos).
     return (both + torch.log(-torch.expm1(group - both))).flatten()[:count].mean()
 
 
