@@ -72,8 +72,8 @@ def catalog_softmax(
     is the exact sum (the correction for the sampling distribution of Bengio and Senecal, IEEE
     Transactions on Neural Networks 2008, for a uniform one).
 
-    The other positives of the batch are not negatives. They occur in proportion to their popularity,
-    so that with B of them the optimum would be ``log p(i|u) - log(1 + B popularity(i))``, which
+    The other positives of the batch are not negatives. They occur in proportion to their
+    popularity, so that with B of them the optimum would be ``log p(i|u) - log(1 + B popularity(i))``, which
     ranks popular items too low.
 
     Args:
