@@ -73,8 +73,8 @@ def catalog_softmax(
     Transactions on Neural Networks 2008, for a uniform one).
 
     The other positives of the batch are not negatives. They occur in proportion to their
-    popularity, so that with B of them the optimum would be ``log p(i|u) - log(1 + B popularity(i))``, which
-    ranks popular items too low.
+    popularity, so that with B of them the optimum would be
+    ``log p(i|u) - log(1 + B popularity(i))``, which ranks popular items too low.
 
     Args:
         user: (B, D) embeddings.
