@@ -61,8 +61,9 @@ demo: $(STAMP)
 	$(PY) -m mmssl train --data data/ml-100k --model popularity --out $(DEMO)/popularity --quiet
 	$(PY) -m mmssl train --data data/ml-100k --model lightgcn --preset ml-100k --out $(DEMO)/lightgcn
 	$(PY) -m mmssl train --data data/ml-100k --preset ml-100k --out $(DEMO)/mmssl
-	$(PY) -m mmssl recommend $(DEMO)/mmssl --user 1 --top-k 10
-	$(PY) -m mmssl report $(DEMO)/mmssl $(DEMO)/lightgcn $(DEMO)/popularity --user 1
+	$(PY) -m mmssl train --data data/ml-100k --variant plus --out $(DEMO)/plus
+	$(PY) -m mmssl recommend $(DEMO)/plus --user 1 --top-k 10
+	$(PY) -m mmssl report $(DEMO)/plus $(DEMO)/mmssl $(DEMO)/lightgcn $(DEMO)/popularity --user 1
 
 # Two workers; all tests of a file run on one worker, so that its fixtures are made once.
 PYTEST := -m pytest -n 2 --dist loadfile
