@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from mmssl.data.dataset import BoolArray, FloatArray, IntArray, InteractionDataset
@@ -51,8 +53,13 @@ def summarize(dataset: InteractionDataset) -> dict[str, object]:
     }
 
 
-def summary_lines(dataset: InteractionDataset) -> list[str]:
-    """Format the statistics of :func:`summarize` for the terminal."""
+def summary_lines(dataset: InteractionDataset, passed_over: Sequence[str] = ()) -> list[str]:
+    """Format the statistics of :func:`summarize` for the terminal.
+
+    Args:
+        dataset: The data set.
+        passed_over: Files of its directory that were not read.
+    """
     facts = summarize(dataset)
     edges = {split: of_split.num_edges for split, of_split in dataset.splits()}
     lines = [
@@ -85,6 +92,10 @@ def summary_lines(dataset: InteractionDataset) -> list[str]:
             f"neighbors {name}: {graph.row.size:,} edges{values}, "
             f"{lonely:,} items without neighbors"
         )
+    if passed_over:
+        features = any("_feat." in name for name in passed_over)
+        hint = " (mmssl data import converts plain tensors)" if features else ""
+        lines.append(f"files that are not read: {', '.join(passed_over)}{hint}")
     lines.append(f"split: {dataset.split.label()}")
     lines.append(f"interactions hash: {dataset.interactions_hash()}")
     lines.append(f"content hash: {facts['content_hash']}")
