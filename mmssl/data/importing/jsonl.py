@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import codecs
 import json
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -155,14 +156,14 @@ def _object(path: Path, line: int, text: bytes) -> dict[str, Any]:
     try:
         row = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
-        what = _python_literal(path, text) or f"invalid JSON: {str(error)[:120]}"
+        what = python_literal(path, text) or f"invalid JSON: {str(error)[:120]}"
         raise InputError(f"{path}: line {line}: expected a JSON object, got {what}") from None
     if not isinstance(row, dict):
         raise InputError(f"{path}: line {line}: expected a JSON object, got another value")
     return row
 
 
-def _python_literal(path: Path, text: bytes) -> str | None:
+def python_literal(path: Path, text: bytes) -> str | None:
     """Return how to convert lines as Amazon's metadata of 2014 has them, None for other text."""
     try:
         literal = isinstance(ast.literal_eval(text[: 1 << 20].decode()), dict)
@@ -170,11 +171,13 @@ def _python_literal(path: Path, text: bytes) -> str | None:
         return None
     if not literal:
         return None
-    plain = path.name.removesuffix(".gz")
+    # The command runs in a shell: it holds no name that means more to one than a file.
+    name = path.name if re.fullmatch(r"[\w.-]+", path.name) else "FILE"
+    module, out = ("gzip" if name.endswith(".gz") else "io"), name.removesuffix(".gz")
     return (
         "a Python literal, as in Amazon's metadata of 2014; this converts it: python -c "
-        f"\"import ast, gzip, json; out = open('{plain}l', 'w'); "
-        f"[print(json.dumps(ast.literal_eval(x)), file=out) for x in gzip.open('{path}', 'rt')]\""
+        f"\"import ast, json, {module}; out = open('{out}.jsonl', 'w'); "
+        f"[print(json.dumps(ast.literal_eval(x)), file=out) for x in {module}.open('{name}', 'rt')]\""
     )
 
 
@@ -230,7 +233,8 @@ def _parsed(content: bytes, names: list[str], types: list[Any], first: int) -> _
     for name, kind in zip(names, types, strict=True):
         column = table.column(name)
         if kind == pa.string():
-            columns.append(compute.fill_null(column, "").dictionary_encode())
+            texts = compute.fill_null(column, "").combine_chunks().dictionary_encode()
+            columns.append(pa.chunked_array([texts]))
         elif column.null_count:
             return None
         else:
