@@ -210,9 +210,7 @@ def _stripped(column: Column, role: str) -> tuple[Column, tuple[str, ...]]:
     number: dict[str, int] = {}
     merged = np.array([number.setdefault(value, len(number)) for value in clean], dtype=np.int64)
     example = column.values[padded[0]]
-    note = (
-        f"{count:,} {role} ids had blanks around them, which were removed, such as {example!r:.40}"
-    )
+    note = f"{count:,} {role} ids had blanks around them, which were removed: {example!r:.40}"
     return Column(merged[column.codes], list(number)), (note,)
 
 

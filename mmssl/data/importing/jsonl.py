@@ -177,7 +177,8 @@ def python_literal(path: Path, text: bytes) -> str | None:
     return (
         "a Python literal, as in Amazon's metadata of 2014; this converts it: python -c "
         f"\"import ast, json, {module}; out = open('{out}.jsonl', 'w'); "
-        f"[print(json.dumps(ast.literal_eval(x)), file=out) for x in {module}.open('{name}', 'rt')]\""
+        "[print(json.dumps(ast.literal_eval(x)), file=out) "
+        f"for x in {module}.open('{name}', 'rt')]\""
     )
 
 

@@ -100,19 +100,19 @@ def _splits(path: Path, files: list[str]) -> Layout | None:
             found.setdefault(_LABELS[match[1][:2].lower()], []).append(name)
     if TRAIN not in found or TEST not in found:
         return None
-    twice = next((names for names in found.values() if len(names) > 1), None)
     for label, candidates in found.items():  # a pickle that was converted counts no more
         found[label] = [n for n in candidates if not _pickled(path / n)] or candidates
     pickles = [name for names in found.values() for name in names if _pickled(path / name)]
     if pickles:
         raise InputError(f"{path}: got {', '.join(pickles)}; {pickle_advice(path, pickles)}")
+    twice = next((names for names in found.values() if len(names) > 1), None)
     if twice:
         raise InputError(f"{path}: expected one file of each split, got {', '.join(twice[:4])}")
     chosen = {label: path / names[0] for label, names in sorted(found.items())}
     kinds = {label: file_kind(file) for label, file in chosen.items()}
     if len(set(kinds.values())) > 1 and set(kinds.values()) - {"csv", "tsv"}:
         # A test file whose lines are all of one length may look like a table.
-        if "lists" not in kinds.values():
+        if "lists" not in kinds.values() or set(kinds.values()) - {"lists", "csv", "tsv"}:
             shown = ", ".join(f"{chosen[label].name} ({kind})" for label, kind in kinds.items())
             raise InputError(f"{path}: expected splits in one format, got {shown}")
         kinds = dict.fromkeys(kinds, "lists")

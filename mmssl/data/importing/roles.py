@@ -99,8 +99,8 @@ def find_role(file: TableFile, role: str, given: str | None) -> int | None:
 
 
 def is_numbered(given: Mapping[str, str | None]) -> bool:
-    """Return whether columns are given by number, which means that the file has no header."""
-    return any(name is not None and name.isdecimal() for name in given.values())
+    """Return whether a log's columns are given by number, which means that it has no header."""
+    return any((given.get(role) or "").isdecimal() for role in Roles._fields)
 
 
 def refuse_hidden_header(file: TableFile, roles: Roles) -> None:
