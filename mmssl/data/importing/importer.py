@@ -75,7 +75,7 @@ def import_data(source: str | Path, out: str | Path, options: ImportOptions) -> 
     target = Path(out)
     check_writable(target)
     with stored(source) as path:
-        imported = _imported(path, options)
+        imported = read_any(path, options)
         with staged(target) as folder:
             if isinstance(imported.data, InteractionLog):
                 write_log(imported.data, folder, imported.source)
@@ -89,7 +89,12 @@ def import_data(source: str | Path, out: str | Path, options: ImportOptions) -> 
     return ImportReport(target, imported)
 
 
-def _imported(path: Path, options: ImportOptions) -> Imported:
+def read_any(path: Path, options: ImportOptions) -> Imported:
+    """Read a file or directory, by its layout.
+
+    Raises:
+        InputError: As :func:`import_data`.
+    """
     if os.path.isdir(path):
         return _directory(path, options)
     name = Path(inner_name(path)).stem
