@@ -99,6 +99,18 @@ def test_seconds_and_milliseconds_in_one_column(shell):
     assert np.ptp(shell.bring("log.csv", "--time-unit", "same", name="b").time) > 1e12
 
 
+def test_times_of_zero_among_moments_are_told(shell):
+    shell.write("log.csv", "user,item,ts\na,x,1500001768\nb,x,0\nb,y,-1\n")
+    assert shell.bring("log.csv", says="2 times are 0 or less, such as 0").num_edges == 3
+
+
+def test_options_without_effect_are_refused(shell):
+    shell.write("log.txt", "1 2 3\n2 3\n")
+    lists = ("log.txt", "--format", "lists")
+    shell.refused(*lists, "--user-col", "1", says="user-col has no effect for the format lists")
+    shell.refused(*lists, "--sep", ",", says="sep and quotes have no effect for the format lists")
+
+
 def test_a_table_of_items_without_a_header_loses_no_item(shell):
     shell.write("log.csv", "user,item\na,1\nb,2\n")
     shell.write("titles.csv", "1,Heat\n2,Alien\n")

@@ -16,6 +16,7 @@ from mmssl.data.importing.jsonl import JsonLinesFile
 from mmssl.data.importing.lists import ListsFile
 from mmssl.data.importing.options import Imported, ImportOptions, with_item_table
 from mmssl.data.importing.roles import (
+    NONE,
     Roles,
     column_name,
     find_roles,
@@ -107,6 +108,7 @@ def import_tables(
 def open_part(part: Part, options: ImportOptions) -> TableFile:
     """Open a file as its kind says."""
     dialect = options.dialect
+    _refuse_options(part.kind, options)
     if part.kind == "parquet":
         options.refuse("parquet", "header")
         file: TableFile = ParquetFile(part.path)
@@ -121,6 +123,16 @@ def open_part(part: Part, options: ImportOptions) -> TableFile:
         header = not is_numbered(options.columns) if options.header is None else options.header
         file = TextFile(part.path, dialect, header=header)
     return _WithConstants(file, part.constants) if part.constants else file
+
+
+def _refuse_options(kind: str, options: ImportOptions) -> None:
+    """Raise InputError for options that would have no effect on a kind of file."""
+    given = [role for role in Roles._fields if options.columns.get(role) not in (None, NONE)]
+    if kind == "lists" and given:
+        raise InputError(f"{given[0]}-col has no effect for the format lists")
+    written = options.dialect.separator is not None or options.dialect.quoted is not None
+    if kind in ("lists", "jsonl", "parquet") and written and options.items is None:
+        raise InputError(f"sep and quotes have no effect for the format {kind}")
 
 
 def _read_part(part: Part, options: ImportOptions) -> _Read:

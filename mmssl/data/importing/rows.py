@@ -94,6 +94,8 @@ def usable_rows(
     if read.get("dated") is False:
         read["time"] = _in_one_unit(file, table, bad, read["time"], rules)
     notes = tuple(note for check in checked for note in check.notes)
+    if read.get("dated") is False:
+        notes += _unset_times(read["time"])
     rows = Rows(**read, rows_read=rows_read, dropped=dropped, notes=notes)
     if not rows.user.codes.size:
         raise InputError(
@@ -243,6 +245,15 @@ def _in_one_unit(
         return one_unit(times, rules.time_unit, lambda at: f"{file.unit} {locations[at]}")
     except InputError as error:
         raise InputError(f"{file.path}: {error}") from None
+
+
+def _unset_times(times: npt.NDArray[np.generic]) -> tuple[str, ...]:
+    """Report zeros and negative numbers among moments since 1970: probably missing times."""
+    values = times.astype(np.float64)
+    unset = int((values <= 0).sum())
+    if not unset or not (values > 1e8).any():
+        return ()
+    return (f"{unset:,} times are 0 or less, such as {times[np.argmax(values <= 0)]}",)
 
 
 def one_per_pair(key: IntArray, time: npt.NDArray[np.generic] | None, keep: str) -> IntArray:
