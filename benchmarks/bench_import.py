@@ -1,7 +1,7 @@
 """Seconds from a raw log to a data set: import, k-core, split.
 
 ``python benchmarks/bench_import.py [--rows N] [--smoke]`` writes a log of N rows (user, item,
-rating, timestamp; ids are strings, popularity falls off as in real logs), as CSV, as CSV with quoted
+rating, timestamp; ids are strings, popularity falls off as in real logs) as CSV, as CSV with quoted
 ids and as JSON lines, and prints one line per part. All files must give the same log.
 """
 
@@ -34,7 +34,8 @@ def write_log_file(path: Path, rows: int, kind: str) -> None:
     with path.open("w") as file:
         if kind == "jsonl":
             file.writelines(
-                f'{{"user_id": "U{u:08d}", "item_id": "B{i:08d}", "rating": {r}, "timestamp": {t}}}\n'
+                f'{{"user_id": "U{u:08d}", "item_id": "B{i:08d}", "rating": {r}, '
+                f'"timestamp": {t}}}\n'
                 for u, i, r, t in columns
             )
             return
