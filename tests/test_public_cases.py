@@ -44,6 +44,7 @@ def test_lightgcn_lines_are_not_half_read_as_columns(shell):
         "train.txt", "".join(f"{u} {u} {u + 1} {u + 2} {u + 3} {u + 4}\n" for u in range(9))
     )
     columns = ("--sep", " ", "--user-col", "1", "--item-col", "2")
+    shell.refused("train.txt", says=("lines of 6 integers", "--format lists", "--format csv"))
     shell.refused("train.txt", *columns, says=("--format lists", "--format csv"))
     assert shell.bring("train.txt", "--format", "lists").num_edges == 45
     kept = shell.bring(

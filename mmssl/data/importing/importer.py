@@ -113,7 +113,7 @@ def _directory(path: Path, options: ImportOptions) -> Imported:
     if options.format in ("mmrec", "recbole"):
         return _inter(path, options)
     try:
-        layout = find_layout(path)
+        layout = find_layout(path, options.format if options.format != "auto" else None)
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
     if options.format in (*KINDS, "npz") and layout.kind not in ("tables", "npz"):
@@ -135,8 +135,6 @@ def _directory(path: Path, options: ImportOptions) -> Imported:
         paths = [(part.path, part.label) for part in layout.parts]
         return import_matrices(paths, options, name=name, folder=path, notes=notes)
     parts = layout.parts
-    if options.format != "auto":
-        parts = tuple(Part(p.path, options.format, p.label, p.constants) for p in parts)
     return import_tables(parts, options, name=name, layout=parts[0].kind, notes=notes)
 
 
@@ -156,7 +154,7 @@ def _inter(path: Path, options: ImportOptions) -> Imported:
 
 def _kind(path: Path, options: ImportOptions) -> str:
     try:
-        kind = file_kind(path)
+        kind = file_kind(path, numbered=is_numbered(options.columns))
     except OSError as error:
         raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
     if kind == "lists" and (is_numbered(options.columns) or options.dialect.separator):

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 from mmssl.data.importing.jsonl import seems_json
-from mmssl.data.importing.lists import seems_lists
+from mmssl.data.importing.lists import is_integers, narrow, seems_lists
 from mmssl.data.importing.logs import Part
 from mmssl.data.importing.sources import SUFFIXES, first_bytes, inner_name, is_pickle, pickle_advice
 from mmssl.data.splits import TEST, TRAIN, VAL
@@ -39,11 +39,19 @@ class Layout(NamedTuple):
     """Files of the directory that are not read."""
 
 
-def file_kind(path: Path) -> str:
+class _UnclearLists(InputError):
+    """Lines of one length, of integers only: lists of items, or a log without a header."""
+
+
+def file_kind(path: Path, *, numbered: bool = False) -> str:
     """Return the kind of a file that holds a log.
 
+    Args:
+        path: The file.
+        numbered: Columns were given by number, as those of a file without a header are.
+
     Raises:
-        InputError: It can't be read, or is of a kind that is not read.
+        InputError: It can't be read, is of a kind that is not read, or may be of two kinds.
     """
     with open(path, "rb") as file:
         start = file.read(1 << 16)
@@ -54,13 +62,24 @@ def file_kind(path: Path) -> str:
     content = first_bytes(path)
     if seems_json(content):
         return "jsonl"
-    if seems_lists(content):
+    lists = seems_lists(content)
+    if lists is None and not (numbered and narrow(content)):
+        width = len(content.lstrip().splitlines()[0].split())
+        raise _UnclearLists(
+            f"{path}: got lines of {width} integers, which may be a user and its items (--format "
+            "lists) or columns (--format csv, with --user-col 1 --item-col 2 and so on)"
+        )
+    if lists:
         return "lists"
     return "tsv" if Path(inner_name(path)).suffix.lower() == ".tsv" else "csv"
 
 
-def find_layout(path: Path) -> Layout:
+def find_layout(path: Path, kind: str | None = None) -> Layout:
     """Return the layout of a directory.
+
+    Args:
+        path: The directory.
+        kind: Format of its files; found when None.
 
     Raises:
         InputError: It holds nothing that is read, or more than one thing.
@@ -72,10 +91,10 @@ def find_layout(path: Path) -> Layout:
     if any(name.endswith(".inter") for name in names):
         return Layout("inter")
     files = [name for name in visible if (path / name).is_file()]
-    splits = _splits(path, files)
+    splits = _splits(path, files, kind)
     if splits is not None:
         return splits
-    return _parts(path, files)
+    return _parts(path, files, kind)
 
 
 def _is_mmssl(path: Path) -> bool:
@@ -88,7 +107,7 @@ def _is_mmssl(path: Path) -> bool:
     return not isinstance(row, dict) or not row or all(isinstance(v, list) for v in row.values())
 
 
-def _splits(path: Path, files: list[str]) -> Layout | None:
+def _splits(path: Path, files: list[str], kind: str | None) -> Layout | None:
     """Return the layout of train, validation and test files; None if a directory has no train."""
     found: dict[int, list[str]] = {}
     for name in files:
@@ -109,20 +128,38 @@ def _splits(path: Path, files: list[str]) -> Layout | None:
     if twice:
         raise InputError(f"{path}: expected one file of each split, got {', '.join(twice[:4])}")
     chosen = {label: path / names[0] for label, names in sorted(found.items())}
-    kinds = {label: file_kind(file) for label, file in chosen.items()}
+    if kind is not None:
+        kinds = dict.fromkeys(chosen, kind)
+    else:
+        kinds = _kinds(chosen)
     if len(set(kinds.values())) > 1 and set(kinds.values()) - {"csv", "tsv"}:
-        # A test file whose lines are all of one length may look like a table.
-        if "lists" not in kinds.values() or set(kinds.values()) - {"lists", "csv", "tsv"}:
-            shown = ", ".join(f"{chosen[label].name} ({kind})" for label, kind in kinds.items())
-            raise InputError(f"{path}: expected splits in one format, got {shown}")
-        kinds = dict.fromkeys(kinds, "lists")
+        shown = ", ".join(f"{chosen[label].name} ({kind})" for label, kind in kinds.items())
+        raise InputError(f"{path}: expected splits in one format, got {shown}")
     parts = tuple(Part(file, kinds[label], label) for label, file in chosen.items())
     taken = {file.name for file in chosen.values()}
-    kind = "npz" if "npz" in kinds.values() else "tables"
-    return Layout(kind, parts, tuple(name for name in files if name not in taken))
+    layout = "npz" if "npz" in kinds.values() else "tables"
+    return Layout(layout, parts, tuple(name for name in files if name not in taken))
 
 
-def _parts(path: Path, files: list[str]) -> Layout:
+def _kinds(files: dict[int, Path]) -> dict[int, str]:
+    """Return the kind of each file; what may be lists is lists where another split surely is."""
+    kinds: dict[int, str] = {}
+    unclear: dict[int, _UnclearLists] = {}
+    for label, file in files.items():
+        try:
+            kinds[label] = file_kind(file)
+        except _UnclearLists as error:
+            unclear[label] = error
+    if unclear and "lists" not in kinds.values():
+        raise next(iter(unclear.values()))
+    for label, file in files.items():
+        text = kinds.get(label) in ("csv", "tsv", None)
+        if text and "lists" in kinds.values() and is_integers(first_bytes(file)):
+            kinds[label] = "lists"
+    return kinds
+
+
+def _parts(path: Path, files: list[str], kind: str | None) -> Layout:
     """Return the layout of part files, as Spark, Hive and Dask write them."""
     found = list(_walk(path, {}))
     suffixes: dict[str, list[tuple[Path, dict[str, str]]]] = {}
@@ -144,7 +181,7 @@ def _parts(path: Path, files: list[str]) -> Layout:
             "one file is imported by the path of the file"
         )
     ((suffix, chosen),) = suffixes.items()
-    kind = file_kind(chosen[0][0])
+    kind = kind or file_kind(chosen[0][0])
     if kind == "npz":
         raise InputError(
             f"{path}: expected one matrix, or matrices of train and test, got "

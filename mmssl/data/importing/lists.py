@@ -22,25 +22,42 @@ _SAMPLE = 1000  # lines whose shape is judged
 _WIDE = 6  # cells of a line that is a list rather than a user, item, rating, time and one more
 
 
-def seems_lists(start: bytes) -> bool:
+def seems_lists(start: bytes) -> bool | None:
     """Return whether a text seems to be lines of a user and its items, judged by its start.
 
-    It does if all of its cells are integers between blanks or tabs, no user has two lines, and the
-    lines differ in length or are longer than a row of a log; or if a tab separates a user from
-    integers with blanks between.
+    It does if its cells are integers between blanks or tabs, no user has two lines, and the lines
+    differ in length, or a tab separates the user from integers with blanks between. Lines of one
+    length may as well be rows of a log without a header; the answer is None then.
     """
+    lines, rows = _integers(start)
+    if not rows:
+        return False
+    widths = {len(row) for row in rows}
+    if max(widths) < 3 or len({row[0] for row in rows}) < len(rows):
+        return False
+    tabbed = all(line.count("\t") == 1 and len(line.split("\t")[0].split()) == 1 for line in lines)
+    return True if len(widths) > 1 or tabbed else None
+
+
+def is_integers(start: bytes) -> bool:
+    """Return whether all cells of a text are integers between blanks or tabs."""
+    return bool(_integers(start)[1])
+
+
+def narrow(start: bytes) -> bool:
+    """Return whether the first line may be a user, item, rating, time and one more."""
+    return len(start.lstrip().split(b"\n")[0].split()) < _WIDE
+
+
+def _integers(start: bytes) -> tuple[list[str], list[list[str]]]:
+    """Return the lines and cells of the start of a text; none if a cell is no integer."""
     text = start.decode("utf-8", "replace").removeprefix("\ufeff")
     lines = [line for line in text.splitlines()[:_SAMPLE] if line.strip()]
     if len(start) >= 1 << 16 and len(lines) > 1:
         lines = lines[:-1]  # the last one may be cut
     rows = [line.split() for line in lines]
-    if not rows or not all(cell.isascii() and cell.isdecimal() for row in rows for cell in row):
-        return False
-    widths = {len(row) for row in rows}
-    if max(widths) < 2 or len({row[0] for row in rows}) < len(rows):
-        return False
-    tabbed = all(line.count("\t") == 1 and len(line.split("\t")[0].split()) == 1 for line in lines)
-    return len(widths) > 1 or max(widths) >= _WIDE or (tabbed and max(widths) > 2)
+    whole = all(cell.isascii() and cell.isdecimal() for row in rows for cell in row)
+    return (lines, rows) if whole else ([], [])
 
 
 class ListsFile:
