@@ -232,8 +232,8 @@ def _ratio(text: str) -> tuple[float, ...]:
 
 def _inspect(arguments: argparse.Namespace) -> int:
     from mmssl.data.log import is_log, log_lines, read_log, summarize_log
-    from mmssl.data.readers import passed_over, read_dataset
-    from mmssl.data.summary import summarize, summary_lines
+    from mmssl.data.readers import read_dataset
+    from mmssl.data.summary import passed_over, summarize, summary_lines
 
     if is_log(arguments.directory):
         log, manifest = read_log(arguments.directory)

@@ -100,7 +100,7 @@ def read_dataset(
             have = ", ".join(known) or "none"
             raise InputError(
                 f"{folder}: expected modalities among {have}, got {modality!r}"
-                f"{_hint(folder, modality)}"
+                f" (mmssl data inspect {folder} lists the files that are not read)"
             )
         if modality in wanted[:position]:
             raise InputError(f"modalities must be distinct, got {modality!r} twice")
@@ -331,23 +331,6 @@ def modality_paths(folder: Path, suffix: str) -> dict[str, Path]:
             )
         paths[modality] = path
     return paths
-
-
-def passed_over(folder: Path) -> list[str]:
-    """Return the names of files that :func:`read_dataset` does not read, without hidden ones."""
-    read = {*(f"{split}.json" for split in SPLITS), "users.tsv", "items.tsv", "dataset.toml"}
-    suffixes = (FEATURE_SUFFIX, MASK_SUFFIX, "_feat.toml", NEIGHBORS_SUFFIX)
-    return [
-        name
-        for name in sorted(os.listdir(folder))
-        if name not in read and not name.startswith(".") and not name.endswith(suffixes)
-    ]
-
-
-def _hint(folder: Path, modality: str) -> str:
-    """Say that a file of a modality is there in a format that is not read."""
-    other = [name for name in passed_over(folder) if name.startswith(f"{modality}_feat.")]
-    return f" ({other[0]} is not read: mmssl data import converts plain tensors)" if other else ""
 
 
 def _common_rows(paths: dict[str, Path]) -> int | None:

@@ -21,10 +21,10 @@ from mmssl.data.readers import (
     NEIGHBORS_SUFFIX,
     SPLITS,
     IdMaps,
-    passed_over,
     read_dataset,
     read_split,
 )
+from mmssl.data.summary import passed_over
 from mmssl.errors import InputError
 
 
