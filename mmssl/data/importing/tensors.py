@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -72,7 +73,9 @@ def _load(path: Path) -> tuple[FloatArray | None, str]:
     import torch
 
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():  # what torch warns of, it refuses next
+            warnings.simplefilter("ignore")
+            value = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many types for content that it does not accept
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         return None, f"expected a plain tensor that loads under weights_only=True, got: {reason}"
