@@ -1,8 +1,8 @@
 """Seconds from a raw log to a data set: import, k-core, split.
 
-``python benchmarks/bench_import.py [--rows N] [--smoke]`` writes a CSV of N rows (user, item,
-rating, timestamp; ids are strings, popularity falls off as in real logs), once plain and once with
-quoted ids, and prints one line per part. Both files must give the same log.
+``python benchmarks/bench_import.py [--rows N] [--smoke]`` writes a log of N rows (user, item,
+rating, timestamp; ids are strings, popularity falls off as in real logs) as CSV, as CSV with quoted
+ids and as JSON lines, and prints one line per part. All files must give the same log.
 """
 
 from __future__ import annotations
@@ -23,17 +23,25 @@ from mmssl.data.resplit import SplitOptions, split_data  # noqa: E402
 from mmssl.data.splits import k_core  # noqa: E402
 
 
-def write_log_file(path: Path, rows: int, quote: str = "") -> None:
-    """Write a CSV whose items and users follow a power law."""
+def write_log_file(path: Path, rows: int, kind: str) -> None:
+    """Write a file whose items and users follow a power law."""
+    quote = '"' if kind == "quoted" else ""
     rng = np.random.default_rng(0)
     user = (rows / 20 * rng.random(rows) ** 2).astype(np.int64)
     item = (rows / 50 * rng.random(rows) ** 3).astype(np.int64)
     rating, moment = rng.integers(1, 6, rows), rng.integers(10**9, 2 * 10**9, rows)
+    columns = zip(user.tolist(), item.tolist(), rating.tolist(), moment.tolist(), strict=True)
     with path.open("w") as file:
+        if kind == "jsonl":
+            file.writelines(
+                f'{{"user_id": "U{u:08d}", "item_id": "B{i:08d}", "rating": {r}, '
+                f'"timestamp": {t}}}\n'
+                for u, i, r, t in columns
+            )
+            return
         file.write("user_id,item_id,rating,timestamp\n")
         file.writelines(
-            f"{quote}U{u:08d}{quote},{quote}B{i:08d}{quote},{r},{t}\n"
-            for u, i, r, t in zip(user.tolist(), item.tolist(), rating, moment, strict=True)
+            f"{quote}U{u:08d}{quote},{quote}B{i:08d}{quote},{r},{t}\n" for u, i, r, t in columns
         )
 
 
@@ -52,9 +60,9 @@ def main(argv: list[str] | None = None) -> None:
     with tempfile.TemporaryDirectory(prefix="mmssl-bench-") as scratch:
         folder = Path(scratch)
         hashes = set()
-        for kind, quote in (("plain", ""), ("quoted", '"')):
-            source, out = folder / f"{kind}.csv", folder / kind
-            write_log_file(source, rows, quote)
+        for kind in ("plain", "quoted", "jsonl"):
+            source, out = folder / f"{kind}.log", folder / kind
+            write_log_file(source, rows, kind)
             spent = seconds(lambda s=source, o=out: import_data(s, o, ImportOptions(name="log")))
             log, manifest = read_log(out)
             hashes.add(manifest.log_hash)

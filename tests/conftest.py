@@ -13,6 +13,7 @@ import torch
 from mmssl.data.dataset import InteractionDataset
 from mmssl.data.splits import random_holdout
 from mmssl.data.writers import write_dataset
+from tests.shell import Shell
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -72,3 +73,10 @@ def tiny_directory(tiny_dataset, tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("data") / "tiny"
     write_dataset(tiny_dataset, directory)
     return directory
+
+
+@pytest.fixture
+def shell(tmp_path, monkeypatch, capsys) -> Shell:
+    """Runs commands in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    return Shell(tmp_path, capsys)

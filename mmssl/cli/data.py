@@ -9,9 +9,19 @@ from pathlib import Path
 from mmssl.cli.common import Commands, Parser
 from mmssl.errors import InputError
 
-FORMATS = ("auto", "mmssl", "mmrec", "recbole", "csv", "tsv", "parquet")
+FORMATS = (
+    *("auto", "mmssl", "mmrec", "recbole"),
+    *("csv", "tsv", "jsonl", "lists", "parquet", "npz"),
+)
+CELLS = (
+    *("null_ids", "decimal", "dates", "time_unit", "ordered", "items_header", "items_keep"),
+    *("validation", "splits", "seed"),
+)
 ROLES = ("user", "item", "rating", "time", "title")
-PROTOCOLS = ("random", "random-global", "leave-one-out", "temporal", "cold-item")
+PROTOCOLS = (
+    *("random", "random-global", "leave-one-out", "leave-one-out-random"),
+    *("temporal", "cold-item"),
+)
 
 
 def add(commands: Commands) -> None:
@@ -32,9 +42,14 @@ def add(commands: Commands) -> None:
 
 def _add_import(actions: Commands) -> None:
     parser = actions.add_parser("import", help="make a data set from files in another layout")
-    parser.add_argument("source", type=Path, metavar="SRC", help="file or directory")
+    parser.add_argument("source", metavar="SRC", help="file, directory, or - for standard input")
     _add_target(parser, "name of the source")
-    parser.add_argument("--format", default="auto", choices=FORMATS, help="default: auto")
+    parser.add_argument(
+        "--format",
+        default="auto",
+        choices=FORMATS,
+        help="default: auto; lists: lines of a user and its items; jsonl: JSON lines",
+    )
     parser.add_argument(
         "--items", "--titles", type=Path, metavar="FILE", help="table of items: ids, titles, more"
     )
@@ -69,7 +84,68 @@ def _add_import(actions: Commands) -> None:
         help='whether " quotes cells (default: unless the separator is a tab)',
     )
     parser.add_argument("--encoding", default="utf-8", help="encoding of text (default: utf-8)")
+    _add_cells(parser)
+    _add_given_splits(parser)
     parser.set_defaults(run=_import)
+
+
+def _add_cells(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--null-ids",
+        default="stop",
+        choices=["stop", "skip", "keep"],
+        help="stop at ids such as NULL or nan (default), leave such rows out, or keep them as ids",
+    )
+    parser.add_argument(
+        "--decimal", default=".", choices=[".", ","], help="decimal mark of numbers (default: .)"
+    )
+    parser.add_argument(
+        "--dates",
+        choices=["dmy", "mdy"],
+        help="order of day and month in dates like 07/04/2017 (default: found)",
+    )
+    parser.add_argument(
+        "--time-unit",
+        choices=["mixed", "same"],
+        help="read times in seconds, milliseconds, ... by their size, or take them as they are "
+        "(default: stop if a file mixes units)",
+    )
+    parser.add_argument(
+        "--ordered",
+        action="store_true",
+        help="rows, or the items of a list, are in order of time: positions become the times",
+    )
+    parser.add_argument(
+        "--items-header",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="whether the first row of --items holds names (default: yes)",
+    )
+    parser.add_argument(
+        "--items-keep",
+        default="stop",
+        choices=["stop", "first", "last"],
+        help="which of different rows of an item to keep (default: stop)",
+    )
+
+
+def _add_given_splits(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--validation",
+        default="given",
+        choices=["given", "from-train"],
+        help="keep the validation split of the source, or draw one from train (default: given; "
+        "drawn if the source has none)",
+    )
+    parser.add_argument(
+        "--splits",
+        default="given",
+        choices=["given", "join"],
+        help="keep the splits of the source (default), or join them to a log",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=2022, metavar="N", help="of a drawn validation split"
+    )
 
 
 def _add_split(actions: Commands) -> None:
@@ -123,6 +199,7 @@ def _import(arguments: argparse.Namespace) -> int:
         min_rating=arguments.min_rating,
         keep=arguments.keep,
         bad_rows=arguments.bad_rows,
+        **{name: getattr(arguments, name) for name in CELLS},
     )
     print("\n".join(import_data(arguments.source, arguments.out, options).lines))
     return 0
@@ -156,13 +233,15 @@ def _ratio(text: str) -> tuple[float, ...]:
 def _inspect(arguments: argparse.Namespace) -> int:
     from mmssl.data.log import is_log, log_lines, read_log, summarize_log
     from mmssl.data.readers import read_dataset
-    from mmssl.data.summary import summarize, summary_lines
+    from mmssl.data.summary import passed_over, summarize, summary_lines
 
     if is_log(arguments.directory):
         log, manifest = read_log(arguments.directory)
         facts, lines = summarize_log(log), log_lines(log, manifest)
     else:
         dataset = read_dataset(arguments.directory)
-        facts, lines = summarize(dataset), summary_lines(dataset)
+        unread = passed_over(arguments.directory)
+        facts = {**summarize(dataset), "not_read": unread}
+        lines = summary_lines(dataset, unread)
     print(json.dumps(facts, indent=1) if arguments.json else "\n".join(lines))
     return 0

@@ -113,10 +113,10 @@ def _add_input_options(parser: argparse.ArgumentParser, what: str) -> None:
         dest="table",
         type=Path,
         metavar="FILE",
-        help=f"table of item ids and {what}: .csv, .tsv or .jsonl, optionally with .gz",
+        help=f"table of item ids and {what}: .csv, .tsv, .jsonl or .json, compressed or not",
     )
     parser.add_argument(
-        "--id-column", metavar="NAME", help="column with the item id (default: the first)"
+        "--id-column", metavar="NAME", help="column with the item id (default: found)"
     )
     parser.add_argument(
         "--encoding", default="utf-8", help="text encoding of the table (default: utf-8)"

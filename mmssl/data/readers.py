@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
@@ -46,7 +46,10 @@ NEIGHBORS_SUFFIX = "_knn.npz"
 
 
 def read_dataset(
-    directory: str | Path, modalities: Sequence[str] | None = None
+    directory: str | Path,
+    modalities: Sequence[str] | None = None,
+    *,
+    splits: Mapping[str, Interactions] | None = None,
 ) -> InteractionDataset:
     """Read and validate a data set.
 
@@ -58,6 +61,7 @@ def read_dataset(
         directory: Directory to read; its name is the default name of the data set.
         modalities: Names of the features and neighbor lists to load, in this order; None loads
             all, sorted by name. The number of items does not depend on it.
+        splits: train, val and test to use in place of the files.
 
     Raises:
         InputError: A file is missing, malformed or inconsistent with the others.
@@ -71,7 +75,7 @@ def read_dataset(
             f"{folder}: expected a data set with splits, got a log that is not split yet; run "
             f"mmssl data split {folder} --out DIR"
         )
-    edges = {split: _read_split(folder, split) for split in SPLITS}
+    edges = {split: read_split(folder, split) for split in SPLITS} if splits is None else {**splits}
 
     num_users = _count(info, "user", edges)
     paths = feature_paths(folder)
@@ -85,7 +89,8 @@ def read_dataset(
     for split, of_split in edges.items():
         _check_items(folder / f"{split}.json", of_split, num_items)
     _check_disjoint(folder, edges, num_items)
-    _check_hash(info, edges)
+    if splits is None:
+        _check_hash(info, edges)
 
     graphs = modality_paths(folder, NEIGHBORS_SUFFIX)
     known = sorted({*paths, *graphs})
@@ -93,7 +98,10 @@ def read_dataset(
     for position, modality in enumerate(wanted):
         if modality not in known:
             have = ", ".join(known) or "none"
-            raise InputError(f"{folder}: expected modalities among {have}, got {modality!r}")
+            raise InputError(
+                f"{folder}: expected modalities among {have}, got {modality!r}"
+                f" (mmssl data inspect {folder} lists the files that are not read)"
+            )
         if modality in wanted[:position]:
             raise InputError(f"modalities must be distinct, got {modality!r} twice")
 
@@ -174,12 +182,19 @@ def _read_json(path: Path) -> dict[str, object]:
     return table
 
 
-def _read_split(folder: Path, split: str) -> Interactions:
+def read_split(folder: Path, split: str, *, may_be_empty: bool = False) -> Interactions:
+    """Read ``train.json``, ``val.json`` or ``test.json``; item ids are not checked for a maximum.
+
+    Raises:
+        InputError: The file is missing, malformed or, unless it may be, without interactions.
+    """
     path = folder / f"{split}.json"
     if not os.path.lexists(path):
         hint = ""
         if split == "train" and (folder / "train_mat").exists():
             hint = "; train_mat is a pickle, which is never opened: convert it to train.json"
+        if split == "val":
+            hint = f": mmssl data import {folder} --out NEW draws one from train"
         raise InputError(f"{path}: expected a file, got none{hint}")
     table = _read_json(path)
     users: list[int] = []
@@ -189,8 +204,10 @@ def _read_split(folder: Path, split: str) -> Interactions:
         lists.append(_item_list(path, key, items))
     lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
     total = int(lengths.sum())
-    if total == 0:
-        raise InputError(f"{path}: expected at least one interaction, got none")
+    if total == 0 and not may_be_empty:
+        hint = f": mmssl data import {folder} --out NEW draws some from train"
+        hint = hint if split == "val" else ""
+        raise InputError(f"{path}: expected at least one interaction, got none{hint}")
     return Interactions.from_edges(
         np.repeat(np.array(users, dtype=np.int64), lengths),
         np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=total),
@@ -274,9 +291,13 @@ def _check_disjoint(folder: Path, edges: dict[str, Interactions], num_items: int
         both = np.intersect1d(keys[first], keys[second], assume_unique=True)
         if both.size:
             user, item = divmod(int(both[0]), num_items)
+            way = "--validation from-train draws val.json from train.json"
+            if "val" not in (first, second):
+                way = "--splits join makes a log, to be split by mmssl data split"
             raise InputError(
                 f"{folder / f'{second}.json'}: expected no edge of {first}.json, got overlap: "
-                f"user {user}, item {item} ({both.size} such edges)"
+                f"user {user}, item {item} ({both.size} such edges); "
+                f"mmssl data import {folder} --out NEW {way}"
             )
 
 

@@ -34,7 +34,7 @@ from mmssl.data.writers import write_files
 from mmssl.errors import InputError
 
 COLD_ITEMS = ("keep", "drop")
-_DRAWS = ("random", "random-global", "cold-item")
+_DRAWS = ("random", "random-global", "leave-one-out-random", "cold-item")
 _RATIO = ("random", "random-global", "temporal", "cold-item")
 
 
@@ -178,7 +178,7 @@ def split_log(log: InteractionLog, options: SplitOptions) -> Split:
     users, user = np.unique(edges.user, return_inverse=True)
     items, item = np.unique(edges.item, return_inverse=True)
     train, val, test = by_label(Interactions(user.astype(np.int64), item.astype(np.int64)), label)
-    drawn = options.protocol in _DRAWS or (options.protocol == "leave-one-out" and time is None)
+    drawn = options.protocol in _DRAWS
     dataset = InteractionDataset(
         name=options.name or log.name,
         num_users=int(users.size),

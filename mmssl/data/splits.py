@@ -17,7 +17,14 @@ from mmssl.errors import InputError
 
 Labels = npt.NDArray[np.int8]
 TRAIN, VAL, TEST = 0, 1, 2
-PROTOCOLS = ("random", "random-global", "leave-one-out", "temporal", "cold-item")
+PROTOCOLS = (
+    "random",
+    "random-global",
+    "leave-one-out",
+    "leave-one-out-random",
+    "temporal",
+    "cold-item",
+)
 
 
 def assign(
@@ -32,11 +39,11 @@ def assign(
     Args:
         protocol: ``random`` splits the interactions of each user by ``ratio``; ``random-global``
             splits all interactions together; ``leave-one-out`` takes the last interaction of each
-            user for test and the previous one for validation (random ones without times);
-            ``temporal`` splits at two points in time that are the same for all users;
+            user for test and the previous one for validation; ``leave-one-out-random`` takes two
+            random ones; ``temporal`` splits at two points in time that are the same for all users;
             ``cold-item`` splits the items by ``ratio``, each with all its interactions.
         edges: (E,) users and items, unique and sorted by (user, item).
-        time: (E,) times, required by ``temporal``; None if unknown.
+        time: (E,) times, required by ``leave-one-out`` and ``temporal``; None if unknown.
         ratio: Proportions of train, validation and test, summing to 1.
         seed: Random seed.
 
@@ -44,7 +51,8 @@ def assign(
         (E,) labels: 0 train, 1 validation, 2 test.
 
     Raises:
-        InputError: ``protocol`` or ``ratio`` is invalid, or ``temporal`` is used without times.
+        InputError: ``protocol`` or ``ratio`` is invalid, or a protocol that goes by time is used
+            without times.
     """
     if protocol not in PROTOCOLS:
         raise InputError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {protocol!r}")
@@ -53,12 +61,19 @@ def assign(
         return _random(edges, ratio, seed)
     if protocol == "random-global":
         return _random_global(edges, ratio, seed)
-    if protocol == "leave-one-out":
-        return _leave_one_out(edges, time, seed)
+    if protocol == "leave-one-out-random":
+        return _leave_one_out(edges, _draw(edges.num_edges, seed))
     if protocol == "cold-item":
         return _cold_item(edges, ratio, seed)
     if time is None:
-        raise InputError("protocol temporal: expected data with times, got data without")
+        without = "leave-one-out-random" if protocol == "leave-one-out" else "random-global"
+        raise InputError(
+            f"protocol {protocol}: expected data with times, got data without: import them with "
+            "--time-col NAME, or with --ordered if the rows are in order of time; "
+            f"--protocol {without} needs none"
+        )
+    if protocol == "leave-one-out":
+        return _leave_one_out(edges, np.negative(time))
     return _temporal(time, ratio)
 
 
@@ -104,6 +119,25 @@ def random_holdout(
             f"item {edges.item[first]} twice"
         )
     return by_label(edges, assign("random", edges, None, ratios, seed))
+
+
+def draw_validation(edges: Interactions, share: float, seed: int) -> npt.NDArray[np.bool_]:
+    """Choose train interactions for a validation split, for data that come without one.
+
+    Of a user's n interactions, round(n * share) are drawn at random, at least one. Users with
+    fewer than three keep all of them.
+
+    Args:
+        edges: (E,) train interactions, unique and sorted by (user, item).
+        share: Proportion of each user's interactions, in (0, 1).
+        seed: Random seed.
+
+    Returns:
+        (E,) True for the interactions of the validation split.
+    """
+    rank, length = _of_each_user(edges, _draw(edges.num_edges, seed))
+    count = np.clip(np.floor(length * share + 0.5), 1, None) * (length >= 3)
+    return rank < count
 
 
 def by_label(edges: Interactions, label: Labels) -> tuple[Interactions, Interactions, Interactions]:
@@ -174,8 +208,7 @@ def _random_global(edges: Interactions, ratio: Sequence[float], seed: int) -> La
     return _first_val_then_test(rank, *_share(np.array(edges.num_edges), ratio))
 
 
-def _leave_one_out(edges: Interactions, time: npt.NDArray[np.generic] | None, seed: int) -> Labels:
-    order = _draw(edges.num_edges, seed) if time is None else np.negative(time)
+def _leave_one_out(edges: Interactions, order: npt.NDArray[np.generic]) -> Labels:
     rank, length = _of_each_user(edges, order)
     label = np.full(edges.num_edges, TRAIN, dtype=np.int8)
     label[(rank == 0) & (length >= 3)] = TEST

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
 import numpy as np
 
 from mmssl.data.dataset import BoolArray, FloatArray, IntArray, InteractionDataset
+from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX, NEIGHBORS_SUFFIX, SPLITS
 
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 
@@ -51,8 +56,13 @@ def summarize(dataset: InteractionDataset) -> dict[str, object]:
     }
 
 
-def summary_lines(dataset: InteractionDataset) -> list[str]:
-    """Format the statistics of :func:`summarize` for the terminal."""
+def summary_lines(dataset: InteractionDataset, unread: Sequence[str] = ()) -> list[str]:
+    """Format the statistics of :func:`summarize` for the terminal.
+
+    Args:
+        dataset: The data set.
+        unread: Files of its directory that were not read.
+    """
     facts = summarize(dataset)
     edges = {split: of_split.num_edges for split, of_split in dataset.splits()}
     lines = [
@@ -85,10 +95,25 @@ def summary_lines(dataset: InteractionDataset) -> list[str]:
             f"neighbors {name}: {graph.row.size:,} edges{values}, "
             f"{lonely:,} items without neighbors"
         )
+    if unread:
+        features = any("_feat." in name for name in unread)
+        hint = " (mmssl data import converts plain tensors)" if features else ""
+        lines.append(f"files that are not read: {', '.join(unread)}{hint}")
     lines.append(f"split: {dataset.split.label()}")
     lines.append(f"interactions hash: {dataset.interactions_hash()}")
     lines.append(f"content hash: {facts['content_hash']}")
     return lines
+
+
+def passed_over(folder: Path) -> list[str]:
+    """Return the files of a directory that ``read_dataset`` does not read, without hidden ones."""
+    read = {*(f"{split}.json" for split in SPLITS), "users.tsv", "items.tsv", "dataset.toml"}
+    suffixes = (FEATURE_SUFFIX, MASK_SUFFIX, "_feat.toml", NEIGHBORS_SUFFIX)
+    return [
+        name
+        for name in sorted(os.listdir(folder))
+        if name not in read and not name.startswith(".") and not name.endswith(suffixes)
+    ]
 
 
 def _quantiles(degree: IntArray) -> dict[str, float]:

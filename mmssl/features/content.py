@@ -1,25 +1,26 @@
 """Texts or picture paths of the items, from ``items.tsv`` or a separate table.
 
-A table is CSV, TSV (no quoting) or JSON lines, optionally compressed with gzip. Each row contains
-an item id: one of the data set's ``item_ids`` or, without these, the item's number.
+A table is CSV, TSV (no quoting) or JSON lines, compressed or not. Each row contains an item id:
+one of the data set's ``item_ids`` or, without these, the item's number.
 """
 
 from __future__ import annotations
 
 import csv
-import gzip
 import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import NamedTuple
 
 from mmssl.data.dataset import InteractionDataset
+from mmssl.data.importing.jsonl import python_literal
+from mmssl.data.importing.roles import KNOWN, plain
+from mmssl.data.importing.sources import Stream, inner_name, open_stream
 from mmssl.data.tables import read_table
 from mmssl.errors import InputError
 
-FORMATS = (".csv", ".tsv", ".jsonl")
+JSON_LINES = (".jsonl", ".ndjson", ".json")
+FORMATS = (".csv", ".tsv", *JSON_LINES)
 ON_DUPLICATE = ("error", "first", "join")
 MAX_CELL = 2**24  # characters; long item descriptions exceed the csv module's default of 2^17
 
@@ -82,11 +83,13 @@ def read_content(
     """Read one cell per item from a table: the selected columns, joined by a space.
 
     Args:
-        path: File named ``.csv``, ``.tsv`` or ``.jsonl``, optionally followed by ``.gz``.
+        path: File named ``.csv``, ``.tsv``, ``.jsonl`` or ``.json`` (JSON lines too), perhaps
+            followed by the suffix of a compression.
         ids: Unique id of each item.
         columns: Names of the columns to read; if empty, the first of ``defaults`` in the table.
         defaults: Column names to try if ``columns`` is empty.
-        id_column: Name of the column with the item id; None selects the first column.
+        id_column: Name of the column with the item id; None selects the first column or, if it
+            holds no id of the data set, the first one with a usual name (``asin``, ``movieId``).
         encoding: Text encoding in which a line feed is a single byte.
         on_duplicate: Handling of different rows for the same item: "error" raises, "first" keeps
             the first row, "join" joins them by a space.
@@ -102,8 +105,11 @@ def read_content(
     unknown = repeated = 0
     chosen = list(columns)
     example = ""
-    optional = ".jsonl" in path.suffixes  # JSON objects may omit fields
+    optional = _is_json(path)  # JSON objects may omit fields
+    other: str | None = None
     for line, row in _rows(path, encoding):
+        if id_column is None:
+            other = _usual_id(row)
         key = next(iter(row), "") if id_column is None else id_column
         if key not in row:
             raise InputError(
@@ -140,6 +146,16 @@ def read_content(
                 f"{name!r:.60} on line {line_of[item]}; use --on-duplicate first or join"
             )
         cells[item] = _joined((cells[item], cell))
+    if not line_of and other is not None:
+        return read_content(
+            path,
+            ids,
+            columns,
+            defaults=defaults,
+            id_column=other,
+            encoding=encoding,
+            on_duplicate=on_duplicate,
+        )
     if not line_of:
         got = f"only unknown ids such as {example!r:.60}" if unknown else "no row"
         raise InputError(f"{path}: expected item ids such as {ids[0]!r:.60}, got {got}")
@@ -148,10 +164,11 @@ def read_content(
 
 def _rows(path: Path, encoding: str) -> Iterator[tuple[int, Mapping[str, object]]]:
     """Yield (line number, column name -> cell) of every row."""
-    name = path.name.lower().removesuffix(".gz")
+    name = inner_name(path).lower()
     if not name.endswith(FORMATS):
         raise InputError(
-            f"{path}: expected a file name ending in {', '.join(FORMATS)}, optionally with .gz"
+            f"{path}: expected a file name ending in {', '.join(FORMATS)}, perhaps followed by the "
+            "suffix of a compression"
         )
     try:
         if "\n".encode(encoding) != b"\n":
@@ -161,22 +178,34 @@ def _rows(path: Path, encoding: str) -> Iterator[tuple[int, Mapping[str, object]
             "--encoding: expected a text encoding with single-byte line feeds, got "
             f"{encoding!r:.60}"
         ) from None
-    try:
-        with _open(path) as file:
-            lines = _decoded(path, file, encoding)
-            if name.endswith(".jsonl"):
-                yield from _json_rows(path, lines)
-            elif name.endswith(".tsv"):
-                yield from _cells(path, _split(lines))
-            else:
-                yield from _cells(path, _csv(path, lines))
-    except (OSError, EOFError, zlib.error) as error:  # a damaged .gz raises the last two
-        reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: can't be read: {reason}") from None
+    with open_stream(path) as stream:
+        lines = _decoded(path, _lines(stream), encoding)
+        if _is_json(path):
+            yield from _json_rows(path, lines)
+        elif name.endswith(".tsv"):
+            yield from _cells(path, _split(lines))
+        else:
+            yield from _cells(path, _csv(path, lines))
 
 
-def _open(path: Path) -> AbstractContextManager[Iterable[bytes]]:
-    return gzip.open(path) if path.name.lower().endswith(".gz") else path.open("rb")
+def _is_json(path: Path) -> bool:
+    return inner_name(path).lower().endswith(JSON_LINES)
+
+
+def _usual_id(row: Mapping[str, object]) -> str | None:
+    """Return the first column after the first one that has a usual name of item ids."""
+    names = {plain(name): name for name in reversed(list(row)[1:])}
+    return next((names[known] for known in KNOWN["item"] if known in names), None)
+
+
+def _lines(stream: Stream) -> Iterator[bytes]:
+    """Yield lines with their ends."""
+    rest = b""
+    while block := stream.read(1 << 20):
+        *lines, rest = (rest + block).split(b"\n")
+        yield from (line + b"\n" for line in lines)
+    if rest:
+        yield rest
 
 
 def _decoded(path: Path, file: Iterable[bytes], encoding: str) -> Iterator[str]:
@@ -199,9 +228,8 @@ def _json_rows(path: Path, lines: Iterator[str]) -> Iterator[tuple[int, Mapping[
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
-            raise InputError(
-                f"{path}: line {number}: expected a JSON object, got invalid JSON"
-            ) from None
+            got = python_literal(path, line.encode("utf-8", "replace")) or "invalid JSON"
+            raise InputError(f"{path}: line {number}: expected a JSON object, got {got}") from None
         if not isinstance(row, dict):
             raise InputError(f"{path}: line {number}: expected a JSON object, got another value")
         yield number, row

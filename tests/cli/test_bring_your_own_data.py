@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import gzip
 import json
 import os
 import shlex
@@ -18,6 +19,7 @@ import pytest
 from mmssl.cli import main
 from mmssl.data import read_dataset
 from tests.conftest import ROOT, make_dataset
+from tests.shell import pairs_of
 
 pytest.importorskip("sklearn", reason="features from text need mmssl[text]")
 pytest.importorskip("pyarrow", reason="importing tables needs pyarrow (extra data)")
@@ -108,3 +110,58 @@ def test_movielens_1m(tmp_path):
         "--protocol leave-one-out --user-core 100 --item-core 80",
         "--model lightgcn",
     )
+
+
+@pytest.fixture
+def mmssl(tmp_path, monkeypatch, capsys) -> Run:
+    def run(command: str) -> str:
+        assert main(shlex.split(command)) == 0, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(tmp_path)
+    return run
+
+
+LIGHTGCN = "--model lightgcn --set lightgcn.epochs=1 --quiet --device cpu"
+
+
+def test_microlens(tmp_path, mmssl):
+    """Lines of a user, a tab and items by time, to recommendations by title."""
+    rng = np.random.default_rng(0)
+    lists = {str(user): rng.permutation(40)[: rng.integers(4, 9)].tolist() for user in range(60)}
+    rows = [f"{user}\t{' '.join(map(str, items))}\n" for user, items in lists.items()]
+    (tmp_path / "pairs.tsv").write_text("".join(rows))
+    titles = [f'{item},"Film {item}, the {word}"\n' for item in range(40) for word in ["red"]]
+    (tmp_path / "titles.csv").write_text("item,title\n" + "".join(titles))
+    mmssl("data import pairs.tsv --items titles.csv --ordered --name microlens --out log")
+    mmssl("data split log --protocol leave-one-out --out microlens")
+    dataset = read_dataset(tmp_path / "microlens")
+    for split, position in (("test", -1), ("val", -2)):
+        expected = {user: str(items[position]) for user, items in lists.items()}
+        assert dict(pairs_of(dataset, split)) == expected
+    mmssl("features text microlens --dim 8")
+    mmssl(f"train --data microlens --out run {LIGHTGCN}")
+    assert mmssl("recommend run --user 1 --top-k 5").count("Film ") >= 5
+
+
+def test_amazon(tmp_path, mmssl):
+    """Reviews and metadata as published in 2023, to recommendations by title."""
+    rng = np.random.default_rng(0)
+    with gzip.open(tmp_path / "Toys.jsonl.gz", "wt") as file:
+        for user in range(60):
+            for moment, item in enumerate(rng.permutation(40)[:8].tolist()):
+                row = {"rating": 4.0, "title": "fine", "images": [], "asin": f"B{item}-red",
+                       "parent_asin": f"B{item}", "user_id": f"A{user}",
+                       "timestamp": 1_500_000_000_000 + moment}  # fmt: skip
+                file.write(json.dumps(row) + "\n")
+    with gzip.open(tmp_path / "meta_Toys.jsonl.gz", "wt") as file:
+        for item in range(40):
+            row = {"main_category": "Toys", "title": f"Toy {item}", "description": ["soft", "red"],
+                   "details": {"Brand": "x"}, "parent_asin": f"B{item}"}  # fmt: skip
+            file.write(json.dumps(row) + "\n")
+    mmssl("data import Toys.jsonl.gz --items meta_Toys.jsonl.gz --name toys --out log")
+    mmssl("data split log --k-core 2 --protocol leave-one-out --out toys")
+    mmssl("features text toys --column title --column description --dim 8")
+    mmssl("features text toys --name again --from meta_Toys.jsonl.gz --column title --dim 8")
+    mmssl(f"train --data toys --out run {LIGHTGCN}")
+    assert mmssl("recommend run --user A1 --top-k 5").count("Toy ") >= 5

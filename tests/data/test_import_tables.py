@@ -13,7 +13,7 @@ import pytest
 
 from mmssl.cli import main
 from mmssl.data.importing import Dialect, ImportOptions, import_data
-from mmssl.data.importing.rows import natural_order, numbers
+from mmssl.data.importing.cells import natural_order, numbers
 from mmssl.data.log import read_log
 from mmssl.errors import InputError
 from tests.conftest import ROOT
@@ -142,7 +142,7 @@ def test_times(bring, cells, kind, expected):
             {},
             "line 3: expected a user id of one line without tabs, got",
         ),
-        (HEADER + "1, ,5,1\n", {}, "line 2: expected an item id of one line without tabs, got ' '"),
+        (HEADER + "1, ,5,1\n", {}, "line 2: expected an item id of one line without tabs, got n"),
         (HEADER + '1,"a\nb",5,1\n', {}, "line 2: expected an item id of one line"),
         (HEADER + '1,"a""b",5,1\n2,"x\ny",5,1\n', {}, "line 3: expected an item id of one line"),
         (HEADER + "1,a,5,1\n1,b,nan,1\n", {}, "line 3: expected a finite rating, got 'nan'"),
@@ -150,7 +150,7 @@ def test_times(bring, cells, kind, expected):
         (
             HEADER + "1,a,1_0,1\n2,a,x,1\n",
             {},
-            "got '1_0' (--bad-rows skip leaves it and 1 more out)",
+            "got '1_0' (2 of 2 rows can't be used)",
         ),
         (HEADER + "1,a,1e999,1\n", {}, "line 2: expected a finite rating, got '1e999'"),
         (HEADER + "1,a,5,1\n1,b,5,2024-01-01\n", {}, "line 3: expected a time, a number as in the"),
@@ -171,9 +171,9 @@ def test_times(bring, cells, kind, expected):
         ),
         ("user,item\n1,a\n".encode("utf-16"), {}, "expected UTF-8, got UTF-16: --encoding utf-16"),
         (b"user,item\n1,a\0\n", {}, "line 2: expected text, got a zero byte"),
-        (b"PAR1....", {}, "got a Parquet file: --format parquet"),
-        (b"PK\x03\x04..", {}, "got a zip archive: unpack it first"),
-        (b"\x1f\x8b\x08rubbish", {}, "expected a whole gzip file, got a damaged one"),
+        (b"PAR1....", {}, "expected Parquet, got something else"),
+        (b"PK\x03\x04..", {}, "expected a zip archive that opens without a password"),
+        (b"\x1f\x8b\x08rubbish", {}, "expected a whole compressed file, got a damaged one"),
         ("user,item\n1,a\n", {"min_rating": 3}, "a minimum rating needs a column of ratings"),
         (
             HEADER + "1,a,2,1\n",
@@ -205,9 +205,9 @@ def test_bad_rows_are_skipped_and_counted(bring):
     assert manifest.source.rows_read == 6 and manifest.source.rows_kept == 2
     assert manifest.source.dropped == {
         "another number of cells": 1,
-        "user id empty or not one line": 1,
+        "user id empty, missing or not one line": 1,
         "rating not a finite number": 1,
-        "time not a number or ISO 8601": 1,
+        "time not a number or a date": 1,
     }
 
 
@@ -293,8 +293,10 @@ def test_natural_order_and_numbers():
     assert natural_order(["10", "9", "0"]).tolist() == [2, 1, 0]
     assert natural_order(["10", "9", "a"]).tolist() == [0, 1, 2]
     assert natural_order(["10", "09"]).tolist() == [1, 0]  # "09" is a name, not a number
-    found = numbers(["1", "-.5", "1e2", "inf", "nan", "1_0", "١", " 1", ""])
-    assert found[:3].tolist() == [1, -0.5, 100] and np.isnan(found[3:]).all()
+    found = numbers(["1", "-.5", "1e2", " 1", "inf", "nan", "1_0", "١", "1 2", "1,5", ""])
+    assert found[:4].tolist() == [1, -0.5, 100, 1] and np.isnan(found[4:]).all()
+    found = numbers(["1,5", "-,5", "1e2", "2", "1.5", "1,500,000"], ",")
+    assert found[:4].tolist() == [1.5, -0.5, 100, 2] and np.isnan(found[4:]).all()
 
 
 @pytest.mark.parametrize(

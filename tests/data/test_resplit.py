@@ -72,7 +72,7 @@ def test_every_protocol(protocol):
     again = split_log(log, SplitOptions(protocol=protocol, seed=3)).dataset
     other = split_log(log, SplitOptions(protocol=protocol, seed=4)).dataset
     assert dataset.interactions_hash() == again.interactions_hash()
-    drawn = protocol in ("random", "random-global", "cold-item")
+    drawn = protocol not in ("leave-one-out", "temporal")
     assert (dataset.interactions_hash() != other.interactions_hash()) == drawn
     assert dataset.split.seed == (3 if drawn else None)
 
@@ -91,6 +91,7 @@ RECORDED = {
     "random": "2eb82651190e1927",
     "random-global": "57d2a323c7fe782d",
     "leave-one-out": "f9429df50a49171b",
+    "leave-one-out-random": "8c71763f7eb632f1",
     "temporal": "d7266a5229c086c5",
     "cold-item": "a81ac45f81c91705",
 }
@@ -106,7 +107,7 @@ def labels(protocol, user, item, time=None, ratio=(0.8, 0.1, 0.1), seed=0):
 def test_leave_one_out_by_time():
     user, item = [0, 0, 0, 0, 1, 1], [1, 2, 3, 4, 1, 2]
     assert labels("leave-one-out", user, item, [5, 9, 7, 1, 3, 4]) == [0, 2, 1, 0, 0, 0]
-    drawn = labels("leave-one-out", user, item)
+    drawn = labels("leave-one-out-random", user, item)
     assert sorted(drawn[:4]) == [0, 0, 1, 2] and drawn[4:] == [0, 0]
 
 
@@ -114,8 +115,9 @@ def test_temporal_has_one_pair_of_moments():
     time = [1, 2, 3, 4, 5, 6, 7, 8, 8, 9]
     found = labels("temporal", [0] * 10, range(10), time, (0.6, 0.2, 0.2))
     assert found == [0, 0, 0, 0, 0, 0, 1, 2, 2, 2]  # equal times stay together, in the later split
-    with pytest.raises(InputError, match="protocol temporal: expected data with times"):
-        labels("temporal", [0, 0], [0, 1])
+    for protocol in ("temporal", "leave-one-out"):
+        with pytest.raises(InputError, match=f"protocol {protocol}: expected data with times"):
+            labels(protocol, [0, 0], [0, 1])
 
 
 def test_global_and_cold_items_have_the_shares():
@@ -184,11 +186,11 @@ def test_features_and_masks_go_with_the_items(tmp_path):
 
 def test_a_data_set_is_split_again(tmp_path, tiny_dataset):
     write_dataset(tiny_dataset, tmp_path / "tiny")
-    split_data(tmp_path / "tiny", tmp_path / "loo", SplitOptions(protocol="leave-one-out"))
+    split_data(tmp_path / "tiny", tmp_path / "loo", SplitOptions(protocol="leave-one-out-random"))
     dataset = read_dataset(tmp_path / "loo")
     edges = sum(part.num_edges for _, part in tiny_dataset.splits())
     assert sum(part.num_edges for _, part in dataset.splits()) == edges
-    assert dataset.split.protocol == "leave-one-out" and dataset.split.seed == 2022
+    assert dataset.split.protocol == "leave-one-out-random" and dataset.split.seed == 2022
     assert set(dataset.features) == {"image", "text"}
 
 

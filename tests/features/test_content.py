@@ -66,6 +66,11 @@ def test_default_column_is_text_then_title(tmp_path):
     )
 
 
+def test_the_id_column_is_found_where_the_first_one_holds_none(tmp_path):
+    text = '{"main_category": "Toys", "title": "Bib", "parent_asin": "b"}\n'
+    assert read_content(table(tmp_path, "meta.json", text), IDS, []).cells == ("", "Bib", "")
+
+
 def test_duplicates(tmp_path):
     same = table(tmp_path, "same.csv", "id,text\na,x\na, x\n")
     assert read_content(same, IDS, [])[0::3] == (("x", "", ""), 1)
@@ -114,8 +119,9 @@ def test_long_cells(tmp_path):
         ("t.jsonl", "{\n", "line 1: expected a JSON object"),
         ("t.jsonl", "[" * 100_000, "line 1: expected a JSON object"),
         ("t.jsonl", "3\n", "line 1: expected a JSON object"),
-        ("t.csv.gz", "id,text\na,x\n", "can't be read"),
-        ("t.csv.gz", gzip.compress(b"id,text\na,x\n", mtime=0)[:-9], "can't be read"),
+        ("t.csv.gz", b"\x1f\x8bid,text\na,x\n", "got a damaged one"),
+        ("t.csv.gz", gzip.compress(b"id,text\na,x\n", mtime=0)[:-9], "got a damaged one"),
+        ("t.json", "{'id': 'a', 'text': u'x'}\n", "got a Python literal, as in Amazon's metadata"),
     ],
 )
 def test_bad_tables(tmp_path, name, text, words):

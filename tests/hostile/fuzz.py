@@ -27,6 +27,7 @@ def fuzz(name: str, seconds: int) -> None:
     with atheris.instrument_imports(include=INSTRUMENTED):
         import mmssl.config
         import mmssl.data.catalog
+        import mmssl.data.importing.importer
         import mmssl.data.readers
         import mmssl.report.log
         import mmssl.training.checkpoint  # noqa: F401

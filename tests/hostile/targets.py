@@ -234,7 +234,74 @@ def _settings(folder: Path) -> Fuzzed:
     return Fuzzed(read, valid, [mutated for seed in valid for mutated in structured(seed)])
 
 
+def _imports(*valid: bytes, suffix: str = "csv") -> Target:
+    """A log of any kind, which is found out by its content."""
+
+    def target(folder: Path) -> Fuzzed:
+        from mmssl.data.importing import ImportOptions
+        from mmssl.data.importing.importer import read_any
+
+        path = folder / f"log.{suffix}"
+        return _fuzzed(path, lambda: read_any(path, ImportOptions()), list(valid))
+
+    return target
+
+
+_CSV = b'user,item,rating,time\n1,"x, y",3,2017-07-14 03:09:28\n2,b,4.5,2017-07-15\n'
+_JSON = b'{"user_id": "a", "asin": "x", "overall": 5.0, "unixReviewTime": 1500001768}\n'
+_MIXED = b'{"user": 1, "item": "x"}\n{"user": "b", "item": 7, "more": null}\n'
+
+
+def _matrices(folder: Path) -> Fuzzed:
+    from mmssl.data.importing.sparse import Matrix
+
+    path = folder / "inter.npz"
+
+    def saved(**arrays: object) -> bytes:
+        np.savez(path, **{name: np.array(value) for name, value in arrays.items()})
+        return path.read_bytes()
+
+    row, col, data = [0, 2, 2], [1, 0, 3], [1.0, 2.0, 0.5]
+    valid = [
+        saved(format=b"coo", shape=[3, 4], row=row, col=col, data=data),
+        saved(format=b"csr", shape=[3, 4], indptr=[0, 1, 1, 3], indices=col, data=data),
+    ]
+    malformed = [
+        saved(format=b"csr", shape=shape, indptr=pointers, indices=ids, data=data)
+        for shape, pointers, ids in (
+            ([3], [0, 1, 1, 3], col),
+            ([-3, 4], [0, 1, 1, 3], col),
+            ([2**40, 4], [0, 1, 1, 3], col),
+            ([3, 4], [0, 3, 1, 3], col),
+            ([3, 4], [0, 1, 1, 2**62], col),
+            ([3, 4], [0, 1, 1, 3], [1, 0, 9]),
+            ([3, 4], [0.0, 1, 1, 3], col),
+        )
+    ]
+    malformed.append(saved(format="dia", shape=[3, 4], data=data))
+    malformed.append(saved(format=b"coo", shape=[3, 4], row=row, col=col, data=["a", "b", "c"]))
+    return _fuzzed(path, lambda: Matrix(path), valid, malformed)
+
+
+def _tensors(folder: Path) -> Fuzzed:
+    """Features of torch.save, whose content may be anything."""
+    from mmssl.data.importing.tensors import tensor_features
+
+    path = folder / "image_feat.pt"
+    torch.save(torch.ones(3, 2), path)
+    seed = path.read_bytes()
+    malformed = [seed[:at] + b"\xff" + seed[at + 1 :] for at in range(0, len(seed), 97)]
+    return _fuzzed(path, lambda: tensor_features(folder), [seed], malformed)
+
+
 TARGETS: dict[str, Target] = {
+    "texts": _imports(
+        _CSV, b"user::item\n1::2\n", b"user\titem\r\na\tx\r\n", _CSV.replace(b",", b";")
+    ),
+    "lists": _imports(b"0 1 2 3\n1 4 5\n2 \n", b"1\t10 20 30\n2\t20 10\n", suffix="txt"),
+    "json-lines": _imports(_JSON, _MIXED, b"[" + _JSON.strip() + b"]", suffix="json"),
+    "matrices": _matrices,
+    "tensors": _tensors,
     "splits": _splits,
     "features": _features,
     "tables": _tables,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmssl.data.importing.table import Column, RawTable, read_bytes
+from mmssl.data.importing.table import Column, Numbers, RawTable, read_bytes
 from mmssl.errors import InputError
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class ParquetFile:
         names = [self._schema.names[position] for position in positions]
         try:
             table = self._file.read(columns=names)
-            columns = tuple(_encoded(self._as_text(table.column(name), name)) for name in names)
+            columns = tuple(self._column(table.column(name), name) for name in names)
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             if isinstance(error, InputError):
                 raise
@@ -190,6 +190,16 @@ class ParquetFile:
         fits = types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind)
         return None if fits else str(kind)
 
+    def _column(self, column: pyarrow.ChunkedArray, name: str) -> Column:
+        from pyarrow import types
+
+        plain = types.is_integer(column.type) or types.is_floating(column.type)
+        if plain and not column.null_count and column.type != "uint64":
+            array = column.to_numpy()
+            whole = array.astype(np.int64 if types.is_integer(column.type) else np.float64)
+            return Column(np.arange(whole.size), Numbers(whole))
+        return _encoded(self._as_text(column, name))
+
     def _as_text(self, column: pyarrow.ChunkedArray, name: str) -> pyarrow.ChunkedArray:
         """Return the cells as strings, null as the empty one."""
         import pyarrow as pa
@@ -200,7 +210,8 @@ class ParquetFile:
         numbers = (types.is_floating, types.is_decimal, types.is_timestamp, types.is_date)
         if not any(fits(kind) for fits in texts + numbers):
             raise InputError(
-                f"{self.path}: column {name!r}: expected text, numbers or times, got {column.type}"
+                f"{self.path}: column {name!r}: expected text, numbers or times, got "
+                f"{str(column.type)[:60]}"
             )
         return compute.fill_null(column.cast(pa.string()), "")
 

@@ -8,11 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mmssl.data.dataset import IntArray, InteractionDataset, Interactions
+from mmssl.data.importing.cells import natural_order
 from mmssl.data.importing.roles import column_name
-from mmssl.data.importing.rows import Rows, natural_order, one_per_pair
+from mmssl.data.importing.rows import Rows, one_per_pair
 from mmssl.data.importing.table import Column, TableFile
 from mmssl.data.log import InteractionLog
-from mmssl.data.manifest import Source
+from mmssl.data.manifest import Source, SplitInfo
 from mmssl.errors import InputError
 
 KEEP = ("last", "first")
@@ -35,13 +36,20 @@ def joined(parts: Sequence[Rows]) -> Rows:
     arrays: dict[str, Any] = {}
     for name in ("rating", "time", "label"):
         found = [getattr(part, name) for part in parts]
-        arrays[name] = None if any(values is None for values in found) else np.concatenate(found)
+        if any(values is None for values in found) != all(values is None for values in found):
+            raise InputError(f"expected a {name} in every file or in none, got it in some")
+        arrays[name] = None if found[0] is None else np.concatenate(found)
+    if len({part.dated for part in parts}) > 1:
+        raise InputError("expected dates in every file or numbers in every file, got both")
+    notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
     return Rows(
         user=_joined_columns([part.user for part in parts]),
         item=_joined_columns([part.item for part in parts]),
         **arrays,
         rows_read=sum(part.rows_read for part in parts),
         dropped=dropped,
+        notes=notes,
+        dated=parts[0].dated,
     )
 
 
@@ -121,10 +129,12 @@ def number_rows(
     return Numbered(log, None if rows.label is None else rows.label[kept], dropped)
 
 
-def split_by_label(log: InteractionLog, label: IntArray) -> InteractionDataset:
+def split_by_label(
+    log: InteractionLog, label: IntArray, split: SplitInfo | None = None
+) -> InteractionDataset:
     """Make a data set of a log and its labels (E,): 0 train, 1 validation, 2 test."""
     train, val, test = (
-        Interactions(log.user[label == split], log.item[label == split]) for split in range(3)
+        Interactions(log.user[label == part], log.item[label == part]) for part in range(3)
     )
     return InteractionDataset(
         name=log.name,
@@ -137,6 +147,7 @@ def split_by_label(log: InteractionLog, label: IntArray) -> InteractionDataset:
         item_ids=log.item_ids,
         item_titles=log.item_titles,
         item_columns=log.item_columns,
+        split=split or SplitInfo(),
     )
 
 

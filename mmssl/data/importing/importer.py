@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from mmssl.data.importing.logs import import_csv, import_parquet, import_tsv
+from mmssl.data.importing.layouts import file_kind, find_layout
+from mmssl.data.importing.logs import KINDS, Part, import_tables
+from mmssl.data.importing.matrices import import_matrices
 from mmssl.data.importing.mmrec import import_mmrec
 from mmssl.data.importing.mmssl import import_mmssl
 from mmssl.data.importing.options import Imported, ImportOptions
 from mmssl.data.importing.recbole import import_recbole
+from mmssl.data.importing.roles import is_numbered
+from mmssl.data.importing.sources import first_bytes, inner_name, stored
 from mmssl.data.log import InteractionLog, write_log
 from mmssl.data.staging import check_writable, staged
 from mmssl.data.writers import write_files
 from mmssl.errors import InputError
-
-_READERS: dict[str, Callable[[Path, ImportOptions], Imported]] = {
-    "mmssl": import_mmssl,
-    "mmrec": import_mmrec,
-    "recbole": import_recbole,
-    "csv": import_csv,
-    "tsv": import_tsv,
-    "parquet": import_parquet,
-}
 
 
 class ImportReport(NamedTuple):
@@ -39,10 +33,13 @@ class ImportReport(NamedTuple):
     @property
     def lines(self) -> list[str]:
         """The report in words."""
-        data, source, features, items = self.imported
+        data, source, features, items, notes = self.imported
         columns = ", ".join(f"{role} = {name}" for role, name in source.columns.items())
         where = f" ({columns})" if columns else ""
-        lines = [f"read {source.rows_read:,} rows of {', '.join(source.files)}{where}"]
+        files = list(source.files)
+        shown = ", ".join(files) if len(files) < 7 else f"{', '.join(files[:5])}, ..., {files[-1]}"
+        lines = [f"read {source.rows_read:,} rows of {shown}{where}"]
+        lines += [f"note: {note}" for note in notes]
         lines += [f"left out {count:,}: {reason}" for reason, count in source.dropped.items()]
         lines.append(
             f"kept {source.rows_kept:,} interactions of {data.num_users:,} users with "
@@ -67,43 +64,103 @@ class ImportReport(NamedTuple):
 def import_data(source: str | Path, out: str | Path, options: ImportOptions) -> ImportReport:
     """Import ``source`` into the new directory ``out``, all of it or nothing.
 
+    Args:
+        source: A file, compressed or not, a directory, or ``-`` for the standard input.
+        out: A new or empty directory.
+        options: Options of the import.
+
     Raises:
         InputError: The source can't be used; the message names the file and the line.
     """
-    path, target = Path(source), Path(out)
+    target = Path(out)
     check_writable(target)
-    if not os.path.exists(path):
-        raise InputError(f"{path}: expected a file or directory to import, got none")
-    kind = _detect(path) if options.format == "auto" else options.format
-    imported = _READERS[kind](path, options)
-    with staged(target) as folder:
-        if isinstance(imported.data, InteractionLog):
-            write_log(imported.data, folder, imported.source)
-        else:
-            write_files(imported.data, folder, imported.source)
-        for name, rows in imported.features.items():
-            if isinstance(rows, Path):
-                shutil.copyfile(rows, folder / name)
+    with stored(source) as path:
+        imported = read_any(path, options)
+        with staged(target) as folder:
+            if isinstance(imported.data, InteractionLog):
+                write_log(imported.data, folder, imported.source)
             else:
-                np.save(folder / name, rows, allow_pickle=False)
+                write_files(imported.data, folder, imported.source)
+            for name, rows in imported.features.items():
+                if isinstance(rows, Path):
+                    shutil.copyfile(rows, folder / name)
+                else:
+                    np.save(folder / name, rows, allow_pickle=False)
     return ImportReport(target, imported)
 
 
-def _detect(path: Path) -> str:
-    """Return the layout of a source, by file names and, for ``.inter`` files, by the header."""
+def read_any(path: Path, options: ImportOptions) -> Imported:
+    """Read a file or directory, by its layout.
+
+    Raises:
+        InputError: As :func:`import_data`.
+    """
     if os.path.isdir(path):
-        names = sorted(os.listdir(path))
-        if "train.json" in names:
-            return "mmssl"
-        inter = [path / name for name in names if name.endswith(".inter")]
-        if not inter:
-            raise InputError(
-                f"{path}: expected train.json (mmssl) or a .inter file (mmrec, recbole) in it, got "
-                "neither; a log in one file is imported by the path of the file"
-            )
-        path = inter[0]
-    if path.suffix == ".inter":
-        with open(path, "rb") as file:
-            return "recbole" if b":token" in file.readline(1 << 16) else "mmrec"
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    return {".parquet": "parquet", ".pq": "parquet", ".tsv": "tsv"}.get(suffix.lower(), "csv")
+        return _directory(path, options)
+    name = Path(inner_name(path)).stem
+    if options.format in ("mmssl", "mmrec", "recbole") or path.suffix == ".inter":
+        return _inter(path, options)
+    kind = options.format if options.format != "auto" else _kind(path, options)
+    if kind == "npz":
+        return import_matrices([(path, None)], options, name=name)
+    return import_tables([Part(path, kind)], options, name=name, layout=kind)
+
+
+def _directory(path: Path, options: ImportOptions) -> Imported:
+    name = path.resolve().name or "dataset"
+    if options.format == "mmssl":
+        return import_mmssl(path, options)
+    if options.format in ("mmrec", "recbole"):
+        return _inter(path, options)
+    try:
+        layout = find_layout(path, options.format if options.format != "auto" else None)
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
+    if options.format in (*KINDS, "npz") and layout.kind not in ("tables", "npz"):
+        raise InputError(
+            f"{path}: expected files of the format {options.format}, got a directory of the "
+            f"layout {layout.kind}"
+        )
+    if layout.kind == "mmssl":
+        return import_mmssl(path, options)
+    if layout.kind == "inter":
+        return _inter(path, options)
+    splits = layout.parts[0].label is not None
+    notes = [] if splits else [f"part files read: {len(layout.parts):,}"]
+    unread = [name for name in layout.unread if not (layout.kind == "npz" and "_feat." in name)]
+    if unread:
+        shown = ", ".join(unread[:10]) + (", ..." if len(unread) > 10 else "")
+        notes.append(f"files that are not read: {shown}")
+    if layout.kind == "npz":
+        paths = [(part.path, part.label) for part in layout.parts]
+        return import_matrices(paths, options, name=name, folder=path, notes=notes)
+    parts = layout.parts
+    return import_tables(parts, options, name=name, layout=parts[0].kind, notes=notes)
+
+
+def _inter(path: Path, options: ImportOptions) -> Imported:
+    if options.format == "mmssl":
+        return import_mmssl(path, options)
+    if options.format == "mmrec":
+        return import_mmrec(path, options)
+    if options.format == "recbole":
+        return import_recbole(path, options)
+    file = path
+    if os.path.isdir(path):
+        file = next(path / name for name in sorted(os.listdir(path)) if name.endswith(".inter"))
+    typed = b":token" in first_bytes(file).split(b"\n")[0]
+    return import_recbole(path, options) if typed else import_mmrec(path, options)
+
+
+def _kind(path: Path, options: ImportOptions) -> str:
+    try:
+        kind = file_kind(path, numbered=is_numbered(options.columns))
+    except OSError as error:
+        raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
+    if kind == "lists" and (is_numbered(options.columns) or options.dialect.separator):
+        raise InputError(
+            f"{path}: expected rows of a table, as --sep or --user-col say, got what looks like "
+            "lines of a user and its items: --format lists reads all items, --format csv reads "
+            "the columns that are named"
+        )
+    return kind

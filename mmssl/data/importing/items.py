@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from mmssl.data.importing.cells import NULLS
 from mmssl.data.importing.roles import column_name, find_role, plain
-from mmssl.data.importing.table import TableFile
+from mmssl.data.importing.table import Column, RawTable, TableFile
 from mmssl.errors import InputError
 
+REPEATED = ("stop", "first", "last")
 _RESERVED = ("item", "id", "title")
 
 
@@ -19,6 +21,8 @@ class ItemTable(NamedTuple):
     columns: dict[str, tuple[str, ...]]
     found: list[int | None]
     """Row of each item in the table, from 0; None for an item that it lacks."""
+    notes: tuple[str, ...] = ()
+    """What was left out, or may be wrong."""
 
     @property
     def missing(self) -> int:
@@ -33,6 +37,7 @@ def read_items(
     like: str = "",
     title: str | None = None,
     leave_out: Sequence[int] = (),
+    repeated: str = "stop",
 ) -> ItemTable:
     """Read the rows of some items from a table.
 
@@ -40,59 +45,94 @@ def read_items(
     name, else in the first. Tabs and line ends in cells become spaces.
 
     Args:
-        file: A table with a header.
+        file: A table; without a header, its first column holds the ids.
         item_ids: Ids of the items, in the order of the log.
         like: Name of the log's item column.
         title: Name or number of the column of titles; found by a known name when None.
         leave_out: Positions of columns to skip.
+        repeated: What to do with different rows of an item, one of :data:`REPEATED`.
 
     Raises:
-        InputError: An id occurs twice, a row has another width, or the table has none of the
-            items.
+        InputError: An item has two different rows, a row has another width, the header is a row
+            of an item, or the table has none of the items.
     """
     names = [column_name(file, position).split(":")[0] for position in range(file.width)]
     bare = [plain(name) for name in names]
     same = plain(like) in bare and like
     at = bare.index(plain(like)) if same else find_role(file, "item", None) or 0
     title_at = find_role(file, "title", title)
+    if file.names is not None and names[at] in set(item_ids):
+        raise InputError(
+            f"{file.path}: {file.unit} 1: expected names of columns, got {names[at]!r:.40}, an "
+            "item of the log: --no-items-header reads a table without names (--title-col N)"
+        )
     positions = [at] + [p for p in range(file.width) if p != at and p not in leave_out]
     table = file.read(positions)
     if table.faults:
         fault = table.faults[0]
         raise InputError(f"{file.path}: {file.unit} {fault.location}: {fault.message}")
     ids = table.columns[0]
-    row_of: dict[str, int] = {}
-    for row, code in enumerate(ids.codes.tolist()):
-        first = row_of.setdefault(ids.values[code], row)
-        if first != row:
-            raise InputError(
-                f"{file.path}: {file.unit} {table.locations[row]}: expected each item once, got "
-                f"{ids.values[code]!r:.60} again (first in {file.unit} {table.locations[first]})"
-            )
+    keys = [value.strip() for value in ids.values]
+    row_of, repeats = _rows_of(file, table, keys, repeated)
     found = [row_of.get(item) for item in item_ids]
     if found.count(None) == len(item_ids):
         raise InputError(
             f"{file.path}: expected items of the log in column {names[at]!r}, got none of them: "
             f"the log has {item_ids[0]!r:.40}, the table {next(iter(row_of), '')!r:.40}"
         )
+    notes = [f"rows of {file.path.name} that repeat an item: {repeats:,}"] if repeats else []
+    if left_out := getattr(file, "left_out", ()):
+        notes.append(f"fields of {file.path.name} that hold objects: {', '.join(left_out)[:200]}")
     titles: tuple[str, ...] | None = None
     columns: dict[str, tuple[str, ...]] = {}
     for position, column in zip(positions[1:], table.columns[1:], strict=True):
-        clean = [one_line(value) for value in column.values]
-        codes = column.codes.tolist()
-        cells = tuple("" if row is None else clean[codes[row]] for row in found)
+        cells = _cells(column, found)
         if position == title_at:
             titles = cells
+            if null := sum(cell.strip().lower() in NULLS for cell in cells):
+                notes.append(f"titles that may stand for a missing one, such as 'nan': {null:,}")
         else:
             name = one_line(names[position]) or f"column{position + 1}"
+            name = f"column{name}" if file.names is None else name
             columns[_free_name(name, columns)] = cells
-    return ItemTable(titles, columns, found)
+    return ItemTable(titles, columns, found, tuple(notes))
 
 
 def one_line(text: str) -> str:
     """Replace tabs and line ends, which a tab-separated file can't hold, by spaces."""
     plain_text = "\t" not in text and "\n" not in text and "\r" not in text
     return text if plain_text else " ".join(text.split())
+
+
+def _cells(column: Column, found: Sequence[int | None]) -> tuple[str, ...]:
+    clean = [one_line(value) for value in column.values]
+    codes = column.codes.tolist()
+    return tuple("" if row is None else clean[codes[row]] for row in found)
+
+
+def _rows_of(
+    file: TableFile, table: RawTable, keys: Sequence[str], repeated: str
+) -> tuple[dict[str, int], int]:
+    """Return the row of each item, and the number of rows that repeat one."""
+    row_of: dict[str, int] = {}
+    repeats = 0
+    for row, code in enumerate(table.columns[0].codes.tolist()):
+        first = row_of.setdefault(keys[code], row)
+        if first == row:
+            continue
+        repeats += 1
+        if repeated == "last":
+            row_of[keys[code]] = row
+        elif repeated == "stop" and any(
+            column.values[column.codes[row]] != column.values[column.codes[first]]
+            for column in table.columns[1:]
+        ):
+            raise InputError(
+                f"{file.path}: {file.unit} {table.locations[row]}: expected each item once, got "
+                f"{keys[code]!r:.60} again (first in {file.unit} {table.locations[first]}) with "
+                "other cells: --items-keep first or last decides"
+            )
+    return row_of, repeats
 
 
 def _free_name(name: str, taken: dict[str, tuple[str, ...]]) -> str:

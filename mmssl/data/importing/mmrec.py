@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mmssl.data.importing.assemble import IdMap, describe_source, number_rows, split_by_label
+from mmssl.data.dataset import FloatArray
+from mmssl.data.importing.assemble import IdMap, describe_source, number_rows
+from mmssl.data.importing.cells import is_plain_integer
+from mmssl.data.importing.given import checked_splits, with_splits
 from mmssl.data.importing.options import Imported, ImportOptions, with_item_table
 from mmssl.data.importing.roles import find_roles, plain
-from mmssl.data.importing.rows import is_plain_integer, usable_rows
+from mmssl.data.importing.rows import usable_rows
+from mmssl.data.importing.tensors import left_out, tensor_features
 from mmssl.data.importing.text import Dialect, TextFile
 from mmssl.data.npy import read_features
-from mmssl.data.readers import feature_paths
+from mmssl.data.readers import SPLITS, feature_paths
 from mmssl.errors import InputError
 
 MAPPINGS = {"user": "u_id_mapping.csv", "item": "i_id_mapping.csv"}
@@ -26,25 +30,28 @@ def import_mmrec(path: Path, options: ImportOptions) -> Imported:
     Raises:
         InputError: A file, row or number does not fit the others.
     """
-    options.refuse("mmrec", "header")
+    options.refuse("mmrec", "header", "ordered")
     file = TextFile(one_inter_file(path), Dialect("\t", False, options.dialect.encoding))
     roles = find_roles(file, options.columns)
     assert file.names is not None  # it was opened with a header
     names = [plain(name) for name in file.names]
     label = names.index("xlabel") if "xlabel" in names else None
     positions = {**roles._asdict(), "label": label}
-    rows = usable_rows(file, positions, skip_bad=options.skip_bad, numbered=True)
+    rows = usable_rows(file, positions, options.rules, numbered=True)
+    rows = checked_splits(rows, [f"{file.path} ({part})" for part in SPLITS], options)
 
     folder = file.path.parent
-    features = feature_paths(folder)
-    widths = {modality: read_features(found).shape for modality, found in features.items()}
+    paths = feature_paths(folder)
+    features: dict[str, Path | FloatArray] = {found.name: found for found in paths.values()}
+    lengths = {found.name: read_features(found).shape[0] for found in paths.values()}
+    tensors, notes = tensor_features(folder)
+    features.update(tensors)
+    lengths.update({name: values.shape[0] for name, values in tensors.items()})
     files: dict[str, str] = {}
     maps = {}
     for role, column in (("user", rows.user), ("item", rows.item)):
         needed = int(max(map(int, column.values))) + 1
-        counts = (
-            {f"{m}_feat.npy": shape[0] for m, shape in widths.items()} if role == "item" else {}
-        )
+        counts = lengths if role == "item" else {}
         maps[role], found_files = _id_map(folder, role, needed, counts, file)
         files.update(found_files)
     numbered = number_rows(
@@ -58,9 +65,16 @@ def import_mmrec(path: Path, options: ImportOptions) -> Imported:
     log, items, item_files = with_item_table(options, numbered.log, "")
     others = {**files, **item_files}
     source = describe_source("mmrec", file, positions, rows, numbered, others)
-    data = log if numbered.label is None else split_by_label(log, numbered.label)
-    copies = {found.name: found for found in features.values()}
-    return Imported(data, source, copies, items)
+    data, told = with_splits(log, numbered.label, options)
+    read = {*features, *files, *item_files, file.path.name}
+    if unread := [name for name in left_out(folder, read) if not _is_tensor(name)]:
+        notes.append(f"files that are not read: {', '.join(unread[:10])}")
+    table_notes = items.notes if items is not None else ()
+    return Imported(data, source, features, items, (*notes, *rows.notes, *table_notes, *told))
+
+
+def _is_tensor(name: str) -> bool:
+    return name.endswith(("_feat.pt", "_feat.pth"))  # these have a note of their own
 
 
 def one_inter_file(path: Path) -> Path:

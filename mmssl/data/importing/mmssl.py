@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
+import numpy as np
+
+from mmssl.data.dataset import FloatArray, InteractionDataset, Interactions
+from mmssl.data.importing.given import from_train
 from mmssl.data.importing.options import Imported, ImportOptions
 from mmssl.data.importing.table import read_bytes
+from mmssl.data.importing.tensors import tensor_features
+from mmssl.data.log import InteractionLog
 from mmssl.data.manifest import Source
 from mmssl.data.readers import (
     FEATURE_SUFFIX,
     MASK_SUFFIX,
     NEIGHBORS_SUFFIX,
     SPLITS,
+    IdMaps,
     read_dataset,
+    read_split,
 )
+from mmssl.data.summary import passed_over
+from mmssl.errors import InputError
 
 
 def import_mmssl(path: Path, options: ImportOptions) -> Imported:
@@ -24,20 +35,89 @@ def import_mmssl(path: Path, options: ImportOptions) -> Imported:
         InputError: As :func:`~mmssl.data.readers.read_dataset`, or an option does not apply.
     """
     options.refuse("mmssl", "columns", "header", "dialect", "items", "min_rating", "keep")
-    options.refuse("mmssl", "bad_rows")
-    dataset = read_dataset(path)
+    options.refuse("mmssl", "bad_rows", "null_ids", "decimal", "dates", "time_unit", "ordered")
+    dataset, notes = _with_validation(path, options)
     names = [f"{modality}{FEATURE_SUFFIX}" for modality in dataset.features]
     names += [f"{modality}{MASK_SUFFIX}" for modality in dataset.masks]
     names += [f"{modality}{NEIGHBORS_SUFFIX}" for modality in dataset.neighbors]
     names += [name for m in dataset.features if (path / (name := f"{m}_feat.toml")).exists()]
+    features: dict[str, Path | FloatArray] = {name: path / name for name in names}
+    tensors, told = tensor_features(path)
+    for name, rows in tensors.items():
+        if not names and dataset.item_ids is None and len(rows) > dataset.num_items:
+            dataset = dataclasses.replace(dataset, num_items=len(rows))
+        if len(rows) != dataset.num_items:
+            raise InputError(
+                f"{path / name.replace('.npy', '.pt')}: expected {dataset.num_items} rows, one per "
+                f"item, got {len(rows)}"
+            )
+        features[name] = rows
     edges = sum(edges.num_edges for _, edges in dataset.splits())
+    present = [split for split in SPLITS if (path / f"{split}.json").exists()]
     source = Source(
         format="mmssl",
-        files={f"{split}.json": read_bytes(path / f"{split}.json")[1] for split in SPLITS},
+        files={f"{split}.json": read_bytes(path / f"{split}.json")[1] for split in present},
         rows_read=edges,
         rows_kept=edges,
     )
     plain = dataclasses.replace(
         dataset, name=options.name or dataset.name, features={}, masks={}, neighbors={}
     )
-    return Imported(plain, source, {name: path / name for name in names})
+    data = _joined(plain) if options.splits == "join" else plain
+    unread = [name for name in passed_over(path) if not name.endswith(("_feat.pt", "_feat.pth"))]
+    rest = (f"files that are not read: {', '.join(unread[:10])}",) if unread else ()
+    return Imported(data, source, features, notes=(*notes, *told, *rest))
+
+
+def _with_validation(path: Path, options: ImportOptions) -> tuple[InteractionDataset, list[str]]:
+    """Read the directory; draw a validation split from train if it has none or is told to."""
+    if not os.path.lexists(path / "train.json"):
+        return read_dataset(path), []  # says what is missing
+    join = options.splits == "join"
+    given = None
+    if os.path.lexists(path / "val.json") and (options.validation == "given" or join):
+        given = read_split(path, "val", may_be_empty=True)
+    if given is not None and given.num_edges and not join:
+        return read_dataset(path), []
+    train, test = read_split(path, "train"), read_split(path, "test")
+    if join:
+        parts = [part for part in (train, given, test) if part is not None]
+        return read_dataset(path, splits=_disjoint(parts)), []
+    chosen, info, note = from_train(train, options.seed)
+    rest = np.delete(np.arange(train.num_edges), chosen)
+    splits = {
+        "train": Interactions(train.user[rest], train.item[rest]),
+        "val": Interactions(train.user[chosen], train.item[chosen]),
+        "test": test,
+    }
+    dataset = dataclasses.replace(read_dataset(path, splits=splits), split=info)
+    notes = [note]
+    if os.path.lexists(path / "val.json"):
+        count = read_split(path, "val", may_be_empty=True).num_edges
+        notes.append(f"val.json is left out: {count:,} interactions (--validation from-train)")
+    return dataset, notes
+
+
+def _disjoint(parts: list[Interactions]) -> dict[str, Interactions]:
+    """Return the distinct interactions of all parts, in three parts that are joined later."""
+    user = np.concatenate([part.user for part in parts])
+    item = np.concatenate([part.item for part in parts])
+    user, item = np.unique(np.stack([user, item]), axis=1)
+    if user.size < 3:
+        raise InputError(f"expected at least three interactions, got {user.size}")
+    one, other = Interactions(user[:1], item[:1]), Interactions(user[1:2], item[1:2])
+    return {"train": Interactions(user[2:], item[2:]), "val": one, "test": other}
+
+
+def _joined(dataset: InteractionDataset) -> InteractionLog:
+    parts = [edges for _, edges in dataset.splits()]
+    edges = Interactions.from_edges(
+        np.concatenate([part.user for part in parts]), np.concatenate([part.item for part in parts])
+    )
+    return InteractionLog(
+        name=dataset.name,
+        num_users=dataset.num_users,
+        num_items=dataset.num_items,
+        **edges._asdict(),
+        **{name: getattr(dataset, name) for name in IdMaps._fields},
+    )

@@ -15,14 +15,15 @@ from mmssl.data.importing.assemble import (
     describe_source,
     joined,
     number_rows,
-    split_by_label,
     with_items,
 )
+from mmssl.data.importing.cells import numbers
+from mmssl.data.importing.given import checked_splits, with_splits
 from mmssl.data.importing.items import ItemTable, read_items
 from mmssl.data.importing.mmrec import one_inter_file
 from mmssl.data.importing.options import Imported, ImportOptions, with_item_table
-from mmssl.data.importing.roles import column_name, find_roles
-from mmssl.data.importing.rows import Rows, numbers, usable_rows
+from mmssl.data.importing.roles import column_name, find_roles, unused_columns, without_times
+from mmssl.data.importing.rows import Rows, usable_rows
 from mmssl.data.importing.text import Dialect, TextFile
 from mmssl.data.log import InteractionLog
 from mmssl.data.readers import FEATURE_SUFFIX
@@ -38,20 +39,20 @@ def import_recbole(path: Path, options: ImportOptions) -> Imported:
     Raises:
         InputError: A file is missing, or a file or row is malformed.
     """
-    options.refuse("recbole", "header")
+    options.refuse("recbole", "header", "ordered")
     dialect = Dialect("\t", False, options.dialect.encoding)
     stem, paths = _inter_files(path)
-    files = [_open(found, dialect) for found in paths]
+    files = [_open(found, dialect) for found in paths.values()]
     roles = [find_roles(file, options.columns) for file in files]
-    rows = joined(
-        [
-            _labelled(
-                usable_rows(file, found._asdict(), skip_bad=options.skip_bad),
-                label if len(files) > 1 else None,
-            )
-            for label, (file, found) in enumerate(zip(files, roles, strict=True))
-        ]
-    )
+    parts = [
+        _labelled(
+            usable_rows(file, found._asdict(), options.rules), label if len(files) > 1 else None
+        )
+        for label, file, found in zip(paths, files, roles, strict=True)
+    ]
+    rows = joined(parts)
+    names = [str(paths[label]) if label in paths else "" for label in range(3)]
+    rows = checked_splits(rows, names, options)
     numbered = number_rows(
         options.name or stem.name, rows, keep=options.keep, min_rating=options.min_rating
     )
@@ -65,31 +66,36 @@ def import_recbole(path: Path, options: ImportOptions) -> Imported:
         log, items, features = _with_item_file(log, table, like, options)
     others = {**{file.path.name: file.sha256 for file in files[1:]}, **hashes}
     source = describe_source("recbole", files[0], roles[0]._asdict(), rows, numbered, others)
-    data = log if numbered.label is None else split_by_label(log, numbered.label)
-    return Imported(data, source, features, items)
+    data, told = with_splits(log, numbered.label, options)
+    notes = [*unused_columns(files[0], roles[0]), *rows.notes]
+    notes += without_times(roles[0], options.columns) if rows.label is None else []
+    notes += [] if items is None else items.notes
+    return Imported(data, source, features, items, (*notes, *told))
 
 
-def _inter_files(path: Path) -> tuple[Path, list[Path]]:
-    """Return the path of the data set without suffix, and its one file or its three parts."""
+def _inter_files(path: Path) -> tuple[Path, dict[int, Path]]:
+    """Return the path of the data set without suffix, and its one file or its parts by label."""
     known = {part for names in PARTS for part in names}
     folder = path if path.is_dir() else path.parent
     parts = [f for f in sorted(folder.glob("*.*.inter")) if f.stem.rsplit(".", 1)[-1] in known]
     if path.is_dir() and not parts:
         path = one_inter_file(path)
     if not path.is_dir() and path not in parts:
-        return path.with_suffix(""), [path]
+        return path.with_suffix(""), {0: path}
     stems = sorted({file.stem.rsplit(".", 1)[0] for file in parts})
     if not path.is_dir():
         stems = [path.stem.rsplit(".", 1)[0]]
     if len(stems) > 1:
         raise InputError(f"{path}: expected the parts of one data set, got {', '.join(stems[:4])}")
-    found = []
-    for names in PARTS:
+    found = {}
+    for label, names in enumerate(PARTS):
         choices = [folder / f"{stems[0]}.{name}.inter" for name in names]
         file = next((choice for choice in choices if choice.exists()), None)
+        if file is None and names[0] == "valid":
+            continue  # drawn from train
         if file is None:
             raise InputError(f"{choices[0]}: expected a file next to the other parts, got none")
-        found.append(file)
+        found[label] = file
     return folder / stems[0], found
 
 
@@ -121,6 +127,7 @@ def _with_item_file(
         like=like,
         title=options.columns.get("title"),
         leave_out=vectors,
+        repeated=options.items_keep,
     )
     features: dict[str, Path | FloatArray] = {}
     for position in vectors:

@@ -15,16 +15,32 @@ NONE = "none"
 KNOWN = {
     "user": (
         "user", "userid", "uid", "reviewerid", "customerid", "customer", "visitorid", "memberid",
-        "username", "sessionid",
+        "clientid", "accountid", "profileid", "buyerid", "playerid", "readerid", "listenerid",
+        "studentid", "username", "steamid", "msno", "sessionid",
     ),
     "item": (
         "item", "itemid", "iid", "parentasin", "asin", "productid", "product", "movieid", "movie",
         "bookid", "isbn", "trackid", "songid", "artistid", "businessid", "newsid", "articleid",
-        "gameid", "videoid", "sku",
+        "gameid", "videoid", "sku", "stockcode", "contentid", "itemnbr", "goodsid", "filmid",
+        "showid", "animeid", "recipeid", "gmapid", "venueid", "poiid", "locationid", "placeid",
+        "postid", "photoid", "docid", "documentid", "courseid", "jobid", "appid", "beerid",
+        "listingid", "itemids", "adid",
     ),
-    "rating": ("rating", "ratings", "score", "stars", "overall", "bookrating"),
-    "time": ("timestamp", "time", "unixreviewtime", "datetime", "date", "ts", "createdat"),
-    "title": ("title", "movietitle", "name", "productname", "booktitle", "itemname", "trackname"),
+    "rating": ("rating", "ratings", "score", "stars", "overall", "bookrating", "reviewscore"),
+    "time": (
+        "timestamp", "time", "unixreviewtime", "unixtime", "datetime", "date", "ts", "createdat",
+        "eventtime", "eventtimestamp", "eventdate", "eventdatetime", "tdat", "reviewtime",
+        "reviewdate", "ratingtime", "ratingtimestamp", "ratingdate", "timestampms", "timems",
+        "unixtimestamp", "unix", "epoch", "interactiontime", "clicktime", 
+        "purchasetime", "purchasedate", "ordertime", "orderdate", "invoicedate", "servertime",
+        "logtime", "visittime", "visitdate", "checkintime", "utctime", "localtime", "createdate",
+        "createddate", "createdtime", "createtime", "creationdate", "dateadded", "dateadd",
+        "submitdate", "ratedat", "updatedat",
+    ),
+    "title": (
+        "title", "movietitle", "name", "productname", "producttitle", "booktitle", "itemname",
+        "itemtitle", "trackname", "songtitle",
+    ),
 }  # fmt: skip
 
 
@@ -83,8 +99,8 @@ def find_role(file: TableFile, role: str, given: str | None) -> int | None:
 
 
 def is_numbered(given: Mapping[str, str | None]) -> bool:
-    """Return whether columns are given by number, which means that the file has no header."""
-    return any(name is not None and name.isdecimal() for name in given.values())
+    """Return whether a log's columns are given by number, which means that it has no header."""
+    return any((given.get(role) or "").isdecimal() for role in Roles._fields)
 
 
 def refuse_hidden_header(file: TableFile, roles: Roles) -> None:
@@ -97,6 +113,29 @@ def refuse_hidden_header(file: TableFile, roles: Roles) -> None:
             f"{file.path}: line 1: expected ids, got what looks like a header: name the columns "
             f"(--user-col {file.first[roles.user]}) instead of numbering them, or add --header"
         )
+
+
+def unused_columns(file: TableFile, roles: Roles) -> list[str]:
+    """Say which columns of a log are passed over."""
+    notes = []
+    taken = {position for position in roles if position is not None}
+    rest = [column_name(file, at) for at in range(file.width) if at not in taken]
+    if rest:
+        shown = ", ".join(repr(name)[:40] for name in rest[:12]) + (
+            ", ..." if len(rest) > 12 else ""
+        )
+        notes.append(f"columns that are not used: {shown}")
+    return notes
+
+
+def without_times(roles: Roles, given: Mapping[str, str | None]) -> list[str]:
+    """Say that a log has no times, unless it was told so."""
+    if roles.time is None and given.get("time") != NONE:
+        return [
+            "no column of times is known: splits by time need one (--time-col NAME), or --ordered "
+            "if the rows, or the items of a list, are in order of time"
+        ]
+    return []
 
 
 def column_name(file: TableFile, position: int) -> str:

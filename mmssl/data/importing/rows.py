@@ -3,26 +3,29 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timezone
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.data.dataset import MAX_ID, IntArray
-from mmssl.data.importing.table import Column, Fault, RawTable, TableFile
+from mmssl.data.dataset import IntArray
+from mmssl.data.importing.cells import (
+    CHECKS,
+    BoolArray,
+    Checked,
+    Rules,
+    check_numbered,
+    is_comma_number,
+    is_list,
+    parsed,
+    used_values,
+)
+from mmssl.data.importing.table import Column, Fault, Numbers, RawTable, TableFile
+from mmssl.data.importing.times import how_written, microseconds, one_unit
 from mmssl.errors import InputError
 
-BoolArray = npt.NDArray[np.bool_]
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INTEGER = re.compile(r"-?\d{1,18}", re.ASCII)
-_ISO = re.compile(
-    r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?(?:\.(\d{1,9}))?)? ?(Z|UTC|[+-]\d\d:?\d\d)?",
-    re.ASCII,
-)
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-MICROSECOND = 1_000_000
 
 
 class Rows(NamedTuple):
@@ -36,24 +39,17 @@ class Rows(NamedTuple):
     rows_read: int = 0
     dropped: Mapping[str, int] = {}
     """Number of rows left out, by reason."""
-
-
-class _Checked(NamedTuple):
-    values: npt.NDArray[np.generic] | None
-    """The parsed values of the column; None for ids, which stay text."""
-    bad: BoolArray
-    """Which values can't be used."""
-    reason: str
-    """What rows with a bad value are counted under."""
-    expected: str
-    """For the message."""
+    notes: tuple[str, ...] = ()
+    """What was changed, or may be wrong."""
+    dated: bool | None = None
+    """Whether times were dates; None without times."""
 
 
 def usable_rows(
     file: TableFile,
     positions: Mapping[str, int | None],
+    rules: Rules,
     *,
-    skip_bad: bool = False,
     numbered: bool = False,
 ) -> Rows:
     """Read the columns of a log and check every cell.
@@ -61,33 +57,64 @@ def usable_rows(
     Args:
         file: The table of the log.
         positions: Field of :class:`Rows` -> position of its column; None for one that is missing.
-        skip_bad: Leave out rows that can't be used, instead of stopping at the first.
+        rules: How cells are read, and whether rows that can't be used are left out.
         numbered: Ids are numbers from 0, which a table or the rows of features refer to.
 
     Raises:
-        InputError: A row can't be used (the first one is named) unless ``skip_bad``; or no row is
-            left.
+        InputError: A row can't be used (the first one is named) unless it is to be left out; or no
+            row is left.
     """
     wanted = {role: position for role, position in positions.items() if position is not None}
-    checks = _CHECKS | ({"user": _check_number, "item": _check_number} if numbered else {})
     table = file.read(list(wanted.values()))
-    checked = [checks[role](column) for role, column in zip(wanted, table.columns, strict=True)]
-    bad, dropped, faults = _collect(table, checked)
-    if faults and not skip_bad:
-        raise InputError(f"{file.path}: {describe(file.unit, faults[0], sum(dropped.values()))}")
+    checked = []
+    for role, column in zip(wanted, table.columns, strict=True):
+        ids = numbered and role in ("user", "item")
+        check = check_numbered if ids else check_times if role == "time" else CHECKS[role]
+        try:
+            checked.append(check(column, role, rules))
+        except InputError as error:
+            raise InputError(f"{file.path}: column of {role}s: {error}") from None
+    bad, dropped, faults = _collect(file, wanted, table, checked, rules)
+    rows_read = table.locations.size + len(table.faults)
+    if faults and not rules.skip_bad:
+        stops = [fault for fault in faults if not fault.reason.endswith(_OPTIONAL)]
+        if stops or rules.null_ids == "stop":
+            first = (stops or faults)[0]
+            count = sum(dropped.values())
+            raise InputError(f"{file.path}: {describe(file.unit, first, count, rows_read)}")
     read: dict[str, Any] = {}
-    for role, column, check in zip(wanted, table.columns, checked, strict=True):
-        kept = column if bad is None else _without(column, bad)
+    for role, check in zip(wanted, checked, strict=True):
+        column = check.column
         if check.values is None:
-            read[role] = kept
+            read[role] = column if bad is None else _without(column, bad)
         else:
             read[role] = check.values[column.codes if bad is None else column.codes[~bad]]
-    rows = Rows(**read, rows_read=table.locations.size + len(table.faults), dropped=dropped)
+        if role == "time":
+            read["dated"] = not check.numeric
+    if read.get("dated") is False:
+        read["time"] = _in_one_unit(file, table, bad, read["time"], rules)
+    notes = tuple(note for check in checked for note in check.notes)
+    if read.get("dated") is False:
+        notes += _unset_times(read["time"])
+    rows = Rows(**read, rows_read=rows_read, dropped=dropped, notes=notes)
     if not rows.user.codes.size:
         raise InputError(
             f"{file.path}: expected at least one usable row, got none of {rows.rows_read}"
         )
     return rows
+
+
+_OPTIONAL = " that stands for a missing one"
+
+
+def describe(unit: str, fault: Fault, bad: int, rows: int) -> str:
+    """Describe a bad row and what leaves it out; never an option that leaves out most rows."""
+    where = f"{unit} {fault.location}: {fault.message}"
+    if fault.reason.endswith(_OPTIONAL):
+        return f"{where} ({bad:,} of {rows:,} rows)"
+    if bad * 2 > rows:
+        return f"{where} ({bad:,} of {rows:,} rows can't be used)"
+    return f"{where} (--bad-rows skip leaves out {bad:,} of {rows:,} rows)"
 
 
 def _without(column: Column, bad: BoolArray) -> Column:
@@ -96,14 +123,12 @@ def _without(column: Column, bad: BoolArray) -> Column:
     return Column(codes.astype(np.int64), [column.values[code] for code in used.tolist()])
 
 
-def describe(unit: str, fault: Fault, total: int) -> str:
-    """Describe a bad row, and how to leave it and the other ``total`` - 1 out."""
-    them = f"it and {total - 1} more" if total > 1 else "it"
-    return f"{unit} {fault.location}: {fault.message} (--bad-rows skip leaves {them} out)"
-
-
 def _collect(
-    table: RawTable, checked: Sequence[_Checked]
+    file: TableFile,
+    wanted: Mapping[str, int],
+    table: RawTable,
+    checked: Sequence[Checked],
+    rules: Rules,
 ) -> tuple[BoolArray | None, dict[str, int], list[Fault]]:
     """Return which rows are bad, their number by reason, and the faults in order."""
     bad = np.zeros(table.locations.size, dtype=np.bool_)
@@ -111,123 +136,124 @@ def _collect(
     dropped: dict[str, int] = {}
     for fault in faults:
         dropped[fault.reason] = dropped.get(fault.reason, 0) + 1
-    for column, check in zip(table.columns, checked, strict=True):
-        if not check.bad.any():
-            continue
-        rows = np.flatnonzero(check.bad[column.codes] & ~bad)
+
+    def mark(rows: IntArray, reason: str) -> list[int]:
+        rows = rows[~bad[rows]]
         bad[rows] = True
         if rows.size:
-            dropped[check.reason] = int(rows.size)
-        for row in rows[:5].tolist():
-            got = column.values[column.codes[row]]
-            message = f"expected {check.expected}, got {f'{got!r:.60}' if got else 'nothing'}"
-            faults.append(Fault(int(table.locations[row]), check.reason, message))
+            dropped[reason] = dropped.get(reason, 0) + int(rows.size)
+        return rows[:5].tolist()
+
+    for row in mark(_repeated_header(file, wanted, checked), "header repeated"):
+        message = "expected a row, got the header again"
+        faults.append(Fault(int(table.locations[row]), "header repeated", message))
+    for role, check in zip(wanted, checked, strict=True):
+        if not check.bad.any():
+            continue
+        column = check.column
+        null = np.zeros_like(check.bad) if check.optional is None else check.optional
+        for which, reason in ((check.bad & ~null, check.reason), (null, f"{role} id{_OPTIONAL}")):
+            if not which.any():
+                continue
+            for row in mark(np.flatnonzero(which[column.codes]), reason):
+                got = column.values[column.codes[row]]
+                message = f"expected {check.expected}, got {f'{got!r:.60}' if got else 'nothing'}"
+                message += _advice(role, got, optional=which is null, rules=rules)
+                faults.append(Fault(int(table.locations[row]), reason, message))
     faults.sort(key=lambda fault: fault.location)
     return (bad if bad.any() else None), dropped, faults
 
 
-def _check_users(column: Column) -> _Checked:
-    return _checked_ids(column, "user", "a user id of one line without tabs")
+def _advice(role: str, got: str, *, optional: bool, rules: Rules) -> str:
+    """Return what mends a cell, if an option does."""
+    if optional:
+        return (
+            ", which usually stands for a missing id: --null-ids skip leaves such rows out, "
+            "--null-ids keep takes it as an id"
+        )
+    if role in ("user", "item") and not rules.lists_are_ids and is_list(got):
+        return (
+            ", which seems to hold several ids: --format lists reads lines of a user and its "
+            "items, any other --format takes it as one id"
+        )
+    if role in ("user", "item") and got[:1] == '"':
+        return ": a quote counts at the start of a cell only, remove the blanks before it"
+    if role == "rating" and rules.decimal == "." and is_comma_number(got):
+        return ": --decimal , reads decimal commas"
+    return ""
 
 
-def _check_items(column: Column) -> _Checked:
-    return _checked_ids(column, "item", "an item id of one line without tabs")
+def _repeated_header(
+    file: TableFile, wanted: Mapping[str, int], checked: Sequence[Checked]
+) -> IntArray:
+    """Return the rows that hold the names of the columns, as joined files do."""
+    found: IntArray | None = None
+    if file.names is None:
+        return np.empty(0, np.int64)
+    for (role, position), check in zip(wanted.items(), checked, strict=True):
+        if role not in ("user", "item"):
+            continue
+        name, values = file.names[position], check.column.values
+        if isinstance(values, Numbers) or name not in values:
+            return np.empty(0, np.int64)
+        rows = np.flatnonzero(check.column.codes == list(values).index(name))
+        found = rows if found is None else np.intersect1d(found, rows)
+    return np.empty(0, np.int64) if found is None else found
 
 
-def _checked_ids(column: Column, role: str, expected: str) -> _Checked:
-    bad = np.fromiter(map(_is_no_id, column.values), np.bool_, len(column.values))
-    return _Checked(None, bad, f"{role} id empty or not one line", expected)
+def check_times(column: Column, role: str, rules: Rules) -> Checked:
+    """Parse times: integers stay, other numbers become float64, dates microseconds since 1970.
 
-
-def _check_number(column: Column) -> _Checked:
-    bad = [not is_plain_integer(text) or int(text) >= MAX_ID for text in column.values]
-    expected = f"an id that is a number in 0 .. {MAX_ID - 1}"
-    return _Checked(None, np.array(bad, dtype=np.bool_), "id not a number", expected)
-
-
-def _is_no_id(text: str) -> bool:
-    return not text.strip() or "\t" in text or "\n" in text or "\r" in text
-
-
-def _check_labels(column: Column) -> _Checked:
-    values = numbers(column.values)
-    bad = ~np.isin(values, (0, 1, 2))
-    whole = np.where(bad, 0, values).astype(np.int64)
-    return _Checked(whole, bad, "split label not 0, 1 or 2", "a split label 0, 1 or 2")
-
-
-def _check_ratings(column: Column) -> _Checked:
-    values = numbers(column.values)
-    return _Checked(values, ~np.isfinite(values), "rating not a finite number", "a finite rating")
-
-
-def numbers(texts: Iterable[str]) -> npt.NDArray[np.float64]:
-    """Parse decimal numbers; NaN for all else, including what only Python's float() accepts."""
-    full = _NUMBER.fullmatch
-    return np.array([float(text) if full(text) else np.nan for text in texts], dtype=np.float64)
-
-
-def check_times(column: Column) -> _Checked:
-    """Parse times: integers stay, other numbers become float64, ISO 8601 microseconds since 1970.
-
-    The kind follows from the first row, and ISO times without a zone are UTC.
+    The kind follows from the first row, and dates without a zone are UTC.
     """
-    used = np.bincount(column.codes, minlength=len(column.values)) > 0
-    first = next((text for text, kept in zip(column.values, used, strict=True) if kept), "")
-    reason = "time not a number or ISO 8601"
-    if _ISO.fullmatch(first):
-        moments = [_microseconds(text) for text in column.values]
+    reason = "time not a number or a date"
+    if isinstance(column.values, Numbers):
+        array = column.values.array
+        bad = ~np.isfinite(array.astype(np.float64))
+        return Checked(column, array, bad, reason, "a finite time", numeric=True)
+    if any(text != text.strip() for text in column.values):
+        column = Column(column.codes, [text.strip() for text in column.values])
+    used = used_values(column)
+    texts = [text for text, kept in zip(column.values, used, strict=True) if kept]
+    first = column.values[column.codes[0]] if column.codes.size else ""
+    how = how_written(texts, first, rules.dates)
+    if how is not None:
+        moments = [microseconds(text, how) for text in column.values]
         bad = np.array([moment is None for moment in moments], dtype=np.bool_)
         values = np.array([moment or 0 for moment in moments], dtype=np.int64)
-        return _Checked(values, bad, reason, "a time like 2024-03-01 12:30:00")
+        return Checked(column, values, bad, reason, f"a time like {how.example!r:.40}")
     expected = "a time, a number as in the first row"
     if all(map(_INTEGER.fullmatch, column.values)):
         whole = np.array(list(map(int, column.values)), dtype=np.int64)
-        return _Checked(whole, np.zeros(whole.size, np.bool_), reason, expected)
-    values_ = numbers(column.values)
-    return _Checked(values_, ~np.isfinite(values_), reason, expected)
+        none = np.zeros(whole.size, np.bool_)
+        return Checked(column, whole, none, reason, expected, numeric=True)
+    values_ = parsed(column.values, rules.decimal)
+    if not np.isfinite(values_).any():
+        expected = "a time: a number, or a date like 2024-03-01 12:30:00 or 1 Mar 2024"
+    return Checked(column, values_, ~np.isfinite(values_), reason, expected, numeric=True)
 
 
-_CHECKS = {
-    "user": _check_users,
-    "item": _check_items,
-    "rating": _check_ratings,
-    "time": check_times,
-    "label": _check_labels,
-}
-
-
-def _microseconds(text: str) -> int | None:
-    found = _ISO.fullmatch(text)
-    if not found:
-        return None
-    day, minute, second, fraction, zone = found.groups()
-    zone = "+00:00" if zone in (None, "Z", "UTC") else zone
-    if ":" not in zone:
-        zone = f"{zone[:3]}:{zone[3:]}"
-    clock = f"{minute or '00:00'}{second or ':00'}.{(fraction or '')[:6]:0<6}"
+def _in_one_unit(
+    file: TableFile,
+    table: RawTable,
+    bad: BoolArray | None,
+    times: npt.NDArray[np.generic],
+    rules: Rules,
+) -> npt.NDArray[np.generic]:
+    locations = table.locations if bad is None else table.locations[~bad]
     try:
-        passed = datetime.fromisoformat(f"{day}T{clock}{zone}") - _EPOCH
-    except (ValueError, OverflowError):
-        return None
-    return (passed.days * 86_400 + passed.seconds) * MICROSECOND + passed.microseconds
+        return one_unit(times, rules.time_unit, lambda at: f"{file.unit} {locations[at]}")
+    except InputError as error:
+        raise InputError(f"{file.path}: {error}") from None
 
 
-def natural_order(values: Sequence[str]) -> IntArray:
-    """Return the order of distinct ids: by value if all are integers, else by code point.
-
-    The numbering then depends on the set of ids, not on the order of the rows.
-    """
-    if all(map(is_plain_integer, values)):
-        return np.argsort(np.array(list(map(int, values)), dtype=np.int64), kind="stable")
-    return np.array(sorted(range(len(values)), key=values.__getitem__), dtype=np.int64)
-
-
-def is_plain_integer(text: str) -> bool:
-    """Return whether a text is a non-negative integer without leading zeros or a sign."""
-    return (
-        text.isascii() and text.isdecimal() and len(text) <= 18 and (text[0] != "0" or text == "0")
-    )
+def _unset_times(times: npt.NDArray[np.generic]) -> tuple[str, ...]:
+    """Report zeros and negative numbers among moments since 1970: probably missing times."""
+    values = times.astype(np.float64)
+    unset = int((values <= 0).sum())
+    if not unset or not (values > 1e8).any():
+        return ()
+    return (f"{unset:,} times are 0 or less, such as {times[np.argmax(values <= 0)]}",)
 
 
 def one_per_pair(key: IntArray, time: npt.NDArray[np.generic] | None, keep: str) -> IntArray:

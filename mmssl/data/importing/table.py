@@ -3,20 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, overload
+
+import numpy as np
+import numpy.typing as npt
 
 from mmssl.data.dataset import IntArray
 from mmssl.errors import InputError
+
+
+class Numbers(Sequence[str]):
+    """Values that a file holds as numbers; as a sequence they are texts.
+
+    Attributes:
+        array: (N,) int64 or float64.
+    """
+
+    def __init__(self, array: npt.NDArray[np.generic]) -> None:
+        self.array = array
+
+    def __len__(self) -> int:
+        return int(self.array.size)
+
+    def __iter__(self) -> Iterator[str]:
+        return map(repr, self.array.tolist())
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return Numbers(self.array[index])
+        return repr(self.array[index].item())
 
 
 class Column(NamedTuple):
     """Cell n is ``values[codes[n]]``; the cells of a log repeat, so the values are few."""
 
     codes: IntArray  # (N,)
-    values: list[str]
+    values: Sequence[str]
 
 
 class Fault(NamedTuple):
@@ -42,10 +71,11 @@ class RawTable:
 
 
 class TableFile(Protocol):
-    """A file of rows: text or Parquet."""
+    """A file of rows: text, JSON lines or Parquet."""
 
     path: Path
     sha256: str
+    """SHA-256 (hex) of the file as stored; known after :meth:`read`."""
     unit: str
     """What a location is called: ``line`` or ``row``."""
     names: tuple[str, ...] | None
@@ -55,7 +85,7 @@ class TableFile(Protocol):
     width: int
 
     def read(self, positions: Sequence[int]) -> RawTable:
-        """Read the columns at ``positions``, counted from 0."""
+        """Read the columns at ``positions``, counted from 0; once."""
         ...
 
     def unfit_for_ids(self, position: int) -> str | None:

@@ -7,8 +7,7 @@ pyarrow (``arrow.py``).
 from __future__ import annotations
 
 import codecs
-import gzip
-import zlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,11 +16,14 @@ import numpy as np
 
 from mmssl.data.importing.arrow import read_cells, read_row, require_pyarrow
 from mmssl.data.importing.lines import RowIndex, UnclosedQuote, index_rows
-from mmssl.data.importing.table import Fault, RawTable, read_bytes
+from mmssl.data.importing.sources import read_source
+from mmssl.data.importing.table import Fault, RawTable
 from mmssl.errors import InputError
 
 SEPARATORS = ("\t", "::", ";", "|", ",")
 _NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "space": " "}
+_BLANKS = re.compile(rb" {2,}")
+_AT_THE_ENDS = re.compile(rb"(?m)^ +| +$")
 _UNIT_SEPARATOR = "\x1f"  # stands in for a separator of several characters
 
 
@@ -30,7 +32,8 @@ class Dialect:
     """How a text file is written."""
 
     separator: str | None = None
-    """One or more characters; found in the first line when None."""
+    """One or more characters; found in the first line when None. A blank stands for one or more,
+    and those around a line don't count."""
     quoted: bool | None = None
     """Whether ``"`` quotes; when None, unless the separator is a tab or has several characters."""
     encoding: str = "utf-8"
@@ -45,7 +48,7 @@ class TextFile:
         """Read the file and its header.
 
         Args:
-            path: The file; may be compressed by gzip.
+            path: The file, see :func:`~mmssl.data.importing.sources.open_stream`.
             dialect: How it is written.
             header: Whether the first row holds names.
 
@@ -55,8 +58,8 @@ class TextFile:
         """
         require_pyarrow(path)
         self.path, self.encoding = path, dialect.encoding
-        content, self.sha256 = read_bytes(path)
-        content = _decoded(path, _inflated(path, content), dialect.encoding)
+        content, self.sha256, _ = read_source(path)
+        content = decoded(path, content, dialect.encoding)
         if not content.strip(b"\n"):
             raise InputError(f"{path}: expected rows, got an empty file")
         separator = dialect.separator or _guess_separator(path, content)
@@ -65,6 +68,8 @@ class TextFile:
         if len(separator) > 1:
             content = content.replace(separator.encode(), _UNIT_SEPARATOR.encode())
             separator, quoted = _UNIT_SEPARATOR, False
+        if separator == " ":
+            content = _BLANKS.sub(b" ", _AT_THE_ENDS.sub(b"", content))
         if separator in '"\r\n' or not separator.isascii():
             raise InputError(
                 f"separator must be ASCII and neither a quote nor a line end, got {separator!r}"
@@ -92,6 +97,8 @@ class TextFile:
         faults = []
         for number, width in bad:
             message = f"expected {self.width} cells, got {width}"
+            if len(bad) * 10 > lines.size and self.names is None:
+                message += ": lines of a user and its items are read with --format lists"
             faults.append(Fault(int(lines[number]), "another number of cells", message))
         good = np.delete(lines, [number for number, _ in bad])[1 if self._header else 0 :]
         assert good.size == columns[0].codes.size  # pyarrow finds the rows of the index
@@ -113,7 +120,7 @@ class TextFile:
             ) from None
 
 
-def _decoded(path: Path, content: bytes, name: str) -> bytes:
+def decoded(path: Path, content: bytes, name: str) -> bytes:
     r"""Return valid UTF-8 without a byte order mark, in lines that all end in ``\n``."""
     try:
         encoding = codecs.lookup(name).name
@@ -150,7 +157,8 @@ def _guess_separator(path: Path, content: bytes) -> str:
     if not first.count(found):
         raise InputError(
             f"{path}: line 1: expected cells separated by a comma, tab, ;, | or ::, got "
-            f"{first!r:.60}: name the separator with --sep"
+            f"{first!r:.60}: name the separator with --sep (space, for one or more blanks), or "
+            "read lines of a user and its items with --format lists"
         )
     return found
 
@@ -163,23 +171,3 @@ def _where(error: UnicodeError, content: bytes, encoding: str) -> str:
         f"line {line}: expected {encoding}, got byte 0x{content[error.start]:02x}: name the "
         "encoding of the file, e.g. --encoding latin-1"
     )
-
-
-def _inflated(path: Path, content: bytes) -> bytes:
-    """Return the content without gzip.
-
-    Raises:
-        InputError: It is damaged, or of a kind that holds no text.
-    """
-    if content.startswith(b"PAR1"):
-        raise InputError(f"{path}: expected text, got a Parquet file: --format parquet")
-    if content.startswith(b"PK\x03\x04"):
-        raise InputError(f"{path}: expected text, got a zip archive: unpack it first")
-    if not content.startswith(b"\x1f\x8b"):
-        return content
-    try:
-        return gzip.decompress(content)
-    except (OSError, EOFError, zlib.error) as error:
-        raise InputError(
-            f"{path}: expected a whole gzip file, got a damaged one: {error}"
-        ) from None
