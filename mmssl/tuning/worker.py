@@ -100,12 +100,13 @@ def _train(
 ) -> float:
     """Train a trial, from its checkpoint if it has one, and return its best validation metric."""
     directory, spec = study.trial_path(trial.number), study.spec
+    lock = study.trial_lock(trial)
     resume = (directory / "config.toml").exists()
     if resume:
-        run = RunDirectory.open(directory)
+        run = RunDirectory.open(directory, lock=lock)
     else:
         config = study.config_of(trial)
-        run = RunDirectory.new(directory, spec.model, Path(spec.data), dataset, config)
+        run = RunDirectory.new(directory, spec.model, Path(spec.data), dataset, config, lock=lock)
 
     def report(record: dict[str, Any]) -> None:
         if study.report(trial, record["epoch"], record["val"][SELECTION_METRIC]):
