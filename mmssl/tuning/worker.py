@@ -78,6 +78,8 @@ def run_trials(
             break
         except _Pruned:
             state, text = TrialState.PRUNED, "pruned"
+        except OSError as error:  # the journal can't be written; the trial stays to be continued
+            raise InputError(f"{study.path}: {error.strerror or error}") from error
         except Exception as error:
             reason = _write_traceback(study.trial_path(trial.number), error)
             state, text = TrialState.FAIL, f"failed: {reason}"

@@ -8,14 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from mmssl.data.importing.logs import import_csv, import_parquet, import_tsv
 from mmssl.data.importing.mmrec import import_mmrec
 from mmssl.data.importing.mmssl import import_mmssl
 from mmssl.data.importing.options import Imported, ImportOptions
 from mmssl.data.importing.recbole import import_recbole
 from mmssl.data.log import InteractionLog, write_log
+from mmssl.data.npy import save_array
 from mmssl.data.staging import check_writable, staged
 from mmssl.data.writers import write_files
 from mmssl.errors import InputError
@@ -85,7 +84,7 @@ def import_data(source: str | Path, out: str | Path, options: ImportOptions) -> 
             if isinstance(rows, Path):
                 shutil.copyfile(rows, folder / name)
             else:
-                np.save(folder / name, rows, allow_pickle=False)
+                save_array(folder / name, rows)
     return ImportReport(target, imported)
 
 
