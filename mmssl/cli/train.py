@@ -54,10 +54,10 @@ def _train(arguments: argparse.Namespace) -> int:
 
 def _train_until(stop: StopOnSignal, locks: ExitStack, arguments: argparse.Namespace) -> int:
     from mmssl.locks import DirectoryLock
+    from mmssl.memory import keep_freed_memory
     from mmssl.tracking import Tracking, check_installed
     from mmssl.training.fit import fit_run
     from mmssl.training.guards import Interrupted
-    from mmssl.training.memory import keep_freed_memory
     from mmssl.training.seeds import fit_seeds, summary_lines
 
     keep_freed_memory()
