@@ -39,13 +39,14 @@ WARM_UP_CALLS = 5
 MIN_CALLS = 10
 
 
-def contrastive(n: int) -> Callable[[], object]:
+def contrastive(n: int, backend: str = "auto") -> Callable[[], object]:
     """Return the loss and its gradients as in a training step, which frees the gradients."""
     anchor, positive = bench_info_nce.inputs(n, D, "float32", "cpu")
 
     def call() -> None:
         anchor.grad = positive.grad = None
-        ops.info_nce(anchor, positive, 0.2).backward()
+        with ops.backend(backend):
+            ops.info_nce(anchor, positive, 0.2).backward()
 
     return call
 
@@ -66,6 +67,7 @@ def product(graph: InteractionGraph, *, backward: bool) -> Callable[[], object]:
 CASES: dict[str, Callable[[], Callable[[], object]]] = {
     "`info_nce`, N = 1,024": lambda: contrastive(1024),
     "`info_nce`, N = 4,096": lambda: contrastive(4096),
+    "the same in plain PyTorch": lambda: contrastive(4096, "reference"),
     "`spmm`, TikTok": lambda: product(workloads.load("tiktok").graph, backward=True),
     "`spmm`, Sports": lambda: product(workloads.load("sports").graph, backward=True),
     "`spmm`, 200,000 users, forward only": lambda: product(

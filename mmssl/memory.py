@@ -14,10 +14,11 @@ _TOP_PAD_BYTES = 256 << 20
 def keep_freed_memory() -> bool:
     """Let glibc's allocator keep freed memory instead of returning it to the system.
 
-    By default, glibc maps every block of more than 128 KB to 32 MB anew, and the system clears its
-    pages one by one on first use. That can take longer than the op that writes the block. Call
-    this once, at the start of a program that calls ops or trains; ``mmssl train`` and ``mmssl
-    tune`` do. Further calls have no effect.
+    By default, glibc returns every freed block of more than 32 MB to the system, and smaller ones
+    depending on the order of calls. The next block has new pages, which the system clears one by
+    one on first use. That can take several times longer than the op that writes the block. Call
+    this function once, at the start of a program that calls ops or trains; ``mmssl train`` and
+    ``mmssl tune`` do. Further calls have no effect.
 
     The setting applies to the whole process and can't be undone. From then on the process keeps its
     peak size, and grows in steps of 256 MB of address space, which are only backed by memory where

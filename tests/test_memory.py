@@ -21,7 +21,7 @@ if sys.argv[1] == "keep":
     assert "torch" not in sys.modules and "numpy" not in sys.modules
 import numpy as np
 
-np.ones(8_000_000)  # 64 MB, which glibc maps anew each time
+np.ones(8_000_000)  # 64 MB, which glibc maps each time
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(5):
     np.ones(8_000_000)
