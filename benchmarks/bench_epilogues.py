@@ -20,8 +20,8 @@ from benchmarks.harness.record import Timing
 from mmssl.config import load_config
 from mmssl.data import read_dataset
 from mmssl.graph import InteractionGraph
+from mmssl.memory import keep_freed_memory
 from mmssl.models.mmssl.model import MMSSL
-from mmssl.training.memory import keep_freed_memory
 
 
 def milliseconds(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:

@@ -19,9 +19,9 @@ from benchmarks.harness import environment
 from benchmarks.harness.record import Case, Results, Row, Timing, read, write
 from mmssl.config import load_config, preset_names
 from mmssl.data import read_dataset
+from mmssl.memory import keep_freed_memory
 from mmssl.models.registry import DEFAULT_MODEL
 from mmssl.training.fit import fit_run
-from mmssl.training.memory import keep_freed_memory
 from mmssl.training.run import RunDirectory
 
 PRECISIONS = ("float32", "bfloat16")

@@ -24,7 +24,7 @@ from benchmarks.harness.phases import annotated, phases
 from benchmarks.harness.record import Case, Row, Timing
 from benchmarks.steps import make_step, named_functions
 from mmssl.config import load_config
-from mmssl.training.memory import keep_freed_memory
+from mmssl.memory import keep_freed_memory
 
 WIDTHS = {"image": 128, "text": 64}
 SETTINGS = ("critic.hidden=512",)

@@ -28,7 +28,7 @@ from benchmarks.steps import make_step, named_functions
 from mmssl import ops
 from mmssl.config import Config, load_config, preset_names
 from mmssl.graph import InteractionGraph
-from mmssl.training.memory import keep_freed_memory
+from mmssl.memory import keep_freed_memory
 
 PEER = "released arithmetic"
 

@@ -27,7 +27,7 @@ from benchmarks.harness import environment, problem
 from benchmarks.harness.record import Case, Results, Row, write
 from benchmarks.peers import ops as peers_of_ops
 from mmssl.errors import InputError
-from mmssl.training.memory import keep_freed_memory
+from mmssl.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
 OPS = (bench_propagate, bench_info_nce, bench_topk, bench_step_parts, bench_layers)

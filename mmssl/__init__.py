@@ -1,7 +1,7 @@
 """MMSSL, the multi-modal self-supervised recommender (WWW 2023), and its ops.
 
-``from mmssl import ops, InteractionGraph, Recommender, Run, train, load``. Importing the package
-has no side effects; each of these names is loaded on first use.
+``from mmssl import ops, InteractionGraph, Recommender, Run, train, load, keep_freed_memory``.
+Importing the package has no side effects; each of these names is loaded on first use.
 """
 
 from __future__ import annotations
@@ -13,16 +13,27 @@ if TYPE_CHECKING:
     from mmssl import ops
     from mmssl.api import Run, load, train
     from mmssl.graph import InteractionGraph
+    from mmssl.memory import keep_freed_memory
     from mmssl.serving.recommender import Recommender
 
 __version__ = "0.1.0"
 
-__all__ = ["InteractionGraph", "Recommender", "Run", "__version__", "load", "ops", "train"]
+__all__ = [
+    "InteractionGraph",
+    "Recommender",
+    "Run",
+    "__version__",
+    "keep_freed_memory",
+    "load",
+    "ops",
+    "train",
+]
 
 _MODULES = {
     "InteractionGraph": "mmssl.graph",
     "Recommender": "mmssl.serving.recommender",
     "Run": "mmssl.api",
+    "keep_freed_memory": "mmssl.memory",
     "load": "mmssl.api",
     "train": "mmssl.api",
 }

@@ -14,6 +14,7 @@ from mmssl.device import resolve_device
 from mmssl.errors import InputError
 from mmssl.evaluation.evaluator import Evaluator, Split
 from mmssl.graph import InteractionGraph
+from mmssl.locks import DirectoryLock
 from mmssl.models.registry import DEFAULT_MODEL, DEFAULT_VARIANT, model_spec
 from mmssl.serving.recommender import Recommender
 from mmssl.training.fit import fit_run
@@ -121,7 +122,8 @@ def train(
         The finished run.
 
     Raises:
-        InputError: A wrong argument, data that can't be read or trained on, or an existing run.
+        InputError: A wrong argument, data that can't be read or trained on, an existing run, or a
+            directory in which another process is training.
         Diverged: Training produced NaN or Inf.
 
     Example:
@@ -146,6 +148,8 @@ def train(
         layers.append({"training": {"seed": seed}})
     for layer in layers:
         config = config.replace(layer, source="train")
+    if out is not None:
+        DirectoryLock(_path("out", out)).check()  # before the data is read
     dataset = data if isinstance(data, InteractionDataset) else read_dataset(_path("data", data))
     path = default_run_path(dataset, model, config) if out is None else _path("out", out)
     source = path / "data" if isinstance(data, InteractionDataset) else Path(data)

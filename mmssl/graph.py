@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import mmssl.forks  # noqa: F401 - registers itself
 from mmssl.errors import InputError
 from mmssl.indexing import GraphIndex, build_index, check_range, index_of_lists
 

@@ -171,6 +171,9 @@ def _output(path: Path | None) -> Iterator[TextIO]:
         with open(temporary, "w", encoding="utf-8", newline="\n") as file:
             yield file
         temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: can't write the file: {error.strerror or error}") from error
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

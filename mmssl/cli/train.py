@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +48,16 @@ def add(commands: Commands) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    with StopOnSignal() as stop:
-        return _train_until(stop, arguments)
+    with StopOnSignal() as stop, ExitStack() as locks:
+        return _train_until(stop, locks, arguments)
 
 
-def _train_until(stop: StopOnSignal, arguments: argparse.Namespace) -> int:
+def _train_until(stop: StopOnSignal, locks: ExitStack, arguments: argparse.Namespace) -> int:
+    from mmssl.locks import DirectoryLock
+    from mmssl.memory import keep_freed_memory
     from mmssl.tracking import Tracking, check_installed
     from mmssl.training.fit import fit_run
     from mmssl.training.guards import Interrupted
-    from mmssl.training.memory import keep_freed_memory
     from mmssl.training.seeds import fit_seeds, summary_lines
 
     keep_freed_memory()
@@ -68,7 +70,9 @@ def _train_until(stop: StopOnSignal, arguments: argparse.Namespace) -> int:
         or model_spec(model, variant).schedule is None
     ):
         raise InputError("train: --profile needs one new run of a model that is trained in epochs")
-    runs, dataset, out = (_resumed if arguments.resume else _new)(arguments)
+    if arguments.out is not None:
+        DirectoryLock(arguments.out).check()  # before the data is read
+    runs, dataset, out = (_resumed if arguments.resume else _new)(arguments, locks)
     several = runs[0].path != out
     if arguments.profile:
         return _profile(runs[0], dataset, device)
@@ -103,19 +107,23 @@ def _train_until(stop: StopOnSignal, arguments: argparse.Namespace) -> int:
 
 def _profile(run: Any, dataset: Any, device: str) -> int:
     from mmssl.training.profile import profile_task
+    from mmssl.training.run import check_new
     from mmssl.training.task import create_task
 
-    task = create_task(run.info.model, dataset, run.config, device)
-    run.initialize()
     trace = run.path / "trace.json"
-    print("\n".join(profile_task(task, trace).lines()))
+    with run.lock:
+        check_new(run.path)
+        task = create_task(run.info.model, dataset, run.config, device)
+        run.initialize()
+        print("\n".join(profile_task(task, trace).lines()))
     print(f"trace: {trace} (chrome://tracing or ui.perfetto.dev)")
     return 0
 
 
-def _new(arguments: argparse.Namespace) -> tuple[list[Any], Any, Path]:
+def _new(arguments: argparse.Namespace, locks: ExitStack) -> tuple[list[Any], Any, Path]:
     from mmssl.cli.common import build_config
     from mmssl.data.readers import read_dataset
+    from mmssl.locks import DirectoryLock
     from mmssl.training.run import RunDirectory, default_run_path
     from mmssl.training.seeds import new_seeds
 
@@ -130,10 +138,12 @@ def _new(arguments: argparse.Namespace) -> tuple[list[Any], Any, Path]:
         return [RunDirectory.new(out, model, arguments.data, dataset, config)], dataset, out
     out = arguments.out or default.with_name(f"{default.name}-{arguments.seeds}-seeds")
     runs = new_seeds(out, model, arguments.data, dataset, config, arguments.seeds)
+    locks.enter_context(DirectoryLock(out))
     return list(runs), dataset, out
 
 
-def _resumed(arguments: argparse.Namespace) -> tuple[list[Any], Any, Path]:
+def _resumed(arguments: argparse.Namespace, locks: ExitStack) -> tuple[list[Any], Any, Path]:
+    from mmssl.locks import DirectoryLock
     from mmssl.training.run import RunDirectory
     from mmssl.training.seeds import add_seeds, is_seeds_directory, open_seeds
 
@@ -146,6 +156,8 @@ def _resumed(arguments: argparse.Namespace) -> tuple[list[Any], Any, Path]:
                 f"train: --{option} can't be changed by --resume, only --epochs and some --set can"
             )
     several = is_seeds_directory(out)
+    if several:
+        locks.enter_context(DirectoryLock(out))
     runs = open_seeds(out) if several else [RunDirectory.open(out)]
     if arguments.seeds is not None and not several:
         raise InputError(f"train: --seeds: {out} is one run, not several seeds")

@@ -75,7 +75,7 @@ def _run(
 ) -> int:
     import torch
 
-    from mmssl.training.memory import keep_freed_memory
+    from mmssl.memory import keep_freed_memory
     from mmssl.tuning.processes import HAS_PROBLEM, Processes
     from mmssl.tuning.result import result_lines, write_result
     from mmssl.tuning.worker import run_trials

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from mmssl.data.dataset import FloatArray, IntArray, Interactions
 from mmssl.data.manifest import Manifest, Source, read_manifest, write_manifest
-from mmssl.data.npy import read_records
+from mmssl.data.npy import read_records, save_array
 from mmssl.data.readers import IdMaps, read_dataset, read_id_maps
 from mmssl.data.writers import write_id_maps
 from mmssl.errors import InputError
@@ -94,7 +94,7 @@ class InteractionLog:
 def write_log(log: InteractionLog, folder: Path, source: Source | None) -> None:
     """Write everything except features into an existing folder."""
     records = log.records()
-    np.save(folder / FILE, records, allow_pickle=False)
+    save_array(folder / FILE, records)
     write_manifest(
         folder,
         {

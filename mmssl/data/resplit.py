@@ -19,7 +19,7 @@ import numpy as np
 from mmssl.data.dataset import IntArray, InteractionDataset, Interactions
 from mmssl.data.log import InteractionLog, read_log
 from mmssl.data.manifest import SplitInfo
-from mmssl.data.npy import read_header, read_mask
+from mmssl.data.npy import read_header, read_mask, save_array
 from mmssl.data.npz import read_neighbors, write_neighbors
 from mmssl.data.readers import (
     FEATURE_SUFFIX,
@@ -241,8 +241,8 @@ def _copy_rows(path: Path, new: Path, items: IntArray, num_items: int) -> None:
             shutil.copyfile(file, new / file.name)
         return
     rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    np.save(new / path.name, rows[items], allow_pickle=False)
+    save_array(new / path.name, rows[items])
 
 
 def _copy_mask(path: Path, new: Path, items: IntArray, num_items: int) -> None:
-    np.save(new / path.name, read_mask(path, num_items)[items], allow_pickle=False)
+    save_array(new / path.name, read_mask(path, num_items)[items])

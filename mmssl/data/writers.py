@@ -10,6 +10,7 @@ import numpy as np
 
 from mmssl.data.dataset import InteractionDataset, Interactions
 from mmssl.data.manifest import Source, write_manifest
+from mmssl.data.npy import save_array
 from mmssl.data.npz import write_neighbors
 from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX, NEIGHBORS_SUFFIX
 from mmssl.data.staging import staged
@@ -33,9 +34,9 @@ def write_dataset(
     with staged(directory) as folder:
         write_files(dataset, folder, source)
         for modality, rows in dataset.features.items():
-            np.save(folder / f"{modality}{FEATURE_SUFFIX}", rows, allow_pickle=False)
+            save_array(folder / f"{modality}{FEATURE_SUFFIX}", rows)
         for modality, mask in dataset.masks.items():
-            np.save(folder / f"{modality}{MASK_SUFFIX}", mask, allow_pickle=False)
+            save_array(folder / f"{modality}{MASK_SUFFIX}", mask)
         for modality, neighbors in dataset.neighbors.items():
             write_neighbors(folder / f"{modality}{NEIGHBORS_SUFFIX}", neighbors)
 

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 import mmssl
 from mmssl.data.dataset import MODALITY_NAME, FloatArray, IntArray
+from mmssl.data.npy import save_array
 from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX
 from mmssl.errors import InputError
 from mmssl.features.reduce import (
@@ -148,7 +149,7 @@ def write_features(
             }
             (folder / "feat.toml").write_text(tomli_w.dumps(full), encoding="utf-8")
             if len(missing):
-                np.save(folder / "mask.npy", present, allow_pickle=False)
+                save_array(folder / "mask.npy", present)
             _publish(folder, output, bool(len(missing)))
     except OSError as error:
         raise InputError(f"{output.features}: can't be written: {error.strerror}") from None

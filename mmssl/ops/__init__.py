@@ -4,6 +4,7 @@
 :func:`status` reports the backend of each op on this machine and why it was chosen.
 """
 
+import mmssl.forks  # noqa: F401 - registers itself
 from mmssl.ops import _registry
 from mmssl.ops.add_normalized import add_normalized
 from mmssl.ops.bpr import bpr_loss

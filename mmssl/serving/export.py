@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import save_file
+from torch import Tensor
 
 import mmssl
 from mmssl.data.staging import staged
@@ -96,7 +98,7 @@ def _write_feature_map(tables: ServingTables, folder: Path) -> None:
         "bias": fitted.bias,
         "cold_vectors": tables.cold_vectors,
     }
-    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / T.FEATURE_MAP)
+    _save_tensors({k: v.contiguous() for k, v in tensors.items()}, folder / T.FEATURE_MAP)
 
 
 def _write_npz(tables: ServingTables, folder: Path, _: int) -> None:
@@ -104,7 +106,14 @@ def _write_npz(tables: ServingTables, folder: Path, _: int) -> None:
 
 
 def _write_safetensors(tables: ServingTables, folder: Path, _: int) -> None:
-    save_file({"user": tables.user, "item": tables.item}, folder / T.SAFETENSORS)
+    _save_tensors({"user": tables.user, "item": tables.item}, folder / T.SAFETENSORS)
+
+
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # what the library raises on a full disk
+        raise OSError(str(error)) from error
 
 
 def _write_faiss(tables: ServingTables, folder: Path, _: int) -> None:
@@ -116,7 +125,8 @@ def _write_faiss(tables: ServingTables, folder: Path, _: int) -> None:
         ) from error
     index = faiss.IndexFlatIP(tables.item.shape[1])
     index.add(tables.item.numpy())
-    faiss.write_index(index, str(folder / T.FAISS))
+    # faiss.write_index only prints a message if the disk is full when it closes the file.
+    (folder / T.FAISS).write_bytes(faiss.serialize_index(index).data)
 
 
 def _write_torch_export(tables: ServingTables, folder: Path, k: int) -> None:

@@ -10,7 +10,7 @@ import torch
 from mmssl.data.dataset import InteractionDataset
 from mmssl.tracking import Status, Tracking
 from mmssl.training.guards import Interrupted
-from mmssl.training.run import RunDirectory
+from mmssl.training.run import RunDirectory, check_new
 from mmssl.training.task import create_task
 from mmssl.training.trainer import Trainer
 
@@ -30,7 +30,8 @@ def fit_run(
 ) -> dict[str, Any]:
     """Train the model that ``run.info.model`` names and return its metrics.
 
-    torch's default generators are left as they were found.
+    The run directory is locked meanwhile, and torch's default generators are left as they were
+    found.
 
     Args:
         run: The run; the directory of a new one is created here.
@@ -48,7 +49,8 @@ def fit_run(
     Raises:
         Interrupted: Requested by ``should_stop``.
         Diverged: Training produced NaN or Inf.
-        InputError: Data that can't be trained on, or a file that can't be written.
+        InputError: Data that can't be trained on, a file that can't be written, or another process
+            that is training in the directory.
     """
     tracking = tracking or Tracking(run)
 
@@ -57,7 +59,10 @@ def fit_run(
         on_epoch(record)
 
     device = torch.device(device)
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    generators = [device] if device.type == "cuda" else []
+    with run.lock, torch.random.fork_rng(devices=generators):
+        if not resume:  # another process may have trained here since the run was described
+            check_new(run.path, allowed=("config.toml",))
         trainer = Trainer(
             create_task(run.info.model, dataset, run.config, device),
             dataset,

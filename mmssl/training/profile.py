@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from mmssl.errors import InputError
 from mmssl.training.task import Task
 
 _WARM_UP_STEPS = 3
@@ -59,6 +62,9 @@ def profile_task(task: Task, trace: Path, *, steps: int = 5) -> StepProfile:
         task: A task that is trained in epochs.
         trace: JSON file to write, for chrome://tracing or ui.perfetto.dev.
         steps: Number of steps that are timed, and number of steps that are then traced.
+
+    Raises:
+        InputError: The trace can't be written.
     """
     on_gpu = task.device.type == "cuda"
 
@@ -76,7 +82,7 @@ def profile_task(task: Task, trace: Path, *, steps: int = 5) -> StepProfile:
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if on_gpu else [])
     with quiet_kineto(), profile(activities=activities) as profiler:
         run(_WARM_UP_STEPS + steps, steps)
-    profiler.export_chrome_trace(str(trace))
+    _export(profiler, trace)
     averages = {event.key: event for event in profiler.key_averages()}
     spent = {}
     for name in task.phases:
@@ -85,3 +91,18 @@ def profile_task(task: Task, trace: Path, *, steps: int = 5) -> StepProfile:
             total = event.device_time_total if on_gpu else event.cpu_time_total
             spent[name] = total / steps / 1e3
     return StepProfile(1e3 * seconds, spent)
+
+
+def _export(profiler: profile, trace: Path) -> None:
+    """Write the trace; the profiler itself does not report a full disk and leaves a part."""
+    with tempfile.TemporaryDirectory(prefix=".trace-", dir=trace.parent) as folder:
+        part = Path(folder, trace.name)
+        profiler.export_chrome_trace(str(part))
+        try:
+            json.loads(part.read_bytes())
+            os.replace(part, trace)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{trace}: expected a complete trace, got a file that was cut short or none; the "
+                "disk may be full"
+            ) from error

@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from mmssl.data.dataset import InteractionDataset
 from mmssl.data.readers import read_dataset
 from mmssl.errors import InputError
 from mmssl.files import atomic_write, read_text
+from mmssl.locks import DirectoryLock
 from mmssl.models.registry import changeable_fields, model_spec
 from mmssl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
@@ -56,17 +57,29 @@ class RunInfo(NamedTuple):
 class RunDirectory:
     """Paths and files of one run.
 
-    Use :meth:`new` for a new run and :meth:`open` for an existing one.
+    Use :meth:`new` for a new run and :meth:`open` for an existing one. Reading needs no lock;
+    whatever trains the run holds :attr:`lock`.
     """
 
-    def __init__(self, path: Path, info: RunInfo, config: Config) -> None:
+    def __init__(
+        self, path: Path, info: RunInfo, config: Config, *, lock: DirectoryLock | None = None
+    ) -> None:
         self.path = path
         self.info = info
         self.config = config
+        self.lock = lock or DirectoryLock(path)
+        """Refuses a second process that trains into the directory."""
 
     @classmethod
     def new(
-        cls, path: Path, model: str, data: Path, dataset: InteractionDataset, config: Config
+        cls,
+        path: Path,
+        model: str,
+        data: Path,
+        dataset: InteractionDataset,
+        config: Config,
+        *,
+        lock: DirectoryLock | None = None,
     ) -> RunDirectory:
         """Describe a new run; nothing is written before :meth:`initialize`.
 
@@ -76,17 +89,17 @@ class RunDirectory:
             data: Directory of the data set.
             dataset: Its content.
             config: The complete configuration.
+            lock: The lock of the directory if the caller holds it.
 
         Raises:
-            InputError: The directory exists and is not empty.
+            InputError: The directory exists and is not empty, or a process is training in it.
         """
-        if path.exists() and not (path.is_dir() and all(_is_hidden(p) for p in path.iterdir())):
-            raise InputError(
-                f"{path}: exists already; continue it with --resume or choose another --out"
-            )
+        lock = lock or DirectoryLock(path)
+        lock.check()
+        check_new(path)
         split = {**dataset.split.record(), "hash": dataset.interactions_hash()}
         info = RunInfo(model, str(data.resolve()), dataset.content_hash(), split, mmssl.__version__)
-        return cls(path, info, config)
+        return cls(path, info, config, lock=lock)
 
     def initialize(self) -> None:
         """Create the directory and write ``config.toml``.
@@ -106,8 +119,12 @@ class RunDirectory:
         atomic_write(self.path / "config.toml", text.encode())
 
     @classmethod
-    def open(cls, path: Path) -> RunDirectory:
+    def open(cls, path: Path, *, lock: DirectoryLock | None = None) -> RunDirectory:
         """Read ``config.toml``.
+
+        Args:
+            path: The run directory.
+            lock: Its lock if the caller holds it.
 
         Raises:
             InputError: Not a run directory, or a configuration that this version can't read.
@@ -126,7 +143,7 @@ class RunDirectory:
             model_spec(info.model, config.variant)
         except InputError as error:
             raise InputError(f"{file}: run.{error}") from None
-        return cls(path, info, config)
+        return cls(path, info, config, lock=lock)
 
     def change(self, settings: Iterable[str]) -> None:
         """Apply "section.field=value" settings to a run that is about to be resumed.
@@ -302,6 +319,26 @@ class RunDirectory:
         return found
 
 
+def check_new(path: Path, allowed: Container[str] = ()) -> None:
+    """Refuse a directory that holds files; those that a killed process left behind are hidden.
+
+    Args:
+        path: The directory of a new run.
+        allowed: Names of files that may exist.
+
+    Raises:
+        InputError: ``path`` is a file, or a directory with other files.
+    """
+    if not path.exists():
+        return
+    if not path.is_dir() or any(
+        not file.name.startswith(".") and file.name not in allowed for file in path.iterdir()
+    ):
+        raise InputError(
+            f"{path}: exists already; continue it with --resume or choose another --out"
+        )
+
+
 def default_run_path(dataset: InteractionDataset, model: str, config: Config) -> Path:
     """Return ``runs/DATA-MODEL-SEED``, with the variant in place of a model that has variants."""
     label = config.variant if model_spec(model, config.variant).variants else model
@@ -313,11 +350,6 @@ def _well_typed(section: Mapping[str, Any]) -> bool:
     return all(
         isinstance(value, dict if name == "split" else str) for name, value in section.items()
     )
-
-
-def _is_hidden(path: Path) -> bool:
-    """Whether the file was left behind by a killed writer."""
-    return path.name.startswith(".")
 
 
 def environment() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import statistics
 from collections.abc import Callable, Sequence
@@ -12,10 +11,12 @@ from typing import Any
 
 from mmssl.config import Config
 from mmssl.data.dataset import InteractionDataset
+from mmssl.data.staging import staged
 from mmssl.errors import Diverged, InputError
 from mmssl.files import atomic_write
+from mmssl.locks import DirectoryLock
 from mmssl.models.registry import model_spec
-from mmssl.training.run import RunDirectory
+from mmssl.training.run import RunDirectory, check_new
 
 
 def new_seeds(
@@ -27,22 +28,16 @@ def new_seeds(
     finds all of them or none.
 
     Raises:
-        InputError: Fewer than two seeds, or ``out`` exists and is not empty.
+        InputError: Fewer than two seeds, ``out`` exists and is not empty, or a process is training
+            in it.
     """
     if count < 2:
         raise InputError(f"--seeds: expected at least 2, got {count} (for one run, --seed)")
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise InputError(
-            f"{out}: exists already; continue it with --resume or choose another --out"
-        )
-    draft = out.with_name(f".{out.name}.tmp")
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
+    with DirectoryLock(out):  # refuses a directory in use and removes the lock of a killed process
+        check_new(out)
+    with staged(out) as draft:
         for seed in range(config.training.seed, config.training.seed + count):
             _seed_run(draft, model, data, dataset, config, seed).initialize()
-        os.replace(draft, out)
-    except OSError as error:
-        raise InputError(f"{out}: can't create the directory: {error.strerror}") from error
     return open_seeds(out)
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,10 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from mmssl.config import Config, read_toml
 from mmssl.errors import InputError
 from mmssl.files import atomic_write
+from mmssl.locks import DirectoryLock, FileLock
 from mmssl.models.registry import model_spec
-from mmssl.tuning.locks import FileLock, JournalLock
+from mmssl.training.run import check_new
+from mmssl.tuning.journal import JournalLock
 from mmssl.tuning.space import Space, parse_space
 
 _NAME = "mmssl"
@@ -97,11 +100,13 @@ class Study:
         where = str(path / "study.toml")
         self.space: Space = parse_space(spec.space, spec.config, spec.model, where)
         self._distributions = self.space.distributions()
-        self._owner = FileLock(path / ".lock")
+        self._owner = DirectoryLock(
+            path, "is working on this study", "join it by --join", required=True
+        )
         self._claiming = FileLock(path / ".claim.lock")
-        self._trial_locks: dict[int, FileLock] = {}
-        if not join and not self._owner.acquire(wait=False):
-            raise InputError(f"{path}: another process is working on this study; join it by --join")
+        self._trial_locks: dict[int, DirectoryLock] = {}
+        if not join:
+            self._owner.take()
         self._open_storage()
 
     @classmethod
@@ -111,10 +116,7 @@ class Study:
         Raises:
             InputError: The directory is not empty or cannot be written.
         """
-        if path.exists() and not (path.is_dir() and not any(path.iterdir())):
-            raise InputError(
-                f"{path}: exists already; continue it with --resume or choose another --out"
-            )
+        check_new(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -130,6 +132,10 @@ class Study:
     def trial_path(self, number: int) -> Path:
         """Return the run directory of a trial."""
         return self.path / f"trial-{number:04d}"
+
+    def trial_lock(self, trial: Trial) -> DirectoryLock:
+        """Return the lock of a claimed trial's run directory, which this process holds."""
+        return self._trial_locks[trial.number]
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:
         """Return the trials in one of the states, or all of them."""
@@ -281,9 +287,8 @@ class Study:
     def _lock(self, number: int) -> bool:
         if number in self._trial_locks:
             return False
-        self.trial_path(number).mkdir(exist_ok=True)
-        lock = FileLock(self.trial_path(number) / ".lock")
-        if not lock.acquire(wait=False):
+        lock = DirectoryLock(self.trial_path(number), required=True)
+        if not lock.acquire():
             return False
         self._trial_locks[number] = lock
         return True
@@ -311,10 +316,8 @@ class Study:
         # The optimizer's state is not needed any more, and is the larger part of a run.
         directory = self.trial_path(trial.number)
         shutil.rmtree(directory / "checkpoint", ignore_errors=True)
-        lock = self._trial_locks.pop(trial.number)
-        lock.path.unlink(missing_ok=True)
-        lock.release()
-        if not any(directory.iterdir()):  # it was never trained
+        self._trial_locks.pop(trial.number).release()
+        with suppress(OSError):  # not empty, unless it was never trained
             directory.rmdir()
 
     def _used(self) -> int:

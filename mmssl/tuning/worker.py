@@ -78,6 +78,8 @@ def run_trials(
             break
         except _Pruned:
             state, text = TrialState.PRUNED, "pruned"
+        except OSError as error:  # the journal can't be written; the trial stays to be continued
+            raise InputError(f"{study.path}: {error.strerror or error}") from error
         except Exception as error:
             reason = _write_traceback(study.trial_path(trial.number), error)
             state, text = TrialState.FAIL, f"failed: {reason}"
@@ -100,12 +102,13 @@ def _train(
 ) -> float:
     """Train a trial, from its checkpoint if it has one, and return its best validation metric."""
     directory, spec = study.trial_path(trial.number), study.spec
+    lock = study.trial_lock(trial)
     resume = (directory / "config.toml").exists()
     if resume:
-        run = RunDirectory.open(directory)
+        run = RunDirectory.open(directory, lock=lock)
     else:
         config = study.config_of(trial)
-        run = RunDirectory.new(directory, spec.model, Path(spec.data), dataset, config)
+        run = RunDirectory.new(directory, spec.model, Path(spec.data), dataset, config, lock=lock)
 
     def report(record: dict[str, Any]) -> None:
         if study.report(trial, record["epoch"], record["val"][SELECTION_METRIC]):

@@ -121,7 +121,8 @@ assert work() == (expected or work())
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("parent", "used", "child"), [(1, True, 0), (2, False, 0), (2, False, 2), (2, True, 1)]
+    ("parent", "used", "child"),
+    [(1, True, 0), (2, False, 0), (2, False, 2), (2, True, 0), (2, True, 1)],
 )
 def test_fork(parent, used, child):
     """What works after a fork: see docs/hardening.md for what torch's OpenMP does not allow."""

@@ -286,7 +286,7 @@ def test_more_trials_and_a_second_process(tiny_directory, tmp_path, capsys):
     assert len(read_study(tmp_path)["trials"]) == 3
     study = Study(out, StudySpec.read(out / "study.toml"))
     assert main(["tune", "--resume", "--out", str(out)]) == 2
-    assert "another process" in capsys.readouterr().err
+    assert f"{out}: this process is working on this study; join it" in capsys.readouterr().err
     study.set_trials(5)
     assert main(["tune", "--join", "--out", str(out)]) == 0  # it trains, the owner writes
     assert capsys.readouterr().out.count("val recall@20") == 2 and study.is_complete()

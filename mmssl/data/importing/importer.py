@@ -7,8 +7,6 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from mmssl.data.importing.layouts import file_kind, find_layout
 from mmssl.data.importing.logs import KINDS, Part, import_tables
 from mmssl.data.importing.matrices import import_matrices
@@ -19,6 +17,7 @@ from mmssl.data.importing.recbole import import_recbole
 from mmssl.data.importing.roles import is_numbered
 from mmssl.data.importing.sources import first_bytes, inner_name, stored
 from mmssl.data.log import InteractionLog, write_log
+from mmssl.data.npy import save_array
 from mmssl.data.staging import check_writable, staged
 from mmssl.data.writers import write_files
 from mmssl.errors import InputError
@@ -85,7 +84,7 @@ def import_data(source: str | Path, out: str | Path, options: ImportOptions) -> 
                 if isinstance(rows, Path):
                     shutil.copyfile(rows, folder / name)
                 else:
-                    np.save(folder / name, rows, allow_pickle=False)
+                    save_array(folder / name, rows)
     return ImportReport(target, imported)
 
 

@@ -1,0 +1,47 @@
+"""Keeps freed memory in the process: training frees and requests the same buffers in every step."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+
+# From glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_TOP_PAD_BYTES = 256 << 20
+
+
+@functools.cache
+def keep_freed_memory() -> bool:
+    """Let glibc's allocator keep freed memory instead of returning it to the system.
+
+    By default, glibc returns every freed block of more than 32 MB to the system, and smaller ones
+    depending on the order of calls. The next block has new pages, which the system clears one by
+    one on first use. That can take several times longer than the op that writes the block. Call
+    this function once, at the start of a program that calls ops or trains; ``mmssl train`` and
+    ``mmssl tune`` do. Further calls have no effect.
+
+    The setting applies to the whole process and can't be undone. From then on the process keeps its
+    peak size, and grows in steps of 256 MB of address space, which are only backed by memory where
+    they are used. Memory on a GPU is not affected.
+
+    Returns:
+        Whether the allocator accepted the setting; False, without any effect, if the C library is
+        not glibc (macOS, Alpine Linux).
+
+    Example:
+        >>> import mmssl
+        >>> mmssl.keep_freed_memory()
+        True
+    """
+    try:
+        library = ctypes.CDLL(None)
+        _ = library.gnu_get_libc_version  # others have a mallopt with another meaning
+        mallopt = library.mallopt
+    except (AttributeError, OSError):
+        return False
+    settings = (
+        (_M_MMAP_MAX, 0),
+        (_M_TRIM_THRESHOLD, 2**31 - 1),
+        (_M_TOP_PAD, _TOP_PAD_BYTES),
+    )
+    return all([mallopt(name, value) for name, value in settings])
