@@ -74,6 +74,10 @@ def differentiable(device: str, dtype: str) -> Iterator[Check]:
         "propagate", "propagate",
         lambda g, t, u: ops.propagate([g.ui, g.iu, g.ui], [t, u, 2 * t]), x, y,
     )  # fmt: skip
+    yield check(
+        "propagate_layers", "propagate_layers",
+        lambda g, t, u: ops.propagate_layers(g, u, t, 3), x, y,
+    )  # fmt: skip
     for options in ({}, {"intra_view": False}, {"symmetric": True}, {"eps": 1e-8}):
         shown = "".join(f", {k}={v}" for k, v in options.items())
         yield check(

@@ -17,6 +17,7 @@ from benchmarks import (
     bench_info_nce,
     bench_layers,
     bench_propagate,
+    bench_propagate_layers,
     bench_scale,
     bench_step_parts,
     bench_topk,
@@ -30,7 +31,14 @@ from mmssl.errors import InputError
 from mmssl.memory import keep_freed_memory
 
 RESULTS = Path(__file__).parent / "results"
-OPS = (bench_propagate, bench_info_nce, bench_topk, bench_step_parts, bench_layers)
+OPS = (
+    bench_propagate,
+    bench_propagate_layers,
+    bench_info_nce,
+    bench_topk,
+    bench_step_parts,
+    bench_layers,
+)
 
 
 class Failure(NamedTuple):

@@ -25,12 +25,7 @@ generator = torch.Generator().manual_seed(0)
 
 def embed(num_layers: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """The mean over the layers: (U, D) and (I, D)."""
-    users, items = [user_emb], [item_emb]
-    for _ in range(num_layers):  # both directions of a layer in one call
-        user, item = ops.propagate([graph.ui, graph.iu], [items[-1], users[-1]])
-        users.append(user)
-        items.append(item)
-    return torch.stack(users).mean(0), torch.stack(items).mean(0)
+    return ops.propagate_layers(graph, user_emb, item_emb, num_layers)
 
 
 for _ in range(60):

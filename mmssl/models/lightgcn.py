@@ -36,13 +36,8 @@ def light_convolution(
         item: (I, D) layer 0.
         num_layers: L, the number of further layers.
     """
-    user_sum, item_sum = user, item
-    for _ in range(num_layers):
-        # Both sides read the layer below (equation 3), unlike MMSSL's hops.
-        user, item = ops.spmm(graph.ui, item), ops.spmm(graph.iu, user)
-        user_sum, item_sum = user_sum + user, item_sum + item
-    scale = 1.0 / (num_layers + 1)
-    return Embeddings(user_sum * scale, item_sum * scale)
+    # Both sides read the layer below (equation 3), unlike MMSSL's hops.
+    return Embeddings(*ops.propagate_layers(graph, user, item, num_layers))
 
 
 class LightGCN(nn.Module):

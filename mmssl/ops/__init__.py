@@ -22,6 +22,7 @@ from mmssl.ops.masked_similarity import masked_similarity, masked_similarity_lin
 from mmssl.ops.masked_topk import masked_topk
 from mmssl.ops.norm_act import norm_act
 from mmssl.ops.propagate import propagate, spmm
+from mmssl.ops.propagate_layers import propagate_layers
 from mmssl.ops.sampling import Triples, sample_bpr
 from mmssl.ops.view_attention import view_attention
 
@@ -39,6 +40,7 @@ __all__ = [
     "masked_topk",
     "norm_act",
     "propagate",
+    "propagate_layers",
     "requested_backend",
     "sample_bpr",
     "set_backend",

@@ -322,6 +322,7 @@ declare(
         equals="`diag(r) A diag(c) @ x`",
         avoids="a sorted transpose per backward pass",
         page="propagate",
+        folder="propagate",
     )
 )
 declare(

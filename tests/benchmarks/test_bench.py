@@ -63,7 +63,7 @@ def test_every_op_is_measured_against_its_reference(smoke):
     assert set(cases) == {
         "propagate", "info_nce", "masked_topk, k = 20", "sample_bpr", "batch_edges",
         "bpr_loss with L2", "modality graphs", "norm_act", "keep_mask", "view_attention",
-        "add_normalized", "tall_product",
+        "add_normalized", "tall_product", "propagate_layers",
         "masked_similarity_linear",
     }  # fmt: skip
     for op, case in cases.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Sequence
@@ -39,8 +40,9 @@ def run_emulated(folder: Path, op: str) -> None:
     The sanitizers are on, so that an index out of range is a failure as well.
     """
     program = folder / "emulated"
+    folders = [op, *_launchers_of_other_ops(op)]
     sources = [f"csrc/ops/{op}/emulator_test.cpp"]
-    sources += sorted(str(path) for path in (ROOT / "csrc/ops" / op).glob("*.cu"))
+    sources += sorted(str(p) for name in folders for p in (ROOT / "csrc/ops" / name).glob("*.cu"))
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     assert CXX is not None
@@ -54,6 +56,12 @@ def run_emulated(folder: Path, op: str) -> None:
     done = subprocess.run([program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok" in done.stdout
+
+
+def _launchers_of_other_ops(op: str) -> list[str]:
+    """The ops whose CUDA kernels csrc/ops/OP calls, by the headers that it includes."""
+    text = "".join(path.read_text() for path in (ROOT / "csrc/ops" / op).glob("*.cu*"))
+    return re.findall(r'#include "ops/(\w+)/kernels.cuh"', text)
 
 
 def build_emulated_bindings(folder: Path) -> Path:

@@ -48,6 +48,7 @@ rowptr, t_rowptr = torch.tensor([0, 2, 3]), torch.tensor([0, 1, 2, 2, 2, 3])
 col = torch.tensor([0, 4, 1], dtype=torch.int32)
 t_col = torch.tensor([0, 1, 0], dtype=torch.int32)
 matrix = (rowptr, col, t_rowptr, t_col, None, None)
+perm, weights = torch.tensor([0, 2, 1]), torch.linspace(0.5, 2, 5)
 torch.manual_seed(0)
 x, grad = torch.randn(5, 8), torch.randn(2, 8)
 anchor, positive, negatives = torch.randn(2, 6, 8), torch.randn(2, 6, 8), torch.randn(3, 8)
@@ -61,6 +62,9 @@ exclude = torch.arange(0, 19, 2), torch.arange(18, dtype=torch.int32) % 7
 def results():
     yield op.spmm(x, *matrix, None, None, None)
     yield op.spmm_value_grad(grad, x, *matrix, None, None)
+    layers = (rowptr, col, t_rowptr, t_col, weights[:2], weights, weights, weights[:2], None, perm)
+    yield from op.propagate_layers(grad, x, 2 * grad, x, *layers, 3, 0.25)
+    yield from op.propagate_layers_backward(grad, x, *layers, 3, 0.25)
     loss, saved = op.info_nce(anchor, positive, temperature, negatives, *options)
     yield from (loss, saved)
     yield from op.info_nce_backward(
@@ -88,6 +92,9 @@ def check_rejections():
     for rowptrs in ((rowptr[0], col, t_rowptr), (rowptr, col, t_rowptr[0])):
         rejected("grad must be (R, D)",
                  "spmm_value_grad", grad, x, *rowptrs, t_col, None, None, None, None)
+    for wrong in (grad[0], grad[:1], grad[:, :4], grad.double()):
+        rejected("user must be (U, D) and item (I, D)",
+                 "propagate_layers_backward", wrong, x, *matrix[:4], *[None] * 6, 2, 1.0)
     rejected("anchor and positive must be (B, N, D)",
              "info_nce", anchor, positive[:1], temperature, None, *options)
     rejected("must be (B,) int64", "bpr_loss", users, items, triples[0].int(), *triples[1:])
@@ -102,6 +109,8 @@ for got, want in zip(results(), on_cpu, strict=True):
 check_rejections()
 # A meta tensor stands for one of another device: its memory can't be read.
 rejected("on one device", "spmm_value_grad", grad.to("meta"), x, *matrix, None, None)
+rejected("on one device",
+         "propagate_layers_backward", grad, x.to("meta"), *matrix[:4], *[None] * 6, 2, 1.0)
 rejected("on one device", "info_nce", anchor, positive.to("meta"), temperature, None, *options)
 rejected("on the device of user_emb", "bpr_loss", users, items.to("meta"), *triples)
 rejected("on the device of user_emb", "masked_topk", users, items.to("meta"), 4, None, None, None)

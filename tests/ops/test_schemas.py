@@ -110,8 +110,35 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
             calls[f"spmm_value_grad: {label}"] = lambda view=view: op.spmm_value_grad(
                 table(USERS), table(ITEMS), *view[:6], *view[7:]
             )
+        # Here the view is both directions of the graph, by user and, transposed, by item.
+        index, (row, column, value), maps = view[:4], view[4:7], view[7:]
+        if "edge" not in label:
+            rest = (*index, row, column, column, row, value, maps[1], 2, 0.5)
+            calls[f"propagate_layers: {label}"] = lambda rest=rest: op.propagate_layers(
+                *[table(USERS), table(ITEMS)] * 2, *rest
+            )
+            calls[f"propagate_layers_backward: {label}"] = lambda rest=rest: (
+                op.propagate_layers_backward(table(USERS), table(ITEMS), *rest)
+            )
     calls["spmm: x is short"] = lambda: op.spmm(table(ITEMS - 1), *raw_view())
     calls["spmm: x is float16"] = lambda: op.spmm(table(ITEMS).half(), *raw_view())
+
+    view = raw_view()
+    good = (*view[:6], view[5], view[4], view[6], view[8], 2, 0.5)
+    both = table(USERS), table(ITEMS)
+    layers = {
+        "user is short": (*both, table(USERS - 1), both[1], *good),
+        "item is wide": (*both, both[0], table(ITEMS, DIM + 1), *good),
+        "base_user is short": (table(USERS - 1), both[1], *both, *good),
+        "base_item is float64": (both[0], both[1].double(), *both, *good),
+        "t_col is short": (*both, *both, *good[:3], view[3][:-1], *good[4:]),
+        "t_edge is too large": (*both, *both, *good[:9], view[8] + 12, 2, 0.5),
+        "no layer": (*both, *both, *good[:-2], 0, 0.5),
+    }
+    for label, arguments in layers.items():
+        calls[f"propagate_layers: {label}"] = lambda arguments=arguments: op.propagate_layers(
+            *arguments
+        )
 
     index = graph().index
     draw = torch.full((3, 2), 0.5, dtype=torch.float64)

@@ -43,6 +43,16 @@ def propagate(views, xs) -> Arrays:
     return [dense(view) @ array(x) for view, x in zip(views, xs, strict=True)]
 
 
+def propagate_layers(graph, user, item, num_layers, combine="mean") -> Arrays:
+    ui, iu = dense(graph.ui), dense(graph.iu)
+    zeros = [np.zeros((len(ui), len(ui))), np.zeros((len(iu), len(iu)))]
+    hop = np.block([[zeros[0], ui], [iu, zeros[1]]])  # of the whole bipartite graph
+    both = np.concatenate([array(user), array(item)])
+    out = sum(np.linalg.matrix_power(hop, n) @ both for n in range(num_layers + 1))
+    out = out / (num_layers + 1) if combine == "mean" else out
+    return [out[: len(user)], out[len(user) :]]
+
+
 def info_nce(
     anchor,
     positive,

@@ -96,6 +96,31 @@ __device__ __forceinline__ int product_of_block(const Table<T, A>& table) {
   return n;
 }
 
+// The epilogue for columns [at, at + kVec) of all of y, whose values are y.
+template <int kVec, class T, class A>
+__device__ __forceinline__ void finish(const Epilogue<T, A>& e, int64_t at,
+                                       const Pack<T, kVec>& y) {
+  if (e.base == nullptr && e.sums == nullptr) return;
+  Pack<A, kVec> v;
+  if (e.base != nullptr) {
+    const Pack<T, kVec> base = load<T, kVec>(e.base + at);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) v.v[i] = widen(base.v[i]) + widen(y.v[i]);
+  } else {
+    v = load<A, kVec>(e.sums + at);
+#pragma unroll
+    for (int i = 0; i < kVec; ++i) v.v[i] += widen(y.v[i]);
+  }
+  if (e.out == nullptr) {
+    *reinterpret_cast<Pack<A, kVec>*>(e.sums + at) = v;
+    return;
+  }
+  Pack<T, kVec> out;
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) narrow(e.scale * v.v[i], out.v[i]);
+  *reinterpret_cast<Pack<T, kVec>*>(e.out + at) = out;
+}
+
 // Groups [0, R) of a product take a row each, the next 2 * chunks a piece of a long row each.
 template <class T, class A, int kVec, int kLanes, bool kWeighted>
 __global__ void __launch_bounds__(kBlock)
@@ -130,6 +155,7 @@ __global__ void __launch_bounds__(kBlock)
 #pragma unroll
       for (int i = 0; i < kVec; ++i) narrow(sum[i], result.v[i]);
       *reinterpret_cast<Pack<T, kVec>*>(y + group * d + k) = result;
+      finish(e.p.epilogue, group * d + k, result);
     } else {
 #pragma unroll
       for (int i = 0; i < kVec; ++i) e.scratch[(group - a.rows) * d + k + i] = sum[i];
@@ -156,7 +182,10 @@ __global__ void __launch_bounds__(kBlock) join_kernel(const __grid_constant__ Ta
   for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
     A sum = e.scratch[(2 * chunk + (first == begin ? 0 : 1)) * d + k];
     for (int64_t c = chunk + 1; c <= last; ++c) sum += e.scratch[2 * c * d + k];
-    narrow(scale * sum, e.p.y[row * d + k]);
+    Pack<T, 1> result;
+    narrow(scale * sum, result.v[0]);
+    e.p.y[row * d + k] = result.v[0];
+    finish(e.p.epilogue, row * d + k, result);
   }
 }
 
@@ -233,7 +262,15 @@ void choose(Layout layout, const F& f) {
   }
 }
 
-bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+bool is_aligned(const void* p, int64_t bytes = 16) {
+  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
+}
+
+template <class T, class A>
+bool is_aligned(const SparseProduct<T, A>& p) {
+  return is_aligned(p.x) && is_aligned(p.y) && is_aligned(p.epilogue.base) &&
+         is_aligned(p.epilogue.out) && is_aligned(p.epilogue.sums, 16 * sizeof(A) / sizeof(T));
+}
 
 int64_t num_chunks(int64_t nnz) {
   return nnz <= kChunkEdges ? 0 : ceil_div(nnz, kChunkEdges);
@@ -286,7 +323,7 @@ cudaError_t spmm(std::span<const SparseProduct<T, A>> products, A* scratch, cuda
     A* own = scratch;
     scratch += 2 * chunks * p.d;
     if (p.a.rows == 0 || p.d == 0) continue;
-    const Layout layout = layout_of<T>(p.d, is_aligned(p.x) && is_aligned(p.y));
+    const Layout layout = layout_of<T>(p.d, is_aligned(p));
     auto found = std::find_if(pending.begin(), pending.end(), [&](const Pending& other) {
       return other.layout == layout && other.table.count < kMaxProducts;
     });

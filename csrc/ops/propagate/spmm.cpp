@@ -7,31 +7,11 @@
 #include <utility>
 #include <vector>
 
-#include "common/check_index.h"
-#include "common/dot.h"
-#include "ops/propagate/partition.h"
 #include "common/simd.h"
+#include "ops/propagate/tasks.h"
 
 namespace mmssl::cpu {
 namespace {
-
-// Edges by which gathered rows are prefetched: enough to cover the latency of the last-level cache,
-// or of memory where x does not fit in that cache, and few enough that the rows are still in the
-// first-level cache when they are used.
-constexpr int64_t kAheadInCache = 24, kAheadInMemory = 48;
-constexpr int64_t kBytesAhead = 12 << 10;  // a quarter of a first-level cache
-constexpr int64_t kBytesInCache = 4 << 20, kScaleBytesInCache = 1 << 20;
-// Below this many multiply-adds per task a thread costs more than it saves.
-constexpr int64_t kMinTaskWork = 1 << 16;
-// More tasks than threads, so that others can take over the work of a delayed thread.
-constexpr int64_t kTasksPerThread = 8;
-// The indices of a task, which are checked first, must stay in the second-level cache.
-constexpr int64_t kMaxTaskWork = 1 << 22;
-
-inline int64_t edges_ahead(int64_t columns, int64_t row_bytes) {
-  const int64_t most = columns * row_bytes > kBytesInCache ? kAheadInMemory : kAheadInCache;
-  return std::clamp<int64_t>(kBytesAhead / row_bytes, 8, most);
-}
 
 template <class T, class A>
 struct Spmm {
@@ -42,6 +22,7 @@ struct Spmm {
   A* partial;     // (slots, d): chunk sums of the rows that are shared between tasks
   int64_t ahead;  // edges
   bool far_scale;  // whether col_scale is prefetched too
+  Epilogue<T, A> epilogue;
 };
 
 // The factors of an edge's row. The common cases have separate loops: a loop that tests for all of
@@ -174,13 +155,26 @@ MMSSL_INLINE void sum_row(const Spmm<T, A>& s, int64_t begin, int64_t end, A sca
   if (k < s.d) sum_tail<T, A, kLanes, kWeights>(s, begin, end, k, scale, out);
 }
 
-// A task checks its own part of the index before it follows it. Its thread is about to read that
-// part anyway, so the check costs next to nothing.
-template <class A>
-MMSSL_INLINE bool check(const SparseArgs<A>& a, const Cut& from, const Cut& to) {
-  const int64_t begin = from.position, count = to.position - begin;
-  return mmssl::ids_in_range(a.col + begin, count, a.columns) &&
-         (a.edge == nullptr || mmssl::ids_in_range(a.edge + begin, count, a.nnz));
+template <class T, class A, int kLanes>
+MMSSL_INLINE void finish_columns(const Spmm<T, A>& s, int64_t at) {
+  const Epilogue<T, A>& e = s.epilogue;
+  const Vec<A, kLanes> before = e.base != nullptr ? load_as<A, T, kLanes>(e.base + at)
+                                                  : load<A, kLanes>(e.sums + at);
+  const Vec<A, kLanes> v = before + load_as<A, T, kLanes>(s.y + at);
+  if (e.out != nullptr) {
+    store_as<A, T, kLanes>(e.out + at, e.scale * v);
+  } else {
+    store<A, kLanes>(e.sums + at, v);
+  }
+}
+
+// The epilogue of a row, which is still in the first-level cache.
+template <class T, class A, int kLanes>
+MMSSL_INLINE void finish_row(const Spmm<T, A>& s, int64_t row) {
+  if (s.epilogue.base == nullptr && s.epilogue.sums == nullptr) return;
+  int64_t k = 0;
+  for (; k + kLanes <= s.d; k += kLanes) finish_columns<T, A, kLanes>(s, row * s.d + k);
+  for (; k < s.d; ++k) finish_columns<T, A, 1>(s, row * s.d + k);
 }
 
 template <class T, class A, int kLanes, int kMaxVecs, Weights kWeights>
@@ -194,6 +188,7 @@ MMSSL_INLINE bool run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) 
     T* y = s.y + row * s.d;
     if (end - first <= kChunkEdges) {
       sum_row<T, A, kLanes, kMaxVecs, kWeights>(s, first, end, scale, y);
+      finish_row<T, A, kLanes>(s, row);
       continue;
     }
     const bool cut_before = row == from.row && from.slot >= 0;
@@ -212,6 +207,7 @@ MMSSL_INLINE bool run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) 
     }
     if (shared) continue;
     for (int64_t k = 0; k < s.d; ++k) write(y + k, scale * sum[k]);
+    finish_row<T, A, kLanes>(s, row);
   }
   return true;
 }
@@ -227,68 +223,20 @@ void join_split_rows(const Spmm<T, A>& s, const Partition& partition) {
     }
     const A scale = s.a.row_scale == nullptr ? A(1) : s.a.row_scale[cut.row];
     for (int64_t k = 0; k < s.d; ++k) write(s.y + cut.row * s.d + k, scale * sum[k]);
+    finish_row<T, A, 1>(s, cut.row);
   }
 }
 
-template <class T, class A>
-struct ValueGrad {
-  SparseArgs<A> a;
-  const T* g;  // (R, d)
-  const T* x;  // (C, d)
-  A* out;      // (E)
-  int64_t d;
-};
-
-template <class T, class A, int kLanes>
-MMSSL_INLINE bool run_value_grad(const ValueGrad<T, A>& s, const Cut& from, const Cut& to) {
-  const SparseArgs<A>& a = s.a;
-  if (!check(a, from, to)) return false;
-  // The rest of a longer row is left to the processor, which prefetches sequential reads.
-  const int64_t row_bytes = std::min<int64_t>(s.d * sizeof(T), 512);
-  const int64_t ahead = edges_ahead(a.columns, s.d * sizeof(T));
-  for (int64_t row = from.row, p = from.position; p < to.position; ++row) {
-    const int64_t end = std::min(a.rowptr[row + 1], to.position);
-    const A row_scale = a.row_scale == nullptr ? A(1) : a.row_scale[row];
-    for (; p < end; ++p) {
-      if (p + ahead < a.nnz) {
-        const char* next = reinterpret_cast<const char*>(s.x + a.col[p + ahead] * s.d);
-        for (int64_t byte = 0; byte < row_bytes; byte += 64) __builtin_prefetch(next + byte);
-      }
-      const A scale = a.col_scale == nullptr ? row_scale : row_scale * a.col_scale[a.col[p]];
-      const A product = dot<T, A, kLanes>(s.g + row * s.d, s.x + a.col[p] * s.d, s.d);
-      s.out[a.edge == nullptr ? p : a.edge[p]] = scale * product;
-    }
-  }
-  return true;
-}
-
-// One entry point per level and job; the number of accumulators follows the number of registers.
-#define MMSSL_ENTRY(level, target, bytes, max_vecs)                                             \
-  template <class T, class A, Weights kWeights>                                                 \
-  target bool spmm_##level(const Spmm<T, A>& s, const Cut& from, const Cut& to) {           \
-    return run_task<T, A, bytes / sizeof(A), max_vecs, kWeights>(s, from, to);                  \
-  }                                                                                             \
-  template <class T, class A>                                                                   \
-  target bool value_grad_##level(const ValueGrad<T, A>& s, const Cut& from, const Cut& to) { \
-    return run_value_grad<T, A, bytes / sizeof(A)>(s, from, to);                                \
+// One entry point per level; the number of accumulators follows the number of registers.
+#define MMSSL_ENTRY(level, target, bytes, max_vecs)                               \
+  template <class T, class A, Weights kWeights>                                   \
+  target bool spmm_##level(const Spmm<T, A>& s, const Cut& from, const Cut& to) { \
+    return run_task<T, A, bytes / sizeof(A), max_vecs, kWeights>(s, from, to);    \
   }
 MMSSL_ENTRY(default, , 16, 8)
 MMSSL_ENTRY(avx2, MMSSL_TARGET_AVX2, 32, 8)
 MMSSL_ENTRY(avx512, MMSSL_TARGET_AVX512, 64, 16)
 #undef MMSSL_ENTRY
-
-template <class A>
-int64_t work_of(const SparseArgs<A>& a, int64_t d) {
-  return (a.rows + a.nnz) * d;
-}
-
-// Tasks for one of several matrices; `share` of all the work of a call is its own.
-template <class A>
-Partition make_partition(const SparseArgs<A>& a, int64_t d, double share, const Parallel& pool) {
-  const int64_t work = work_of(a, d), least = work / kMaxTaskWork;
-  const int64_t wanted = pool.threads <= 1 ? 1 : int64_t(kTasksPerThread * pool.threads * share);
-  return partition_rows(a.rowptr, a.rows, std::max(least, std::min(work / kMinTaskWork, wanted)));
-}
 
 template <class T, class A>
 struct Job {
@@ -328,7 +276,7 @@ bool launch_spmm(std::span<const SparseProduct<T, A>> products, const Parallel& 
     const int64_t first_task = tasks;
     tasks += partition.tasks(), partials += partition.slots * p.d;
     const Spmm<T, A> s{p.a, p.x, p.y, p.d, nullptr, edges_ahead(p.a.columns, p.d * sizeof(T)),
-                       p.a.columns * int64_t(sizeof(A)) > kScaleBytesInCache};
+                       p.a.columns * int64_t(sizeof(A)) > kScaleBytesInCache, p.epilogue};
     jobs.push_back({s, std::move(partition), kernel<T, A>(weights_of(p.a)), first_task});
   }
   const std::unique_ptr<A[]> partial(new A[partials]);
@@ -351,23 +299,6 @@ bool launch_spmm(std::span<const SparseProduct<T, A>> products, const Parallel& 
   return true;
 }
 
-template <class T, class A>
-bool launch_value_grad(const SparseArgs<A>& a, const T* g, const T* x, A* out, int64_t d,
-                       const Parallel& pool) {
-  if (a.nnz == 0) return true;
-  const Partition partition = make_partition(a, d, 1, pool);
-  const ValueGrad<T, A> s{a, g, x, out, d};
-  const auto& task =
-      at_level(value_grad_default<T, A>, value_grad_avx2<T, A>, value_grad_avx512<T, A>);
-  std::atomic<bool> good = true;
-  for_each_task(pool, partition.tasks(), [&](int64_t t) {
-    if (!task(s, partition.cuts[t], partition.cuts[t + 1])) {
-      good.store(false, std::memory_order_relaxed);
-    }
-  });
-  return good;
-}
-
 }  // namespace
 
 bool spmm(std::span<const SparseProduct<float, float>> products, const Parallel& pool) {
@@ -378,19 +309,6 @@ bool spmm(std::span<const SparseProduct<bf16, float>> products, const Parallel& 
 }
 bool spmm(std::span<const SparseProduct<double, double>> products, const Parallel& pool) {
   return launch_spmm(products, pool);
-}
-
-bool spmm_value_grad(const SparseArgs<float>& a, const float* g, const float* x, float* out,
-                     int64_t d, const Parallel& pool) {
-  return launch_value_grad(a, g, x, out, d, pool);
-}
-bool spmm_value_grad(const SparseArgs<float>& a, const bf16* g, const bf16* x, float* out,
-                     int64_t d, const Parallel& pool) {
-  return launch_value_grad(a, g, x, out, d, pool);
-}
-bool spmm_value_grad(const SparseArgs<double>& a, const double* g, const double* x, double* out,
-                     int64_t d, const Parallel& pool) {
-  return launch_value_grad(a, g, x, out, d, pool);
 }
 
 }  // namespace mmssl::cpu

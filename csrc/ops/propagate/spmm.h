@@ -26,6 +26,17 @@ struct SparseArgs {
   int64_t columns = 0;              // C
 };
 
+// What follows a finished row of y: v = base + y, or sums + y where base is null; then
+// out = scale * v, or sums = v where out is null. Nothing if base and sums are null. All are (R, D);
+// out may be y.
+template <class T, class A>
+struct Epilogue {
+  const T* base = nullptr;
+  A* sums = nullptr;
+  T* out = nullptr;
+  A scale = 1;
+};
+
 // One product of a batch: y (R, D) = a (R, C) @ x (C, D), row-major and contiguous. T is the type x
 // and y are stored in.
 template <class T, class A>
@@ -34,6 +45,7 @@ struct SparseProduct {
   const T* x = nullptr;
   T* y = nullptr;
   int64_t d = 0;
+  Epilogue<T, A> epilogue{};
 };
 
 // Rows with more edges than this are summed in chunks of this many edges, whose sums are added in

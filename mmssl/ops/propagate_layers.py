@@ -1,0 +1,246 @@
+"""All hops of a LightGCN over a graph and the mean of its layers, in one call.
+
+Legend: U users, I items, E edges, D features, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmssl.errors import InputError
+from mmssl.graph import InteractionGraph, Normalization
+from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._checks import accumulation_dtype, check_device, check_integer, check_tensor
+from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare, sample_graph
+from mmssl.ops.dispatch import use_native
+from mmssl.ops.propagate import spmm_reference
+
+COMBINATIONS = ("mean", "sum")
+
+
+def propagate_layers(
+    graph: InteractionGraph, user: Tensor, item: Tensor, num_layers: int, combine: str = "mean"
+) -> tuple[Tensor, Tensor]:
+    """Propagate both sides of a graph for L layers and combine the layers 0 to L of each side.
+
+    Equal to::
+
+        users, items = [user], [item]
+        for _ in range(num_layers):  # both read the layer below
+            below = users[-1], items[-1]
+            users.append(ops.spmm(graph.ui, below[1]))
+            items.append(ops.spmm(graph.iu, below[0]))
+        out = tuple(sum(layers) * (1 / (num_layers + 1)) for layers in (users, items))
+
+    On the CPU, float32 and float64 results and first gradients have the bits of this loop, for any
+    number of threads. In bfloat16 every layer is rounded to bfloat16, as in the loop, but the sum
+    over the layers is kept in float32 and rounded once; in the backward pass each partial gradient
+    is rounded. Gradients flow to ``user`` and ``item`` and can be differentiated any number of
+    times; no layer is stored for the backward pass.
+
+    Args:
+        graph: the graph, of any normalization; its edge values must not require a gradient.
+        user: (U, D) floating point, D >= 1, on the device of the graph.
+        item: (I, D), likewise.
+        num_layers: L >= 0; the results for 0 are copies of the inputs.
+        combine: "mean" or "sum" of the layers.
+
+    Returns:
+        (U, D) and (I, D) in the dtype of the inputs.
+
+    Raises:
+        InputError: an argument does not match its description.
+        RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
+
+    Source: He et al., "LightGCN: Simplifying and Powering Graph Convolution Network for
+    Recommendation", SIGIR 2020, equations 3 and 4.
+    """
+    _check(graph, user, item, num_layers, combine)
+    if not use_native("propagate_layers", user.device.type, user.dtype):
+        return propagate_layers_reference(graph, user, item, num_layers, combine)
+    if num_layers == 0:
+        return user.clone(), item.clone()
+    index, (ui, iu) = graph.index, (graph.ui, graph.iu)
+    acc = accumulation_dtype(user.dtype)
+    factors = (ui.row_scale, ui.col_scale, iu.row_scale, iu.col_scale, graph.value)
+    out: tuple[Tensor, Tensor] = _call(
+        user,
+        item,
+        user,
+        item,
+        index.rowptr,
+        index.col,
+        index.colptr,
+        index.row,
+        *(t if t is None or t.dtype == acc else t.to(acc) for t in factors),
+        None if graph.value is None else index.perm,
+        num_layers,
+        _scale(num_layers, combine),
+    )
+    return out
+
+
+def propagate_layers_reference(
+    graph: InteractionGraph, user: Tensor, item: Tensor, num_layers: int, combine: str = "mean"
+) -> tuple[Tensor, Tensor]:
+    """Compute :func:`propagate_layers` in plain PyTorch, hop by hop."""
+    acc = accumulation_dtype(user.dtype)
+    layer = user, item
+    user_sum, item_sum = user.to(acc), item.to(acc)
+    for _ in range(num_layers):
+        layer = spmm_reference(graph.ui, layer[1]), spmm_reference(graph.iu, layer[0])
+        user_sum, item_sum = user_sum + layer[0].to(acc), item_sum + layer[1].to(acc)
+    scale = _scale(num_layers, combine)
+    return (user_sum * scale).to(user.dtype), (item_sum * scale).to(item.dtype)
+
+
+def _scale(num_layers: int, combine: str) -> float:
+    return 1.0 / (num_layers + 1) if combine == "mean" else 1.0
+
+
+def _check(graph: Any, user: Any, item: Any, num_layers: Any, combine: Any) -> None:
+    if not isinstance(graph, InteractionGraph):
+        raise InputError(f"graph: expected an InteractionGraph, got {type(graph).__name__}")
+    if graph.value is not None and graph.value.requires_grad:
+        raise InputError(
+            "graph.value: expected a tensor that does not require a gradient (only user and item "
+            "get one; spmm supports trained edge values), got one that does"
+        )
+    check_tensor("user", user, dims="(U, D)")
+    if user.shape[0] != graph.num_users or user.shape[1] == 0:
+        raise InputError(
+            f"user: expected shape ({graph.num_users}, D) with D >= 1, one row per user of the "
+            f"graph, got {tuple(user.shape)}"
+        )
+    check_device("user", user, graph.device)
+    check_tensor("item", item, dims="(I, D)", like=user)
+    if tuple(item.shape) != (graph.num_items, user.shape[1]):
+        raise InputError(
+            f"item: expected shape ({graph.num_items}, {user.shape[1]}), one row per item of the "
+            f"graph and as wide as user, got {tuple(item.shape)}"
+        )
+    check_integer("num_layers", num_layers, 0)
+    if combine not in COMBINATIONS:
+        raise InputError(f"combine: expected {' or '.join(COMBINATIONS)}, got {combine!r:.60}")
+
+
+# The operator separates base, which is only added to the sum, from the tables that are propagated:
+#
+#     out = scale * (base + M x + M^2 x + ... + M^L x)
+#
+# Autograd then adds the two gradients of an embedding in the order in which it would add those of
+# the single hops, and the derivative of the backward operator is the operator again.
+_INDEX = 4  # position of the index among the inputs of the forward operator
+
+
+def _fake(base_user: Tensor, base_item: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return base_user.new_empty(base_user.shape), base_item.new_empty(base_item.shape)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.rest = inputs[_INDEX:]  # nothing here needs a gradient, so it bypasses autograd
+
+
+def _backward(ctx: Any, grad_user: Tensor, grad_item: Tensor) -> tuple[Tensor, ...]:
+    grads: tuple[Tensor, ...] = _call_backward(grad_user, grad_item, *ctx.rest)
+    return grads
+
+
+def _backward_fake(grad_user: Tensor, grad_item: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape) for t in (grad_user, grad_item) * 2)
+
+
+def _backward_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.rest = inputs[2:]
+
+
+def _backward_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    out: tuple[Tensor, Tensor] = _call(*grads, *ctx.rest)
+    return out
+
+
+_FORWARD = Operator(
+    "propagate_layers", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1, 2, 3)
+)
+_BACKWARD = Operator(
+    "propagate_layers_backward",
+    fake=_backward_fake,
+    save=_backward_save,
+    backward=_backward_backward,
+    differentiable=(0, 1),
+)
+_call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
+
+
+def _samples(dtype: torch.dtype) -> Iterator[Sample]:
+    def sample(
+        label: str,
+        sizes: tuple[int, int, int, int],
+        num_layers: int,
+        kind: Normalization = "sym",
+        valued: bool = False,
+        combine: str = "mean",
+    ) -> Sample:
+        users, items, edges, d = sizes
+        graph = sample_graph(users, items, edges, kind, valued)
+        generator = torch.Generator().manual_seed(d)
+        user, item = (torch.randn(n, d, generator=generator).to(dtype) for n in (users, items))
+        arguments: dict[str, Any] = {"graph": graph, "user": user, "item": item}
+        arguments |= {"num_layers": num_layers, "combine": combine}
+        return Sample(label, arguments, tiny=edges < 50)
+
+    yield sample("typical", (5, 4, 9, 3), 3)
+    yield sample("no layer", (5, 4, 9, 3), 0)
+    yield sample("one layer", (5, 4, 9, 2), 1, "row_sqrt")
+    yield sample("sum", (5, 4, 9, 3), 2, combine="sum")
+    yield sample("edge values", (5, 4, 9, 3), 2, "row", True)
+    yield sample("no scale", (5, 4, 9, 2), 4, "none")
+    yield sample("one edge", (1, 1, 1, 1), 2)
+    yield sample("no edge", (3, 2, 0, 2), 3)
+    yield sample("no user", (0, 2, 0, 2), 2)
+    yield sample("odd sizes", (11, 7, 40, 17), 3, "sym", True)
+    yield sample("large", (500, 300, 20_000, 33), 3)
+    strided = sample("strided", (5, 6, 12, 4), 2).arguments
+    transposed = {name: strided[name].T.contiguous().T for name in ("user", "item")}
+    yield Sample("strided", {**strided, **transposed})
+
+
+def _bad() -> Iterator[Bad]:
+    user, item = torch.zeros(5, 3), torch.zeros(4, 3)
+    yield Bad("graph", None, "graph: expected an InteractionGraph, got NoneType")
+    yield Bad("graph", sample_graph(5, 4, 9).ui, "graph: expected an InteractionGraph, got GraphV")
+    graph = sample_graph(5, 4, 9, "sym", True)
+    assert graph.value is not None
+    trained = InteractionGraph(graph.index, "sym", graph.value.clone().requires_grad_())
+    yield Bad("graph", trained, "graph.value: expected a tensor that does not require a gradient")
+    yield Bad("user", item, r"user: expected shape \(5, D\) with D >= 1, .* got \(4, 3\)")
+    yield Bad("user", user[:, :0], r"user: expected shape \(5, D\) with D >= 1, .* got \(5, 0\)")
+    yield Bad("user", user.to("meta"), "user: expected device cpu, got meta")
+    yield Bad("item", user, r"item: expected shape \(4, 3\), .* got \(5, 3\)")
+    yield Bad("item", item[:, :2], r"item: expected shape \(4, 3\), .* got \(4, 2\)")
+    yield Bad("item", item.double(), "item: expected dtype torch.float32, like the other")
+    for count in (-1, 1.5, True, None):
+        yield Bad("num_layers", count, "num_layers: expected an integer >= 0, got")
+    for combine in ("last", None, 1):
+        yield Bad("combine", combine, f"combine: expected mean or sum, got {combine!r}")
+
+
+declare(
+    Op(
+        name="propagate_layers",
+        function=propagate_layers,
+        reference=propagate_layers_reference,
+        samples=_samples,
+        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        operators=(_FORWARD, _BACKWARD),
+        differentiable=("user", "item"),
+        derivatives=2,
+        bad=_bad,
+        equals="all hops of a LightGCN and the mean of its layers",
+        avoids="the layers, once the next one is computed",
+    )
+)
