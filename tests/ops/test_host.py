@@ -104,3 +104,26 @@ def test_bad_arguments_are_named():
         build(two, two, 2**31, 5)
     with pytest.raises(TypeError):
         build(np.zeros(2), np.zeros(2), 5, 5)  # no silent rounding of floats
+
+
+def test_host_functions_refuse_what_would_leave_an_array():
+    host = _extension.host
+    rowptr, col = np.array([0, 2, 3]), np.array([0, 1, 1], np.int32)
+    rows, lists = np.array([0, 1]), np.full((2, 1), -1, np.int32)
+    for bad_rowptr in ([0, 2**40, 3], [0, -7, 3], [0, 2**63 - 1, 3], [0, 3, 2], [1, 2, 3]):
+        with pytest.raises(ValueError, match="rowptr must (run|be non-decreasing) from 0"):
+            host.edges_of_rows(np.array(bad_rowptr), col, 2, rows)
+        with pytest.raises(ValueError, match="rowptr must (run|be non-decreasing) from 0"):
+            host.index_of_lists(lists, np.array(bad_rowptr), col, 2)
+    for bad in (2, -1, 2**31 - 1, -(2**31)):
+        wrong = np.array([0, bad, 1], np.int32)
+        with pytest.raises(ValueError, match="col must hold columns"):
+            host.edges_of_rows(rowptr, wrong, 2, rows)
+        with pytest.raises(ValueError, match="col must hold columns"):
+            host.index_of_lists(lists, rowptr, wrong, 2)
+    for bad in (2, -1, 2**62):
+        with pytest.raises(ValueError, match="is outside"):
+            host.edges_of_rows(rowptr, col, 2, np.array([0, bad]))
+    for bad in (2, -2, 2**31 - 1, -(2**31)):
+        with pytest.raises(ValueError, match="is outside"):
+            host.index_of_lists(np.array([[0], [bad]], np.int32), rowptr, col, 2)
