@@ -206,9 +206,12 @@ class InteractionGraph:
                 )
             check_range("user", user, num_users)
             check_range("item", item, num_items)
-            key, position = torch.unique(user * num_items + item, return_inverse=True)
-            index = build_index(key // num_items, key % num_items, num_users, num_items)
+            key = torch.add(item, user, alpha=num_items)
+            key, position = torch.unique(key, return_inverse=True)
             summed = sum_by(position, value.double(), key.numel()).to(value.dtype)
+            user = key // num_items
+            item = torch.sub(key, user, alpha=num_items, out=key)
+            index = build_index(user, item, num_users, num_items)
             return cls(index, normalization, summed)
 
     @classmethod

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import InputError
-from mmssl.indexing import GraphIndex, rows_of, sum_by
+from mmssl.indexing import GraphIndex, rows_of, sum_by, sum_rows
 
 Normalization = Literal["row_sqrt", "sym", "row", "none"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("row_sqrt", "sym", "row", "none")
@@ -44,17 +44,15 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
     if value is None:
         user_degree, item_degree = index.rowptr.diff().float(), index.colptr.diff().float()
         return Normalized(_power(user_degree, power), _power(item_degree, power))
-    user, item = rows_of(index.rowptr, value.numel()), index.col.long()
     wide = value.double()
-    user_degree = sum_by(user, wide, index.rowptr.numel() - 1)
-    item_degree = sum_by(item, wide, index.colptr.numel() - 1)
-    _check_degrees(normalization, wide.detach(), ("user", user, user_degree))
-    _check_degrees(normalization, wide.detach(), ("item", item, item_degree))
+    user_degree, item_degree = _sums(index, wide)
+    _check_degrees(index, normalization, wide.detach(), (user_degree, item_degree))
     degrees = torch.cat([user_degree, item_degree]).detach()
     ordinary = (degrees == 0) | ((degrees >= _SMALLEST) & (degrees <= _LARGEST))
     if not value.requires_grad and bool(ordinary.all()):
         user_scale = _power(user_degree.to(value.dtype), power)
         return Normalized(user_scale, _power(item_degree.to(value.dtype), power), value, value)
+    user, item = rows_of(index.rowptr, value.numel()), index.col.long()
     by_user, by_item = _divided(wide, user_degree[user], power), None
     if normalization == "sym":
         by_user = by_item = _divided(by_user, item_degree[item], power)
@@ -90,22 +88,27 @@ def _divided(value: Tensor, degree: Tensor, power: float) -> Tensor:
     return torch.where(degree > 0, value / divisor, 0.0)
 
 
+def _sums(index: GraphIndex, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum (E,) values by user and by item."""
+    return sum_rows(index.rowptr, value), sum_by(index.col, value, index.colptr.numel() - 1)
+
+
 def _check_degrees(
-    normalization: Normalization, value: Tensor, rows: tuple[str, Tensor, Tensor]
+    index: GraphIndex, normalization: Normalization, value: Tensor, degrees: tuple[Tensor, Tensor]
 ) -> None:
     """Refuse a row whose values sum to less than 0, to infinity, or to 0 by cancellation."""
-    what, ids, degree = rows
-    degree = degree.detach()
-    wrong = ~torch.isfinite(degree)
-    if bool((value < 0).any()):
-        # A sum no larger than its own rounding error is a cancellation.
-        size = sum_by(ids, value.abs(), degree.numel())
-        count = sum_by(ids, torch.ones_like(value), degree.numel())
-        wrong |= (degree <= count * torch.finfo(torch.float64).eps * size) & (size > 0)
-    if bool(wrong.any()):
-        row = int(wrong.nonzero()[0])
-        raise InputError(
-            f"value: expected edge values of {what} {row} with a positive, finite sum, as "
-            f"normalization {normalization!r} divides by it, got {degree[row].item():.6g}; "
-            "normalization 'none' takes any values"
-        )
+    wrong = [~torch.isfinite(degree.detach()) for degree in degrees]
+    if value.numel() and bool(value.min() < 0):
+        sizes, counts = _sums(index, value.abs()), (index.rowptr.diff(), index.colptr.diff())
+        for position, (degree, size, count) in enumerate(zip(degrees, sizes, counts, strict=True)):
+            # A sum no larger than its own rounding error is a cancellation.
+            rounding = count * torch.finfo(torch.float64).eps * size
+            wrong[position] |= (degree <= rounding) & (size > 0)
+    for what, rows, degree in zip(("user", "item"), wrong, degrees, strict=True):
+        if bool(rows.any()):
+            row = int(rows.nonzero()[0])
+            raise InputError(
+                f"value: expected edge values of {what} {row} with a positive, finite sum, as "
+                f"normalization {normalization!r} divides by it, got {degree[row].item():.6g}; "
+                "normalization 'none' takes any values"
+            )
