@@ -5,21 +5,29 @@ Legend: U users, I items, E edges, R and C rows and columns of a directed view.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 import mmssl.forks  # noqa: F401 - registers itself
+from mmssl.arrays import as_count, as_ids, as_numbers, numbers_of_scipy
 from mmssl.errors import InputError
-from mmssl.indexing import GraphIndex, build_index, check_range, index_of_lists
-
-Normalization = Literal["row_sqrt", "sym", "row", "none"]
-NORMALIZATIONS: tuple[Normalization, ...] = ("row_sqrt", "sym", "row", "none")
+from mmssl.indexing import (
+    GraphIndex,
+    build_index,
+    check_range,
+    index_of_lists,
+    item_order,
+    rows_of,
+    sum_by,
+)
+from mmssl.normalization import NORMALIZATIONS as NORMALIZATIONS
+from mmssl.normalization import Normalization as Normalization
+from mmssl.normalization import check_finite, normalized
+from mmssl.plain import is_plain, plain_tensors
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,27 +119,55 @@ class InteractionGraph:
     row       D_u^-1 A                       D_i^-1 A^T
     none      A                              A^T
     ========  =============================  =============================
+
+    The degrees D_u and D_i are the row sums of A and of A^T, formed in float64. A row without
+    edges, or whose edge values are all 0, has degree 0 and stays 0. A row whose values sum to a
+    negative number, or cancel to 0, has no normalization other than ``none``: it is refused.
+
+    Both views and all scales are computed when the graph is constructed, as plain tensors even
+    under ``torch.inference_mode``, so that using a graph never changes it: not in a validation
+    pass, not while ``torch.export``, ``torch.compile`` or ``torch.func`` trace a model that
+    holds it.
     """
 
     index: GraphIndex
     normalization: Normalization
     value: Tensor | None = None  # (E,) edge values by user; None: a binary graph
+    ui: GraphView = field(init=False, repr=False)
+    """The (U, I) view: ``spmm(graph.ui, item_vectors)`` gives user vectors."""
+    iu: GraphView = field(init=False, repr=False)
+    """The (I, U) view: ``spmm(graph.iu, user_vectors)`` gives item vectors."""
+    _negative_rank_key: Tensor | None = field(init=False, repr=False, default=None)
+    _trainable_users: Tensor | None = field(init=False, repr=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Compute the views."""
+        with plain_tensors():
+            ui, iu = _views(self.index, self.normalization, self.value)
+        object.__setattr__(self, "ui", ui)
+        object.__setattr__(self, "iu", iu)
 
     @classmethod
     def from_edges(
         cls,
-        user: Tensor | np.ndarray | Sequence[int],
-        item: Tensor | np.ndarray | Sequence[int],
+        user: Any,
+        item: Any,
         num_users: int,
         num_items: int,
         *,
         normalization: Normalization = "row_sqrt",
-        value: Tensor | None = None,
+        value: Any = None,
     ) -> InteractionGraph:
         """Build the graph from (E,) integer ids.
 
         Without ``value`` the graph is binary and a repeated edge counts once; with ``value`` (E,)
-        repeated edges add up. The graph lives on the device of ``user``.
+        repeated edges add up, and an edge of value 0 remains an edge. Every argument may be a
+        tensor, a NumPy array, a column of pandas or polars, or a list. The graph lives on the
+        device of ``user``.
+
+        If ``value`` requires a gradient, it flows through the degrees too: the views hold the
+        normalized values as a function of ``value``. Since ``value`` changes with every step of an
+        optimizer, call :meth:`with_value` in every step, which does not sort again.
 
         Args:
             user: (E,) integers in [0, U).
@@ -139,48 +175,82 @@ class InteractionGraph:
             num_users: U.
             num_items: I.
             normalization: one of :data:`NORMALIZATIONS`.
-            value: (E,) edge values, or None.
+            value: (E,) finite edge values, or None. float64 stays float64, other dtypes become
+                float32.
 
         Raises:
-            InputError: an id is out of range, lengths differ, or the normalization is unknown.
+            InputError: an id is not an integer or out of range, lengths differ, a value is not
+                finite, the values of a row sum to a negative number, or the normalization is
+                unknown.
         """
         if normalization not in NORMALIZATIONS:
             raise InputError(
                 f"normalization: expected one of {', '.join(NORMALIZATIONS)}, "
                 f"got {normalization!r:.60}"
             )
-        user, item = torch.as_tensor(user).long(), torch.as_tensor(item).long()
-        if user.dim() != 1 or user.shape != item.shape:
-            raise InputError(
-                f"user, item: expected shape (E,) of both, got {tuple(user.shape)} "
-                f"and {tuple(item.shape)}"
-            )
-        if value is None:
-            return cls(build_index(user, item, num_users, num_items), normalization)
-        if value.shape != user.shape:
-            raise InputError(f"value: expected shape {tuple(user.shape)}, got {tuple(value.shape)}")
-        check_range("user", user, num_users)
-        check_range("item", item, num_items)
-        key, position = torch.unique(user * num_items + item, return_inverse=True)
-        index = build_index(key // num_items, key % num_items, num_users, num_items)
-        summed = value.new_zeros(key.numel()).index_add_(0, position, value)
-        return cls(index, normalization, summed)
+        num_users, num_items = as_count("num_users", num_users), as_count("num_items", num_items)
+        with plain_tensors():
+            user = as_ids("user", user)
+            item = as_ids("item", item, user.device)
+            if user.dim() != 1 or user.shape != item.shape:
+                raise InputError(
+                    f"user, item: expected shape (E,) of both, got {tuple(user.shape)} "
+                    f"and {tuple(item.shape)}"
+                )
+            if value is None:
+                return cls(build_index(user, item, num_users, num_items), normalization)
+            value = as_numbers("value", value, user.device)
+            if value.shape != user.shape:
+                raise InputError(
+                    f"value: expected shape {tuple(user.shape)}, got {tuple(value.shape)}"
+                )
+            check_range("user", user, num_users)
+            check_range("item", item, num_items)
+            key = torch.add(item, user, alpha=num_items)
+            key, position = torch.unique(key, return_inverse=True)
+            summed = sum_by(position, value.double(), key.numel()).to(value.dtype)
+            user = key // num_items
+            item = torch.sub(key, user, alpha=num_items, out=key)
+            index = build_index(user, item, num_users, num_items)
+            return cls(index, normalization, summed)
 
     @classmethod
     def from_scipy(
         cls, matrix: Any, *, normalization: Normalization = "row_sqrt"
     ) -> InteractionGraph:
-        """Build the graph from a (U, I) scipy sparse matrix; binary if all its data are 1."""
-        coo = matrix.tocoo()
-        value = torch.from_numpy(np.asarray(coo.data, dtype=np.float32))
+        """Build the graph from a (U, I) scipy sparse matrix, which is left as it is.
+
+        The graph has the entries of ``matrix.toarray()`` that are not 0: repeated entries add up
+        and stored zeros are no edges. If all its entries are then 1, the graph is binary.
+
+        Raises:
+            InputError: ``matrix`` is not a two-dimensional scipy sparse matrix or array of real
+                numbers, or as in :meth:`from_edges`.
+        """
+        user, item, value = numbers_of_scipy(matrix)
         binary = bool((value == 1).all())
         return cls.from_edges(
-            coo.row.astype(np.int64),
-            coo.col.astype(np.int64),
-            *coo.shape,
-            normalization=normalization,
-            value=None if binary else value,
+            user, item, *matrix.shape, normalization=normalization, value=None if binary else value
         )
+
+    def with_value(self, value: Any) -> InteractionGraph:
+        """Build the graph of the same edges with other values, without sorting.
+
+        Args:
+            value: (E,) finite edge values as in :meth:`from_edges`, in the order of this graph's
+                edges: by user, then by item, ``(graph.ui.row_of_edge(), graph.index.col)``.
+
+        Raises:
+            InputError: as in :meth:`from_edges`.
+        """
+        with plain_tensors():
+            value = as_numbers("value", value, self.device)
+            if value.shape != (self.nnz,):
+                raise InputError(f"value: expected shape {(self.nnz,)}, got {tuple(value.shape)}")
+            index = self.index
+            if index.perm is None:
+                index = index._replace(perm=item_order(index.col))
+            return InteractionGraph(index, self.normalization, value)
 
     def with_lists(self, lists: Tensor) -> list[InteractionGraph]:
         """Build binary graphs of every user's list, one per modality.
@@ -192,7 +262,8 @@ class InteractionGraph:
             lists: (M, U, k) int32 or int64 of distinct items, -1 where a list is shorter. A user
                 with an empty list keeps the edges of this graph.
         """
-        indices = index_of_lists(lists, self.index)
+        with plain_tensors():
+            indices = index_of_lists(lists, self.index)
         return [InteractionGraph(index, self.normalization) for index in indices]
 
     @property
@@ -215,69 +286,19 @@ class InteractionGraph:
         """Device of the index arrays."""
         return self.index.rowptr.device
 
-    @cached_property
-    def ui(self) -> GraphView:
-        """The (U, I) view: ``spmm(graph.ui, item_vectors)`` gives user vectors."""
-        index = self.index
-        user_scale, item_scale = self._scales
-        return GraphView(
-            rowptr=index.rowptr,
-            col=index.col,
-            t_rowptr=index.colptr,
-            t_col=index.row,
-            row_scale=user_scale,
-            col_scale=item_scale if self.normalization == "sym" else None,
-            value=self.value,
-            t_edge=None if self.value is None else index.perm,
-        )
-
-    @cached_property
-    def iu(self) -> GraphView:
-        """The (I, U) view: ``spmm(graph.iu, user_vectors)`` gives item vectors."""
-        index = self.index
-        user_scale, item_scale = self._scales
-        return GraphView(
-            rowptr=index.colptr,
-            col=index.row,
-            t_rowptr=index.rowptr,
-            t_col=index.col,
-            row_scale=item_scale,
-            col_scale=user_scale if self.normalization == "sym" else None,
-            value=self.value,
-            edge=None if self.value is None else index.perm,
-        )
-
-    @cached_property
-    def _scales(self) -> tuple[Tensor | None, Tensor | None]:
-        """Per user and per item: degree^-1/2 or degree^-1 (0 where the degree is 0)."""
-        if self.normalization == "none":
-            return None, None
-        power = -1.0 if self.normalization == "row" else -0.5
-        scales = []
-        views = (
-            (self.index.rowptr, self.value),
-            (self.index.colptr, None if self.value is None else self.value[self.index.perm]),
-        )
-        for pointer, value in views:
-            if value is None:
-                degree = pointer.diff().float()
-            else:
-                running = torch.zeros(value.numel() + 1, dtype=torch.float64, device=value.device)
-                torch.cumsum(value.double(), 0, out=running[1:])
-                degree = (running[pointer[1:]] - running[pointer[:-1]]).float()
-            scales.append(torch.where(degree > 0, degree.clamp_min(1e-30) ** power, 0.0))
-        return scales[0], scales[1]
-
-    @cached_property
+    @property
     def negative_rank_key(self) -> Tensor:
         """(E,) int64, ascending: ``user * (I + 1) + (item - rank of item among the user's items)``.
 
         The item minus its rank is the number of *other* items below it, so a binary search for r
         finds the r-th item that the user has not interacted with, exactly and without rejection.
+        Computed on first use and kept, unless a tracer or a function transform is active.
         """
+        return self._kept("_negative_rank_key", self._compute_negative_rank_key)
+
+    def _compute_negative_rank_key(self) -> Tensor:
         rowptr, col = self.index.rowptr, self.index.col.long()
-        users = torch.arange(self.num_users, device=self.device)
-        user = users.repeat_interleave(rowptr.diff(), output_size=self.nnz)
+        user = rows_of(rowptr, self.nnz)
         rank = torch.arange(self.nnz, device=self.device) - rowptr[user]
         return user * (self.num_items + 1) + col - rank
 
@@ -297,14 +318,61 @@ class InteractionGraph:
         key = user * (self.num_items + 1) + rank
         return rank + torch.searchsorted(self.negative_rank_key, key, right=True) - rowptr[user]
 
-    @cached_property
+    @property
     def trainable_users(self) -> Tensor:
-        """(n,) int64: users with at least one item and at least one missing item."""
+        """(n,) int64: users with at least one item and at least one missing item.
+
+        Computed on first use and kept, unless a tracer or a function transform is active.
+        """
+        return self._kept("_trainable_users", self._compute_trainable_users)
+
+    def _compute_trainable_users(self) -> Tensor:
         degree = self.index.rowptr.diff()
         return ((degree > 0) & (degree < self.num_items)).nonzero().squeeze(1)
+
+    def _kept(self, name: str, compute: Callable[[], Tensor]) -> Tensor:
+        """Return an attribute that only sampling needs, and keep it if it is a plain tensor."""
+        kept: Tensor | None = getattr(self, name)
+        if kept is None:
+            with plain_tensors():
+                kept = compute()
+            if is_plain(kept):
+                object.__setattr__(self, name, kept)
+        return kept
 
     def to(self, device: torch.device | str) -> InteractionGraph:
         """Return the same graph on another device."""
         index = GraphIndex(*(t.to(device) for t in self.index if t is not None))
         value = None if self.value is None else self.value.to(device)
         return InteractionGraph(index, self.normalization, value)
+
+
+def _views(
+    index: GraphIndex, normalization: Normalization, value: Tensor | None
+) -> tuple[GraphView, GraphView]:
+    """Compute both views of a graph."""
+    if value is not None:
+        check_finite(index, value)
+    parts = normalized(index, normalization, value)
+    both = normalization == "sym"
+    ui = GraphView(
+        rowptr=index.rowptr,
+        col=index.col,
+        t_rowptr=index.colptr,
+        t_col=index.row,
+        row_scale=parts.user_scale,
+        col_scale=parts.item_scale if both else None,
+        value=parts.ui_value,
+        t_edge=None if value is None else index.perm,
+    )
+    iu = GraphView(
+        rowptr=index.colptr,
+        col=index.row,
+        t_rowptr=index.rowptr,
+        t_col=index.col,
+        row_scale=parts.item_scale,
+        col_scale=parts.user_scale if both else None,
+        value=parts.iu_value,
+        edge=None if value is None else index.perm,
+    )
+    return ui, iu

@@ -102,7 +102,7 @@ def index_of_lists(lists: Tensor, other: GraphIndex) -> list[GraphIndex]:
     # One array of keys: those of the lists, then those of the other edges. Unused keys sort to the
     # end, so that only the numbers of used ones have to reach the host.
     present = lists >= 0  # (M, U, k)
-    other_user = _rows_of(other.rowptr, other.col.numel())
+    other_user = rows_of(other.rowptr, other.col.numel())
     unseen = ~present.any(2)[:, other_user]  # (M, E)
     user = torch.arange(num_users, device=lists.device)[:, None]
     end = num_users * num_items
@@ -158,7 +158,7 @@ def row_edges(rowptr: Tensor, col: Tensor, rows: Tensor) -> tuple[Tensor, Tensor
     first = rowptr[rows]
     pointer = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
     torch.cumsum(rowptr[rows + 1] - first, 0, out=pointer[1:])
-    position = _rows_of(pointer, int(pointer[-1]))
+    position = rows_of(pointer, int(pointer[-1]))
     offset = torch.arange(position.numel(), device=rows.device) - pointer[position]
     return position, col[first[position] + offset].long(), pointer
 
@@ -166,6 +166,46 @@ def row_edges(rowptr: Tensor, col: Tensor, rows: Tensor) -> tuple[Tensor, Tensor
 def pointers(ids: Tensor, count: int) -> Tensor:
     """Return the (count + 1,) int64 row pointers of sorted (E,) row ids; no wait for the device."""
     return torch.searchsorted(ids, torch.arange(count + 1, dtype=ids.dtype, device=ids.device))
+
+
+def sum_by(ids: Tensor, value: Tensor, count: int) -> Tensor:
+    """Sum (E,) values by their id in [0, count), in the order of the edges.
+
+    Deterministic, without a wait for the device, and differentiable any number of times.
+
+    Args:
+        ids: (E,) int32 or int64.
+        value: (E,).
+        count: Number of sums.
+
+    Returns:
+        (count,) in the dtype of ``value``.
+    """
+    total = value.new_zeros(count)
+    if value.device.type == "cpu":  # one thread, in order
+        return total.index_add(0, ids, value)
+    # On a GPU index_add is atomic; index_put sorts the ids first.
+    return total.index_put((ids.long(),), value, accumulate=True)
+
+
+def sum_rows(rowptr: Tensor, value: Tensor) -> Tensor:
+    """Sum (E,) values by row: the same as :func:`sum_by` with :func:`rows_of`, with less memory.
+
+    Args:
+        rowptr: (R + 1,) int64.
+        value: (E,) by row.
+
+    Returns:
+        (R,) in the dtype of ``value``.
+    """
+    if value.requires_grad:  # torch.segment_reduce can be differentiated only once
+        return sum_by(rows_of(rowptr, value.numel()), value, rowptr.numel() - 1)
+    return torch.segment_reduce(value, "sum", offsets=rowptr, initial=0, unsafe=True)
+
+
+def item_order(col: Tensor) -> Tensor:
+    """Return the (E,) int64 positions of the edges, sorted by item, of their (E,) items by user."""
+    return torch.sort(col, stable=True).indices
 
 
 def _index_of_keys(key: Tensor, num_users: int, num_items: int) -> GraphIndex:
@@ -181,8 +221,8 @@ def _index_of_keys(key: Tensor, num_users: int, num_items: int) -> GraphIndex:
     )
 
 
-def _rows_of(rowptr: Tensor, nnz: int) -> Tensor:
-    """Return the row of every position, (E,) int64."""
+def rows_of(rowptr: Tensor, nnz: int) -> Tensor:
+    """Return the row of every position, (E,) int64; no wait for the device."""
     rows = torch.arange(rowptr.numel() - 1, device=rowptr.device)
     return rows.repeat_interleave(rowptr.diff(), output_size=nnz)
 

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmssl import indexing
+from mmssl import indexing, ops
 from mmssl.errors import InputError
 from mmssl.graph import NORMALIZATIONS, InteractionGraph
 from mmssl.ops import sample_bpr
+from mmssl.serving.tables import ServingTables
 
 
 def dense(user, item, num_users, num_items, value=None) -> torch.Tensor:
@@ -79,6 +80,48 @@ def test_from_scipy():
     assert InteractionGraph.from_scipy(matrix).value is None
 
 
+@pytest.mark.parametrize("format", ["coo", "csr", "csc", "lil", "dok", "bsr"])
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.int8, np.uint64, bool])
+def test_from_scipy_takes_any_format_and_dtype(format, dtype):
+    dense = np.array([[0, 1, 0], [1, 0, 0], [0, 0, 1], [0, 0, 0]]).astype(dtype)
+    if dtype is not bool:
+        dense[0, 1] = 7
+    for kind in (scipy.sparse.coo_matrix, scipy.sparse.coo_array):
+        graph = InteractionGraph.from_scipy(kind(dense).asformat(format), normalization="none")
+        assert np.array_equal(graph.ui.to_dense().numpy(), dense.astype(np.float32))
+    assert (graph.value is None) == (dtype is bool)
+
+
+def test_from_scipy_sums_small_integers_without_wrapping():
+    ones = np.ones(300, np.uint8)
+    matrix = scipy.sparse.coo_matrix((ones, (ones * 0, ones * 0)), shape=(1, 1))
+    assert InteractionGraph.from_scipy(matrix).value.tolist() == [300.0]
+
+
+def test_from_scipy_keeps_what_float32_cannot_hold():
+    for small in (1e-50, 1e50):
+        graph = InteractionGraph.from_scipy(scipy.sparse.csr_matrix([[small, 1.0]]))
+        assert graph.value.tolist() == [small, 1.0] and graph.value.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("matrix", "message"),
+    [
+        (np.eye(3), r"of shape \(U, I\), got ndarray \(3, 3\)"),
+        ([[1]], r"got list \(\)"),
+        (scipy.sparse.eye(2, dtype=complex), "matrix: expected real numbers, got complex128"),
+        (scipy.sparse.csr_matrix([[np.nan]]), "value: expected finite numbers, got nan"),
+        (
+            scipy.sparse.csr_matrix([[-1.0]]),
+            "edge values of user 0 with a positive",
+        ),
+    ],
+)
+def test_from_scipy_errors(matrix, message):
+    with pytest.raises(InputError, match=message):
+        InteractionGraph.from_scipy(matrix)
+
+
 def test_errors():
     with pytest.raises(InputError, match=r"item: expected ids in \[0, 3\), got 3"):
         indexing.build_index(torch.tensor([0]), torch.tensor([3]), 2, 3)
@@ -89,7 +132,7 @@ def test_errors():
         InteractionGraph.from_edges([0], [0], 1, 1, normalization="l2")
     with pytest.raises(InputError, match="user, item: expected shape .E,. of both"):
         InteractionGraph.from_edges([0, 1], [0], 2, 1)
-    with pytest.raises(InputError, match="value: expected shape \(2,\), got \(3,\)"):
+    with pytest.raises(InputError, match=r"value: expected shape \(2,\), got \(3,\)"):
         InteractionGraph.from_edges([0, 1], [0, 0], 2, 1, value=torch.ones(3))
 
 
@@ -119,3 +162,175 @@ def test_sample_needs_enough_users():
     graph = InteractionGraph.from_edges([0, 1, 1], [0, 0, 1], 3, 2)  # 1 has everything, 2 nothing
     with pytest.raises(InputError, match=r"batch_size: expected an integer in \[0, 1\]"):
         sample_bpr(graph, 2)
+
+
+# Using a graph never changes it.
+
+
+class Propagation(torch.nn.Module):
+    def __init__(self, graph: InteractionGraph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.item = torch.nn.Parameter(torch.arange(80.0).reshape(20, 4))
+
+    def forward(self) -> torch.Tensor:
+        return ops.spmm(self.graph.ui, self.item)
+
+
+def plain_graph(normalization="sym", **options) -> InteractionGraph:
+    user, item = torch.arange(50) % 10, torch.arange(50) % 20
+    return InteractionGraph.from_edges(user, item, 10, 20, normalization=normalization, **options)
+
+
+def trained(graph: InteractionGraph, backend: str) -> torch.Tensor:
+    """One gradient, and one batch; both must work after whatever was done to the graph."""
+    model = Propagation(graph)
+    with ops.backend(backend):
+        model().square().sum().backward()
+        sample_bpr(graph, 4, torch.Generator().manual_seed(0))
+    return model.item.grad
+
+
+def under_inference_mode(graph: InteractionGraph) -> None:
+    with torch.inference_mode():
+        Propagation(graph)()
+        sample_bpr(graph, 4)
+
+
+def under_export(graph: InteractionGraph) -> None:
+    exported = torch.export.export(Propagation(graph), ())
+    assert torch.equal(exported.module()(), Propagation(graph)())
+
+
+def under_compile(graph: InteractionGraph) -> None:
+    compiled = torch.compile(Propagation(graph), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(), Propagation(graph)())
+
+
+def under_fake_tensors(graph: InteractionGraph) -> None:
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True):
+        Propagation(graph)()
+        with pytest.raises(Exception):  # noqa: B017 - its number of users has no fake value
+            sample_bpr(graph, 4)
+        _ = graph.negative_rank_key
+
+
+def under_transforms(graph: InteractionGraph) -> None:
+    def loss(item):
+        with ops.backend("reference"):
+            sample_bpr(graph, 4)
+            return ops.spmm(graph.ui, item).sum()
+
+    torch.func.grad(loss)(torch.ones(20, 4))
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("valued", [False, True])
+@pytest.mark.parametrize(
+    "use",
+    [under_inference_mode, under_export, under_compile, under_fake_tensors, under_transforms],
+)
+def test_use_leaves_a_graph_as_it_was(use, valued, backend):
+    options = {"value": torch.arange(1.0, 51.0)} if valued else {}
+    graph = plain_graph(**options)
+    with ops.backend(backend):
+        use(graph)
+    fresh = plain_graph(**options)
+    assert torch.equal(trained(graph, backend), trained(fresh, backend))
+    kept = [v for v in vars(graph).values() if isinstance(v, torch.Tensor)]
+    kept += [v for view in (graph.ui, graph.iu) for v in vars(view).values() if v is not None]
+    assert all(type(v) is torch.Tensor and not v.is_inference() for v in kept)
+    assert torch.equal(graph.negative_rank_key, fresh.negative_rank_key)
+    assert torch.equal(graph.trainable_users, fresh.trainable_users)
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+def test_a_graph_built_under_inference_mode_can_be_trained_on(backend):
+    with torch.inference_mode():
+        value = torch.arange(1.0, 51.0)
+        lists = torch.arange(20, dtype=torch.int32).repeat(1, 10, 1)
+        graphs = [plain_graph(), plain_graph(value=value), *plain_graph().with_lists(lists)]
+        graphs += [graphs[0].with_value(torch.ones(graphs[0].nnz)), graphs[1].to("cpu")]
+    assert all(trained(graph, backend).isfinite().all() for graph in graphs[:2])
+    for graph in graphs[2:]:
+        with ops.backend(backend):
+            Propagation(graph)().sum().backward()
+
+
+def test_inference_mode_does_not_turn_gradients_on():
+    value = torch.ones(50, requires_grad=True)
+    with torch.inference_mode():
+        graph = plain_graph(value=value)
+        assert not torch.is_grad_enabled()
+    assert not graph.value.requires_grad and not graph.ui.value.requires_grad
+
+
+def test_tables_of_cold_items_are_kept_outside_inference_mode():
+    tables = ServingTables(
+        name="t", model="m", data_hash="h", seen="train",
+        user=torch.rand(9, 2), item=torch.rand(10, 2),
+        graph=InteractionGraph.from_edges(range(9), range(9), 9, 10),
+        train_degree=(torch.arange(10) < 9).long(),
+        features={"text": torch.rand(10, 3)},
+    )  # fmt: skip
+    with torch.inference_mode():
+        vectors = tables.cold_vectors
+    assert vectors is not None and not vectors.is_inference()
+    torch.nn.Linear(2, 1)(vectors).sum().backward()
+
+
+# The public cases, each named after its folder.
+
+
+def test_weighted_degree_cancellation():
+    generator = torch.Generator().manual_seed(0)
+    users, items, edges = 5000, 2000, 100_000
+    user = torch.randint(users, (edges,), generator=generator)
+    item = torch.randint(items, (edges,), generator=generator)
+    days = (torch.rand(users, generator=generator) * 730)[user]
+    graph = InteractionGraph.from_edges(
+        user, item, users, items, value=0.5 ** (days / 14), normalization="row"
+    )
+    sums = ops.spmm(graph.ui, torch.ones(items, 1)).squeeze(1)
+    assert torch.allclose(sums, (torch.bincount(user, minlength=users) > 0).float(), rtol=1e-6)
+
+
+def test_inference_mode_poisons_graph():
+    graph = plain_graph()
+    with torch.inference_mode():
+        ops.masked_topk(Propagation(graph)(), torch.ones(20, 4), k=5, exclude=graph.ui)
+    for backend in ("reference", "auto"):
+        assert bool(trained(graph, backend).any())
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_poisons_graph(strict):
+    model = Propagation(plain_graph())
+    expected = model()
+    torch.export.export(model, (), strict=strict)
+    assert type(model()) is torch.Tensor and torch.equal(model(), expected)
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(), expected)
+
+
+def test_from_scipy_dups_and_zeros():
+    coo = scipy.sparse.coo_matrix((np.ones(3), ([0, 0, 1], [1, 1, 0])), shape=(2, 2))
+    graph = InteractionGraph.from_scipy(coo, normalization="none")
+    assert graph.ui.to_dense().tolist() == coo.toarray().tolist() == [[0, 2], [1, 0]]
+    ratings = scipy.sparse.csr_matrix(np.array([[1, 0, 5.0], [0, 3, 4]]))
+    ratings.data[ratings.data < 4] = 0
+    graph = InteractionGraph.from_scipy(ratings)
+    assert ratings.nnz == 4 and graph.nnz == 2  # the matrix is left as it was
+    drawn = [sample_bpr(graph, 2) for _ in range(20)]
+    assert {int(i) for batch in drawn for i in batch.pos_item} == {2}
+
+
+def test_negative_weights_silent_zero():
+    for normalization in ("row", "row_sqrt", "sym"):
+        with pytest.raises(InputError, match=f"user 0 .*'{normalization}' divides by it, got -1;"):
+            InteractionGraph.from_edges(
+                [0, 0, 1], [1, 2, 0], 2, 3, value=[1.0, -2.0, 1.0], normalization=normalization
+            )
+    graph = InteractionGraph.from_edges(
+        [0, 0, 1], [1, 2, 0], 2, 3, value=[1.0, -2.0, 1.0], normalization="none"
+    )
+    assert graph.ui.to_dense().tolist() == [[0, 1, -2], [1, 0, 0]]

@@ -6,11 +6,15 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.graph import GraphView
+
+_INTEGER = (int, np.integer)
+_REAL = (int, float, np.integer, np.floating)
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -58,7 +62,7 @@ def check_shape(name: str, x: Tensor, shape: Sequence[int]) -> None:
 
 def check_number(name: str, x: Any, low: float, high: float, expected: str) -> None:
     """Check for a real number in [low, high); NaN and bool are refused."""
-    if isinstance(x, bool) or not isinstance(x, (int, float)) or not low <= x < high:
+    if isinstance(x, bool) or not isinstance(x, _REAL) or not low <= x < high:
         raise InputError(f"{name}: expected {expected}, got {x!r:.60}")
 
 
@@ -69,7 +73,7 @@ def check_not_negative(name: str, x: Any) -> None:
 
 def check_integer(name: str, x: Any, low: int, high: float = math.inf) -> None:
     """Check for an integer in [low, high]; bool is refused."""
-    if isinstance(x, bool) or not isinstance(x, int) or not low <= x <= high:
+    if isinstance(x, bool) or not isinstance(x, _INTEGER) or not low <= x <= high:
         expected = f">= {low}" if high == math.inf else f"in [{low}, {high}]"
         raise InputError(f"{name}: expected an integer {expected}, got {x!r:.60}")
 

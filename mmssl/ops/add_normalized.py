@@ -5,6 +5,7 @@ Legend: M views, N rows, D features.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator
 from typing import Any
 
@@ -40,7 +41,7 @@ def add_normalized(base: Tensor, x: Tensor, weight: float = 1.0) -> Tensor:
     check_tensor("x", x, dims="(M, N, D)")
     check_tensor("base", base, dims="(N, D)", like=x)
     check_shape("base", base, x.shape[1:])
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+    if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
         raise InputError(f"weight: expected a number, got {weight!r:.60}")
     if not use_native("add_normalized", x.device.type, x.dtype):
         return add_normalized_reference(base, x, weight)

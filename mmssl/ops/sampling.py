@@ -5,6 +5,7 @@ Legend: U users, I items, B triples.
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -79,7 +80,7 @@ def _draw(graph: InteractionGraph, batch_size: int, generator: torch.Generator |
     if not isinstance(graph, InteractionGraph):
         raise InputError(f"graph: expected an InteractionGraph, got {type(graph).__name__}")
     count = graph.trainable_users.numel()
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+    if not isinstance(batch_size, numbers.Integral) or isinstance(batch_size, bool):
         raise InputError(f"batch_size: expected an integer, got {batch_size!r:.60}")
     if not 0 <= batch_size <= count:
         raise InputError(

@@ -20,6 +20,7 @@ from mmssl import ops
 from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
+from mmssl.plain import plain_tensors
 from mmssl.serving.ids import Ids
 from mmssl.serving.recommend import (
     Ranker,
@@ -226,6 +227,7 @@ class Recommender:
         )
 
     @cached_property
+    @plain_tensors()
     def _unit_items(self) -> Tensor:
         return F.normalize(self._ranker.item)
 

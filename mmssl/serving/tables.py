@@ -22,6 +22,7 @@ from mmssl.data.tables import read_table
 from mmssl.errors import InputError
 from mmssl.files import file_sha256
 from mmssl.graph import InteractionGraph
+from mmssl.plain import plain_tensors
 from mmssl.serving.cold import FeatureMap, fit_feature_map
 from mmssl.training.run import RunDirectory
 
@@ -80,6 +81,7 @@ class ServingTables:
         return (self.train_degree == 0).nonzero().squeeze(1)
 
     @cached_property
+    @plain_tensors()
     def feature_map(self) -> FeatureMap | None:
         """Map from features to item vectors, fitted on first access; None without features."""
         if self.features:
@@ -87,6 +89,7 @@ class ServingTables:
         return None if self.stored is None else self.stored[0]
 
     @cached_property
+    @plain_tensors()
     def cold_vectors(self) -> Tensor | None:
         """(n, D) predicted vectors of `cold_items`; None without features."""
         if self.features and self.feature_map is not None:

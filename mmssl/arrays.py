@@ -1,0 +1,207 @@
+"""Conversion of ids and numbers in any array type to tensors, without loss and without a warning.
+
+Tensors of every integer or floating dtype, NumPy arrays (read-only, big-endian, strided), columns
+of pandas and polars and everything else that :func:`numpy.asarray` understands, lists and ranges.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mmssl.errors import InputError
+
+_HOW = {
+    "b": "",
+    "f": "; drop missing values, then convert with .astype('int64'), or .long() for a tensor",
+}
+_MAP = "; map ids to 0, 1, ... first, for instance with numpy.unique(ids, return_inverse=True)"
+
+
+def as_ids(name: str, values: Any, device: torch.device | None = None) -> Tensor:
+    """Convert integers to an int64 tensor.
+
+    Floating point numbers are refused even where they are whole, since a float column of ids is
+    often the result of missing values. An empty array of any numeric dtype is accepted.
+
+    Args:
+        name: Name of the argument, for messages.
+        values: Integers of any dtype and array type.
+        device: Device of the result; None leaves a tensor on its device and puts the rest on the
+            CPU. A tensor on another device is refused.
+
+    Raises:
+        InputError: ``values`` holds something other than integers, or one beyond int64.
+    """
+    if isinstance(values, Tensor):
+        _check_device(name, values, device)
+        kind = _kind(values.dtype)
+        if kind not in "iu" and (values.numel() or kind != "f"):
+            how = _HOW.get(kind, "")
+            raise InputError(f"{name}: expected integer ids, got {values.dtype}{how}")
+        ids = values.detach().long()
+        if values.dtype == torch.uint64 and bool((ids < 0).any()):
+            raise InputError(f"{name}: expected ids below 2^63, got a larger one")
+        return ids
+    array = _asarray(name, values)
+    if array.dtype == object:
+        array = _each(name, array, operator.index, "integer ids", np.int64)
+    if array.dtype.kind not in "iu" and (array.size or array.dtype.kind not in "f"):
+        how = _HOW.get(array.dtype.kind, _MAP)
+        raise InputError(f"{name}: expected integer ids, got {array.dtype}{how}")
+    if array.dtype.kind == "u" and array.dtype.itemsize == 8 and array.size:
+        if int(array.max()) >= 2**63:
+            raise InputError(f"{name}: expected ids below 2^63, got {array.max()}")
+    return _tensor(array, np.int64, device)
+
+
+def as_numbers(name: str, values: Any, device: torch.device | None = None) -> Tensor:
+    """Convert real numbers to a float32 or float64 tensor.
+
+    float64 stays float64; half precision, integers and lists become float32, a list float64 if a
+    value is outside the range of float32. Gradients flow back to a tensor. NaN and infinity are
+    not checked.
+
+    Args:
+        name: Name of the argument, for messages.
+        values: Real numbers of any dtype and array type.
+        device: As in :func:`as_ids`.
+
+    Raises:
+        InputError: ``values`` holds something other than real numbers.
+    """
+    if isinstance(values, Tensor):
+        _check_device(name, values, device)
+        if _kind(values.dtype) not in "iuf":
+            raise InputError(f"{name}: expected real numbers, got {values.dtype}")
+        numbers = values if values.dtype == torch.float64 else values.float()
+        return numbers.clone() if numbers.is_inference() else numbers
+    array = _asarray(name, values)
+    if array.dtype == object:
+        array = _each(name, array, float, "real numbers", np.float64)
+    if array.dtype.kind not in "iuf":
+        raise InputError(f"{name}: expected real numbers, got {array.dtype}")
+    wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8
+    if isinstance(values, (list, tuple)):
+        wide = _leaves_float32(array)
+    return _tensor(array, np.float64 if wide else np.float32, device)
+
+
+def as_count(name: str, value: Any) -> int:
+    """Convert an integer of any type, such as a NumPy scalar, in [0, 2^31); bool is refused.
+
+    Raises:
+        InputError: ``value`` is not an integer or out of range.
+    """
+    try:
+        count = -1 if isinstance(value, (bool, np.bool_)) else operator.index(value)
+    except TypeError:
+        count = -1
+    if not 0 <= count < 2**31:
+        raise InputError(f"{name}: expected an integer in [0, 2^31), got {value!r:.60}")
+    return count
+
+
+def _kind(dtype: torch.dtype) -> str:
+    """Return NumPy's letter for a kind of dtype: b(ool), i(nteger), f(loating), c(omplex)."""
+    if dtype.is_floating_point:
+        return "f"
+    return "b" if dtype == torch.bool else "c" if dtype.is_complex else "i"
+
+
+def _leaves_float32(array: np.ndarray[Any, Any]) -> bool:
+    """Return whether a finite number would become infinite, or one other than 0 become 0."""
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = array.astype(np.float32)
+    lost = ((narrow == 0) & (array != 0)) | (np.isinf(narrow) & np.isfinite(array))
+    return bool(lost.any())
+
+
+def _check_device(name: str, values: Tensor, device: torch.device | None) -> None:
+    if values.layout is not torch.strided:
+        raise InputError(f"{name}: expected a dense tensor, got one of layout {values.layout}")
+    if device is not None and values.device != device:
+        raise InputError(f"{name}: expected device {device}, got {values.device}")
+
+
+def _asarray(name: str, values: Any) -> np.ndarray[Any, Any]:
+    """Call :func:`numpy.asarray`, unless that would lose something."""
+    if isinstance(values, np.ma.MaskedArray) and bool(np.ma.getmaskarray(values).any()):
+        raise InputError(f"{name}: expected no missing values, got a masked array that masks some")
+    try:
+        array = np.asarray(values)
+    except (ValueError, TypeError, RuntimeError) as error:
+        reason = str(error).strip().splitlines()
+        raise InputError(
+            f"{name}: expected a one-dimensional array of numbers, got {type(values).__name__} "
+            f"({reason[0] if reason else type(error).__name__:.100})"
+        ) from error
+    if array.ndim == 0 and array.dtype == object:
+        raise InputError(
+            f"{name}: expected a one-dimensional array of numbers, got {type(values).__name__}"
+        )
+    return array
+
+
+def _each(
+    name: str, array: np.ndarray[Any, Any], convert: Any, expected: str, dtype: Any
+) -> np.ndarray[Any, Any]:
+    """Convert an array of Python objects, as nullable columns of pandas give, one by one."""
+    out = np.empty(array.size, dtype)
+    hint = _MAP if convert is operator.index else ""
+    for position, element in enumerate(array.ravel()):
+        try:
+            if isinstance(element, (bool, np.bool_, str, bytes)):
+                raise TypeError
+            out[position] = convert(element)
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(
+                f"{name}: expected {expected}, got {element!r:.60} at position {position}{hint}"
+            ) from None
+    return out.reshape(array.shape)
+
+
+def _tensor(array: np.ndarray[Any, Any], dtype: Any, device: torch.device | None) -> Tensor:
+    with np.errstate(over="ignore"):  # what overflows is infinite, which the callers refuse
+        array = np.asarray(array, dtype, order="C")
+    # torch.from_numpy warns of a read-only array and refuses a negative stride, which even an
+    # array of one element may have.
+    if not array.flags.writeable or any(stride < 0 for stride in array.strides):
+        array = array.copy()
+    return torch.from_numpy(array).to(device)
+
+
+def numbers_of_scipy(matrix: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """List the entries of a scipy sparse matrix that are not 0, after adding up repeated ones.
+
+    Args:
+        matrix: (U, I), in any format; left as it is.
+
+    Returns:
+        Row and column (E,) int64, and value (E,) float32; float64 if a value is outside the range
+        of float32.
+
+    Raises:
+        InputError: ``matrix`` is not a two-dimensional sparse matrix of real numbers.
+    """
+    if not hasattr(matrix, "tocsr") or len(getattr(matrix, "shape", ())) != 2:
+        raise InputError(
+            "matrix: expected a scipy sparse matrix of shape (U, I), got "
+            f"{type(matrix).__name__} {tuple(getattr(matrix, 'shape', ()))}"
+        )
+    if matrix.dtype.kind not in "biuf":
+        raise InputError(f"matrix: expected real numbers, got {matrix.dtype}")
+    if matrix.dtype.kind in "iu" or matrix.dtype == np.float16:
+        matrix = matrix.astype(np.float64)  # small integers would wrap around where they add up
+    csr = matrix.tocsr()
+    if not csr.has_canonical_format or bool((csr.data == 0).any()):
+        csr = csr.copy()
+        csr.sum_duplicates()
+        csr.eliminate_zeros()
+    coo = csr.tocoo()
+    value = _tensor(coo.data, np.float64 if _leaves_float32(coo.data) else np.float32, None)
+    return as_ids("matrix", coo.row), as_ids("matrix", coo.col), value
