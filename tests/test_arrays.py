@@ -13,38 +13,7 @@ from mmssl import ops
 from mmssl.arrays import as_ids, as_numbers
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
-
-try:
-    import pandas
-except ModuleNotFoundError:
-    pandas = None
-
-
-class Column:
-    """What a filtered column of pandas is to NumPy: labels with gaps, and ``__array__``.
-
-    Indexing goes by label, so that code that treats it as a sequence fails.
-    """
-
-    def __init__(self, values, dtype=None):
-        self.array = np.asarray(values, dtype)
-
-    def __array__(self, dtype=None, copy=None):
-        return self.array if dtype is None else self.array.astype(dtype)
-
-    def __len__(self):
-        return len(self.array)
-
-    def __getitem__(self, label):
-        raise KeyError(label)
-
-
-def filtered(values):
-    """A filtered column of pandas, or the same by hand where pandas is not installed."""
-    if pandas is None:
-        return Column(values)
-    frame = pandas.DataFrame({"x": np.repeat(values, 2), "kept": [False, True] * len(values)})
-    return frame[frame.kept].x
+from tests.arrays import Column, filtered
 
 
 def readonly(array):
@@ -232,10 +201,3 @@ def test_numpy_scalars_as_options_of_ops(backend):
         for wrong in (np.float64(2), np.True_):
             with pytest.raises(InputError, match="^k: expected an integer >= 0"):
                 ops.masked_topk(a, b, wrong)
-
-
-def test_pandas_filtered():
-    """The public case of this name."""
-    some = filtered([0, 1, 2]), filtered([2, 0, 3]), filtered([3.0, 4.0, 5.0])
-    graph = InteractionGraph.from_edges(*some[:2], 3, 4, value=some[2])
-    assert graph.index.col.tolist() == [2, 0, 3] and graph.value.tolist() == [3, 4, 5]

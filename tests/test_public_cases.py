@@ -18,9 +18,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from scipy import sparse
 
+from mmssl import ops
 from mmssl.data import read_dataset
 from mmssl.data.log import read_log
+from mmssl.errors import InputError
+from mmssl.graph import InteractionGraph
+from mmssl.ops import sample_bpr
+from tests.arrays import filtered
 from tests.shell import LOG, ROWS, Shell, pairs, pairs_of, same_log, table
 
 pa = pytest.importorskip("pyarrow", reason="importing tables needs pyarrow (extra data)")
@@ -308,3 +315,84 @@ MOMENT = 1_500_001_768_000_000  # 2017-07-14 03:09:28 UTC
 def test_the_usual_ways_to_write_a_moment(shell, text):
     shell.write("log.tsv", f"user\titem\ttime\na\tx\t{text}\n")
     assert shell.bring("log.tsv").time.tolist() == [MOMENT]
+
+
+# Graphs and arrays.
+
+
+class Propagation(torch.nn.Module):
+    def __init__(self, graph):
+        super().__init__()
+        self.graph, self.item = graph, torch.nn.Parameter(torch.arange(80.0).reshape(20, 4))
+
+    def forward(self):
+        return ops.spmm(self.graph.ui, self.item)
+
+
+def small_graph():
+    return InteractionGraph.from_edges(torch.arange(50) % 10, torch.arange(50) % 20, 10, 20)
+
+
+def gradient(graph, backend):
+    model = Propagation(graph)
+    with ops.backend(backend):
+        model().square().sum().backward()
+    return model.item.grad
+
+
+def test_weighted_degree_cancellation():
+    generator = torch.Generator().manual_seed(0)
+    users, items, edges = 5000, 2000, 100_000
+    user = torch.randint(users, (edges,), generator=generator)
+    item = torch.randint(items, (edges,), generator=generator)
+    days = (torch.rand(users, generator=generator) * 730)[user]
+    graph = InteractionGraph.from_edges(
+        user, item, users, items, value=0.5 ** (days / 14), normalization="row"
+    )
+    sums = ops.spmm(graph.ui, torch.ones(items, 1)).squeeze(1)
+    assert torch.allclose(sums, (torch.bincount(user, minlength=users) > 0).float(), rtol=1e-6)
+
+
+def test_inference_mode_poisons_graph():
+    graph = small_graph()
+    with torch.inference_mode():
+        ops.masked_topk(Propagation(graph)(), torch.ones(20, 4), k=5, exclude=graph.ui)
+    for backend in ("reference", "auto"):
+        assert bool(gradient(graph, backend).any())
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_export_poisons_graph(strict):
+    model = Propagation(small_graph())
+    expected = model()
+    torch.export.export(model, (), strict=strict)
+    assert type(model()) is torch.Tensor and torch.equal(model(), expected)
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="eager")(), expected)
+
+
+def test_from_scipy_dups_and_zeros():
+    coo = sparse.coo_matrix((np.ones(3), ([0, 0, 1], [1, 1, 0])), shape=(2, 2))
+    graph = InteractionGraph.from_scipy(coo, normalization="none")
+    assert graph.ui.to_dense().tolist() == coo.toarray().tolist() == [[0, 2], [1, 0]]
+    ratings = sparse.csr_matrix(np.array([[1, 0, 5.0], [0, 3, 4]]))
+    ratings.data[ratings.data < 4] = 0
+    graph = InteractionGraph.from_scipy(ratings)
+    assert ratings.nnz == 4 and graph.nnz == 2  # the matrix is left as it was
+    drawn = [sample_bpr(graph, 2) for _ in range(20)]
+    assert {int(i) for batch in drawn for i in batch.pos_item} == {2}
+
+
+def test_negative_weights_silent_zero():
+    for normalization in ("row", "row_sqrt", "sym"):
+        with pytest.raises(InputError, match=f"user 0 .*'{normalization}' divides by it, got -1;"):
+            InteractionGraph.from_edges(
+                [0, 0, 1], [1, 2, 0], 2, 3, value=[1.0, -2.0, 1.0], normalization=normalization
+            )
+
+
+def test_pandas_filtered():
+    user, item, value = filtered([0, 1, 2]), filtered([2, 0, 3]), filtered([3.0, 4.0, 5.0])
+    graph = InteractionGraph.from_edges(user, item, 3, 4, value=value)
+    assert graph.index.col.tolist() == [2, 0, 3] and graph.value.tolist() == [3, 4, 5]
+    with pytest.raises(InputError, match="user: expected integer ids, got float64; drop missing"):
+        InteractionGraph.from_edges(value, item, 6, 4)
