@@ -173,7 +173,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, pip, monkeypatch, place):
     if place == "download":
         monkeypatch.setattr(catalog.subprocess, "run", interrupt)
     else:
-        monkeypatch.setattr(writers.np, "save", interrupt)
+        monkeypatch.setattr(writers, "save_array", interrupt)
     with pytest.raises(KeyboardInterrupt):
         catalog.fetch("ml-100k", tmp_path / "ml")
     assert list(tmp_path.rglob("*")) == [scratch]

@@ -136,7 +136,7 @@ def test_an_interrupt_leaves_nothing(tmp_path, toy_dataset, monkeypatch, fault):
     def fail(*args, **kwargs):
         raise fault
 
-    monkeypatch.setattr(writers.np, "save", fail)
+    monkeypatch.setattr(writers, "save_array", fail)
     expected = InputError if isinstance(fault, OSError) else KeyboardInterrupt
     with pytest.raises(expected):
         write_dataset(toy_dataset, tmp_path / "out")
