@@ -40,7 +40,7 @@ def run_emulated(folder: Path, op: str) -> None:
     The sanitizers are on, so that an index out of range is a failure as well.
     """
     program = folder / "emulated"
-    folders = [op, *_launchers_of_other_ops(op)]
+    folders = dict.fromkeys([op, *_kernels_used(op)])
     sources = [f"csrc/ops/{op}/emulator_test.cpp"]
     sources += sorted(str(p) for name in folders for p in (ROOT / "csrc/ops" / name).glob("*.cu"))
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
@@ -58,8 +58,8 @@ def run_emulated(folder: Path, op: str) -> None:
     assert "ok" in done.stdout
 
 
-def _launchers_of_other_ops(op: str) -> list[str]:
-    """The ops whose CUDA kernels csrc/ops/OP calls, by the headers that it includes."""
+def _kernels_used(op: str) -> list[str]:
+    """The ops whose CUDA kernels csrc/ops/OP calls, its own included, by their headers."""
     text = "".join(path.read_text() for path in (ROOT / "csrc/ops" / op).glob("*.cu*"))
     return re.findall(r'#include "ops/(\w+)/kernels.cuh"', text)
 

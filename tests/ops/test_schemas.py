@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,7 @@ def view_cases() -> dict[str, dict[str, torch.Tensor]]:
 def raw_calls() -> dict[str, Callable[[], Any]]:
     """Invalid calls of the operators themselves."""
     op = torch.ops.mmssl
+    both = table(USERS), table(ITEMS)
     calls: dict[str, Callable[[], Any]] = {}
     for label, changes in view_cases().items():
         view = raw_view(**changes)
@@ -107,25 +109,17 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
             [table(ITEMS)] * 2, *[[of_view, t] for of_view, t in zip(raw_view(), view, strict=True)]
         )
         if not label.startswith("value"):
-            calls[f"spmm_value_grad: {label}"] = lambda view=view: op.spmm_value_grad(
-                table(USERS), table(ITEMS), *view[:6], *view[7:]
-            )
-        # Here the view is both directions of the graph, by user and, transposed, by item.
-        index, (row, column, value), maps = view[:4], view[4:7], view[7:]
-        if "edge" not in label:
-            rest = (*index, row, column, column, row, value, maps[1], 2, 0.5)
-            calls[f"propagate_layers: {label}"] = lambda rest=rest: op.propagate_layers(
-                *[table(USERS), table(ITEMS)] * 2, *rest
-            )
-            calls[f"propagate_layers_backward: {label}"] = lambda rest=rest: (
-                op.propagate_layers_backward(table(USERS), table(ITEMS), *rest)
-            )
+            call = partial(op.spmm_value_grad, *both, *view[:6], *view[7:])
+            calls[f"spmm_value_grad: {label}"] = call
+        if "edge" not in label:  # the operator reads t_edge alone
+            rest = (*view[:6], view[5], view[4], view[6], view[8], 2, 0.5)
+            forward, backward = op.propagate_layers, op.propagate_layers_backward
+            calls[f"propagate_layers: {label}"] = partial(forward, *both, *both, *rest)
+            calls[f"propagate_layers_backward: {label}"] = partial(backward, *both, *rest)
     calls["spmm: x is short"] = lambda: op.spmm(table(ITEMS - 1), *raw_view())
     calls["spmm: x is float16"] = lambda: op.spmm(table(ITEMS).half(), *raw_view())
-
     view = raw_view()
     good = (*view[:6], view[5], view[4], view[6], view[8], 2, 0.5)
-    both = table(USERS), table(ITEMS)
     layers = {
         "user is short": (*both, table(USERS - 1), both[1], *good),
         "item is wide": (*both, both[0], table(ITEMS, DIM + 1), *good),
@@ -135,10 +129,7 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
         "t_edge is too large": (*both, *both, *good[:9], view[8] + 12, 2, 0.5),
         "no layer": (*both, *both, *good[:-2], 0, 0.5),
     }
-    for label, arguments in layers.items():
-        calls[f"propagate_layers: {label}"] = lambda arguments=arguments: op.propagate_layers(
-            *arguments
-        )
+    calls |= {f"propagate_layers: {k}": partial(op.propagate_layers, *v) for k, v in layers.items()}
 
     index = graph().index
     draw = torch.full((3, 2), 0.5, dtype=torch.float64)
