@@ -27,10 +27,10 @@ from mmssl.models.mmssl.model import MMSSL
 def milliseconds(jobs: dict[str, Callable[[], object]]) -> dict[str, float]:
     """Return the medians of ten interleaved rounds."""
     works = {name: Work(job) for name, job in jobs.items()}
-    turns = take_turns(works, clock_of("cpu"), seconds=0, turns=10, most_calls=3)
+    rounds = take_turns(works, clock_of("cpu"), seconds=0, turns=10, most_calls=3)
     return {
         name: Timing.of([call.full for turn in found for call in turn]).median_ms
-        for name, found in turns.items()
+        for name, found in rounds.items()
     }
 
 

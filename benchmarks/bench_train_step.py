@@ -216,8 +216,8 @@ def measure(
     return Case("training step", name, "float32", sizes, PEER, ordered, commit=environment.commit())
 
 
-def _timing(turns: Turns, name: str) -> Timing:
-    return Timing.of([call.full for turn in turns[name] for call in turn])
+def _timing(rounds: Turns, name: str) -> Timing:
+    return Timing.of([call.full for turn in rounds[name] for call in turn])
 
 
 def _peak(name: str, data: str, device: str) -> dict[str, float]:

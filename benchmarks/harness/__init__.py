@@ -1,1 +1,1 @@
-"""What all benchmarks share: turns, agreement, memory, limits, one schema of results."""
+"""What all benchmarks share: rounds, agreement, memory, limits, one schema of results."""

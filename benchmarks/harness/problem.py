@@ -169,10 +169,10 @@ def largest_deviation(got: Sequence[Tensor], expected: Sequence[Tensor]) -> floa
     return worst
 
 
-def _row(turns: Turns, name: str, baseline: str, limit: Limit | None) -> Row:
-    calls = [call for turn in turns[name] for call in turn]
+def _row(rounds: Turns, name: str, baseline: str, limit: Limit | None) -> Row:
+    calls = [call for turn in rounds[name] for call in turn]
     full = Timing.of([call.full for call in calls])
-    row = Row(full, relative=Spread.of(ratios(turns, name, baseline)))
+    row = Row(full, relative=Spread.of(ratios(rounds, name, baseline)))
     if any(call.forward != call.full for call in calls):
         row.forward = Timing.of([call.forward for call in calls])
         row.backward = Timing.of([call.full - call.forward for call in calls])

@@ -109,7 +109,7 @@ def block() -> str:
             "",
             _step_table(step, evaluate).markdown(),
             "",
-            "Ops, forward + backward, float32, against the limit measured in the same turns and",
+            "Ops, forward + backward, float32, against the limit measured in the same rounds and",
             f"the fastest peer that computes the same; {_machine(ops)}:",
             "",
             _op_table(ops).markdown(),

@@ -44,11 +44,11 @@ def test_timing_and_spread():
 def test_turns_interleave_and_rotate():
     order: list[str] = []
     works = {name: Work(lambda name=name: order.append(name)) for name in "ab"}
-    turns = take_turns(works, Ticks(), seconds=0, turns=2, most_calls=1)
+    rounds = take_turns(works, Ticks(), seconds=0, turns=2, most_calls=1)
     # A warm-up each in the first round; the second round starts with the other one.
     assert "".join(order) == "aabbba"[:4] + "ba"
-    assert [len(calls) for calls in turns["a"]] == [1, 1]
-    assert ratios(turns, "a", "b") == [1.0, 1.0]
+    assert [len(calls) for calls in rounds["a"]] == [1, 1]
+    assert ratios(rounds, "a", "b") == [1.0, 1.0]
 
 
 def test_a_call_is_split_into_forward_and_backward():
