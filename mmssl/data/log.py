@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.data.dataset import FloatArray, IntArray, Interactions
+from mmssl.data.dataset import FloatArray, IntArray, InteractionDataset, Interactions
 from mmssl.data.manifest import Manifest, Source, read_manifest, write_manifest
 from mmssl.data.npy import read_records, save_array
 from mmssl.data.readers import IdMaps, read_dataset, read_id_maps
@@ -126,7 +126,7 @@ def read_log(directory: Path) -> tuple[InteractionLog, Manifest]:
     """
     info = read_manifest(directory)
     if not is_log(directory) and info.log_hash is None:
-        return _union(directory), info
+        return joined(read_dataset(directory, modalities=())), info
     path = directory / FILE
     records = read_records(path, _KINDS, required=("user", "item"))
     if info.log_hash not in (None, _hash(records)):
@@ -157,8 +157,8 @@ def read_log(directory: Path) -> tuple[InteractionLog, Manifest]:
     return log, info
 
 
-def _union(directory: Path) -> InteractionLog:
-    dataset = read_dataset(directory, modalities=())
+def joined(dataset: InteractionDataset) -> InteractionLog:
+    """Join the splits of a data set into one log, without times or ratings."""
     parts = [edges for _, edges in dataset.splits()]
     edges = Interactions.from_edges(
         np.concatenate([part.user for part in parts]), np.concatenate([part.item for part in parts])

@@ -13,14 +13,13 @@ from mmssl.data.importing.given import from_train
 from mmssl.data.importing.options import Imported, ImportOptions
 from mmssl.data.importing.table import read_bytes
 from mmssl.data.importing.tensors import tensor_features
-from mmssl.data.log import InteractionLog
+from mmssl.data.log import joined
 from mmssl.data.manifest import Source
 from mmssl.data.readers import (
     FEATURE_SUFFIX,
     MASK_SUFFIX,
     NEIGHBORS_SUFFIX,
     SPLITS,
-    IdMaps,
     read_dataset,
     read_split,
 )
@@ -63,7 +62,7 @@ def import_mmssl(path: Path, options: ImportOptions) -> Imported:
     plain = dataclasses.replace(
         dataset, name=options.name or dataset.name, features={}, masks={}, neighbors={}
     )
-    data = _joined(plain) if options.splits == "join" else plain
+    data = joined(plain) if options.splits == "join" else plain
     unread = [name for name in passed_over(path) if not name.endswith(("_feat.pt", "_feat.pth"))]
     rest = (f"files that are not read: {', '.join(unread[:10])}",) if unread else ()
     return Imported(data, source, features, notes=(*notes, *told, *rest))
@@ -107,17 +106,3 @@ def _disjoint(parts: list[Interactions]) -> dict[str, Interactions]:
         raise InputError(f"expected at least three interactions, got {user.size}")
     one, other = Interactions(user[:1], item[:1]), Interactions(user[1:2], item[1:2])
     return {"train": Interactions(user[2:], item[2:]), "val": one, "test": other}
-
-
-def _joined(dataset: InteractionDataset) -> InteractionLog:
-    parts = [edges for _, edges in dataset.splits()]
-    edges = Interactions.from_edges(
-        np.concatenate([part.user for part in parts]), np.concatenate([part.item for part in parts])
-    )
-    return InteractionLog(
-        name=dataset.name,
-        num_users=dataset.num_users,
-        num_items=dataset.num_items,
-        **edges._asdict(),
-        **{name: getattr(dataset, name) for name in IdMaps._fields},
-    )
