@@ -29,3 +29,32 @@ class LightGCNConfig(Section):
     patience: Annotated[int, ">= 1"] = 50
     """Validations without an improvement of Recall@20 before training stops. BPR first stays on a
     plateau at the level of popularity, where a shorter patience would stop it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreedomConfig(Section):
+    """The FREEDOM baseline (Zhou and Shen, MM 2023), with the settings of the authors' code."""
+
+    num_layers: Annotated[int, ">= 0"] = 2
+    """Number of propagation layers over the interaction graph."""
+    num_item_layers: Annotated[int, ">= 0"] = 1
+    """Number of propagation layers over the item graph."""
+    num_neighbors: Annotated[int, ">= 1"] = 10
+    """Neighbors of an item per modality, itself included; a neighbor list in the data is used as it
+    is."""
+    image_weight: Annotated[float, "in [0, 1]"] = 0.1
+    """Weight of the modality `image` in the item graph; the others share the rest equally."""
+    prune: Annotated[float, "in [0, 1)"] = 0.8
+    """Share of the train edges left out of the propagation, drawn again every epoch with
+    probabilities that grow with the degrees of both ends."""
+    reg: Annotated[float, ">= 0"] = 0.0
+    """Weight of BPR between the users and the projected features. The authors search 0, 1e-5, 1e-4
+    and 1e-3."""
+    lr: Annotated[float, "> 0"] = 1e-3
+    """Learning rate of Adam."""
+    batch_size: Annotated[int, ">= 1"] = 2048
+    """Edges per step."""
+    epochs: Annotated[int, ">= 1"] = 1000
+    """Maximum number of epochs."""
+    patience: Annotated[int, ">= 1"] = 20
+    """Validations without an improvement of Recall@20 before training stops."""

@@ -70,6 +70,13 @@ _SPECS = (
         changeable=("lightgcn.epochs", "lightgcn.patience", "lightgcn.lr"),
     ),
     ModelSpec(
+        name="freedom",
+        task="mmssl.models.freedom:FreedomTask",
+        reads=("freedom", "model.embedding_dim", "training.seed"),
+        schedule="freedom",
+        changeable=("freedom.epochs", "freedom.patience", "freedom.lr"),
+    ),
+    ModelSpec(
         name="popularity",
         task="mmssl.models.popularity:PopularityTask",
         reads=(),

@@ -15,13 +15,9 @@ from mmssl.data.dataset import Interactions
 from mmssl.data.neighbors import Neighbors
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
+from mmssl.models.item_graph import nearest_neighbors
 from mmssl.models.plus import item_graph
-from mmssl.models.plus.item_graph import (
-    build_item_graph,
-    co_visit_lift,
-    co_visits,
-    nearest_neighbors,
-)
+from mmssl.models.plus.item_graph import build_item_graph, co_visit_lift, co_visits
 
 
 def brute_force(features: np.ndarray, k: int) -> list[tuple[int, int]]:

@@ -17,7 +17,8 @@ from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
 from mmssl.models.plus.loss import catalog_softmax, with_offset
 from mmssl.models.plus.model import Plus
-from mmssl.models.plus.task import PlusTask, prune
+from mmssl.models.plus.task import PlusTask
+from mmssl.models.pruning import prune
 from mmssl.ops import Triples
 
 
@@ -250,7 +251,7 @@ def test_pruning_spares_rare_items(tiny_dataset):
     task = task_for(tiny_dataset, "plus.prune=0.5", "plus.contrast_weight=0")
     user, item = task.graph.ui.row_of_edge(), task.graph.index.col.long()
     degrees = task.graph.index.rowptr.diff()[user] * task.graph.index.colptr.diff()[item]
-    torch.testing.assert_close(task._keep_weight, degrees.double().rsqrt())
+    torch.testing.assert_close(task.pruning.weight, degrees.double().rsqrt())
     task.start_epoch(0, 0)
     first = task.pruned
     assert first.nnz == task.graph.nnz - task.graph.nnz // 2

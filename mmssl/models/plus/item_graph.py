@@ -3,7 +3,7 @@
 As in FREEDOM, the graph is built once and stays fixed. Source: Zhou, Shen: "A Tale of Two Graphs:
 Freezing and Denoising Graph Structures for Multimodal Recommendation", MM 2023, arXiv 2211.06924.
 
-Legend: U users, I items, d width of a modality, k neighbors, E edges.
+Legend: U users, I items, E edges.
 """
 
 from __future__ import annotations
@@ -11,12 +11,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl import ops
 from mmssl.errors import InputError
 from mmssl.graph import GraphView, InteractionGraph
+from mmssl.models.item_graph import modality_edges
 
 if TYPE_CHECKING:
     from mmssl.config import PlusConfig
@@ -24,38 +23,6 @@ if TYPE_CHECKING:
 
 # Users of an edge's first item that are searched among those of its second at the same time.
 _PAIRS_PER_BLOCK = 1 << 22
-
-
-def nearest_neighbors(features: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k items with the highest cosine to each item, after the mean row has been subtracted.
-
-    Features of real encoders share a large common component, which would put all cosines close
-    together. The search is exact and holds no I x I matrix; equal cosines rank by smaller id.
-    A zero row stands for an item without content, and a row equal to the mean has no direction:
-    either has no neighbors and is not a neighbor.
-
-    Args:
-        features: (I, d) float32.
-        k: Number of neighbors; may exceed the number of items.
-
-    Returns:
-        item and neighbor, (E,) int64 each, sorted by item, nearest neighbor first.
-    """
-    known = features.any(1).nonzero().squeeze(1)  # (n,)
-    rows = features[known].double()
-    centered = rows - rows.mean(0)
-    # What rounding leaves of rows that are all the same is no direction.
-    distinct = centered.norm(dim=1) > 1e-6 * rows.norm(dim=1)
-    known, centered = known[distinct], centered[distinct]
-    count = known.numel()
-    k = min(k, max(count - 1, 0))
-    if k == 0:
-        return known.new_empty(0), known.new_empty(0)
-    directions = F.normalize(centered).float().contiguous()  # (n, d)
-    each = torch.arange(count, device=features.device)
-    itself = InteractionGraph.from_edges(each, each, count, count, normalization="none").ui
-    _, nearest = ops.masked_topk(directions, directions, k, exclude=itself)  # (n, k)
-    return known.repeat_interleave(k), known[nearest.flatten()]
 
 
 def co_visits(graph: InteractionGraph, first: Tensor, second: Tensor) -> Tensor:
@@ -111,23 +78,6 @@ def co_visit_lift(graph: InteractionGraph, first: Tensor, second: Tensor) -> flo
     chance = scale.sum() * (of_user * (of_user - 1)).sum() / graph.nnz**2
     found = (co_visits(graph, first, second) / scale).sum()
     return float(found / chance) if float(chance) > 0 else 0.0
-
-
-def modality_edges(
-    dataset: InteractionDataset, name: str, num_neighbors: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return items, their neighbors and the values of the edges, (P,) each, of one modality.
-
-    The neighbor list in the data set has precedence over neighbors computed from the features,
-    whose values are 1.
-    """
-    if name not in dataset.neighbors:
-        row, column = nearest_neighbors(torch.from_numpy(dataset.features[name]), num_neighbors)
-        return row, column, torch.ones(row.numel())
-    listed = dataset.neighbors[name]
-    row, column = torch.from_numpy(listed.row), torch.from_numpy(listed.col)
-    value = torch.ones(row.numel()) if listed.value is None else torch.from_numpy(listed.value)
-    return row, column, value
 
 
 def build_item_graph(

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from mmssl import ops
 from mmssl.evaluation.evaluator import Evaluator
-from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.plus.item_graph import build_item_graph
 from mmssl.models.plus.loss import Scored, catalog_softmax, with_offset
 from mmssl.models.plus.model import Plus, PlusViews
+from mmssl.models.pruning import EdgePruning
 from mmssl.ops import Triples
 from mmssl.training import SELECTION_METRIC
 from mmssl.training.pairwise import PairwiseTask
@@ -41,10 +41,7 @@ class PlusTask(PairwiseTask):
     ) -> None:
         self.settings = config.plus
         super().__init__(dataset, config, device, settings=config.plus)
-        user, item = self.graph.ui.row_of_edge(), self.graph.index.col.long()
-        user_degree = self.graph.index.rowptr.diff()[user].double()
-        item_degree = self.graph.index.colptr.diff()[item].double()
-        self._keep_weight = (user_degree * item_degree).rsqrt()  # (E,)
+        self.pruning = EdgePruning(self.graph, self.settings.prune)
         degree = self.graph.index.colptr.diff().double()
         # Centered, because a constant changes neither the softmax nor a ranking.
         popularity = (degree.log1p() - degree.log1p().mean())[:, None]
@@ -64,15 +61,9 @@ class PlusTask(PairwiseTask):
         )
 
     def draw_epoch(self) -> None:
-        """Draw the order of the edges, and those that stay in the propagation.
-
-        ``n (1 - prune)`` edges are drawn without replacement with weights ``(d_u d_i)^-1/2``: edges
-        of popular items and active users carry least information (FREEDOM, equation 8).
-        """
+        """Draw the order of the edges, and those that stay in the propagation."""
         super().draw_epoch()
-        self.pruned: InteractionGraph | None = None
-        if self.settings.prune > 0:
-            self.pruned = prune(self.graph, self._keep_weight, self.settings.prune, self.generator)
+        self.pruned = self.pruning.draw(self.generator)
 
     def losses(self, batch: Triples) -> dict[str, Tensor]:
         """See the base class."""
@@ -146,29 +137,3 @@ class PlusTask(PairwiseTask):
             rows.append(item[batch.neg_item])
         squares = torch.stack([row.square().sum() for row in rows]).sum()
         return self.settings.reg * 0.5 * squares / batch.user.numel()
-
-
-def prune(
-    graph: InteractionGraph, weight: Tensor, rate: float, generator: torch.Generator
-) -> InteractionGraph:
-    """Keep ``E - floor(rate E)`` edges, drawn without replacement in proportion to ``weight``.
-
-    The sample is that of successive draws, by the exponential race of Efraimidis and Spirakis
-    (Information Processing Letters 2006); torch.multinomial is limited to 2^24 edges.
-
-    Args:
-        graph: A binary graph.
-        weight: (E,) > 0, in the order of ``graph.ui``.
-        rate: Share of the edges to drop, in [0, 1).
-        generator: On the graph's device.
-    """
-    count = graph.nnz - int(rate * graph.nnz)
-    uniform = torch.rand(graph.nnz, generator=generator, device=graph.device, dtype=torch.float64)
-    kept = (-torch.log1p(-uniform) / weight).argsort(stable=True)[:count]
-    return InteractionGraph.from_edges(
-        graph.ui.row_of_edge()[kept],
-        graph.index.col.long()[kept],
-        graph.num_users,
-        graph.num_items,
-        normalization=graph.normalization,
-    )

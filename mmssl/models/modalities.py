@@ -1,0 +1,66 @@
+"""What the multi-modal baselines do with the item features of a data set.
+
+Legend: I items, D embedding dim, M modalities, d_m width of modality m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.errors import InputError
+from mmssl.models.linear import Linear
+
+if TYPE_CHECKING:
+    from mmssl.data.dataset import FloatArray, InteractionDataset
+
+
+def modalities_of(dataset: InteractionDataset, model: str, *, lists: bool = False) -> list[str]:
+    """Return the sorted names of the modalities that a model can use, at least one.
+
+    Args:
+        dataset: The data.
+        model: Its name, for the error message.
+        lists: Whether a neighbor list stands for features.
+
+    Raises:
+        InputError: The data set has no such modality.
+    """
+    names = {*dataset.features, *(dataset.neighbors if lists else ())}
+    if not names:
+        expected = "item features (NAME_feat.npy)"
+        if lists:
+            expected += " or neighbor lists (NAME_knn.npz)"
+        got = "neighbor lists only" if dataset.neighbors else "no modality"
+        raise InputError(f"data set {dataset.name}: {model} expects {expected}, got {got}")
+    return sorted(names)
+
+
+class FeatureProjections(nn.Module):
+    """A linear map of the raw features of every modality, ``f_m = X_m W_m + b_m``.
+
+    The features are constants and not part of the state. Weights are Xavier-uniform.
+
+    Args:
+        features: Modality name -> (I, d_m) raw features.
+        width: D.
+    """
+
+    def __init__(self, features: Mapping[str, FloatArray], width: int) -> None:
+        super().__init__()
+        # Indexed by position: a modality may have any name, including those of module attributes.
+        self.layers = nn.ModuleList()
+        for position, rows in enumerate(features.values()):
+            self.register_buffer(f"raw_{position}", torch.from_numpy(rows), persistent=False)
+            layer = Linear(rows.shape[1], width)
+            nn.init.xavier_uniform_(layer.weight)
+            self.layers.append(layer)
+
+    def forward(self) -> list[Tensor]:
+        """Compute M matrices (I, D), in the order of the modalities."""
+        return [
+            layer(self.get_buffer(f"raw_{position}")) for position, layer in enumerate(self.layers)
+        ]

@@ -1,0 +1,144 @@
+"""FREEDOM against the dense equations of the paper, its frozen graph, its losses, its training."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mmssl.config import load_config
+from mmssl.data.neighbors import Neighbors
+from mmssl.errors import InputError
+from mmssl.models.item_graph import frozen_item_graph, modality_weights
+from mmssl.training.task import create_task
+
+
+def task_for(dataset, *settings):
+    return create_task("freedom", dataset, load_config(settings=[*settings]))
+
+
+def dense_frozen_graph(features: dict[str, np.ndarray], weights: dict[str, float], k: int):
+    """Equations 1 to 4: cosine, the k largest of each row, D^-1/2 N D^-1/2, weighted sum."""
+    total = 0
+    for name, rows in features.items():
+        unit = rows.astype(np.float64)
+        unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+        cosine = unit @ unit.T
+        neighbor = np.zeros_like(cosine)
+        for i, row in enumerate(cosine):
+            neighbor[i, np.argsort(-row)[:k]] = 1  # the first is the item itself
+        scale = np.diag(neighbor.sum(1) ** -0.5)
+        total = total + weights[name] * scale @ neighbor @ scale
+    return torch.from_numpy(total)
+
+
+def test_frozen_graph_is_that_of_the_paper(tiny_dataset):
+    weights = {"image": 0.1, "text": 0.9}
+    got = frozen_item_graph(tiny_dataset, weights, 4).ui.to_dense(torch.float64)
+    expected = dense_frozen_graph(tiny_dataset.features, weights, 4)
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_neighbor_lists_and_items_without_content(tiny_dataset):
+    text = tiny_dataset.features["text"].copy()
+    text[3] = 0
+    listed = Neighbors.from_edges([0, 0, 7], [1, 2, 0], [1.0, 3.0, 0.5])  # values have no effect
+    dataset = dataclasses.replace(
+        tiny_dataset, features={"text": text}, neighbors={"image": listed}
+    )
+    got = frozen_item_graph(dataset, {"image": 1.0}, 10).ui.to_dense(torch.float64)
+    expected = torch.eye(50, dtype=torch.float64)
+    expected[0, :3] = torch.tensor([1 / 3, 3**-0.5, 3**-0.5])
+    expected[7, 7], expected[7, 0] = 1 / 2, (2 * 3) ** -0.5
+    torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-7)
+    row = frozen_item_graph(dataset, {"text": 1.0}, 10).ui.to_dense()[3]
+    assert row.nonzero().tolist() == [[3]] and row[3] == 1
+
+
+def test_weights_of_modalities():
+    assert modality_weights(["audio", "image", "text"], 0.2) == {
+        "audio": 0.4,
+        "image": 0.2,
+        "text": 0.4,
+    }
+    assert modality_weights(["image"], 0.2) == {"image": 1.0}
+    assert modality_weights(["audio", "text"], 0.2) == {"audio": 0.5, "text": 0.5}
+
+
+def test_forward_and_losses_are_those_of_the_paper(tiny_dataset):
+    settings = ("num_layers=2", "num_item_layers=2", "num_neighbors=4", "reg=0.3", "prune=0.5")
+    task = task_for(
+        tiny_dataset, "model.embedding_dim=8", *(f"freedom.{name}" for name in settings)
+    )
+    task.start_epoch(0, 0)
+    assert task.pruned.nnz == task.graph.nnz - task.graph.nnz // 2
+    batch = task._draw(0)
+    losses = task.losses(batch)
+
+    model = task.model
+    users, items = (table.detach().double() for table in model.ego())
+    item_graph = dense_frozen_graph(tiny_dataset.features, {"image": 0.1, "text": 0.9}, 4)
+
+    def embed(graph):
+        adjacency = torch.zeros(130, 130, dtype=torch.float64)
+        adjacency[graph.ui.row_of_edge(), 80 + graph.index.col.long()] = 1
+        adjacency = adjacency + adjacency.T
+        scale = adjacency.sum(1).clamp(min=1).rsqrt()
+        layers = [torch.cat((users, items))]
+        for _ in range(2):
+            layers.append(scale[:, None] * adjacency * scale @ layers[-1])
+        mean = torch.stack(layers).mean(0)
+        return mean[:80], mean[80:] + item_graph @ item_graph @ items
+
+    def bpr(user, item):
+        u, i, j = batch
+        return -F.logsigmoid((user[u] * item[i]).sum(1) - (user[u] * item[j]).sum(1)).mean()
+
+    user, item = embed(task.pruned)
+    projected = [
+        torch.from_numpy(rows).double() @ layer.weight.detach().double().T
+        + layer.bias.detach().double()
+        for rows, layer in zip(
+            tiny_dataset.features.values(), model.projections.layers, strict=True
+        )
+    ]
+    torch.testing.assert_close(losses["bpr"].double(), bpr(user, item), rtol=1e-5, atol=1e-6)
+    expected = 0.3 * sum(bpr(user, features) for features in projected)
+    torch.testing.assert_close(losses["features"].double(), expected, rtol=1e-5, atol=1e-6)
+    # What ranks items is propagated over all train edges.
+    for got, truth in zip(task.embed(), embed(task.graph), strict=True):
+        torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-6)
+    sum(losses.values()).backward()
+    assert all(bool(parameter.grad.any()) for parameter in model.parameters())
+
+
+def test_without_pruning_and_projections(tiny_dataset):
+    task = task_for(tiny_dataset, "freedom.prune=0.0")
+    task.start_epoch(0, 0)
+    assert task.pruned is task.graph
+    assert len(list(task.model.parameters())) == 2
+    assert task.step(0)[task.terms.index("features")] == 0
+
+
+def test_an_epoch_lowers_the_loss_and_learns(tiny_dataset):
+    task = task_for(tiny_dataset, "freedom.lr=0.02", "freedom.batch_size=100", "freedom.reg=0.01")
+    losses = []
+    for epoch in range(12):
+        task.start_epoch(epoch, 0)
+        losses.append(sum(task.step(n).sum().item() for n in range(task.steps_per_epoch)))
+    assert losses[-1] < 0.6 * losses[0]
+
+
+def test_data_without_modalities(tiny_dataset):
+    bare = dataclasses.replace(tiny_dataset, features={})
+    words = r"data set tiny: model freedom expects item features \(NAME_feat.npy\) or neighbor "
+    with pytest.raises(InputError, match=words + r"lists \(NAME_knn.npz\), got no modality"):
+        task_for(bare)
+    listed = dataclasses.replace(bare, neighbors={"image": Neighbors.from_edges([0], [1])})
+    assert task_for(listed).model.projections is None
+    words = r"freedom.reg > 0 expects item features \(NAME_feat.npy\), got neighbor lists only"
+    with pytest.raises(InputError, match=words):
+        task_for(listed, "freedom.reg=0.1")
