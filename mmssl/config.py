@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypeVar
 
 from mmssl.errors import InputError
 from mmssl.files import MAX_CONFIG_BYTES, read_text
-from mmssl.models.configs import FreedomConfig, LightGCNConfig
+from mmssl.models.configs import FreedomConfig, LightGCNConfig, VBPRConfig
 from mmssl.models.mmssl.config import CriticConfig, LossConfig, ModelConfig, StructureConfig
 from mmssl.models.plus.config import PlusConfig
 from mmssl.section import VARIANTS, Section, check
@@ -79,6 +79,7 @@ class Config(Section):
     training: TrainingConfig = field(default_factory=TrainingConfig)
     lightgcn: LightGCNConfig = field(default_factory=LightGCNConfig)
     freedom: FreedomConfig = field(default_factory=FreedomConfig)
+    vbpr: VBPRConfig = field(default_factory=VBPRConfig)
     plus: PlusConfig = field(default_factory=PlusConfig)
 
     def replace(self, layer: Mapping[str, Any], *, source: str) -> Config:

@@ -32,7 +32,21 @@ class LightGCNConfig(Section):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FreedomConfig(Section):
+class MultiModalConfig(Section):
+    """What the multi-modal baselines have in common, with the settings of MMRec."""
+
+    lr: Annotated[float, "> 0"] = 1e-3
+    """Learning rate of Adam."""
+    batch_size: Annotated[int, ">= 1"] = 2048
+    """Edges per step."""
+    epochs: Annotated[int, ">= 1"] = 1000
+    """Maximum number of epochs."""
+    patience: Annotated[int, ">= 1"] = 20
+    """Validations without an improvement of Recall@20 before training stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreedomConfig(MultiModalConfig):
     """The FREEDOM baseline (Zhou and Shen, MM 2023), with the settings of the authors' code."""
 
     num_layers: Annotated[int, ">= 0"] = 2
@@ -50,11 +64,11 @@ class FreedomConfig(Section):
     reg: Annotated[float, ">= 0"] = 0.0
     """Weight of BPR between the users and the projected features. The authors search 0, 1e-5, 1e-4
     and 1e-3."""
-    lr: Annotated[float, "> 0"] = 1e-3
-    """Learning rate of Adam."""
-    batch_size: Annotated[int, ">= 1"] = 2048
-    """Edges per step."""
-    epochs: Annotated[int, ">= 1"] = 1000
-    """Maximum number of epochs."""
-    patience: Annotated[int, ">= 1"] = 20
-    """Validations without an improvement of Recall@20 before training stops."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VBPRConfig(MultiModalConfig):
+    """The VBPR baseline (He and McAuley, AAAI 2016)."""
+
+    reg: Annotated[float, ">= 0"] = 1e-3
+    """Weight of the L2 penalty on the batch's vectors."""

@@ -42,6 +42,17 @@ class ModelSpec:
         return getattr(importlib.import_module(module), name)
 
 
+def _pairwise(name: str, task: str) -> ModelSpec:
+    """Return the entry of a model in one file whose section of the configuration has its name."""
+    return ModelSpec(
+        name=name,
+        task=f"mmssl.models.{name}:{task}",
+        reads=(name, "model.embedding_dim", "training.seed"),
+        schedule=name,
+        changeable=(f"{name}.epochs", f"{name}.patience", f"{name}.lr"),
+    )
+
+
 _SPECS = (
     ModelSpec(
         name="mmssl",
@@ -62,20 +73,9 @@ _SPECS = (
         changeable=("plus.epochs", "plus.patience", "plus.lr"),
         variants=("plus",),
     ),
-    ModelSpec(
-        name="lightgcn",
-        task="mmssl.models.lightgcn:LightGCNTask",
-        reads=("lightgcn", "model.embedding_dim", "training.seed"),
-        schedule="lightgcn",
-        changeable=("lightgcn.epochs", "lightgcn.patience", "lightgcn.lr"),
-    ),
-    ModelSpec(
-        name="freedom",
-        task="mmssl.models.freedom:FreedomTask",
-        reads=("freedom", "model.embedding_dim", "training.seed"),
-        schedule="freedom",
-        changeable=("freedom.epochs", "freedom.patience", "freedom.lr"),
-    ),
+    _pairwise("lightgcn", "LightGCNTask"),
+    _pairwise("freedom", "FreedomTask"),
+    _pairwise("vbpr", "VBPRTask"),
     ModelSpec(
         name="popularity",
         task="mmssl.models.popularity:PopularityTask",

@@ -1,0 +1,48 @@
+"""Dense float64 formulas that the tests of several models share, and a short training."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.graph import InteractionGraph
+from mmssl.ops import Triples
+from mmssl.training.pairwise import PairwiseTask
+
+
+def light_convolution(
+    graph: InteractionGraph, user: Tensor, item: Tensor, num_layers: int
+) -> tuple[Tensor, Tensor]:
+    """The mean over l of (D^-1/2 [[0, A], [A^T, 0]] D^-1/2)^l E."""
+    users, nodes = len(user), len(user) + len(item)
+    adjacency = torch.zeros(nodes, nodes, dtype=torch.float64)
+    adjacency[graph.ui.row_of_edge(), users + graph.index.col.long()] = 1
+    adjacency = adjacency + adjacency.T
+    scale = adjacency.sum(1).clamp(min=1).rsqrt()
+    layers = [torch.cat((user, item)).double()]
+    for _ in range(num_layers):
+        layers.append(scale[:, None] * adjacency * scale @ layers[-1])
+    mean = torch.stack(layers).mean(0)
+    return mean[:users], mean[users:]
+
+
+def bpr(user: Tensor, item: Tensor, batch: Triples) -> Tensor:
+    """BPR of the dot products."""
+    u, i, j = batch
+    return -F.logsigmoid((user[u] * item[i]).sum(1) - (user[u] * item[j]).sum(1)).mean()
+
+
+def double(tensor: Tensor) -> Tensor:
+    """The same numbers in float64, without history."""
+    return tensor.detach().double()
+
+
+def loss_of_epochs(task: PairwiseTask, epochs: int) -> list[float]:
+    """The mean loss of each epoch of a training."""
+    losses = []
+    for epoch in range(epochs):
+        task.start_epoch(epoch, 0)
+        steps = [task.step(number).sum().item() for number in range(task.steps_per_epoch)]
+        losses.append(sum(steps) / len(steps))
+    return losses
