@@ -26,7 +26,7 @@ from mmssl.files import MAX_CONFIG_BYTES, read_text
 from mmssl.models.configs import FreedomConfig, LightGCNConfig, VBPRConfig
 from mmssl.models.mmssl.config import CriticConfig, LossConfig, ModelConfig, StructureConfig
 from mmssl.models.plus.config import PlusConfig
-from mmssl.section import VARIANTS, Section, check
+from mmssl.section import VARIANTS, Section, Tune, check
 
 _TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
 
@@ -41,7 +41,7 @@ class TrainingConfig(Section):
     """Maximum number of epochs; early stopping usually ends training sooner."""
     batch_size: Annotated[int, ">= 1"] = 1024
     """Users per step, limited to the number of users that can be sampled."""
-    lr: Annotated[float, "> 0"] = 5.5e-4
+    lr: Annotated[float, "> 0", Tune(low=1e-4, high=1e-2, log=True)] = 5.5e-4
     """Learning rate of AdamW, for all parameters except the critic's."""
     lr_decay: float = 0.96
     """The learning rate is lr * lr_decay^(epoch / 50). The released code never steps its scheduler,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import typing
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmssl.errors import InputError
@@ -30,6 +31,33 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Tune:
+    """The values that ``mmssl tune`` searches by default for a field: metadata of its annotation.
+
+    Either ``low`` and ``high``, as in an entry of a search space's file, or ``choices``.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    log: bool | None = None
+    choices: list[Any] | None = None
+
+    def entry(self) -> dict[str, Any]:
+        """Return the entry of a search space's file."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+def searched(section: type[Section]) -> dict[str, dict[str, Any]]:
+    """Return the entries of the fields of a section that are searched by default, by name."""
+    return {
+        name: mark.entry()
+        for name, hint in typing.get_type_hints(section, include_extras=True).items()
+        for mark in getattr(hint, "__metadata__", ())
+        if isinstance(mark, Tune)
+    }
+
+
 def check(condition: bool, name: str, expected: str, got: object) -> None:
     """Raise InputError ``name: expected ..., got ...`` unless the condition holds."""
     if not condition:
@@ -43,8 +71,8 @@ def check(condition: bool, name: str, expected: str, got: object) -> None:
 class Section:
     """Base of a configuration's dataclasses: validates the values on construction.
 
-    Numbers must be finite and within int64. The range of a field, one of `_RANGES`, is the metadata
-    of its annotation.
+    Numbers must be finite and within int64. The range of a field, one of `_RANGES`, is metadata of
+    its annotation, as is a :class:`Tune`.
     """
 
     def __post_init__(self) -> None:
@@ -56,4 +84,5 @@ class Section:
             elif isinstance(value, int):
                 check(abs(value) <= _MAX_INT, where, "an integer below 2^63", value)
             for expected in getattr(hint, "__metadata__", ()):
-                check(_RANGES[expected](value), where, expected, value)
+                if isinstance(expected, str):
+                    check(_RANGES[expected](value), where, expected, value)

@@ -22,8 +22,13 @@ _FIXED = ("data", "model", "variant", "preset", "config", "settings", "epochs", 
 def add(commands: Commands) -> None:
     """Register the command."""
     tune = commands.add_parser("tune", help="search hyper-parameters (see docs/tuning.md)")
-    add_config_options(tune, models=model_names(trained=True))
-    tune.add_argument("--space", type=Path, metavar="F.toml", help="searched fields and ranges")
+    add_config_options(tune, models=model_names())
+    tune.add_argument(
+        "--space",
+        type=Path,
+        metavar="F.toml",
+        help="searched fields and ranges (default: those of the model)",
+    )
     tune.add_argument("--out", type=Path, metavar="STUDY", required=True)
     tune.add_argument("--trials", type=int, metavar="N", help=f"default: {_DEFAULT_TRIALS}")
     tune.add_argument(
@@ -136,17 +141,20 @@ def _new(arguments: argparse.Namespace) -> tuple[Any, Any]:
     from mmssl.config import read_toml
     from mmssl.data.readers import read_dataset
     from mmssl.tracking import check_installed
+    from mmssl.tuning.defaults import default_space
     from mmssl.tuning.space import parse_space
     from mmssl.tuning.study import Study, StudySpec
 
-    for option in ("data", "space"):
-        if getattr(arguments, option) is None:
-            raise InputError(f"tune: --{option} is required")
+    if arguments.data is None:
+        raise InputError("tune: --data is required")
     model = arguments.model or DEFAULT_MODEL
     check_installed(arguments.track or ())
     config = build_config(arguments)
-    space = read_toml(arguments.space)
-    parse_space(space, config, model, str(arguments.space))
+    if arguments.space is None:
+        space = default_space(model, config)
+    else:
+        space = read_toml(arguments.space)
+        parse_space(space, config, model, str(arguments.space))
     dataset = read_dataset(arguments.data)
     spec = StudySpec(
         model=model,

@@ -9,18 +9,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from mmssl.section import Section
+from mmssl.section import Section, Tune
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightGCNConfig(Section):
     """The LightGCN baseline (He et al., SIGIR 2020); width and seed are those of MMSSL."""
 
-    num_layers: Annotated[int, ">= 0"] = 3
+    num_layers: Annotated[int, ">= 0", Tune(low=1, high=4)] = 3
     """Number of propagation layers."""
-    lr: Annotated[float, "> 0"] = 1e-3
+    lr: Annotated[float, "> 0", Tune(low=5e-4, high=1e-2, log=True)] = 1e-3
     """Learning rate of Adam."""
-    reg: Annotated[float, ">= 0"] = 1e-4
+    reg: Annotated[float, ">= 0", Tune(low=1e-6, high=1e-2, log=True)] = 1e-4
     """Weight of the L2 penalty on the batch's ID embeddings."""
     batch_size: Annotated[int, ">= 1"] = 2048
     """Edges per step."""
@@ -35,7 +35,7 @@ class LightGCNConfig(Section):
 class MultiModalConfig(Section):
     """What the multi-modal baselines have in common, with the settings of MMRec."""
 
-    lr: Annotated[float, "> 0"] = 1e-3
+    lr: Annotated[float, "> 0", Tune(low=5e-4, high=1e-2, log=True)] = 1e-3
     """Learning rate of Adam."""
     batch_size: Annotated[int, ">= 1"] = 2048
     """Edges per step."""
@@ -58,10 +58,10 @@ class FreedomConfig(MultiModalConfig):
     is."""
     image_weight: Annotated[float, "in [0, 1]"] = 0.1
     """Weight of the modality `image` in the item graph; the others share the rest equally."""
-    prune: Annotated[float, "in [0, 1)"] = 0.8
+    prune: Annotated[float, "in [0, 1)", Tune(choices=[0.0, 0.5, 0.8, 0.9])] = 0.8
     """Share of the train edges left out of the propagation, drawn again every epoch with
     probabilities that grow with the degrees of both ends."""
-    reg: Annotated[float, ">= 0"] = 0.0
+    reg: Annotated[float, ">= 0", Tune(choices=[0.0, 1e-5, 1e-4, 1e-3])] = 0.0
     """Weight of BPR between the users and the projected features. The authors search 0, 1e-5, 1e-4
     and 1e-3."""
 
@@ -70,5 +70,5 @@ class FreedomConfig(MultiModalConfig):
 class VBPRConfig(MultiModalConfig):
     """The VBPR baseline (He and McAuley, AAAI 2016)."""
 
-    reg: Annotated[float, ">= 0"] = 1e-3
+    reg: Annotated[float, ">= 0", Tune(low=1e-6, high=1e-1, log=True)] = 1e-3
     """Weight of the L2 penalty on the batch's vectors."""

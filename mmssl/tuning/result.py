@@ -51,14 +51,15 @@ def write_result(study: Study, dataset: InteractionDataset) -> dict[str, Any]:
             test = Evaluator(dataset, "test", graph).evaluate(*run.load_embeddings())
         result["best"] = {
             **best,
-            "best_epoch": metrics["best_epoch"],
+            **({"best_epoch": metrics["best_epoch"]} if "best_epoch" in metrics else {}),
             "val": metrics["val"],
             "test": test,
         }
         read = before.get("test_read", [])
         result["test_read"] = [*read, *([] if best["number"] in read[-1:] else [best["number"]])]
         title = f"# Trial {best['number']}: validation recall@20 {best['value']:.4f}"
-        text = f"{title} in epoch {metrics['best_epoch']}, of {len(trials)} trials.\n"
+        epoch = f" in epoch {metrics['best_epoch']}" if "best_epoch" in metrics else ""
+        text = f"{title}{epoch}, of {len(trials)} trials.\n"
         atomic_write(study.path / "best.toml", (text + run.config.to_toml()).encode())
     atomic_write(study.path / "study.json", (json.dumps(result, indent=1) + "\n").encode())
     return result

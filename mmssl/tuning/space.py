@@ -163,7 +163,7 @@ def parse_space(content: Mapping[str, Any], config: Config, model: str, where: s
         content: The parsed file.
         config: Configuration that the trials start from; it must accept both ends of every range
             and every choice.
-        model: Name of a trained model; a field that it does not read is refused.
+        model: Name of a model; a field that it does not read is refused.
         where: Name of the file; begins every error message.
 
     Raises:

@@ -115,6 +115,9 @@ def test_tune(tiny_directory, tmp_path, capsys):
     options = ["--trials", "2", "--epochs", "2", "--device", "cpu"]
     assert main([*command, *options, "--out", str(tmp_path / "study")]) == 0
     assert "plus.temperature" in capsys.readouterr().out
+    own = [part for part in command if part not in ("--space", str(space))]
+    assert main([*own, *options, "--out", str(tmp_path / "own")]) == 0  # the model's own space
+    assert "plus.contrast_weight" in capsys.readouterr().out
     space.write_text('[space]\n"training.lr" = {low = 0.1, high = 1.0}\n')
     assert main([*command, *options, "--out", str(tmp_path / "other")]) == 2
     error = capsys.readouterr().err

@@ -9,6 +9,7 @@ import pytest
 from mmssl.cli import main
 from mmssl.config import load_config
 from mmssl.errors import InputError
+from mmssl.models.registry import model_specs
 
 pytest.importorskip("optuna")
 if sys.version_info >= (3, 11):
@@ -130,7 +131,7 @@ def test_bad_commands_write_nothing(tiny_directory, tmp_path, capsys):
     data, good = ["--data", str(tiny_directory)], ["--space", str(space)]
     for options, word in (
         (good, "--data"),
-        (data, "--space"),
+        ([*data, "--model", "popularity"], "no field to search"),
         ([*data, "--space", str(bad)], "training.rate"),
         ([*data, "--space", str(tmp_path / "none.toml")], "none.toml"),
         ([*data, *good, "--trials", "0"], "--trials"),
@@ -147,3 +148,23 @@ def test_bad_commands_write_nothing(tiny_directory, tmp_path, capsys):
         printed, err = capsys.readouterr()
         assert printed == "" and err.count("\n") == 1 and word in err, err
         assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "spec", model_specs(), ids=lambda spec: "-".join((spec.name, *spec.variants[:1]))
+)
+def test_the_space_of_every_model(spec):
+    """It is valid, and the model's own configuration lies in it."""
+    from mmssl.tuning.defaults import default_space
+    from mmssl.tuning.space import parse_space
+
+    config = load_config(*spec.variants[:1])
+    if spec.name == "popularity":
+        with pytest.raises(InputError, match="tune: model popularity has no field to search"):
+            default_space(spec.name, config)
+        return
+    space = parse_space(default_space(spec.name, config), config, spec.name, spec.name)
+    assert space.values_of(config) is not None
+    if spec.schedule is not None:
+        assert f"{spec.schedule}.lr" in space.parameters
+        assert space.search.warmup_epochs == getattr(config, spec.schedule).patience

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from mmssl.section import Section, check
+from mmssl.section import Section, Tune, check
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ class CriticConfig(Section):
     precision: Literal["float32", "bfloat16"] = "float32"
     """Data type of the critic's matrix products and of the activations between them; sums,
     statistics, scores and parameters stay float32."""
-    lr: Annotated[float, "> 0"] = 3e-4
+    lr: Annotated[float, "> 0", Tune(low=1e-4, high=1e-3, log=True)] = 3e-4
     """Learning rate of Adam, with betas (0.5, 0.9)."""
     clip_norm: Annotated[float, ">= 0"] = 0.0
     """Maximum norm of the gradient over all parameters of the critic; 0 disables clipping."""
@@ -105,9 +105,9 @@ class LossConfig(Section):
     """Weight of the L2 penalty on the batch's final embeddings."""
     feat_reg_decay: Annotated[float, ">= 0"] = 1e-5
     """Weight of the L2 penalty on the propagated features."""
-    cl_weight: Annotated[float, ">= 0"] = 0.03
+    cl_weight: Annotated[float, ">= 0", Tune(low=0.003, high=0.3, log=True)] = 0.03
     """Weight of InfoNCE between each modality view and the final user embedding."""
-    temperature: Annotated[float, "> 0"] = 0.5
+    temperature: Annotated[float, "> 0", Tune(low=0.1, high=1.0)] = 0.5
     """Temperature of InfoNCE (tau)."""
     cl_eps: Annotated[float, ">= 0"] = 0.0
     """Constant added inside the logarithm of InfoNCE; the released code uses 1e-8."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from mmssl.section import Section
+from mmssl.section import Section, Tune
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,14 +17,14 @@ class PlusConfig(Section):
     ranking: Literal["softmax", "bpr"] = "softmax"
     """`softmax`: cross-entropy over the catalog on cosines divided by the temperature; `bpr`:
     pairwise loss with one negative on dot products."""
-    temperature: Annotated[float, "> 0"] = 0.3
+    temperature: Annotated[float, "> 0", Tune(low=0.1, high=0.6)] = 0.3
     """Temperature of the softmax."""
     negatives: Annotated[int | Literal["all"], '>= 1 or "all"'] = "all"
     """Items in the denominator of the softmax: the whole catalog, or K items per step, drawn
     uniformly without replacement, whose sum is scaled to that of the catalog."""
     reg: Annotated[float, ">= 0"] = 1e-4
     """Weight of the L2 penalty on the batch's ID embeddings."""
-    popularity: Annotated[float, ">= 0"] = 0.5
+    popularity: Annotated[float, ">= 0", Tune(low=0.0, high=1.0)] = 0.5
     """Weight of the logarithm of an item's number of train users in the score that the softmax is
     trained on."""
     ranking_popularity: Annotated[float | Literal["validation"], '>= 0 or "validation"'] = (
@@ -43,14 +43,14 @@ class PlusConfig(Section):
     weight: how much more often its neighbors share train users than by chance, minus 1."""
     min_co_visits: Annotated[int, ">= 0"] = 0
     """Minimum number of train users that two neighbors have in common; 0 keeps every edge."""
-    contrast_weight: Annotated[float, ">= 0"] = 0.1
+    contrast_weight: Annotated[float, ">= 0", Tune(low=0.0, high=0.3)] = 0.1
     """Weight of InfoNCE between the interaction view and the modality view of users and items."""
     contrast_temperature: Annotated[float, "> 0"] = 0.5
     """Temperature of that InfoNCE."""
     prune: Annotated[float, "in [0, 1)"] = 0.0
     """Share of the train edges left out of the propagation, drawn again every epoch with
     probabilities that grow with the degrees of both ends."""
-    lr: Annotated[float, "> 0"] = 2e-3
+    lr: Annotated[float, "> 0", Tune(low=5e-4, high=5e-3, log=True)] = 2e-3
     """Learning rate of Adam."""
     batch_size: Annotated[int, ">= 1"] = 2048
     """Edges per step."""
