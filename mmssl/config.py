@@ -23,7 +23,7 @@ from typing import Annotated, Any, TypeVar
 
 from mmssl.errors import InputError
 from mmssl.files import MAX_CONFIG_BYTES, read_text
-from mmssl.models.configs import FreedomConfig, LightGCNConfig, VBPRConfig
+from mmssl.models.configs import BM3Config, FreedomConfig, LightGCNConfig, VBPRConfig
 from mmssl.models.mmssl.config import CriticConfig, LossConfig, ModelConfig, StructureConfig
 from mmssl.models.plus.config import PlusConfig
 from mmssl.section import VARIANTS, Section, Tune, check
@@ -80,6 +80,7 @@ class Config(Section):
     lightgcn: LightGCNConfig = field(default_factory=LightGCNConfig)
     freedom: FreedomConfig = field(default_factory=FreedomConfig)
     vbpr: VBPRConfig = field(default_factory=VBPRConfig)
+    bm3: BM3Config = field(default_factory=BM3Config)
     plus: PlusConfig = field(default_factory=PlusConfig)
 
     def replace(self, layer: Mapping[str, Any], *, source: str) -> Config:

@@ -72,3 +72,17 @@ class VBPRConfig(MultiModalConfig):
 
     reg: Annotated[float, ">= 0", Tune(low=1e-6, high=1e-1, log=True)] = 1e-3
     """Weight of the L2 penalty on the batch's vectors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BM3Config(MultiModalConfig):
+    """The BM3 baseline (Zhou et al., WWW 2023), with the settings of the authors' code."""
+
+    num_layers: Annotated[int, ">= 0"] = 1
+    """Number of propagation layers."""
+    dropout: Annotated[float, "in [0, 1)"] = 0.5
+    """Share of the numbers that are dropped from the targets."""
+    modality_weight: Annotated[float, ">= 0"] = 2.0
+    """Weight of the terms that align and bootstrap the modalities."""
+    reg: Annotated[float, ">= 0"] = 0.1
+    """Weight of the norms of all embeddings."""

@@ -59,8 +59,14 @@ class FeatureProjections(nn.Module):
             nn.init.xavier_uniform_(layer.weight)
             self.layers.append(layer)
 
-    def forward(self) -> list[Tensor]:
-        """Compute M matrices (I, D), in the order of the modalities."""
+    def forward(self, item: Tensor | None = None) -> list[Tensor]:
+        """Compute M matrices (n, D), in the order of the modalities.
+
+        Args:
+            item: (n,) int64, which items; None means all.
+        """
+        rows = slice(None) if item is None else item
         return [
-            layer(self.get_buffer(f"raw_{position}")) for position, layer in enumerate(self.layers)
+            layer(self.get_buffer(f"raw_{position}")[rows])
+            for position, layer in enumerate(self.layers)
         ]

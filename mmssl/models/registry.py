@@ -76,6 +76,7 @@ _SPECS = (
     _pairwise("lightgcn", "LightGCNTask"),
     _pairwise("freedom", "FreedomTask"),
     _pairwise("vbpr", "VBPRTask"),
+    _pairwise("bm3", "BM3Task"),
     ModelSpec(
         name="popularity",
         task="mmssl.models.popularity:PopularityTask",
