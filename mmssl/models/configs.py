@@ -78,11 +78,11 @@ class VBPRConfig(MultiModalConfig):
 class BM3Config(MultiModalConfig):
     """The BM3 baseline (Zhou et al., WWW 2023), with the settings of the authors' code."""
 
-    num_layers: Annotated[int, ">= 0"] = 1
+    num_layers: Annotated[int, ">= 0", Tune(low=1, high=2)] = 1
     """Number of propagation layers."""
-    dropout: Annotated[float, "in [0, 1)"] = 0.5
+    dropout: Annotated[float, "in [0, 1)", Tune(choices=[0.3, 0.5])] = 0.5
     """Share of the numbers that are dropped from the targets."""
     modality_weight: Annotated[float, ">= 0"] = 2.0
     """Weight of the terms that align and bootstrap the modalities."""
-    reg: Annotated[float, ">= 0"] = 0.1
+    reg: Annotated[float, ">= 0", Tune(choices=[0.1, 0.01])] = 0.1
     """Weight of the norms of all embeddings."""
