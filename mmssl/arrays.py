@@ -13,20 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mmssl.columns import DROP_MISSING, id_column, number_column
 from mmssl.errors import InputError
-
-_HOW = {
-    "b": "",
-    "f": "; drop missing values, then convert with .astype('int64'), or .long() for a tensor",
-}
-_MAP = "; map ids to 0, 1, ... first, for instance with numpy.unique(ids, return_inverse=True)"
 
 
 def as_ids(name: str, values: Any, device: torch.device | None = None) -> Tensor:
     """Convert integers to an int64 tensor.
 
-    Floating point numbers are refused even where they are whole, since a float column of ids is
-    often the result of missing values. An empty array of any numeric dtype is accepted.
+    Accepts tensors of any integer dtype and what :func:`mmssl.columns.id_column` accepts.
 
     Args:
         name: Name of the argument, for messages.
@@ -41,22 +35,13 @@ def as_ids(name: str, values: Any, device: torch.device | None = None) -> Tensor
         _check_device(name, values, device)
         kind = _kind(values.dtype)
         if kind not in "iu" and (values.numel() or kind != "f"):
-            how = _HOW.get(kind, "")
+            how = DROP_MISSING if kind == "f" else ""
             raise InputError(f"{name}: expected integer ids, got {values.dtype}{how}")
         ids = values.detach().long()
         if values.dtype == torch.uint64 and bool((ids < 0).any()):
             raise InputError(f"{name}: expected ids below 2^63, got a larger one")
         return ids
-    array = _asarray(name, values)
-    if array.dtype == object:
-        array = _each(name, array, operator.index, "integer ids", np.int64)
-    if array.dtype.kind not in "iu" and (array.size or array.dtype.kind not in "f"):
-        how = _HOW.get(array.dtype.kind, _MAP)
-        raise InputError(f"{name}: expected integer ids, got {array.dtype}{how}")
-    if array.dtype.kind == "u" and array.dtype.itemsize == 8 and array.size:
-        if int(array.max()) >= 2**63:
-            raise InputError(f"{name}: expected ids below 2^63, got {array.max()}")
-    return _tensor(array, np.int64, device)
+    return _tensor(id_column(name, values), np.int64, device)
 
 
 def as_numbers(name: str, values: Any, device: torch.device | None = None) -> Tensor:
@@ -80,11 +65,7 @@ def as_numbers(name: str, values: Any, device: torch.device | None = None) -> Te
             raise InputError(f"{name}: expected real numbers, got {values.dtype}")
         numbers = values if values.dtype == torch.float64 else values.float()
         return numbers.clone() if numbers.is_inference() else numbers
-    array = _asarray(name, values)
-    if array.dtype == object:
-        array = _each(name, array, float, "real numbers", np.float64)
-    if array.dtype.kind not in "iuf":
-        raise InputError(f"{name}: expected real numbers, got {array.dtype}")
+    array = number_column(name, values)
     wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8
     if isinstance(values, (list, tuple)):
         wide = _leaves_float32(array)
@@ -126,43 +107,6 @@ def _check_device(name: str, values: Tensor, device: torch.device | None) -> Non
         raise InputError(f"{name}: expected a dense tensor, got one of layout {values.layout}")
     if device is not None and values.device != device:
         raise InputError(f"{name}: expected device {device}, got {values.device}")
-
-
-def _asarray(name: str, values: Any) -> np.ndarray[Any, Any]:
-    """Call :func:`numpy.asarray`, unless that would lose something."""
-    if isinstance(values, np.ma.MaskedArray) and bool(np.ma.getmaskarray(values).any()):
-        raise InputError(f"{name}: expected no missing values, got a masked array that masks some")
-    try:
-        array = np.asarray(values)
-    except (ValueError, TypeError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()
-        raise InputError(
-            f"{name}: expected a one-dimensional array of numbers, got {type(values).__name__} "
-            f"({reason[0] if reason else type(error).__name__:.100})"
-        ) from error
-    if array.ndim == 0 and array.dtype == object:
-        raise InputError(
-            f"{name}: expected a one-dimensional array of numbers, got {type(values).__name__}"
-        )
-    return array
-
-
-def _each(
-    name: str, array: np.ndarray[Any, Any], convert: Any, expected: str, dtype: Any
-) -> np.ndarray[Any, Any]:
-    """Convert an array of Python objects, as nullable columns of pandas give, one by one."""
-    out = np.empty(array.size, dtype)
-    hint = _MAP if convert is operator.index else ""
-    for position, element in enumerate(array.ravel()):
-        try:
-            if isinstance(element, (bool, np.bool_, str, bytes)):
-                raise TypeError
-            out[position] = convert(element)
-        except (TypeError, ValueError, OverflowError):
-            raise InputError(
-                f"{name}: expected {expected}, got {element!r:.60} at position {position}{hint}"
-            ) from None
-    return out.reshape(array.shape)
 
 
 def _tensor(array: np.ndarray[Any, Any], dtype: Any, device: torch.device | None) -> Tensor:

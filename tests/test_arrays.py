@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import warnings
 
 import numpy as np
@@ -11,6 +13,8 @@ import torch
 
 from mmssl import ops
 from mmssl.arrays import as_ids, as_numbers
+from mmssl.data import Interactions
+from mmssl.data.neighbors import Neighbors
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from tests.arrays import Column, filtered
@@ -69,6 +73,17 @@ def test_ids_of_every_kind(kind, ids):
             assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("kind", IDS)
+def test_data_sets_take_ids_of_every_kind(kind):
+    for ids in ([2, 0, 1], [1]):
+        user, item = IDS[kind](ids), IDS[kind]([3 - i for i in ids])
+        order = sorted(range(len(ids)), key=ids.__getitem__)
+        expected = [[ids[n] for n in order], [3 - ids[n] for n in order]]
+        assert [array.tolist() for array in Interactions.from_edges(user, item)] == expected
+        row, col, value = Neighbors.from_edges(user, item, np.array(ids, object))
+        assert [row.tolist(), col.tolist()] == expected and value.tolist() == expected[0]
+
+
 NO_IDS = {
     "torch.float32": (torch.tensor([0.0, 1.9]), "got torch.float32; drop missing values, then con"),
     "whole floats": (np.array([0.0, 1.0]), r"got float64; .* \.astype\('int64'\), or \.long\(\)"),
@@ -102,6 +117,9 @@ def test_other_ids_are_refused_in_one_line(kind):
     with pytest.raises(InputError, match=f"^item: expected .*{message}") as caught:
         InteractionGraph.from_edges([0, 1], ids, 3, 3)
     assert "\n" not in str(caught.value)
+    if not isinstance(ids, torch.Tensor):
+        with pytest.raises(InputError, match=f"^item: expected .*{message}"):
+            Interactions.from_edges([0, 1], ids)
 
 
 def test_shapes_and_ranges_are_named():
@@ -201,3 +219,8 @@ def test_numpy_scalars_as_options_of_ops(backend):
         for wrong in (np.float64(2), np.True_):
             with pytest.raises(InputError, match="^k: expected an integer >= 0"):
                 ops.masked_topk(a, b, wrong)
+
+
+def test_data_sets_do_not_need_torch():
+    code = "import sys, mmssl.data; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -10,11 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mmssl.columns import id_column
 from mmssl.data.manifest import SplitInfo
 from mmssl.data.neighbors import Neighbors
 from mmssl.errors import InputError
@@ -43,26 +44,23 @@ class Interactions(NamedTuple):
     """(E,) int64 item ids."""
 
     @classmethod
-    def from_edges(cls, user: npt.ArrayLike, item: npt.ArrayLike) -> Interactions:
+    def from_edges(cls, user: Any, item: Any) -> Interactions:
         """Sort edges that are in any order.
 
         Ranges and duplicates are checked by :class:`InteractionDataset`.
 
         Args:
-            user: (E,) integers.
-            item: (E,) integers.
+            user: (E,) integers of any dtype and array type, see :func:`mmssl.columns.id_column`.
+            item: (E,) integers, likewise.
 
         Raises:
             InputError: ``user`` and ``item`` are not integer vectors of equal length.
         """
-        users, items = np.asarray(user), np.asarray(item)
+        users, items = id_column("user", user), id_column("item", item)
         if users.ndim != 1 or users.shape != items.shape:
             raise InputError(
-                f"user and item must be vectors of equal length, got shapes {users.shape} "
-                f"and {items.shape}"
+                f"user, item: expected shape (E,) of both, got {users.shape} and {items.shape}"
             )
-        if users.size and not (users.dtype.kind in "iu" and items.dtype.kind in "iu"):
-            raise InputError(f"user and item must be integers, got {users.dtype}, {items.dtype}")
         order = np.lexsort((items, users))
         return cls(users[order].astype(np.int64), items[order].astype(np.int64))
 

@@ -5,11 +5,12 @@ Legend: E edges of the graph.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mmssl.columns import id_column, number_column
 from mmssl.errors import InputError
 
 
@@ -21,35 +22,24 @@ class Neighbors(NamedTuple):
     value: npt.NDArray[np.float32] | None = None  # (E,) > 0; None means 1
 
     @classmethod
-    def from_edges(
-        cls, row: npt.ArrayLike, col: npt.ArrayLike, value: npt.ArrayLike | None = None
-    ) -> Neighbors:
+    def from_edges(cls, row: Any, col: Any, value: Any = None) -> Neighbors:
         """Sort edges that are in any order.
 
         Args:
-            row: (E,) integers.
-            col: (E,) integers.
-            value: (E,) numbers, or None.
+            row: (E,) integers of any dtype and array type, see :func:`mmssl.columns.id_column`.
+            col: (E,) integers, likewise.
+            value: (E,) real numbers of any dtype and array type, or None.
 
         Raises:
             InputError: Not vectors of one length, or not of integers and real numbers.
         """
-        rows, cols = np.asarray(row), np.asarray(col)
-        values = None if value is None else np.asarray(value)
-        for name, array, kinds in (
-            ("row", rows, "iu"),
-            ("col", cols, "iu"),
-            ("value", values, "iuf"),
-        ):
-            if array is None:
-                continue
-            if array.ndim != 1 or array.shape != rows.shape:
+        rows, cols = id_column("row", row), id_column("col", col)
+        values = None if value is None else number_column("value", value)
+        for name, array in (("row", rows), ("col", cols), ("value", values)):
+            if array is not None and (array.ndim != 1 or array.shape != rows.shape):
                 raise InputError(
                     f"{name}: expected a vector of {rows.size} numbers, got shape {array.shape}"
                 )
-            if array.dtype.kind not in kinds:
-                expected = "integers" if kinds == "iu" else "real numbers"
-                raise InputError(f"{name}: expected {expected}, got {array.dtype}")
         order = np.lexsort((cols, rows))
         with np.errstate(over="ignore"):  # what becomes infinite is refused by the check
             values = None if values is None else values[order].astype(np.float32)

@@ -30,10 +30,12 @@ def test_from_edges_sorts_by_user_then_item():
 @pytest.mark.parametrize(
     ("user", "item", "words"),
     [
-        ([0, 1], [0], "equal length"),
-        ([[0]], [[0]], "must be vectors"),
-        ([0.0], [1], "integers"),
-        ([0], [True], "integers"),
+        ([0, 1], [0], r"^user, item: expected shape \(E,\) of both, got \(2,\) and \(1,\)$"),
+        ([[0]], [[0]], r"^user, item: expected shape \(E,\) of both, got \(1, 1\) and \(1, 1\)$"),
+        ([0.0], [1], "^user: expected integer ids, got float64; drop missing values"),
+        ([0], [True], "^item: expected integer ids, got bool$"),
+        (["a"], [0], "^user: expected integer ids, got <U1; map ids"),
+        ([0, 1], np.ma.array([0, 1], mask=[0, 1]), "^item: expected no missing values"),
     ],
 )
 def test_from_edges_refuses(user, item, words):

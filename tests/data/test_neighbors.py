@@ -92,7 +92,7 @@ def test_items_are_renumbered():
         ({"row": ROW, "col": COL, "x": COL}, "expected the arrays row and col"),
         ({"row": ROW, "col": COL[:2]}, "col: expected a vector of 3 numbers, got shape (2,)"),
         ({"row": ROW[None], "col": COL}, "row.npy: expected a vector of numbers, got shape (1, 3)"),
-        ({"row": ROW * 1.0, "col": COL}, "row: expected integers, got float64"),
+        ({"row": ROW * 1.0, "col": COL}, "row: expected integer ids, got float64"),
         ({"row": ROW, "col": COL == 1}, "col.npy: expected a vector of numbers, got shape (3,), b"),
         ({"row": ROW, "col": COL - 2}, "col: expected items in 0 .. 4, got -1"),
         ({"row": ROW + 1, "col": COL}, "row: expected items in 0 .. 4, got 5"),
