@@ -23,7 +23,13 @@ from typing import Annotated, Any, TypeVar
 
 from mmssl.errors import InputError
 from mmssl.files import MAX_CONFIG_BYTES, read_text
-from mmssl.models.configs import BM3Config, FreedomConfig, LightGCNConfig, VBPRConfig
+from mmssl.models.configs import (
+    BM3Config,
+    FreedomConfig,
+    LatticeConfig,
+    LightGCNConfig,
+    VBPRConfig,
+)
 from mmssl.models.mmssl.config import CriticConfig, LossConfig, ModelConfig, StructureConfig
 from mmssl.models.plus.config import PlusConfig
 from mmssl.section import VARIANTS, Section, Tune, check
@@ -81,6 +87,7 @@ class Config(Section):
     freedom: FreedomConfig = field(default_factory=FreedomConfig)
     vbpr: VBPRConfig = field(default_factory=VBPRConfig)
     bm3: BM3Config = field(default_factory=BM3Config)
+    lattice: LatticeConfig = field(default_factory=LatticeConfig)
     plus: PlusConfig = field(default_factory=PlusConfig)
 
     def replace(self, layer: Mapping[str, Any], *, source: str) -> Config:

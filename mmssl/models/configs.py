@@ -86,3 +86,20 @@ class BM3Config(MultiModalConfig):
     """Weight of the terms that align and bootstrap the modalities."""
     reg: Annotated[float, ">= 0", Tune(choices=[0.1, 0.01])] = 0.1
     """Weight of the norms of all embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatticeConfig(MultiModalConfig):
+    """The LATTICE baseline (Zhang et al., MM 2021)."""
+
+    num_layers: Annotated[int, ">= 0"] = 2
+    """Number of propagation layers over the interaction graph."""
+    num_item_layers: Annotated[int, ">= 0"] = 1
+    """Number of propagation layers over the item graph."""
+    num_neighbors: Annotated[int, ">= 1"] = 10
+    """Neighbors of an item per modality, itself included; a neighbor list in the data is used as
+    the initial graph as it is."""
+    initial_weight: Annotated[float, "in [0, 1]"] = 0.9
+    """Weight of the graph of the raw features; that of the projected features has the rest."""
+    reg: Annotated[float, ">= 0", Tune(choices=[0.0, 1e-5, 1e-4, 1e-3])] = 1e-5
+    """Weight of the L2 penalty on the batch's final embeddings."""

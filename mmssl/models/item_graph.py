@@ -82,6 +82,46 @@ def modality_weights(modalities: Sequence[str], image_weight: float) -> dict[str
     return {name: image_weight if name == "image" else rest for name in modalities}
 
 
+def with_itself(
+    dataset: InteractionDataset, name: str, num_neighbors: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the pairs of an item and one of its neighbors, itself included, of one modality.
+
+    As :func:`modality_edges`, with the cosines of the features as they are; the value of an item
+    and itself is 1.
+
+    Args:
+        dataset: Features and neighbor lists.
+        name: The modality.
+        num_neighbors: Neighbors of an item, itself included; a neighbor list in the data is used as
+            it is.
+
+    Returns:
+        items, neighbors and values, (P,) each.
+    """
+    row, column, value = modality_edges(dataset, name, num_neighbors - 1, centered=False)
+    each = torch.arange(dataset.num_items)
+    ones = torch.ones(dataset.num_items)
+    return torch.cat((each, row)), torch.cat((each, column)), torch.cat((ones, value))
+
+
+def laplacian_values(row: Tensor, column: Tensor, value: Tensor, size: int) -> Tensor:
+    """Return the values of ``D^-1/2 N D^-1/2``, with D the row sums of the (size, size) matrix N.
+
+    A row whose sum is not positive has no neighbors. The values can be differentiated.
+
+    Args:
+        row: (P,) int64.
+        column: (P,) int64.
+        value: (P,) entries of N.
+        size: Number of items.
+    """
+    sums = value.new_zeros(size).index_add(0, row, value)
+    positive = sums > 0
+    scale = torch.where(positive, torch.where(positive, sums, 1).rsqrt(), 0)
+    return value * scale[row] * scale[column]
+
+
 def frozen_item_graph(
     dataset: InteractionDataset, weights: Mapping[str, float], num_neighbors: int
 ) -> InteractionGraph:
@@ -90,8 +130,8 @@ def frozen_item_graph(
     ``A = sum_m w_m D_m^-1/2 N_m D_m^-1/2``, where ``N_m[i, j]`` is 1 if j is i or one of the
     ``num_neighbors - 1`` items with the highest cosine to i, else 0, and D_m its row sums
     (Zhou, Shen: "A Tale of Two Graphs: Freezing and Denoising Graph Structures for Multimodal
-    Recommendation", MM 2023, arXiv 2211.06924, equations 1 to 4). The cosines are those of the
-    features as they are. A neighbor list in the data is used as it is, without its values.
+    Recommendation", MM 2023, arXiv 2211.06924, equations 1 to 4). A neighbor list in the data is
+    used as it is, without its values.
 
     Args:
         dataset: Features and neighbor lists.
@@ -101,14 +141,11 @@ def frozen_item_graph(
     Returns:
         The (I, I) graph, on the CPU; A is its view ``ui``.
     """
-    size = dataset.num_items
-    each = torch.arange(size)
-    parts = []
+    size, parts = dataset.num_items, []
     for name, weight in weights.items():
-        row, column, _ = modality_edges(dataset, name, num_neighbors - 1, centered=False)
-        row, column = torch.cat((each, row)), torch.cat((each, column))
-        scale = torch.bincount(row, minlength=size).double().rsqrt()
-        parts.append((row, column, weight * scale[row] * scale[column]))
+        row, column, value = with_itself(dataset, name, num_neighbors)
+        value = laplacian_values(row, column, torch.ones_like(value, dtype=torch.float64), size)
+        parts.append((row, column, weight * value))
     row, column, value = (torch.cat(part) for part in zip(*parts, strict=True))
     return InteractionGraph.from_edges(
         row, column, size, size, normalization="none", value=value.float()

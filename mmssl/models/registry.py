@@ -77,6 +77,7 @@ _SPECS = (
     _pairwise("freedom", "FreedomTask"),
     _pairwise("vbpr", "VBPRTask"),
     _pairwise("bm3", "BM3Task"),
+    _pairwise("lattice", "LatticeTask"),
     ModelSpec(
         name="popularity",
         task="mmssl.models.popularity:PopularityTask",
