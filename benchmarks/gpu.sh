@@ -50,7 +50,8 @@ sources=$(find csrc mmssl benchmarks tests setup.py pyproject.toml -type f \( -n
   -o -name '*.cu' -o -name '*.cuh' -o -name '*.h' -o -name '*.toml' \) | LC_ALL=C sort | xargs cat | cksum)
 commit=$(git rev-parse --short=10 HEAD 2>/dev/null || echo unknown)
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
-export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda}
+# Without it torch looks for nvcc on PATH, but a folder that does not exist would mislead it.
+if [ -d "${CUDA_HOME:=/usr/local/cuda}" ]; then export CUDA_HOME; else unset CUDA_HOME; fi
 
 "$python" -c 'import torch; assert torch.cuda.is_available()' 2>/dev/null || {
   echo "error: $python has no torch with a usable CUDA device" >&2
@@ -107,12 +108,12 @@ run_tests() {
 
 sanitize() {
   local tool sanitizer="" budget=${SANITIZE_S:-110} options=() failed=0
-  for tool in "$CUDA_HOME/bin/compute-sanitizer" \
-    "$CUDA_HOME/compute-sanitizer/compute-sanitizer" "$(command -v compute-sanitizer)"; do
+  for tool in "${CUDA_HOME-}/bin/compute-sanitizer" \
+    "${CUDA_HOME-}/compute-sanitizer/compute-sanitizer" "$(command -v compute-sanitizer)"; do
     [ -x "$tool" ] && sanitizer=$tool && break
   done
   if [ -z "$sanitizer" ]; then
-    echo "left out: compute-sanitizer is neither in $CUDA_HOME nor on PATH"
+    echo "left out: compute-sanitizer is neither in ${CUDA_HOME:-CUDA_HOME} nor on PATH"
     return 3
   fi
   # Only this package's kernels: torch's own are slow to check and not ours to judge.

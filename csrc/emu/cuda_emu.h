@@ -1,16 +1,21 @@
 // Runs a subset of CUDA C++ on the CPU, for tests: one fiber per thread, blocks one after another.
 //
 // Covers indexing and logic: threadIdx and similar variables, __syncthreads, warp shuffles and
-// votes, static shared memory, tensor cores. It shows neither races nor memory ordering nor speed.
+// votes, static shared memory, tensor cores (emu/tensor.h). Built with -fsanitize=thread it also
+// finds data races within a block (emu/races.h). It shows neither races between blocks nor speed.
 #pragma once
 #include <ucontext.h>
 
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <deque>
 #include <functional>
 #include <stdexcept>
+#include <string>
 #include <vector>
+
+#include "emu/races.h"
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0 };
@@ -34,18 +39,23 @@ struct Index {
   unsigned x = 0;
 };
 
+// ThreadSanitizer's frames are larger.
+constexpr size_t kStackBytes = races::kDetected ? 256 << 10 : 64 << 10;
+
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
 struct Fiber {
   ucontext_t context;
-  std::vector<char> stack = std::vector<char>(64 << 10);
+  std::vector<char> stack = std::vector<char>(kStackBytes);
+  void* tsan = nullptr;
   State state = State::kReady;
   uint64_t exchanged = 0;  // what the other lanes of the warp may read
 };
 
 struct Block {
-  std::vector<Fiber> fibers;
+  std::deque<Fiber> fibers;  // kept from launch to launch; their addresses must not change
   ucontext_t scheduler;
+  void* tsan = nullptr;
   unsigned current = 0;  // the running thread
   Index index, grid;
   const std::function<void()>* body = nullptr;
@@ -56,29 +66,50 @@ inline Block*& block() {
   return instance;
 }
 
-inline void wait(State state) {
-  Block* b = block();
-  Fiber& fiber = b->fibers[b->current];
-  fiber.state = state;
-  swapcontext(&fiber.context, &b->scheduler);
+// Suspends the running thread. `unordered`: without memory ordering, as in a shuffle or a vote.
+inline void wait(State state, bool unordered = false) {
+  Block* b;
+  Fiber* fiber;
+  const void* barrier;
+  void* scheduler;
+  {
+    const races::Unwatched unwatched;
+    scheduler = block()->tsan;
+    b = block(), fiber = &b->fibers[b->current];
+    barrier = state == State::kAtWarpBarrier ? &b->fibers[b->current & ~31u] : (void*)b;
+    fiber->state = state;
+  }
+  // All threads of the barrier release to it before the first one goes on and acquires.
+  if (!unordered) races::release(barrier);
+  races::switch_to(scheduler);
+  swapcontext(&fiber->context, &b->scheduler);
+  if (!unordered) races::acquire(barrier);
 }
 
+// One thread of every block that is ever run: the same stack and context serve them all.
 inline void enter() {
-  (*block()->body)();
-  wait(State::kDone);
+  for (;;) {
+    races::acquire(block());
+    (*block()->body)();
+    wait(State::kDone);
+  }
 }
 
 // Runs every thread to its next barrier, then opens the barriers that all have reached.
-inline void run_block(Block& b) {
-  for (Fiber& fiber : b.fibers) {
-    fiber.state = State::kReady;
+inline void run_block(Block& b, size_t threads) {
+  const races::Unwatched unwatched;
+  b.tsan = races::current_fiber();
+  races::release(&b);
+  while (b.fibers.size() < threads) {
+    Fiber& fiber = b.fibers.emplace_back();
+    fiber.tsan = races::create_fiber();
     getcontext(&fiber.context);
     fiber.context.uc_stack.ss_sp = fiber.stack.data();
     fiber.context.uc_stack.ss_size = fiber.stack.size();
     fiber.context.uc_link = nullptr;
     makecontext(&fiber.context, enter, 0);
   }
-  const size_t threads = b.fibers.size();
+  for (size_t i = 0; i < threads; ++i) b.fibers[i].state = State::kReady;
   const auto count = [&](size_t begin, size_t end, State state) {
     return size_t(std::count_if(b.fibers.begin() + begin, b.fibers.begin() + end,
                                 [&](const Fiber& fiber) { return fiber.state == state; }));
@@ -96,6 +127,7 @@ inline void run_block(Block& b) {
     for (size_t i = 0; i < threads; ++i) {
       if (b.fibers[i].state != State::kReady) continue;
       b.current = unsigned(i);
+      races::switch_to(b.fibers[i].tsan);
       swapcontext(&b.scheduler, &b.fibers[i].context);
       progress = true;
     }
@@ -103,29 +135,37 @@ inline void run_block(Block& b) {
       progress |= open(warp, std::min(threads, warp + 32), State::kAtWarpBarrier);
     }
     progress |= open(0, threads, State::kAtBlockBarrier);
-    if (!progress) throw std::runtime_error("emulator: a barrier or shuffle that some threads do not reach");
+    if (!progress) {
+      b.fibers.clear();  // they can't be resumed
+      throw std::runtime_error("emulator: a barrier or shuffle that some threads do not reach");
+    }
   }
+  races::acquire(&b);
 }
 
 inline void launch(unsigned grid, unsigned threads, cudaStream_t, const std::function<void()>& body) {
-  static thread_local Block b;  // kept, for its stacks
-  b.fibers.resize(threads);
+  if (grid == 0 || threads == 0 || threads > 1024) {
+    throw std::runtime_error("emulator: a launch of " + std::to_string(grid) + " blocks of " +
+                             std::to_string(threads) + " threads, which a GPU refuses");
+  }
+  static thread_local Block b;
   b.body = &body;
   b.grid.x = grid;
   block() = &b;
-  for (b.index.x = 0; b.index.x < grid; ++b.index.x) run_block(b);
+  for (b.index.x = 0; b.index.x < grid; ++b.index.x) run_block(b, threads);
   block() = nullptr;
 }
 
 template <class T>
 T exchange(T value, unsigned source) {
+  const races::Unwatched unwatched;
   Block* b = block();
   const unsigned self = b->current;
   std::memcpy(&b->fibers[self].exchanged, &value, sizeof(T));
-  wait(State::kAtWarpBarrier);
+  wait(State::kAtWarpBarrier, true);
   T result;
   std::memcpy(&result, &b->fibers[(self & ~31u) + source].exchanged, sizeof(T));
-  wait(State::kAtWarpBarrier);
+  wait(State::kAtWarpBarrier, true);
   return result;
 }
 
@@ -149,13 +189,14 @@ inline void __syncwarp() { emu::wait(emu::State::kAtWarpBarrier); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 inline unsigned __ballot_sync(unsigned, bool vote) {
+  const emu::races::Unwatched unwatched;
   emu::Block* b = emu::block();
   const unsigned first = b->current & ~31u;
   b->fibers[b->current].exchanged = vote;
-  emu::wait(emu::State::kAtWarpBarrier);
+  emu::wait(emu::State::kAtWarpBarrier, true);
   unsigned bits = 0;
   for (unsigned lane = 0; lane < 32; ++lane) bits |= unsigned(b->fibers[first + lane].exchanged) << lane;
-  emu::wait(emu::State::kAtWarpBarrier);
+  emu::wait(emu::State::kAtWarpBarrier, true);
   return bits;
 }
 
@@ -173,11 +214,12 @@ inline MmaOperands (&mma_operands())[32][32] {
 // manual, "Matrix Fragments for mma.m16n8k16 / m16n8k8".
 template <int kPerWord, class Get>
 inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Get get) {
+  const races::Unwatched unwatched;
   auto& lanes = mma_operands()[threadIdx.x / 32];
   const unsigned lane = threadIdx.x % 32, row = lane / 4;
   for (int i = 0; i < 4; ++i) lanes[lane].a[i] = a[i];
   for (int i = 0; i < 2; ++i) lanes[lane].b[i] = b[i];
-  wait(State::kAtWarpBarrier);
+  wait(State::kAtWarpBarrier, true);
   for (int part = 0; part < 2; ++part) {     // registers 0, 1 and 2, 3 of a; 0 and 1 of b
     for (unsigned group = 0; group < 4; ++group) {
       for (int n = 0; n < kPerWord; ++n) {
@@ -189,7 +231,7 @@ inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], G
       }
     }
   }
-  wait(State::kAtWarpBarrier);
+  wait(State::kAtWarpBarrier, true);
 }
 
 }  // namespace emu

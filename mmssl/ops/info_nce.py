@@ -53,8 +53,9 @@ def info_nce(
     backward is not supported. The kernels give the same bits every time, on the CPU for any number
     of threads. bfloat16 inputs are multiplied unchanged and summed in float32; on processors with
     bfloat16 arithmetic the weights of the gradient are rounded to bfloat16 as well. On a GPU,
-    float32 products follow ``torch.get_float32_matmul_precision()``: TF32 unless "highest". Under
-    autocast the inputs keep their dtype.
+    float32 products follow ``torch.backends.cuda.matmul.fp32_precision``, which
+    ``torch.set_float32_matmul_precision`` sets as well: TF32 where it is "tf32". Under autocast the
+    inputs keep their dtype.
 
     Args:
         anchor: (..., N, D) floating point, D >= 1; leading dimensions are independent problems
@@ -97,11 +98,20 @@ def info_nce(
         scale = temperature.to(device=anchor.device, dtype=acc).reshape(1)
     else:
         scale = torch.full((1,), temperature, dtype=acc, device=anchor.device)
-    tf32 = anchor.is_cuda and torch.get_float32_matmul_precision() != "highest"
+    tf32 = anchor.is_cuda and _takes_tf32()
     options = (intra_view, symmetric, eps, tf32)
     loss, *_ = _call(anchor, positive, scale, negatives, *options, reduction)
     out: Tensor = loss
     return out
+
+
+@torch.compiler.assume_constant_result  # compiled code is guarded by the setting, but can't read it
+def _takes_tf32() -> bool:
+    """Whether float32 products on a GPU are to be formed from TF32 operands.
+
+    ``torch.get_float32_matmul_precision()`` raises once the newer setting has been used.
+    """
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
 def _check(

@@ -6,6 +6,7 @@ Legend: K loss terms.
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -17,6 +18,8 @@ from mmssl.errors import Diverged
 
 # Number of steps that a GPU may run ahead before its losses are checked; each check waits for it.
 _STEPS_PER_LOOK = 50
+# The variable that gives cuBLAS a workspace of its own for each stream; torch reads it.
+_CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 
 
 class Interrupted(Exception):  # noqa: N818
@@ -118,10 +121,15 @@ def deterministic(device: torch.device, enabled: bool) -> Iterator[None]:
     warn_before = torch.is_deterministic_algorithms_warn_only_enabled()
     options: Any = torch.utils.deterministic  # a module with properties, which its type stubs lack
     fill_before = options.fill_uninitialized_memory
+    cublas_before = os.environ.get(_CUBLAS)
+    if device.type == "cuda":  # products on several streams are repeatable with this only
+        os.environ.setdefault(_CUBLAS, ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=device.type != "cpu")
     options.fill_uninitialized_memory = False  # costs 8 % of a step
     try:
         yield
     finally:
+        if cublas_before is None:
+            os.environ.pop(_CUBLAS, None)
         torch.use_deterministic_algorithms(before, warn_only=warn_before)
         options.fill_uninitialized_memory = fill_before

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.skipif(
 # Prints its arguments, and fails if a file of that name exists.
 PYTHON = """#!/bin/bash
 echo "$*" >> "$STUB/calls"
+echo "${CUDA_HOME-unset}" > "$STUB/cuda-home"
 for word in setup.py benchmarks.gpu_pass pytest bench; do
   case " $* " in *" $word "*)
     [ -e "$STUB/fail-$word" ] && exit 1
@@ -128,6 +129,12 @@ def test_without_the_sanitizer(run):
     assert code == 0 and "== sanitize: left out" in text
 
 
+def test_cuda_home_is_set_only_where_it_exists(run):
+    for home, seen in ((str(run.stub / "cuda"), str(run.stub / "cuda")), ("/nowhere", "unset")):
+        assert run("--part", "build", CUDA_HOME=home)[0] == 0
+        assert (run.stub / "cuda-home").read_text().strip() == seen
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -153,5 +160,5 @@ def test_the_pass_over_every_op():
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("ok ") == 33
+    assert done.stdout.count("ok ") == 54
     assert "every op agrees with its reference" in done.stdout

@@ -17,16 +17,17 @@ def problem(n, d, batch=(), negatives=None, dtype=torch.float32, seed=0):
     return anchor.to(dtype), positive.to(dtype), extra
 
 
-def run(function, anchor, positive, negatives, temperature, dtype, **options):
-    """Return the loss and the gradients of all inputs under uneven weights."""
+def run(function, anchor, positive, negatives, temperature, dtype, device="cpu", **options):
+    """Return the loss and the gradients of all inputs under uneven weights, on the CPU."""
     leaves = [anchor, positive] + ([] if negatives is None else [negatives])
-    leaves = [x.to(dtype, copy=True).requires_grad_() for x in leaves]
+    leaves = [x.to(device, dtype, copy=True).requires_grad_() for x in leaves]
     acc = torch.float64 if dtype == torch.float64 else torch.float32
-    t = torch.tensor(temperature, dtype=acc, requires_grad=True)
+    t = torch.tensor(temperature, dtype=acc, device=device, requires_grad=True)
     extra = leaves[2] if negatives is not None else None
     loss = function(leaves[0], leaves[1], t, negatives=extra, **options)
-    weight = torch.linspace(0.5, 1.5, loss.numel(), dtype=acc).view_as(loss)
-    return [loss.detach(), *torch.autograd.grad((loss * weight).sum(), [*leaves, t])]
+    weight = torch.linspace(0.5, 1.5, loss.numel(), dtype=acc, device=device).view_as(loss)
+    results = [loss.detach(), *torch.autograd.grad((loss * weight).sum(), [*leaves, t])]
+    return [x.cpu() for x in results]
 
 
 def native(*args, **options):
@@ -35,13 +36,13 @@ def native(*args, **options):
 
 
 def assert_as_good_as_reference(
-    anchor, positive, negatives, temperature, dtype=torch.float32, **options
+    anchor, positive, negatives, temperature, dtype=torch.float32, device="cpu", **options
 ):
     """Check that no error exceeds twice that of the reference, up to a few roundings."""
     args = (anchor, positive, negatives, temperature)
     truth = run(info_nce_reference, *args, torch.float64, **options)
     reference = run(info_nce_reference, *args, dtype, **options)
-    mine = run(native, *args, dtype, **options)
+    mine = run(native, *args, dtype, device, **options)
     n = anchor.shape[-2]
     rows = 1 if options.get("reduction", "mean") == "mean" else n
     total = n if options.get("reduction", "mean") == "sum" else 1

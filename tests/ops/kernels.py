@@ -34,17 +34,21 @@ KERNELS = [
 ]
 
 
-def run_emulated(folder: Path, op: str) -> None:
-    """Builds the CUDA kernels of csrc/ops/OP for the CPU with their emulator test and runs it.
+# Each finds what the other can't: indices out of range, and data races between threads.
+SANITIZERS = {
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-g1", "-fsanitize=thread"],
+}
 
-    The sanitizers are on, so that an index out of range is a failure as well.
-    """
+
+def run_emulated(folder: Path, op: str, sanitizer: str) -> None:
+    """Builds the CUDA kernels of csrc/ops/OP for the CPU with their emulator test and runs it."""
     program = folder / "emulated"
     folders = dict.fromkeys([op, *_kernels_used(op)])
     sources = [f"csrc/ops/{op}/emulator_test.cpp"]
     sources += sorted(str(p) for name in folders for p in (ROOT / "csrc/ops" / name).glob("*.cu"))
     flags = ["-std=c++20", "-O1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    flags += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    flags += SANITIZERS[sanitizer]
     assert CXX is not None
     done = subprocess.run(
         [CXX, *flags, "-DMMSSL_EMULATE_CUDA", "-Icsrc", "-x", "c++", *sources, "-o", str(program)],
@@ -53,7 +57,9 @@ def run_emulated(folder: Path, op: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    done = subprocess.run([program], capture_output=True, text=True)
+    # ThreadSanitizer does not run with randomized addresses.
+    fixed = ["setarch", "-R"] if sanitizer == "thread" else []
+    done = subprocess.run([*fixed, program], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok" in done.stdout
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from mmssl.ops import _docs
 from mmssl.ops._registry import OPS, QUERIES, operators
 from tests.ops import truth
 from tests.ops.cases import each
-from tests.ops.kernels import ROOT, needs_compiler, needs_cpu_kernel, run_emulated
+from tests.ops.kernels import ROOT, SANITIZERS, needs_compiler, needs_cpu_kernel, run_emulated
 
 PUBLIC = [op for op in OPS.values() if op.public]
 KERNELS = [op for op in OPS.values() if op.folder != "-"]
@@ -73,9 +74,12 @@ def test_tables_are_those_of_the_declarations(page):
 
 @pytest.mark.slow
 @needs_compiler
+@pytest.mark.parametrize("sanitizer", SANITIZERS)
 @pytest.mark.parametrize("folder", CUDA_FOLDERS)
-def test_cuda_kernels_are_right_under_the_emulator(folder, tmp_path):
-    run_emulated(tmp_path, folder)
+def test_cuda_kernels_are_right_under_the_emulator(folder, sanitizer, tmp_path):
+    if sanitizer == "thread" and not shutil.which("setarch"):
+        pytest.skip("no setarch, which ThreadSanitizer needs")
+    run_emulated(tmp_path, folder, sanitizer)
 
 
 def test_a_build_without_a_declared_operator_is_not_used(monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 
 import numpy as np
@@ -256,6 +257,16 @@ def test_determinism_is_put_back_after_an_error():
     with pytest.raises(KeyError), deterministic(torch.device("cpu"), True):
         raise KeyError
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.parametrize("before", [None, ":16:8"])
+def test_cublas_is_deterministic_on_a_gpu(before, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    if before:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", before)
+    with deterministic(torch.device("cuda"), True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == (before or ":4096:8")
+    assert os.environ.get("CUBLAS_WORKSPACE_CONFIG") == before
 
 
 def test_training_draws_from_no_other_generator(tiny_dataset, tiny_directory, tmp_path):

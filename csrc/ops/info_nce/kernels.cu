@@ -263,7 +263,7 @@ char* place(Problem<T, A>& p, bool backward, char* base) {
   };
   const InfoNceShape& s = p.shape;
   const int64_t most = std::max(row_blocks<T, A>(s, 0, backward), int64_t(1));
-  const int64_t columns = ceil_div(s.n, TileShape<T>::kCols);
+  const int64_t columns = std::max(ceil_div(s.n, TileShape<T>::kCols), int64_t(1));
   p.splits = int(std::clamp<int64_t>(s.processors * kResident / most, 1,
                                      std::min<int64_t>(columns, kMaxSplits)));
   for (int set = 0; set < kSets; ++set) {

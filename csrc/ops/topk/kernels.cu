@@ -80,6 +80,7 @@ __device__ int cut(const Candidates<A>& c, int count, int k, int slack, A& thres
     const unsigned equal = __ballot_sync(kAllLanes, live && score == t);
     const bool keep = live && (score > t || (score == t && __popc(equal & before) < left));
     const unsigned kept_here = __ballot_sync(kAllLanes, keep);
+    __syncwarp();  // all lanes have read what is overwritten: a vote orders no memory
     if (keep) {
       c.score[kept + __popc(kept_here & before)] = score;
       c.item[kept + __popc(kept_here & before)] = item;
@@ -216,7 +217,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int r = 0; r < kUsers<A> && first + r < a.batch; ++r) {
       const int64_t buffer = (int64_t(blockIdx.x) * kUsers<A> + r) * capacity;
       const Candidates<A> c = {scratch_score + buffer, scratch_item + buffer};
-      if (count[r] > k && warp == r % kWarps) {
+      // The warp that may change the count is the only one to look at it.
+      if (warp == r % kWarps && count[r] > k) {
         A limit = worst;
         const int left = cut(c, count[r], k, 0, limit, lane);
         __syncwarp();
