@@ -122,6 +122,26 @@ def laplacian_values(row: Tensor, column: Tensor, value: Tensor, size: int) -> T
     return value * scale[row] * scale[column]
 
 
+def edge_products(graph: InteractionGraph, rows: Tensor) -> Tensor:
+    """Compute ``rows[i] . rows[j]`` for every edge (i, j), differentiable in ``rows``.
+
+    This is the gradient of ``sum(rows * spmm(graph, rows))`` for the values of the edges, which
+    the kernel of spmm's gradient computes without a (P, d) copy of the rows.
+
+    Args:
+        graph: (I, I) item graph; its own values have no effect.
+        rows: (I, d).
+
+    Returns:
+        (P,) in the order of ``graph.ui``.
+    """
+    with torch.enable_grad():
+        value = torch.ones(graph.nnz, device=rows.device, requires_grad=True)
+        sums = ops.spmm(graph.with_value(value).ui, rows)
+        (products,) = torch.autograd.grad(sums, value, rows, create_graph=rows.requires_grad)
+    return products
+
+
 def frozen_item_graph(
     dataset: InteractionDataset, weights: Mapping[str, float], num_neighbors: int
 ) -> InteractionGraph:
