@@ -1,7 +1,8 @@
 """MMSSL, the multi-modal self-supervised recommender (WWW 2023), and its ops.
 
-``from mmssl import ops, InteractionGraph, Recommender, Run, train, load, keep_freed_memory``.
-Importing the package has no side effects; each of these names is loaded on first use.
+``from mmssl import ops, InteractionGraph, GraphView, Recommender, Run, train, load,
+keep_freed_memory``. Importing the package has no side effects; each of these names is loaded on
+first use.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ if TYPE_CHECKING:
     from mmssl.graph import InteractionGraph
     from mmssl.memory import keep_freed_memory
     from mmssl.serving.recommender import Recommender
+    from mmssl.view import GraphView
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "GraphView",
     "InteractionGraph",
     "Recommender",
     "Run",
@@ -30,6 +33,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "GraphView": "mmssl.view",
     "InteractionGraph": "mmssl.graph",
     "Recommender": "mmssl.serving.recommender",
     "Run": "mmssl.api",

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.columns import DROP_MISSING, id_column, number_column
+from mmssl.columns import DROP_MISSING, id_column, leaves_float32, number_column
 from mmssl.errors import InputError
 
 
@@ -68,7 +68,7 @@ def as_numbers(name: str, values: Any, device: torch.device | None = None) -> Te
     array = number_column(name, values)
     wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8
     if isinstance(values, (list, tuple)):
-        wide = _leaves_float32(array)
+        wide = leaves_float32(array)
     return _tensor(array, np.float64 if wide else np.float32, device)
 
 
@@ -94,14 +94,6 @@ def _kind(dtype: torch.dtype) -> str:
     return "b" if dtype == torch.bool else "c" if dtype.is_complex else "i"
 
 
-def _leaves_float32(array: np.ndarray[Any, Any]) -> bool:
-    """Return whether a finite number would become infinite, or one other than 0 become 0."""
-    with np.errstate(over="ignore", under="ignore"):
-        narrow = array.astype(np.float32)
-    lost = ((narrow == 0) & (array != 0)) | (np.isinf(narrow) & np.isfinite(array))
-    return bool(lost.any())
-
-
 def _check_device(name: str, values: Tensor, device: torch.device | None) -> None:
     if values.layout is not torch.strided:
         raise InputError(f"{name}: expected a dense tensor, got one of layout {values.layout}")
@@ -117,35 +109,3 @@ def _tensor(array: np.ndarray[Any, Any], dtype: Any, device: torch.device | None
     if not array.flags.writeable or any(stride < 0 for stride in array.strides):
         array = array.copy()
     return torch.from_numpy(array).to(device)
-
-
-def numbers_of_scipy(matrix: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """List the entries of a scipy sparse matrix that are not 0, after adding up repeated ones.
-
-    Args:
-        matrix: (U, I), in any format; left as it is.
-
-    Returns:
-        Row and column (E,) int64, and value (E,) float32; float64 if a value is outside the range
-        of float32.
-
-    Raises:
-        InputError: ``matrix`` is not a two-dimensional sparse matrix of real numbers.
-    """
-    if not hasattr(matrix, "tocsr") or len(getattr(matrix, "shape", ())) != 2:
-        raise InputError(
-            "matrix: expected a scipy sparse matrix of shape (U, I), got "
-            f"{type(matrix).__name__} {tuple(getattr(matrix, 'shape', ()))}"
-        )
-    if matrix.dtype.kind not in "biuf":
-        raise InputError(f"matrix: expected real numbers, got {matrix.dtype}")
-    if matrix.dtype.kind in "iu" or matrix.dtype == np.float16:
-        matrix = matrix.astype(np.float64)  # small integers would wrap around where they add up
-    csr = matrix.tocsr()
-    if not csr.has_canonical_format or bool((csr.data == 0).any()):
-        csr = csr.copy()
-        csr.sum_duplicates()
-        csr.eliminate_zeros()
-    coo = csr.tocoo()
-    value = _tensor(coo.data, np.float64 if _leaves_float32(coo.data) else np.float32, None)
-    return as_ids("matrix", coo.row), as_ids("matrix", coo.col), value

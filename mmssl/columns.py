@@ -66,6 +66,14 @@ def number_column(name: str, values: Any) -> npt.NDArray[Any]:
     return array
 
 
+def leaves_float32(array: npt.NDArray[Any]) -> bool:
+    """Return whether a finite number would become infinite, or one other than 0 become 0."""
+    with np.errstate(over="ignore", under="ignore"):
+        narrow = array.astype(np.float32)
+    lost = ((narrow == 0) & (array != 0)) | (np.isinf(narrow) & np.isfinite(array))
+    return bool(lost.any())
+
+
 def _asarray(name: str, values: Any) -> npt.NDArray[Any]:
     """Call :func:`numpy.asarray`, unless that would lose something."""
     if isinstance(values, np.ma.MaskedArray) and bool(np.ma.getmaskarray(values).any()):

@@ -1,6 +1,6 @@
 """One bipartite user-item graph: both directions, every normalization as scale vectors.
 
-Legend: U users, I items, E edges, R and C rows and columns of a directed view.
+Legend: U users, I items, E edges.
 """
 
 from __future__ import annotations
@@ -13,103 +13,31 @@ import torch
 from torch import Tensor
 
 import mmssl.forks  # noqa: F401 - registers itself
-from mmssl.arrays import as_count, as_ids, as_numbers, numbers_of_scipy
+from mmssl.arrays import as_count, as_ids, as_numbers
+from mmssl.convert import Entries, entries_of_edge_index, entries_of_scipy, entries_of_torch
 from mmssl.errors import InputError
 from mmssl.indexing import (
     GraphIndex,
     build_index,
-    check_range,
     index_of_lists,
+    index_of_values,
     item_order,
     rows_of,
-    sum_by,
 )
 from mmssl.normalization import NORMALIZATIONS as NORMALIZATIONS
 from mmssl.normalization import Normalization as Normalization
 from mmssl.normalization import check_finite, normalized
 from mmssl.plain import is_plain, plain_tensors
+from mmssl.view import GraphView as GraphView
 
 
-@dataclass(frozen=True, eq=False)
-class GraphView:
-    """One direction of a graph: the sparse matrix that :func:`mmssl.ops.spmm` multiplies by.
-
-    ``y[r] = row_scale[r] * sum_p value[edge[p]] * col_scale[col[p]] * x[col[p]]`` over the
-    positions ``p`` of row ``r``. A scale or value of ``None`` is all ones, an ``edge`` of ``None``
-    the identity. The ``t_`` arrays index the same edges by column, for the gradient.
-    """
-
-    rowptr: Tensor  # (R + 1,) int64
-    col: Tensor  # (E,) int32
-    t_rowptr: Tensor  # (C + 1,) int64
-    t_col: Tensor  # (E,) int32
-    row_scale: Tensor | None = None  # (R,)
-    col_scale: Tensor | None = None  # (C,)
-    value: Tensor | None = None  # (E,)
-    edge: Tensor | None = None  # (E,) int64, position in this view -> index into value
-    t_edge: Tensor | None = None  # (E,) int64, the same for the transposed index
-
-    @property
-    def num_rows(self) -> int:
-        """R."""
-        return self.rowptr.numel() - 1
-
-    @property
-    def num_cols(self) -> int:
-        """C."""
-        return self.t_rowptr.numel() - 1
-
-    @property
-    def nnz(self) -> int:
-        """E."""
-        return self.col.numel()
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the index arrays."""
-        return self.rowptr.device
-
-    def transpose(self) -> GraphView:
-        """Return the transposed matrix: the same arrays, swapped."""
-        return GraphView(
-            rowptr=self.t_rowptr,
-            col=self.t_col,
-            t_rowptr=self.rowptr,
-            t_col=self.col,
-            row_scale=self.col_scale,
-            col_scale=self.row_scale,
-            value=self.value,
-            edge=self.t_edge,
-            t_edge=self.edge,
-        )
-
-    def row_of_edge(self) -> Tensor:
-        """Return the row of every position, (E,) int64."""
-        rows = torch.arange(self.num_rows, device=self.device)
-        return rows.repeat_interleave(self.rowptr.diff(), output_size=self.nnz)
-
-    def to_dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Return the dense (R, C) matrix, for tests and small examples."""
-        weight = torch.ones(self.nnz, dtype=dtype, device=self.device)
-        row, col = self.row_of_edge(), self.col.long()
-        if self.value is not None:
-            value = self.value.to(dtype)
-            weight = value if self.edge is None else value[self.edge]
-        if self.col_scale is not None:
-            weight = weight * self.col_scale.to(dtype)[col]
-        if self.row_scale is not None:
-            weight = weight * self.row_scale.to(dtype)[row]
-        dense = torch.zeros(self.num_rows, self.num_cols, dtype=dtype, device=self.device)
-        return dense.index_put((row, col), weight, accumulate=True)
-
-
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class InteractionGraph:
     """A bipartite graph of users and items with its two normalized directions.
 
-    Build it with :meth:`from_edges` or :meth:`from_scipy`. ``ui`` maps item vectors to users,
-    ``iu`` user vectors to items, each scaled by *its own* row sums, so they are transposes of each
-    other only under ``sym`` and ``none``:
+    Build it with :meth:`from_edges`, :meth:`from_edge_index`, :meth:`from_torch` or
+    :meth:`from_scipy`. ``ui`` maps item vectors to users, ``iu`` user vectors to items, each scaled
+    by *its own* row sums, so they are transposes of each other only under ``sym`` and ``none``:
 
     ========  =============================  =============================
     name      ui                             iu
@@ -183,11 +111,7 @@ class InteractionGraph:
                 finite, the values of a row sum to a negative number, or the normalization is
                 unknown.
         """
-        if normalization not in NORMALIZATIONS:
-            raise InputError(
-                f"normalization: expected one of {', '.join(NORMALIZATIONS)}, "
-                f"got {normalization!r:.60}"
-            )
+        _check_normalization(normalization)
         num_users, num_items = as_count("num_users", num_users), as_count("num_items", num_items)
         with plain_tensors():
             user = as_ids("user", user)
@@ -204,15 +128,8 @@ class InteractionGraph:
                 raise InputError(
                     f"value: expected shape {tuple(user.shape)}, got {tuple(value.shape)}"
                 )
-            check_range("user", user, num_users)
-            check_range("item", item, num_items)
-            key = torch.add(item, user, alpha=num_items)
-            key, position = torch.unique(key, return_inverse=True)
-            summed = sum_by(position, value.double(), key.numel()).to(value.dtype)
-            user = key // num_items
-            item = torch.sub(key, user, alpha=num_items, out=key)
-            index = build_index(user, item, num_users, num_items)
-            return cls(index, normalization, summed)
+            index, value = index_of_values(user, item, value, num_users, num_items)
+            return cls(index, normalization, value)
 
     @classmethod
     def from_scipy(
@@ -227,11 +144,86 @@ class InteractionGraph:
             InputError: ``matrix`` is not a two-dimensional scipy sparse matrix or array of real
                 numbers, or as in :meth:`from_edges`.
         """
-        user, item, value = numbers_of_scipy(matrix)
-        binary = bool((value == 1).all())
+        with plain_tensors():
+            return cls._of(entries_of_scipy(matrix), normalization)
+
+    @classmethod
+    def from_torch(
+        cls, matrix: Any, *, normalization: Normalization = "row_sqrt"
+    ) -> InteractionGraph:
+        """Build the graph from a (U, I) sparse tensor, on its device.
+
+        The graph shares no memory with the tensor; gradients flow back to its values. Repeated
+        entries add up, as in ``matrix.coalesce()`` but in float64. Every stored entry is an edge,
+        even one of value 0, so that values may be trained from 0. If all entries are 1 and none
+        requires a gradient, the graph is binary; so is that of a bool matrix, where a stored False
+        is no edge.
+
+        Args:
+            matrix: (U, I) sparse tensor in COO, CSR or CSC layout, or a
+                ``torch_sparse.SparseTensor`` with users as rows (torch_geometric's ``adj_t`` is its
+                transpose). float64 stays float64, other dtypes become float32.
+            normalization: one of :data:`NORMALIZATIONS`; "none" keeps the matrix as it is.
+
+        Raises:
+            InputError: ``matrix`` is something else, or as in :meth:`from_edges`.
+        """
+        with plain_tensors():
+            return cls._of(entries_of_torch(matrix), normalization)
+
+    @classmethod
+    def from_edge_index(
+        cls,
+        edge_index: Any,
+        num_users: int | None = None,
+        num_items: int | None = None,
+        *,
+        normalization: Normalization = "row_sqrt",
+        value: Any = None,
+    ) -> InteractionGraph:
+        """Build the graph from a bipartite ``edge_index`` of torch_geometric.
+
+        It is what ``data["user", "rates", "item"].edge_index`` of a ``HeteroData`` holds: users in
+        row 0, items in row 1, both counted from 0. The other form, with items counted from U and
+        usually with every edge in both directions, is refused.
+
+        Args:
+            edge_index: (2, E) integers in [0, U) and [0, I), or a ``torch_geometric.EdgeIndex``.
+            num_users: U; may be left out for an ``EdgeIndex`` with a ``sparse_size``.
+            num_items: I, likewise.
+            normalization: one of :data:`NORMALIZATIONS`.
+            value: (E,) edge weights, or None, as in :meth:`from_edges`.
+
+        Raises:
+            InputError: ``edge_index`` has another form, or as in :meth:`from_edges`.
+        """
+        with plain_tensors():
+            entries = entries_of_edge_index(edge_index, num_users, num_items)
+        return cls._of(entries._replace(value=value), normalization)
+
+    @classmethod
+    def _of(cls, entries: Entries, normalization: Normalization) -> InteractionGraph:
+        user, item, num_users, num_items, value = entries
         return cls.from_edges(
-            user, item, *matrix.shape, normalization=normalization, value=None if binary else value
+            user, item, num_users, num_items, normalization=normalization, value=value
         )
+
+    def to_edge_index(self) -> tuple[Tensor, Tensor | None]:
+        """Return the edges, (2, E) int64 by user, then by item, and their values (E,) or None.
+
+        It is what :meth:`from_edge_index` takes. The values are those of the edges, without
+        normalization, and this graph's own; :meth:`GraphView.edge_weight` has normalized ones.
+        """
+        return torch.stack([self.ui.row_of_edge(), self.index.col.long()]), self.value
+
+    def with_normalization(self, normalization: Normalization) -> InteractionGraph:
+        """Build the graph of the same edges and values with other scales, without sorting.
+
+        Raises:
+            InputError: the normalization is unknown, or impossible with the values.
+        """
+        _check_normalization(normalization)
+        return InteractionGraph(self.index, normalization, self.value)
 
     def with_value(self, value: Any) -> InteractionGraph:
         """Build the graph of the same edges with other values, without sorting.
@@ -265,6 +257,13 @@ class InteractionGraph:
         with plain_tensors():
             indices = index_of_lists(lists, self.index)
         return [InteractionGraph(index, self.normalization) for index in indices]
+
+    def __repr__(self) -> str:
+        kind = "binary" if self.value is None else "with values"
+        return (
+            f"InteractionGraph({self.num_users} users, {self.num_items} items, {self.nnz} edges, "
+            f"{kind}, {self.normalization}, {self.device})"
+        )
 
     @property
     def num_users(self) -> int:
@@ -345,6 +344,13 @@ class InteractionGraph:
         index = GraphIndex(*(t.to(device) for t in self.index if t is not None))
         value = None if self.value is None else self.value.to(device)
         return InteractionGraph(index, self.normalization, value)
+
+
+def _check_normalization(normalization: Any) -> None:
+    if normalization not in NORMALIZATIONS:
+        raise InputError(
+            f"normalization: expected one of {', '.join(NORMALIZATIONS)}, got {normalization!r:.60}"
+        )
 
 
 def _views(

@@ -49,6 +49,17 @@ def check_range(name: str, ids: Tensor, limit: int) -> None:
         raise InputError(f"{name}: expected ids in [0, {limit}), got {low if low < 0 else high}")
 
 
+def check_pointers(name: str, pointer: Tensor, nnz: int) -> None:
+    """Raise InputError unless these are (R + 1,) row pointers: ascending, from 0 to ``nnz``."""
+    steps = pointer.diff()
+    if (
+        pointer.dim() != 1
+        or pointer.numel() == 0
+        or bool((pointer[0] != 0) | (pointer[-1] != nnz) | (steps < 0).any())
+    ):
+        raise InputError(f"{name}: expected ascending row pointers from 0 to {nnz}, got others")
+
+
 def build_index(user: Tensor, item: Tensor, num_users: int, num_items: int) -> GraphIndex:
     """Sort (E,) int64 edges both ways and drop repetitions.
 
@@ -72,6 +83,34 @@ def build_index(user: Tensor, item: Tensor, num_users: int, num_items: int) -> G
         return GraphIndex(*(torch.from_numpy(a) for a in arrays))
     key = torch.unique(user * num_items + item)  # sorted by user, then item
     return _index_of_keys(key, num_users, num_items)
+
+
+def index_of_values(
+    user: Tensor, item: Tensor, value: Tensor, num_users: int, num_items: int
+) -> tuple[GraphIndex, Tensor]:
+    """Sort (E,) edges both ways; the values of repeated ones add up in float64.
+
+    Args:
+        user: (E,) int64.
+        item: (E,) int64.
+        value: (E,) float32 or float64.
+        num_users: U, less than 2^31.
+        num_items: I, less than 2^31.
+
+    Returns:
+        The index, and a value per edge, by user.
+
+    Raises:
+        InputError: an id or a count is out of range.
+    """
+    check_range("user", user, num_users)
+    check_range("item", item, num_items)
+    key = torch.add(item, user, alpha=num_items)
+    key, position = torch.unique(key, return_inverse=True)
+    summed = sum_by(position, value.double(), key.numel()).to(value.dtype)
+    user = key // max(num_items, 1)
+    item = torch.sub(key, user, alpha=num_items, out=key)
+    return build_index(user, item, num_users, num_items), summed
 
 
 def index_of_lists(lists: Tensor, other: GraphIndex) -> list[GraphIndex]:

@@ -107,7 +107,7 @@ def test_from_scipy_keeps_what_float32_cannot_hold():
 @pytest.mark.parametrize(
     ("matrix", "message"),
     [
-        (np.eye(3), r"of shape \(U, I\), got ndarray \(3, 3\)"),
+        (np.eye(3), r"of shape \(R, C\), got ndarray \(3, 3\)"),
         ([[1]], r"got list \(\)"),
         (scipy.sparse.eye(2, dtype=complex), "matrix: expected real numbers, got complex128"),
         (scipy.sparse.csr_matrix([[np.nan]]), "value: expected finite numbers, got nan"),
