@@ -28,6 +28,7 @@ from mmssl.models.configs import (
     FreedomConfig,
     LatticeConfig,
     LightGCNConfig,
+    SLMRecConfig,
     VBPRConfig,
 )
 from mmssl.models.mmssl.config import CriticConfig, LossConfig, ModelConfig, StructureConfig
@@ -88,6 +89,7 @@ class Config(Section):
     vbpr: VBPRConfig = field(default_factory=VBPRConfig)
     bm3: BM3Config = field(default_factory=BM3Config)
     lattice: LatticeConfig = field(default_factory=LatticeConfig)
+    slmrec: SLMRecConfig = field(default_factory=SLMRecConfig)
     plus: PlusConfig = field(default_factory=PlusConfig)
 
     def replace(self, layer: Mapping[str, Any], *, source: str) -> Config:

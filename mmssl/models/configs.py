@@ -103,3 +103,19 @@ class LatticeConfig(MultiModalConfig):
     """Weight of the graph of the raw features; that of the projected features has the rest."""
     reg: Annotated[float, ">= 0", Tune(choices=[0.0, 1e-5, 1e-4, 1e-3])] = 1e-5
     """Weight of the L2 penalty on the batch's final embeddings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SLMRecConfig(MultiModalConfig):
+    """The SLMRec baseline (Tao et al., IEEE Transactions on Multimedia 2022)."""
+
+    num_layers: Annotated[int, ">= 0"] = 3
+    """Number of propagation layers."""
+    temperature: Annotated[float, "> 0"] = 0.2
+    """Temperature of InfoNCE between users and items."""
+    contrast_weight: Annotated[float, ">= 0", Tune(choices=[0.01, 0.05, 0.1, 0.5, 1.0])] = 0.1
+    """Weight of InfoNCE between the views of an item."""
+    contrast_temperature: Annotated[float, "> 0", Tune(choices=[0.1, 0.2, 0.5, 1.0])] = 0.2
+    """Temperature of that InfoNCE."""
+    weight_decay: Annotated[float, ">= 0", Tune(choices=[0.0, 1e-5, 1e-4, 1e-3])] = 1e-4
+    """Weight decay of Adam, an L2 penalty on all parameters."""

@@ -78,6 +78,7 @@ _SPECS = (
     _pairwise("vbpr", "VBPRTask"),
     _pairwise("bm3", "BM3Task"),
     _pairwise("lattice", "LatticeTask"),
+    _pairwise("slmrec", "SLMRecTask"),
     ModelSpec(
         name="popularity",
         task="mmssl.models.popularity:PopularityTask",
