@@ -56,7 +56,7 @@ def make_tables(name: str) -> ServingTables:
 
 def numpy_peer(tables: ServingTables) -> Answer:
     """The same by hand."""
-    user, item = tables.user.numpy(), tables.item.numpy()
+    user, item = tables.vectors.user.numpy(), tables.vectors.item.numpy()
     rowptr, col = tables.graph.index.rowptr.numpy(), tables.graph.index.col.numpy()
 
     def answer(index: int) -> list[str]:
@@ -78,9 +78,9 @@ def faiss_peer(tables: ServingTables, kind: str) -> Answer | None:
     if kind == "hnsw":
         index = faiss.IndexHNSWFlat(D, 32, faiss.METRIC_INNER_PRODUCT)
         index.hnsw.efConstruction, index.hnsw.efSearch = 80, 64
-    index.add(tables.item.numpy())
+    index.add(tables.vectors.item.numpy())
     rowptr, col = tables.graph.index.rowptr.numpy(), tables.graph.index.col.numpy()
-    user = tables.user.numpy()
+    user = tables.vectors.user.numpy()
 
     def answer(index_of_user: int) -> list[str]:
         seen = col[rowptr[index_of_user] : rowptr[index_of_user + 1]]

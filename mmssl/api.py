@@ -75,11 +75,9 @@ class Run:
         """
         device = resolve_device(device)
         dataset = self.directory.read_data(self._data)
-        user, item = self.directory.load_embeddings(dataset)
+        scorer = self.directory.load_scorer(dataset)
         graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
-        return Evaluator(dataset, split, graph.to(device)).evaluate(
-            user.to(device), item.to(device)
-        )
+        return Evaluator(dataset, split, graph.to(device)).evaluate(scorer.to(device))
 
     def recommender(self, **options: Any) -> Recommender:
         """Load the model for recommendations; options are those of :meth:`Recommender.load`."""

@@ -25,6 +25,7 @@ from mmssl.errors import InputError
 from mmssl.files import MAX_CONFIG_BYTES, read_text
 from mmssl.models.configs import (
     BM3Config,
+    EASEConfig,
     FreedomConfig,
     LatticeConfig,
     LightGCNConfig,
@@ -85,6 +86,7 @@ class Config(Section):
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     lightgcn: LightGCNConfig = field(default_factory=LightGCNConfig)
+    ease: EASEConfig = field(default_factory=EASEConfig)
     freedom: FreedomConfig = field(default_factory=FreedomConfig)
     vbpr: VBPRConfig = field(default_factory=VBPRConfig)
     bm3: BM3Config = field(default_factory=BM3Config)

@@ -86,16 +86,16 @@ def resolve_device(arguments: argparse.Namespace) -> str:
     return resolve(arguments.device)
 
 
-def load_run(arguments: argparse.Namespace, device: str) -> tuple[Any, Any, Any, Any, Any]:
-    """Open a trained run: the run, its data set, train graph and embeddings."""
+def load_run(arguments: argparse.Namespace, device: str) -> tuple[Any, Any, Any, Any]:
+    """Open a trained run: the run, its data set, its train graph, and what ranks items."""
     from mmssl.graph import InteractionGraph
     from mmssl.training.run import RunDirectory
 
     run = RunDirectory.open(arguments.run_directory)
     dataset = run.read_data(arguments.data)
-    user, item = run.load_embeddings(dataset)
+    scorer = run.load_scorer(dataset)
     graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
-    return run, dataset, graph.to(device), user.to(device), item.to(device)
+    return run, dataset, graph.to(device), scorer.to(device)
 
 
 def printable(text: str) -> str:

@@ -30,8 +30,8 @@ def add(commands: Commands) -> None:
 def _evaluate(arguments: argparse.Namespace) -> int:
     from mmssl.evaluation.evaluator import Evaluator
 
-    _, dataset, graph, user, item = load_run(arguments, resolve_device(arguments))
-    metrics = Evaluator(dataset, arguments.split, graph).evaluate(user, item)
+    _, dataset, graph, scorer = load_run(arguments, resolve_device(arguments))
+    metrics = Evaluator(dataset, arguments.split, graph).evaluate(scorer)
     if arguments.json:
         print(json.dumps({"split": arguments.split, **metrics}))
     else:

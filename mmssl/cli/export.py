@@ -52,7 +52,8 @@ def _export(arguments: argparse.Namespace) -> int:
     manifest = export(tables, arguments.to, arguments.formats, top_k=arguments.top_k)
     print(
         f"{manifest['model']} on {manifest['data']['name']}: {manifest['num_users']} users, "
-        f"{manifest['num_items']} items, {manifest['embedding_dim']} dimensions"
+        f"{manifest['num_items']} items, "
+        + (f"{manifest['embedding_dim']} dimensions" if "embedding_dim" in manifest else "weights")
     )
     for name, entry in manifest["files"].items():
         print(f"  {name:24s} {entry['bytes']:>12,} bytes")

@@ -24,6 +24,7 @@ from mmssl.errors import InputError
 if TYPE_CHECKING:
     from mmssl.serving import Recommender, UserRecommendations
 
+_NEW_USER = "(new)"
 _BATCH = 2048  # users ranked and written at a time
 
 
@@ -35,6 +36,12 @@ def add(commands: Commands) -> None:
     who.add_argument("--user", nargs="+", metavar="ID", help="user ids")
     who.add_argument("--users", type=Path, metavar="FILE", help="file with one user id per line")
     who.add_argument("--all", action="store_true", help="every user")
+    who.add_argument(
+        "--history",
+        nargs="+",
+        metavar="ITEM",
+        help="items of a new user (models with item weights, such as ease)",
+    )
     recommend.add_argument(
         "--top-k", type=int, default=20, metavar="K", help="length of the lists (default: 20)"
     )
@@ -85,6 +92,8 @@ def _recommend(arguments: argparse.Namespace) -> int:
         seen=arguments.seen,
         cold=arguments.cold,
     )
+    if arguments.history is not None:
+        recommender = recommender.for_users({_NEW_USER: arguments.history})
     users = _users(arguments, recommender)
     if arguments.new_items is not None:
         recommender = _with_new_items(recommender, arguments.new_items)
@@ -112,7 +121,7 @@ def _recommend(arguments: argparse.Namespace) -> int:
 
 def _users(arguments: argparse.Namespace, recommender: Recommender) -> Sequence[str]:
     """Return the requested ids, after checking that all of them exist."""
-    if arguments.all:
+    if arguments.all or arguments.history is not None:
         return [recommender.users.id(index) for index in range(recommender.users.count)]
     if arguments.user is not None:
         recommender.users.indices(arguments.user)

@@ -1,4 +1,4 @@
-"""Full-ranking evaluation of embeddings on a held-out split.
+"""Full-ranking evaluation of a model on a held-out split.
 
 Legend: U users, I items, D embedding dim, T users with a non-empty held-out list, B users of a
 block, K the longest list ranked.
@@ -12,17 +12,18 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from mmssl import ops
 from mmssl.errors import InputError
 from mmssl.evaluation import metrics as M
 from mmssl.graph import InteractionGraph
+from mmssl.models.embeddings import Embeddings
+from mmssl.models.scorer import Scorer, check_values
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
 
 Split = Literal["val", "test"]
 
-# The op never materializes the scores of all these users. The block only limits the memory of the
+# The scores of all these users are never materialized. The block only limits the memory of the
 # ranked lists and hits (26 MB for lists of 50 int64 items).
 _BLOCK_USERS = 1 << 16
 
@@ -30,10 +31,9 @@ _BLOCK_USERS = 1 << 16
 class Evaluator:
     """Full-ranking evaluator of a held-out split.
 
-    It follows the protocol of the released MMSSL code and of LightGCN: scores are dot products, the
-    user's train items are excluded, ties are broken by smaller item id, and metrics are averaged
-    over the users whose held-out list is not empty. Held-out items of the other split are *not*
-    excluded.
+    It follows the protocol of the released MMSSL code and of LightGCN: the user's train items are
+    excluded, ties are broken by smaller item id, and metrics are averaged over the users whose
+    held-out list is not empty. Held-out items of the other split are *not* excluded.
 
     Example:
         >>> evaluator = Evaluator(dataset, "val", graph)
@@ -55,7 +55,7 @@ class Evaluator:
             dataset: Data set whose ``val`` or ``test`` interactions are the relevant items.
             split: Split to evaluate, "val" or "test".
             graph: The *train* graph, whose edges are excluded from the ranking. Evaluation runs on
-                its device, on which the embeddings must be.
+                its device, on which the scores must be.
             ks: Cutoffs of the metrics.
             metrics: Names of metrics, keys of `mmssl.evaluation.METRICS`.
 
@@ -92,29 +92,31 @@ class Evaluator:
         """Length K of the ranked lists: the largest cutoff, at most the number of items."""
         return min(max(self.ks), self._num_items)
 
-    def evaluate(self, user_emb: Tensor, item_emb: Tensor) -> dict[str, float]:
-        """Compute the mean metrics of rankings by dot product.
+    def evaluate(self, scorer: Scorer | Tensor, item_emb: Tensor | None = None) -> dict[str, float]:
+        """Compute the mean metrics of a model's rankings.
+
+        ``evaluate(user_emb, item_emb)`` stands for ``evaluate(Embeddings(user_emb, item_emb))``.
 
         Args:
-            user_emb: (U, D) floating-point user embeddings, on the graph's device.
-            item_emb: (I, D) item embeddings, with the same dtype and device.
+            scorer: What ranks items, on the graph's device; or (U, D) floating-point user
+                embeddings.
+            item_emb: (I, D) item embeddings, with the dtype and device of the user embeddings.
 
         Returns:
             One number per metric and cutoff, e.g. ``{"recall@10": ..., "recall@20": ...}``.
 
         Raises:
-            InputError: An embedding table has the wrong shape or device, or contains NaN or
-                infinity, which leaves the ranking undefined.
+            InputError: A tensor has the wrong shape or device, or contains NaN or infinity, which
+                leaves the ranking undefined.
         """
-        self._check(user_emb, item_emb)
-        return self._mean(self._rank(user_emb, item_emb))
+        return self._mean(self._rank(self._checked(scorer, item_emb)))
 
-    def per_user(self, user_emb: Tensor, item_emb: Tensor) -> Tensor:
+    def per_user(self, scorer: Scorer | Tensor, item_emb: Tensor | None = None) -> Tensor:
         """Compute the metrics of each user, for paired tests between models.
 
         Args:
-            user_emb: (U, D) user embeddings, as in `evaluate`.
-            item_emb: (I, D) item embeddings, as in `evaluate`.
+            scorer: As in `evaluate`.
+            item_emb: As in `evaluate`.
 
         Returns:
             (T, len(keys)) float64; row t belongs to user ``users[t]`` and columns are `keys`.
@@ -122,11 +124,11 @@ class Evaluator:
         Raises:
             InputError: As `evaluate`.
         """
-        self._check(user_emb, item_emb)
-        return torch.cat([self._score(*block) for block in self._rank(user_emb, item_emb)])
+        lists = self._rank(self._checked(scorer, item_emb))
+        return torch.cat([self._score(*block) for block in lists])
 
     def evaluate_lists(self, items: Tensor) -> dict[str, float]:
-        """Compute the mean metrics of given lists, for recommenders other than dot products.
+        """Compute the mean metrics of given lists, for recommenders outside this package.
 
         Args:
             items: (T, K) int64 ranked items of each of `users`, best first, unique and without
@@ -152,16 +154,11 @@ class Evaluator:
         return self._mean((start, items[start : start + _BLOCK_USERS]) for start in blocks)
 
     @torch.no_grad()
-    def _rank(self, user_emb: Tensor, item_emb: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def _rank(self, scorer: Scorer) -> Iterator[tuple[int, Tensor]]:
         """Yield (first index into `users`, (B, K) ranked items) for each block of users."""
         for start in range(0, self.users.numel(), _BLOCK_USERS):
-            _, items = ops.masked_topk(
-                user_emb,
-                item_emb,
-                self.list_length,
-                users=self.users[start : start + _BLOCK_USERS],
-                exclude=self._view,
-            )
+            users = self.users[start : start + _BLOCK_USERS]
+            _, items = scorer.best(users, self.list_length, self._view)
             yield start, items
 
     def _score(self, start: int, items: Tensor) -> Tensor:
@@ -185,19 +182,11 @@ class Evaluator:
             total += self._score(start, items).sum(dim=0)
         return dict(zip(self.keys, (total / self.users.numel()).tolist(), strict=True))
 
-    def _check(self, user_emb: Tensor, item_emb: Tensor) -> None:
-        expected = (
-            ("user_emb", user_emb, self._view.num_rows),
-            ("item_emb", item_emb, self._num_items),
-        )
-        for name, table, rows in expected:
-            if table.dim() != 2 or table.shape[0] != rows:
-                raise InputError(f"{name}: expected shape ({rows}, D), got {tuple(table.shape)}")
-            if table.device != self.users.device:
-                raise InputError(f"{name}: expected device {self.users.device}, got {table.device}")
-            bad = ~torch.isfinite(table).all(dim=1)
-            if bool(bad.any()):
-                row = int(bad.nonzero()[0])
-                raise InputError(
-                    f"{name}: expected finite values, got NaN or infinity in row {row}"
-                )
+    def _checked(self, scorer: Scorer | Tensor, item_emb: Tensor | None) -> Scorer:
+        if isinstance(scorer, Tensor):
+            if not isinstance(item_emb, Tensor):
+                raise InputError(f"item_emb: expected a tensor, got {type(item_emb).__name__}")
+            scorer = Embeddings(scorer, item_emb)
+        scorer.check(self._view.num_rows, self._num_items)
+        check_values(scorer.tensors(), self.users.device)
+        return scorer

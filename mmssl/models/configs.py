@@ -7,7 +7,7 @@ library only.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from mmssl.section import Section, Tune
 
@@ -29,6 +29,17 @@ class LightGCNConfig(Section):
     patience: Annotated[int, ">= 1"] = 50
     """Validations without an improvement of Recall@20 before training stops. BPR first stays on a
     plateau at the level of popularity, where a shorter patience would stop it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EASEConfig(Section):
+    """The EASE baseline (Steck, WWW 2019)."""
+
+    reg: Annotated[
+        float | Literal["validation"], '> 0 or "validation"', Tune(low=1.0, high=1e4, log=True)
+    ] = "validation"
+    """Weight of the L2 penalty on the item-to-item weights; `validation`: the one of 10, 30, 100,
+    300, 1000 and 3000 that has the highest Recall@20 on validation."""
 
 
 @dataclass(frozen=True, kw_only=True)

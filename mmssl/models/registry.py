@@ -53,6 +53,11 @@ def _pairwise(name: str, task: str) -> ModelSpec:
     )
 
 
+def _closed_form(name: str, task: str) -> ModelSpec:
+    """Return the entry of a model that is computed at once; its section has its name as well."""
+    return ModelSpec(name=name, task=f"mmssl.models.{name}:{task}", reads=(name,), schedule=None)
+
+
 _SPECS = (
     ModelSpec(
         name="mmssl",
@@ -73,6 +78,7 @@ _SPECS = (
         changeable=("plus.epochs", "plus.patience", "plus.lr"),
         variants=("plus",),
     ),
+    _closed_form("ease", "EASETask"),
     _pairwise("lightgcn", "LightGCNTask"),
     _pairwise("freedom", "FreedomTask"),
     _pairwise("vbpr", "VBPRTask"),

@@ -5,7 +5,7 @@ Legend: U users, I items, B users to rank for, D features, E edges of a view.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -102,16 +102,47 @@ def masked_topk_reference(
     """Compute :func:`masked_topk` in plain PyTorch, block by block of the users."""
     acc = accumulation_dtype(user_emb.dtype)
     user_emb, item_emb = user_emb.detach().to(acc), item_emb.detach().to(acc)
-    num_items = item_emb.shape[0]
     if users is None:
         users = torch.arange(user_emb.shape[0], device=user_emb.device)
+    return rank_in_blocks(
+        lambda ids: user_emb[ids] @ item_emb.T,
+        users,
+        k,
+        item_emb.shape[0],
+        exclude=exclude,
+        dtype=acc,
+    )
+
+
+def rank_in_blocks(
+    score_of: Callable[[Tensor], Tensor],
+    users: Tensor,
+    k: int,
+    num_items: int,
+    *,
+    exclude: GraphView | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, Tensor]:
+    """Rank items by scores that are computed for a block of users at a time.
+
+    Args:
+        score_of: Returns (b, I) scores in ``dtype`` of users (b,); they are modified here.
+        users: (B,) int64.
+        k: Length of the lists.
+        num_items: I.
+        exclude: (U, I) view whose edges are never returned.
+        dtype: Data type of the scores.
+
+    Returns:
+        scores (B, k) and items (B, k) as in :func:`masked_topk`.
+    """
     width = min(k, num_items)
-    scores = user_emb.new_full((users.numel(), k), -torch.inf)
-    items = torch.full((users.numel(), k), -1, dtype=torch.int64, device=user_emb.device)
+    scores = torch.full((users.numel(), k), -torch.inf, dtype=dtype, device=users.device)
+    items = torch.full((users.numel(), k), -1, dtype=torch.int64, device=users.device)
     block = max(1, _BLOCK_ELEMENTS // max(num_items, 1))
     for start in range(0, users.numel() if width else 0, block):
         ids = users[start : start + block]
-        score = user_emb[ids] @ item_emb.T  # (b, I)
+        score = score_of(ids)  # (b, I)
         if exclude is not None:
             rows, cols, _ = row_edges(exclude.rowptr, exclude.col, ids)
             score[rows, cols] = -torch.inf

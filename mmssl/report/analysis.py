@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl import ops
 from mmssl.data.dataset import InteractionDataset
 from mmssl.evaluation import exposure
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
+from mmssl.models.scorer import Scorer
 from mmssl.report.entries import Entry
 
 K = 20
@@ -58,8 +58,13 @@ def analyze(entries: Sequence[Entry], dataset: InteractionDataset) -> Analysis:
     evaluator = Evaluator(dataset, "test", graph, ks=(K,), metrics=("recall",))
     activity = graph.index.rowptr.diff()[evaluator.users]
     group = exposure.activity_groups(activity, _GROUPS)
-    found = tuple(_mean([_of_run(run, evaluator, graph, degree, group) for run in _runs(entry)])
-                  for entry in entries)  # fmt: skip
+    found = tuple(
+        _mean([
+            _of_run(run.load_scorer(dataset), evaluator, graph, degree, group)
+            for run in entry.directories
+        ])
+        for entry in entries
+    )  # fmt: skip
     sizes = torch.bincount(exposure.popularity_groups(degree, _ITEM_GROUPS), minlength=_ITEM_GROUPS)
     return Analysis(
         found,
@@ -69,23 +74,17 @@ def analyze(entries: Sequence[Entry], dataset: InteractionDataset) -> Analysis:
     )
 
 
-def _runs(entry: Entry) -> list[tuple[Tensor, Tensor]]:
-    return [directory.load_embeddings() for directory in entry.directories]
-
-
 def _of_run(
-    embeddings: tuple[Tensor, Tensor],
+    scorer: Scorer,
     evaluator: Evaluator,
     graph: InteractionGraph,
     degree: Tensor,
     group: Tensor,
 ) -> Exposure:
-    recall = evaluator.per_user(*embeddings)[:, 0]
+    recall = evaluator.per_user(scorer)[:, 0]
     by_activity = [recall[group == number] for number in range(_GROUPS)]
     with_train = (graph.index.rowptr.diff() > 0).nonzero().squeeze(1)
-    _, lists = ops.masked_topk(
-        *embeddings, min(K, graph.num_items), users=with_train, exclude=graph.ui
-    )
+    _, lists = scorer.best(with_train, min(K, graph.num_items), graph.ui)
     means = tuple(float(part.mean()) if part.numel() else float("nan") for part in by_activity)
     return _exposure(lists, degree, means)
 

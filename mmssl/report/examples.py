@@ -11,7 +11,8 @@ from mmssl.data.dataset import InteractionDataset
 from mmssl.graph import InteractionGraph
 from mmssl.report.entries import Entry
 from mmssl.report.pictures import Pictures
-from mmssl.serving import item_label, recommend, user_label
+from mmssl.serving import Recommendation, item_label, user_label
+from mmssl.serving.recommend import Ranker, listed
 
 LENGTH = 10
 _HISTORY = 12
@@ -58,7 +59,10 @@ def make_examples(
     """Recommend items to users by the first run of each entry."""
     graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
     ranked = [
-        recommend(*entry.directories[0].load_embeddings(), graph, users, LENGTH)
+        listed(
+            *Ranker(entry.directories[0].load_scorer(dataset), graph).best(users, LENGTH),
+            Recommendation,
+        )
         for entry in entries
     ]
     degree = np.bincount(dataset.train.item, minlength=dataset.num_items)

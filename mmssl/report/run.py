@@ -9,6 +9,7 @@ from typing import Literal
 from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import InputError
 from mmssl.files import atomic_write
+from mmssl.models.embeddings import Embeddings
 from mmssl.plotting import require_matplotlib
 from mmssl.report.analysis import analyze
 from mmssl.report.embedding_map import map_items
@@ -57,12 +58,13 @@ def write_report(
     if dataset is not None:
         asked = [resolve_user(dataset, user) for user in users]
         pictures = None if images is None else Pictures(Path(images))
-        item = entries[0].directories[0].load_embeddings()[1]
+        first = entries[0].directories[0].load_scorer(dataset)
+        item = first.item if isinstance(first, Embeddings) else None
         report = Report(
             entries,
             f"{dataset.name}: {dataset.num_users:,} users, {dataset.num_items:,} items",
             analyze(entries, dataset),
-            None if map_method == "none" else map_items(item, dataset, map_method),
+            None if map_method == "none" or item is None else map_items(item, dataset, map_method),
             make_examples(entries, dataset, asked or example_users(dataset, examples), pictures),
         )
     page = Path(out) if out is not None else Path(runs[0]) / "report.html"

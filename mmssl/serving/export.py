@@ -17,8 +17,12 @@ from mmssl.data.staging import staged
 from mmssl.data.tables import table_text
 from mmssl.errors import InputError
 from mmssl.files import file_sha256
+from mmssl.graph import InteractionGraph
+from mmssl.models.embeddings import Embeddings
+from mmssl.models.item_weights import ItemWeights
+from mmssl.models.scorer import Scorer
 from mmssl.serving import tables as T
-from mmssl.serving.scorer import Scorer, onnx_bytes, torch_export_bytes
+from mmssl.serving.scorer import DotProducts, onnx_bytes, torch_export_bytes
 from mmssl.serving.tables import ServingTables
 
 DEFAULT_FORMATS = ("npz", "safetensors")
@@ -36,7 +40,8 @@ def export(
     """Write an export atomically.
 
     Every export contains ``users.tsv``, ``items.tsv`` (index, id, title), ``seen.npz`` (the items
-    to exclude from each user's list, as CSR) and ``manifest.json`` with the hash of each file.
+    to exclude from each user's list, as CSR) and ``manifest.json`` with the hash of each file; that
+    of a model with item weights also ``history.npz`` (the train items of each user, as CSR).
 
     Args:
         tables: Model to export, see `mmssl.serving.tables.tables_of_run`.
@@ -49,8 +54,8 @@ def export(
         The content of ``manifest.json``.
 
     Raises:
-        InputError: A format is unknown or its library is missing, ``top_k`` is invalid, or
-            ``target`` is not empty or can't be written.
+        InputError: A format is unknown, its library is missing or it needs vectors that the model
+            lacks; ``top_k`` is invalid; or ``target`` is not empty or can't be written.
     """
     wanted = tuple(dict.fromkeys(formats))
     for name in wanted:
@@ -60,7 +65,9 @@ def export(
         raise InputError(f"top_k: expected an integer of at least 1, got {top_k!r}")
     with staged(target) as folder:
         _write_ids(tables, folder)
-        _write_seen(tables, folder)
+        _write_rows(tables.graph, folder / T.SEEN, train_degree=tables.train_degree.numpy())
+        if isinstance(tables.scorer, ItemWeights):
+            _write_rows(tables.scorer.history, folder / T.HISTORY)
         if tables.feature_map is not None:
             _write_feature_map(tables, folder)
         for name in wanted:
@@ -81,13 +88,9 @@ def _write_ids(tables: ServingTables, folder: Path) -> None:
         (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
-def _write_seen(tables: ServingTables, folder: Path) -> None:
-    np.savez(
-        folder / T.SEEN,
-        rowptr=tables.graph.index.rowptr.cpu().numpy(),
-        col=tables.graph.index.col.cpu().numpy(),
-        train_degree=tables.train_degree.numpy(),
-    )
+def _write_rows(graph: InteractionGraph, file: Path, **more: Any) -> None:
+    rowptr, col = graph.index.rowptr.cpu().numpy(), graph.index.col.cpu().numpy()
+    np.savez(file, rowptr=rowptr, col=col, **more)
 
 
 def _write_feature_map(tables: ServingTables, folder: Path) -> None:
@@ -102,11 +105,19 @@ def _write_feature_map(tables: ServingTables, folder: Path) -> None:
 
 
 def _write_npz(tables: ServingTables, folder: Path, _: int) -> None:
-    np.savez(folder / T.NPZ, user=tables.user.numpy(), item=tables.item.numpy())
+    arrays = {name: tensor.numpy() for name, tensor in _tensors(tables.scorer).items()}
+    vectors = isinstance(tables.scorer, Embeddings)
+    np.savez(folder / (T.NPZ if vectors else T.WEIGHTS_NPZ), **arrays)  # type: ignore[arg-type]
 
 
 def _write_safetensors(tables: ServingTables, folder: Path, _: int) -> None:
-    _save_tensors({"user": tables.user, "item": tables.item}, folder / T.SAFETENSORS)
+    vectors = isinstance(tables.scorer, Embeddings)
+    file = folder / (T.SAFETENSORS if vectors else T.WEIGHTS_SAFETENSORS)
+    _save_tensors(_tensors(tables.scorer), file)
+
+
+def _tensors(scorer: Scorer) -> dict[str, Tensor]:
+    return scorer._asdict() if isinstance(scorer, Embeddings) else scorer.tensors()
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -123,18 +134,19 @@ def _write_faiss(tables: ServingTables, folder: Path, _: int) -> None:
         raise InputError(
             f'format faiss: expected faiss to be installed (pip install "mmssl[ann]"), got {error}'
         ) from error
-    index = faiss.IndexFlatIP(tables.item.shape[1])
-    index.add(tables.item.numpy())
+    item = tables.vectors.item
+    index = faiss.IndexFlatIP(item.shape[1])
+    index.add(item.numpy())
     # faiss.write_index only prints a message if the disk is full when it closes the file.
     (folder / T.FAISS).write_bytes(faiss.serialize_index(index).data)
 
 
 def _write_torch_export(tables: ServingTables, folder: Path, k: int) -> None:
-    (folder / T.TORCH_EXPORT).write_bytes(torch_export_bytes(Scorer(tables.user, tables.item, k)))
+    (folder / T.TORCH_EXPORT).write_bytes(torch_export_bytes(DotProducts(*tables.vectors, k)))
 
 
 def _write_onnx(tables: ServingTables, folder: Path, k: int) -> None:
-    (folder / T.ONNX).write_bytes(onnx_bytes(Scorer(tables.user, tables.item, k)))
+    (folder / T.ONNX).write_bytes(onnx_bytes(DotProducts(*tables.vectors, k)))
 
 
 FORMATS: dict[str, Callable[[ServingTables, Path, int], None]] = {
@@ -149,6 +161,7 @@ FORMATS: dict[str, Callable[[ServingTables, Path, int], None]] = {
 
 def _manifest(tables: ServingTables, formats: Sequence[str], folder: Path) -> dict[str, Any]:
     fitted = tables.feature_map
+    vectors = tables.scorer if isinstance(tables.scorer, Embeddings) else None
     return {
         "format": T.FORMAT_VERSION,
         "mmssl": mmssl.__version__,
@@ -156,9 +169,9 @@ def _manifest(tables: ServingTables, formats: Sequence[str], folder: Path) -> di
         "data": {"name": tables.name, "hash": tables.data_hash},
         "num_users": tables.num_users,
         "num_items": tables.num_items,
-        "embedding_dim": tables.user.shape[1],
+        **({} if vectors is None else {"embedding_dim": vectors.user.shape[1]}),
         "dtype": "float32",
-        "score": "dot product",
+        "score": T.ITEM_WEIGHTS if vectors is None else T.DOT_PRODUCT,
         "seen": tables.seen,
         "num_seen": tables.graph.nnz,
         "num_cold_items": tables.cold_items.numel(),

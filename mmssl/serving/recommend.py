@@ -1,4 +1,4 @@
-"""Top-k recommendations from embeddings, with external ids and titles.
+"""Top-k recommendations of a model, with external ids and titles.
 
 Legend: U users, I items, D embedding dim, B requested users.
 """
@@ -6,14 +6,16 @@ Legend: U users, I items, D embedding dim, B requested users.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
-from mmssl import ops
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
+from mmssl.models.embeddings import Embeddings
+from mmssl.models.scorer import Scorer
 from mmssl.serving.ids import Ids
 
 Made = TypeVar("Made")
@@ -45,7 +47,8 @@ class Recommendation(NamedTuple):
     item: int
     """Index of the item."""
     score: float
-    """Dot product of the user's and the item's vector."""
+    """Score of the model: the dot product of the user's and the item's vector, or the sum of the
+    item's weights from the user's items."""
 
 
 class UserRecommendations(NamedTuple):
@@ -61,15 +64,22 @@ class UserRecommendations(NamedTuple):
     """External ids of `items`."""
 
 
-class Ranker(NamedTuple):
-    """Final vectors of users and items, with the items to exclude from each user's list."""
+@dataclass(frozen=True, eq=False)
+class Ranker:
+    """What ranks items, with the items to exclude from each user's list.
 
-    user: Tensor
-    """(U, D) user vectors, on the graph's device."""
-    item: Tensor
-    """(I, D) item vectors."""
+    Raises:
+        InputError: The scores are not those of the graph's users and items.
+    """
+
+    scorer: Scorer
+    """Scores of every user and item, on the graph's device."""
     graph: InteractionGraph
-    """Graph whose edges are excluded."""
+    """(U, I) graph whose edges are excluded."""
+
+    def __post_init__(self) -> None:
+        """Check the shapes."""
+        self.scorer.check(self.graph.num_users, self.graph.num_items)
 
     def best(
         self, users: Sequence[int], k: int, *, filter_seen: bool = True
@@ -81,22 +91,14 @@ class Ranker(NamedTuple):
         graph = self.graph
         if k < 1:
             raise InputError(f"k: expected at least 1, got {k}")
-        for name, table, rows in (
-            ("user_emb", self.user, graph.num_users),
-            ("item_emb", self.item, graph.num_items),
-        ):
-            if table.dim() != 2 or table.shape[0] != rows:
-                raise InputError(f"{name}: expected shape ({rows}, D), got {tuple(table.shape)}")
         for user in users:
             if not 0 <= user < graph.num_users:
                 raise InputError(f"users: expected indices in [0, {graph.num_users}), got {user}")
         with torch.no_grad():
-            return ops.masked_topk(
-                self.user,
-                self.item,
+            return self.scorer.best(
+                torch.tensor(users, dtype=torch.int64, device=graph.device),
                 min(k, graph.num_items),
-                users=torch.tensor(users, dtype=torch.int64, device=graph.device),
-                exclude=graph.ui if filter_seen else None,
+                graph.ui if filter_seen else None,
             )
 
 
@@ -125,7 +127,7 @@ def recommend(
     Raises:
         InputError: ``k`` is below 1, a user is out of range, or a table does not match the graph.
     """
-    ranker = Ranker(user_emb, item_emb, graph)
+    ranker = Ranker(Embeddings(user_emb, item_emb), graph)
     return listed(*ranker.best(users, k, filter_seen=filter_seen), Recommendation)
 
 

@@ -20,6 +20,8 @@ from mmssl import ops
 from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
+from mmssl.models.embeddings import Embeddings
+from mmssl.models.item_weights import ItemWeights
 from mmssl.plain import plain_tensors
 from mmssl.serving.ids import Ids
 from mmssl.serving.recommend import (
@@ -28,7 +30,6 @@ from mmssl.serving.recommend import (
     UserRecommendations,
     in_words,
     listed,
-    recommend,
 )
 from mmssl.serving.tables import (
     MANIFEST,
@@ -45,7 +46,7 @@ class RecommendedItem(NamedTuple):
     item: str
     """External id of the item."""
     score: float
-    """Dot product of the user's and the item's vector, or a cosine for similar items."""
+    """Score of the model for the user, or the similarity to an item."""
     title: str
     """Title of the item; empty if the data set has no titles."""
 
@@ -54,7 +55,7 @@ class Recommender:
     """Recommendations by external ids; a recommender can be shared between threads.
 
     Args:
-        tables: Vectors, ids and interactions of the model.
+        tables: Scores, ids and interactions of the model.
         device: Torch device on which lists are ranked.
 
     Example:
@@ -67,11 +68,7 @@ class Recommender:
         self.device = torch.device(device)
         self.users = Ids("user", tables.num_users, tables.user_ids)
         self.items = Ids("item", tables.num_items, tables.item_ids)
-        self._ranker = Ranker(
-            tables.user.to(self.device),
-            tables.item.to(self.device),
-            tables.graph.to(self.device),
-        )
+        self._ranker = Ranker(tables.scorer.to(self.device), tables.graph.to(self.device))
 
     @classmethod
     def load(
@@ -94,6 +91,7 @@ class Recommender:
                 runs) or of "all" splits. For an export, this was fixed when it was made.
             cold: Whether to replace the vectors of items without train interactions with vectors
                 predicted from their features; without this, such items are rarely recommended.
+                Only for models with item vectors.
 
         Raises:
             InputError: A file is missing or damaged, or the data set is not the one of the run.
@@ -110,12 +108,13 @@ class Recommender:
         else:
             tables = tables_of_run(directory, data, seen=seen or "train")
         if cold:
+            vectors = tables.vectors
             if tables.cold_vectors is None:
                 raise InputError(
                     f"{directory}: cold: expected data with item features, got data without"
                 )
-            item = tables.item.index_copy(0, tables.cold_items, tables.cold_vectors)
-            tables = dataclasses.replace(tables, item=item)
+            item = vectors.item.index_copy(0, tables.cold_items, tables.cold_vectors)
+            tables = dataclasses.replace(tables, scorer=Embeddings(vectors.user, item))
         return cls(tables, device=device)
 
     def recommend(
@@ -144,35 +143,66 @@ class Recommender:
         """Return the lists of `recommend` for display, with titles and each user's history."""
         indices = self.users.indices(users)
         _check_k(k)
-        ranked = recommend(*self._ranker, indices, k, filter_seen=filter_seen)
+        found = self._ranker.best(indices, k, filter_seen=filter_seen)
+        ranked = listed(*found, Recommendation)
         return in_words(self.tables, self.tables.graph, indices, ranked)
 
     def similar_items(self, item: str | int, k: int = 20) -> list[RecommendedItem]:
-        """Return the k most similar items by cosine similarity of their vectors.
+        """Return the k most similar items.
+
+        They are those of the highest cosine of their vectors or, in a model with item weights, of
+        the highest weights from the item.
 
         Raises:
             InputError: The id is unknown or ``k`` is invalid.
         """
         index = self.items.index(item)
         _check_k(k)
-        table = self._unit_items
-        scores, items = ops.masked_topk(
-            table[index : index + 1], table, min(k + 1, self.tables.num_items)
-        )
-        (row,) = listed(scores, items, Recommendation)
+        scorer, most = self._ranker.scorer, min(k + 1, self.tables.num_items)
+        if isinstance(scorer, ItemWeights):
+            first = torch.zeros(1, dtype=torch.int64, device=self.device)
+            found = scorer.for_histories([[index]]).best(first, most)
+        else:
+            table = self._unit_items
+            found = ops.masked_topk(table[index : index + 1], table, most)
+        (row,) = listed(*found, Recommendation)
         return [self._outside(*one) for one in row if one.item != index][:k]
 
     def score(self, user: str | int, items: Iterable[str | int]) -> list[float]:
-        """Return the scores of given items for a user, the dot products of their vectors.
+        """Return the scores of given items for a user.
 
         Raises:
             InputError: An id is unknown.
         """
         index = torch.tensor(self.items.indices(items), dtype=torch.int64, device=self.device)
-        own = self._ranker.user[self.users.index(user)]
-        # Elementwise, since starting BLAS threads takes longer than the few rows of a request.
-        result: list[float] = (self._ranker.item[index] * own).sum(1).tolist()
+        result: list[float] = self._ranker.scorer.score(self.users.index(user), index).tolist()
         return result
+
+    def for_users(self, histories: Mapping[str, Iterable[str | int]]) -> Recommender:
+        """Return a new recommender for other users, of whom only some items are known.
+
+        Only for models with item weights, which know a user by nothing else.
+
+        Args:
+            histories: User id -> external ids of the user's items.
+
+        Raises:
+            InputError: The model has user vectors, or an item id is unknown.
+
+        Example:
+            >>> recommender.for_users({"new": ["17", "3"]}).recommend(["new"], k=10)
+        """
+        scorer = self._ranker.scorer
+        if not isinstance(scorer, ItemWeights):
+            raise InputError(
+                f"model {self.tables.model}: expected item weights, which serve a user by the "
+                "user's items alone, got user vectors"
+            )
+        others = scorer.for_histories([self.items.indices(items) for items in histories.values()])
+        tables = dataclasses.replace(
+            self.tables, scorer=others, graph=others.history, user_ids=tuple(histories)
+        )
+        return Recommender(tables, device=self.device)
 
     def with_items(
         self,
@@ -181,6 +211,8 @@ class Recommender:
         titles: Sequence[str] | None = None,
     ) -> Recommender:
         """Return a new recommender with additional items, whose vectors come from their features.
+
+        Only for models with item vectors.
 
         Args:
             ids: n new item ids.
@@ -191,7 +223,7 @@ class Recommender:
             InputError: The run's data has no features, a modality is missing or has another width,
                 an id is not unique, or the lengths differ.
         """
-        tables = self.tables
+        tables, own_vectors = self.tables, self.tables.vectors
         if tables.feature_map is None or tables.cold_vectors is None:
             raise InputError("with_items: expected a run with item features, got one without")
         vectors = tables.feature_map({k: torch.as_tensor(v) for k, v in features.items()})
@@ -213,7 +245,7 @@ class Recommender:
         return Recommender(
             dataclasses.replace(
                 tables,
-                item=torch.cat([tables.item, vectors]),
+                scorer=Embeddings(own_vectors.user, torch.cat([own_vectors.item, vectors])),
                 graph=InteractionGraph.from_edges(
                     graph.ui.row_of_edge(), graph.index.col, tables.num_users, len(both)
                 ),
@@ -229,7 +261,7 @@ class Recommender:
     @cached_property
     @plain_tensors()
     def _unit_items(self) -> Tensor:
-        return F.normalize(self._ranker.item)
+        return F.normalize(self.tables.vectors.item.to(self.device))
 
     def _outside(self, item: int, score: float) -> RecommendedItem:
         titles = self.tables.item_titles

@@ -19,7 +19,7 @@ from mmssl.errors import InputError
 _OPSET = 18
 
 
-class Scorer(nn.Module):
+class DotProducts(nn.Module):
     """Module that ranks items by dot product.
 
     Args:
@@ -54,7 +54,7 @@ class Scorer(nn.Module):
         return best.values, best.indices
 
 
-def torch_export_bytes(scorer: Scorer) -> bytes:
+def torch_export_bytes(scorer: DotProducts) -> bytes:
     """Serialize the scorer with dynamic B and S for ``torch.export.load``."""
     batch, width = torch.export.Dim("batch"), torch.export.Dim("seen")
     example = torch.arange(2), torch.full((2, 3), -1)
@@ -66,7 +66,7 @@ def torch_export_bytes(scorer: Scorer) -> bytes:
     return buffer.getvalue()
 
 
-def onnx_bytes(scorer: Scorer) -> bytes:
+def onnx_bytes(scorer: DotProducts) -> bytes:
     """Serialize the scorer as an ONNX model.
 
     Its inputs are ``users`` and ``exclude``, its outputs ``scores`` and ``items``. The few nodes

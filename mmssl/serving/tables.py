@@ -1,4 +1,4 @@
-"""Serving tables of a trained model: vectors, ids, interactions of users and the feature map.
+"""Serving tables of a trained model: scores, ids, interactions of users and the feature map.
 
 They are read from a run directory and its data set, or from an export.
 """
@@ -22,6 +22,9 @@ from mmssl.data.tables import read_table
 from mmssl.errors import InputError
 from mmssl.files import file_sha256
 from mmssl.graph import InteractionGraph
+from mmssl.models.embeddings import Embeddings
+from mmssl.models.item_weights import stored_weights
+from mmssl.models.scorer import Scorer, check_values
 from mmssl.plain import plain_tensors
 from mmssl.serving.cold import FeatureMap, fit_feature_map
 from mmssl.training.run import RunDirectory
@@ -30,13 +33,16 @@ Seen = Literal["train", "all"]
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
 NPZ, SAFETENSORS, SEEN = "embeddings.npz", "embeddings.safetensors", "seen.npz"
+WEIGHTS_NPZ, WEIGHTS_SAFETENSORS = "weights.npz", "weights.safetensors"
+HISTORY = "history.npz"
+DOT_PRODUCT, ITEM_WEIGHTS = "dot product", "item weights"
 FEATURE_MAP, USERS, ITEMS = "feature_map.safetensors", "users.tsv", "items.tsv"
 FAISS, TORCH_EXPORT, ONNX = "items.faiss", "scorer.pt2", "scorer.onnx"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ServingTables:
-    """Final vectors and lookup tables of a trained model; they are never modified in place."""
+    """Scores and lookup tables of a trained model; they are never modified in place."""
 
     name: str
     """Name of the data set."""
@@ -44,10 +50,8 @@ class ServingTables:
     """Name of the model."""
     data_hash: str
     """Hash of the data set that the model was trained on."""
-    user: Tensor
-    """(U, D) float32 user vectors."""
-    item: Tensor
-    """(I, D) float32 item vectors."""
+    scorer: Scorer
+    """What ranks items: float32 vectors of users and items, or item weights."""
     graph: InteractionGraph
     """Interactions that are excluded from recommendations."""
     seen: Seen
@@ -68,12 +72,25 @@ class ServingTables:
     @property
     def num_users(self) -> int:
         """Number of users U."""
-        return self.user.shape[0]
+        return self.scorer.num_users
 
     @property
     def num_items(self) -> int:
         """Number of items I."""
-        return self.item.shape[0]
+        return self.scorer.num_items
+
+    @property
+    def vectors(self) -> Embeddings:
+        """The vectors of users and items.
+
+        Raises:
+            InputError: The model has item weights.
+        """
+        if not isinstance(self.scorer, Embeddings):
+            raise InputError(
+                f"model {self.model}: expected user and item vectors, got item weights"
+            )
+        return self.scorer
 
     @property
     def cold_items(self) -> Tensor:
@@ -83,9 +100,9 @@ class ServingTables:
     @cached_property
     @plain_tensors()
     def feature_map(self) -> FeatureMap | None:
-        """Map from features to item vectors, fitted on first access; None without features."""
-        if self.features:
-            return fit_feature_map(self.features, self.item, self.train_degree > 0)
+        """Map from features to item vectors, fitted on first access; None without one of both."""
+        if self.features and isinstance(self.scorer, Embeddings):
+            return fit_feature_map(self.features, self.scorer.item, self.train_degree > 0)
         return None if self.stored is None else self.stored[0]
 
     @cached_property
@@ -113,11 +130,14 @@ def tables_of_run(
             on.
     """
     run = RunDirectory.open(path)
-    user, item = run.load_embeddings()
-    for name, table in (("user", user), ("item", item)):
-        if not bool(torch.isfinite(table).all()):
-            raise InputError(f"{path}: expected finite {name} vectors, got NaN or infinity")
     dataset = run.read_data(data)
+    scorer = run.load_scorer(dataset)
+    try:
+        check_values(scorer.tensors(), torch.device("cpu"))
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    if isinstance(scorer, Embeddings):
+        scorer = Embeddings(*(table.float().contiguous() for table in scorer))
     edges = [dataset.train] if seen == "train" else [edges for _, edges in dataset.splits()]
     graph = InteractionGraph.from_edges(
         np.concatenate([part.user for part in edges]),
@@ -130,8 +150,7 @@ def tables_of_run(
         name=dataset.name,
         model=run.info.model,
         data_hash=run.info.data_hash,
-        user=user.float().contiguous(),
-        item=item.float().contiguous(),
+        scorer=scorer,
         graph=graph,
         seen=seen,
         train_degree=degree,
@@ -149,16 +168,9 @@ def read_export(path: Path) -> ServingTables:
         InputError: ``path`` is not an export, has a newer format, or a file is missing or damaged.
     """
     manifest = read_manifest(path)
-    names = [name for name in (SAFETENSORS, NPZ) if name in manifest["files"]]
-    if not names:
-        raise InputError(
-            f"{path}: expected {NPZ} or {SAFETENSORS}, got an export with neither; export again "
-            "with --formats npz"
-        )
-    vectors = _read_tensors(path, names[0], manifest, ("user", "item"))
+    scorer = _read_scorer(path, manifest)
     seen = _read_tensors(path, SEEN, manifest, ("rowptr", "col", "train_degree"))
-    num_users, num_items = vectors["user"].shape[0], vectors["item"].shape[0]
-    users = torch.arange(num_users).repeat_interleave(seen["rowptr"].diff())
+    num_users, num_items = scorer.num_users, scorer.num_items
     stored = None
     if manifest["feature_map"] is not None:
         entry, wanted = manifest["feature_map"], ("weight", "bias", "cold_vectors")
@@ -180,9 +192,8 @@ def read_export(path: Path) -> ServingTables:
         name=manifest["data"]["name"],
         model=manifest["model"],
         data_hash=manifest["data"]["hash"],
-        user=vectors["user"],
-        item=vectors["item"],
-        graph=InteractionGraph.from_edges(users, seen["col"].long(), num_users, num_items),
+        scorer=scorer,
+        graph=_graph(seen, num_users, num_items),
         seen=manifest["seen"],
         train_degree=seen["train_degree"],
         user_ids=None if user_table is None else user_table.column("id"),
@@ -190,6 +201,31 @@ def read_export(path: Path) -> ServingTables:
         item_titles=None if item_table is None else item_table.column("title"),
         stored=stored,
     )
+
+
+def _read_scorer(path: Path, manifest: dict[str, Any]) -> Scorer:
+    weighted = manifest["score"] == ITEM_WEIGHTS
+    files = (WEIGHTS_SAFETENSORS, WEIGHTS_NPZ) if weighted else (SAFETENSORS, NPZ)
+    names = [name for name in files if name in manifest["files"]]
+    if not names:
+        raise InputError(
+            f"{path}: expected {files[1]} or {files[0]}, got an export with neither; export again "
+            "with --formats npz"
+        )
+    if not weighted:
+        return Embeddings(**_read_tensors(path, names[0], manifest, ("user", "item")))
+    history = _read_tensors(path, HISTORY, manifest, ("rowptr", "col"))
+    graph = _graph(history, manifest["num_users"], manifest["num_items"])
+    weights = stored_weights(_read_tensors(path, names[0], manifest), path / names[0], graph)
+    if weights is None:
+        raise InputError(f"{path / names[0]}: expected item weights, got none")
+    return weights
+
+
+def _graph(rows: dict[str, Tensor], num_users: int, num_items: int) -> InteractionGraph:
+    """Return the graph of a file with the arrays ``rowptr`` and ``col``."""
+    user = torch.arange(num_users).repeat_interleave(rows["rowptr"].diff())
+    return InteractionGraph.from_edges(user, rows["col"].long(), num_users, num_items)
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -210,14 +246,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from None
     if version != FORMAT_VERSION:
         raise InputError(f"{file}: expected format {FORMAT_VERSION}, got {version!r}")
-    if missing := {"model", "data", "seen", "feature_map", "files"} - fields:
+    if missing := {"model", "data", "score", "seen", "feature_map", "files"} - fields:
         raise InputError(f"{file}: expected the fields {', '.join(sorted(missing))}, got none")
     return dict(manifest)
 
 
 def _read_tensors(
-    path: Path, name: str, manifest: dict[str, Any], wanted: tuple[str, ...]
+    path: Path, name: str, manifest: dict[str, Any], wanted: tuple[str, ...] | None = None
 ) -> dict[str, Tensor]:
+    """Read the wanted arrays of a file, or all of them."""
     file = _checked(path, name, manifest)
     try:
         if name.endswith(".safetensors"):
@@ -225,11 +262,10 @@ def _read_tensors(
         else:
             with np.load(file, allow_pickle=False) as arrays:
                 found = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
-        return {key: found[key] for key in wanted}
+        return found if wanted is None else {key: found[key] for key in wanted}
     except KeyError as error:
-        raise InputError(
-            f"{file}: expected the arrays {', '.join(wanted)}, got no {error}"
-        ) from error
+        expected = ", ".join(wanted or ())
+        raise InputError(f"{file}: expected the arrays {expected}, got no {error}") from error
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise InputError(f"{file}: can't be read: {error}") from error
 

@@ -24,8 +24,12 @@ from mmssl.data.dataset import InteractionDataset
 from mmssl.data.readers import read_dataset
 from mmssl.errors import InputError
 from mmssl.files import atomic_write, read_text
+from mmssl.graph import InteractionGraph
 from mmssl.locks import DirectoryLock
+from mmssl.models.embeddings import Embeddings, stored_embeddings
+from mmssl.models.item_weights import stored_weights
 from mmssl.models.registry import changeable_fields, model_spec
+from mmssl.models.scorer import Scorer
 from mmssl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
 CHANGEABLE = (
@@ -195,55 +199,47 @@ class RunDirectory:
         """Path of the log, one JSON object per line."""
         return self.path / "log.jsonl"
 
-    def save_model(self, user: Tensor, item: Tensor, parameters: Mapping[str, Tensor]) -> None:
-        """Write ``model.safetensors``: final embeddings and the parameters that produced them."""
-        tensors = {"embedding.user": user, "embedding.item": item}
-        tensors.update((f"parameter.{name}", tensor) for name, tensor in parameters.items())
+    def save_model(self, tensors: Mapping[str, Tensor]) -> None:
+        """Write ``model.safetensors``: what ranks items, and the parameters that produced it.
+
+        Args:
+            tensors: Those of :meth:`mmssl.models.scorer.Scorer.tensors`, and parameters under the
+                names ``parameter.NAME``.
+        """
         save_checkpoint(self.path / "model.safetensors", tensors, {"model": self.info.model})
 
     def load_model(self) -> Checkpoint:
         """Read ``model.safetensors``."""
         return load_checkpoint(self.path / "model.safetensors")
 
-    def load_embeddings(self, dataset: InteractionDataset | None = None) -> tuple[Tensor, Tensor]:
+    def load_scorer(self, dataset: InteractionDataset) -> Scorer:
+        """Read what ranks items: the embeddings of the best epoch, or item weights.
+
+        Args:
+            dataset: The data of the run.
+
+        Raises:
+            InputError: Neither is in the file, or not of the data set's users and items.
+        """
+        file, tensors = self.path / "model.safetensors", self.load_model().tensors
+        history = InteractionGraph.from_edges(
+            *dataset.train, dataset.num_users, dataset.num_items, normalization="none"
+        )
+        weights = stored_weights(tensors, file, history)
+        return weights or stored_embeddings(tensors, file, dataset)
+
+    def load_embeddings(self, dataset: InteractionDataset | None = None) -> Embeddings:
         """Read the embeddings of the best epoch.
 
         Args:
             dataset: The data that they must fit, if known.
 
-        Returns:
-            user (U, D) and item (I, D).
-
         Raises:
-            InputError: No tables of one width and dtype, or not those of the data set's users and
-                items.
+            InputError: The model has no user and item vectors, or not those of the data set.
         """
-        file, tensors = self.path / "model.safetensors", self.load_model().tensors
-        tables = []
-        for name in ("embedding.user", "embedding.item"):
-            table = tensors.get(name)
-            if table is None or table.dim() != 2 or not table.dtype.is_floating_point:
-                raise InputError(f"{file}: expected a matrix {name} of real numbers, got none")
-            tables.append(table)
-        user, item = tables
-        if user.shape[1] != item.shape[1] or user.dtype != item.dtype:
-            raise InputError(
-                f"{file}: expected two tables of one width and type, got {tuple(user.shape)} "
-                f"{user.dtype} and {tuple(item.shape)} {item.dtype}"
-            )
-        if dataset is not None:
-            self._check_rows(file, user, item, dataset)
-        return user, item
-
-    @staticmethod
-    def _check_rows(file: Path, user: Tensor, item: Tensor, dataset: InteractionDataset) -> None:
-        counts = (("user", user, dataset.num_users), ("item", item, dataset.num_items))
-        for name, table, rows in counts:
-            if table.shape[0] != rows:
-                raise InputError(
-                    f"{file}: expected {rows} rows in embedding.{name}, the number in the data "
-                    f"set, got {table.shape[0]}"
-                )
+        return stored_embeddings(
+            self.load_model().tensors, self.path / "model.safetensors", dataset
+        )
 
     def save_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Write the newest checkpoint and keep ``training.keep_checkpoints - 1`` older ones.

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from mmssl.graph import InteractionGraph, Normalization
-from mmssl.models.embeddings import Embeddings
 from mmssl.models.registry import model_spec
+from mmssl.models.scorer import Scorer
 
 if TYPE_CHECKING:
     from mmssl.config import Config
@@ -53,6 +54,8 @@ class Task(ABC):
     "grad_norm"."""
     objective: tuple[str, ...] = ()
     """The terms whose sum is the loss that the progress line shows."""
+    selected: Mapping[str, float] = MappingProxyType({})
+    """Fields of the configuration whose value :meth:`embed` has chosen on validation."""
     phases: ClassVar[tuple[str, ...]] = ()
     """Profiler ranges of a step, without the prefix ``mmssl::``, in order; none inside another."""
 
@@ -72,8 +75,11 @@ class Task(ABC):
         ).to(self.device)
 
     @abstractmethod
-    def embed(self) -> Embeddings:
-        """Return the current embeddings of every user (U, D) and item (I, D), detached."""
+    def embed(self) -> Scorer:
+        """Return what ranks items: the current embeddings of users and items, or item weights.
+
+        Its tensors are detached.
+        """
 
     def start_epoch(self, epoch: int, step: int) -> None:
         """Prepare an epoch: set the learning rate, draw the order of the samples.

@@ -16,8 +16,8 @@ from torch import Tensor
 from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import Diverged, InputError
 from mmssl.evaluation.evaluator import Evaluator
-from mmssl.models.embeddings import Embeddings
 from mmssl.models.registry import ModelSpec, model_spec
+from mmssl.models.scorer import Scorer
 from mmssl.training import SELECTION_METRIC
 from mmssl.training.checkpoint import recover_newest
 from mmssl.training.guards import Interrupted, LossMeter, check_finite, deterministic
@@ -98,9 +98,9 @@ class Trainer:
         with deterministic(self.task.device, self.run.config.training.deterministic):
             try:
                 if self.task.epochs == 0:
-                    embeddings = self._embed()
-                    self._keep_best(embeddings)
-                    scores["val"] = validation.evaluate(*embeddings)
+                    scorer = self._embed()
+                    self._keep_best(scorer)
+                    scores["val"] = validation.evaluate(scorer)
                 while self.progress.epoch < self.task.epochs and not self.progress.finished:
                     self._train_epoch()
                     self._finish_epoch(validation)
@@ -183,8 +183,8 @@ class Trainer:
         self._check(task.state())
         norms = {name: terms.pop(name) for name in list(terms) if name.endswith("grad_norm")}
         start = time.perf_counter()
-        embeddings = self._embed()
-        metrics = validation.evaluate(*embeddings)
+        scorer = self._embed()
+        metrics = validation.evaluate(scorer)
         record = {
             "epoch": progress.epoch + 1,
             "loss": terms,
@@ -200,7 +200,7 @@ class Trainer:
         if improved:
             progress.best, progress.best_epoch = metrics[SELECTION_METRIC], progress.epoch + 1
             progress.validations_since_best = 0
-            self._keep_best(embeddings)
+            self._keep_best(scorer)
         else:
             progress.validations_since_best += 1
         if self.show_progress:
@@ -216,10 +216,10 @@ class Trainer:
         progress, task = self.progress, self.task
         return progress.validations_since_best >= task.patience or progress.epoch >= task.epochs
 
-    def _embed(self) -> Embeddings:
-        embeddings = self.task.embed()
-        self._check(prefixed("embedding", embeddings._asdict()))
-        return embeddings
+    def _embed(self) -> Scorer:
+        scorer = self.task.embed()
+        self._check(scorer.tensors())
+        return scorer
 
     def _show(self, record: dict[str, Any], improved: bool) -> None:
         from tqdm import tqdm
@@ -235,9 +235,9 @@ class Trainer:
     # ---- results -----------------------------------------------------------------------------
 
     def _test(self) -> dict[str, float]:
-        """Evaluate the embeddings on disk; the only place that reads the test split."""
-        user, item = (table.to(self.task.device) for table in self.run.load_embeddings())
-        return Evaluator(self.dataset, "test", self.task.graph).evaluate(user, item)
+        """Evaluate what is on disk; the only place that reads the test split."""
+        scorer = self.run.load_scorer(self.dataset).to(self.task.device)
+        return Evaluator(self.dataset, "test", self.task.graph).evaluate(scorer)
 
     def _write_metrics(self, scores: dict[str, Any]) -> dict[str, Any]:
         config, info, history = self.run.config, self.run.info, self.progress.history
@@ -247,6 +247,7 @@ class Trainer:
             "seed": config.training.seed,
             "data": info.data_record(self.dataset.name),
             **({"best_epoch": self.progress.best_epoch} if history else {}),
+            **({"selected": dict(self.task.selected)} if self.task.selected else {}),
             **scores,
             "epochs": history,
         }
@@ -268,15 +269,10 @@ class Trainer:
 
     # ---- state -------------------------------------------------------------------------------
 
-    def _keep_best(self, embeddings: Embeddings) -> None:
-        best = prefixed("embedding", embeddings._asdict())
-        best.update(prefixed("parameter", self.task.parameters()))
+    def _keep_best(self, scorer: Scorer) -> None:
+        best = {**scorer.tensors(), **prefixed("parameter", self.task.parameters())}
         self.best = {name: tensor.clone() for name, tensor in best.items()}
-        self._save_best()
-
-    def _save_best(self) -> None:
-        parameters = section(self.best, "parameter")
-        self.run.save_model(self.best["embedding.user"], self.best["embedding.item"], parameters)
+        self.run.save_model(self.best)
 
     def _check(self, tensors: dict[str, Tensor]) -> None:
         check_finite(tensors, f"in epoch {self.progress.epoch + 1}, step {self.progress.step}")
@@ -312,7 +308,9 @@ class Trainer:
             self.progress.finished = self._is_finished()
             self.best = section(tensors, "best")
             if self.best:
-                self._save_best()  # the file may be of a later epoch than the checkpoint
+                self.run.save_model(
+                    self.best
+                )  # the file may be of a later epoch than the checkpoint
         except (KeyError, TypeError, RuntimeError) as error:
             line = str(error).splitlines()[0]
             raise InputError(f"{path}: not a checkpoint of this configuration: {line}") from error

@@ -48,7 +48,7 @@ def write_result(study: Study, dataset: InteractionDataset) -> dict[str, Any]:
             graph = InteractionGraph.from_edges(
                 *dataset.train, dataset.num_users, dataset.num_items
             )
-            test = Evaluator(dataset, "test", graph).evaluate(*run.load_embeddings())
+            test = Evaluator(dataset, "test", graph).evaluate(run.load_scorer(dataset))
         result["best"] = {
             **best,
             **({"best_epoch": metrics["best_epoch"]} if "best_epoch" in metrics else {}),

@@ -190,11 +190,11 @@ def test_bad_embeddings():
         evaluator.evaluate(good_user[:3], good_item)
     with pytest.raises(InputError, match=r"item_emb: expected shape \(6, D\), got \(6,\)"):
         evaluator.evaluate(good_user, good_item[:, 0])
-    with pytest.raises(InputError, match="item_emb: expected device cpu, got meta"):
+    with pytest.raises(InputError, match="embedding.item: expected device cpu, got meta"):
         evaluator.evaluate(good_user, torch.ones(6, 2, device="meta"))
     diverged = good_user.clone()
     diverged[2, 1] = float("nan")
-    with pytest.raises(InputError, match="user_emb: expected finite values, .* in row 2"):
+    with pytest.raises(InputError, match="embedding.user: expected finite values, .* in row 2"):
         evaluator.evaluate(diverged, good_item)
 
 

@@ -55,9 +55,9 @@ def test_unknown_model():
 @pytest.mark.parametrize("spec", ENTRIES)
 def test_task(tiny_dataset, spec):
     task = create_task(spec.name, tiny_dataset, config_of(spec))
-    user, item = task.embed()
-    assert user.shape == (80, item.shape[1]) and item.shape[0] == 50
-    assert not user.requires_grad and not item.requires_grad
+    scorer = task.embed()
+    scorer.check(80, 50)
+    assert not any(tensor.requires_grad for tensor in scorer.tensors().values())
     if spec.schedule is None:
         assert task.epochs == 0 and task.state() == {}
         return
@@ -68,7 +68,7 @@ def test_task(tiny_dataset, spec):
     terms = task.step(0)
     assert terms.shape == (len(task.terms),) and not terms.requires_grad
     assert set(task.objective) <= set(task.terms)
-    assert not torch.equal(task.embed().item, item)
+    assert not torch.equal(task.embed().item, scorer.item)
 
 
 @pytest.mark.parametrize("spec", TRAINED)

@@ -170,7 +170,7 @@ def test_the_index_of_faiss(world, tmp_path, recommender):
     users = list(range(80))
     seen = recommender.tables.graph.index
     longest = int(seen.rowptr.diff().max())
-    score, item = index.search(recommender.tables.user[users].numpy(), K + longest)
+    score, item = index.search(recommender.tables.vectors.user[users].numpy(), K + longest)
     for user in users:
         mine = seen.col[seen.rowptr[user] : seen.rowptr[user + 1]].numpy()
         kept = ~np.isin(item[user], mine)

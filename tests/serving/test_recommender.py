@@ -19,7 +19,7 @@ from mmssl.serving.cold import fit_feature_map
 def test_scores_are_dot_products(recommender):
     tables = recommender.tables
     got = recommender.score("user-005", ["b0", "b49"])
-    assert got == pytest.approx((tables.item[[0, 49]] @ tables.user[5]).tolist())
+    assert got == pytest.approx((tables.vectors.item[[0, 49]] @ tables.vectors.user[5]).tolist())
     (row,) = recommender.recommend(["user-005"], 3)
     assert recommender.score("user-005", [one.item for one in row]) == pytest.approx(
         [one.score for one in row]
@@ -28,7 +28,7 @@ def test_scores_are_dot_products(recommender):
 
 
 def test_similar_items_by_cosine(recommender):
-    unit = torch.nn.functional.normalize(recommender.tables.item)
+    unit = torch.nn.functional.normalize(recommender.tables.vectors.item)
     cosine = unit @ unit[7]
     cosine[7] = -2
     expected = cosine.topk(5)
@@ -87,8 +87,8 @@ def test_cold_items_come_from_their_features(exported, recommender):
     cold = Recommender.load(exported, cold=True)
     tables = recommender.tables
     assert tables.cold_items.tolist() == [4]
-    assert torch.equal(cold.tables.item[4], tables.cold_vectors[0])
-    assert torch.equal(cold.tables.item[5:], tables.item[5:])
+    assert torch.equal(cold.tables.vectors.item[4], tables.cold_vectors[0])
+    assert torch.equal(cold.tables.vectors.item[5:], tables.vectors.item[5:])
 
 
 def test_new_items(recommender):
@@ -98,7 +98,7 @@ def test_new_items(recommender):
     assert recommender.tables.num_items == 50
     expected = recommender.tables.feature_map({k: torch.from_numpy(v) for k, v in features.items()})
     assert more.score("user-001", ["n0", "n1"]) == pytest.approx(
-        (expected @ recommender.tables.user[1]).tolist()
+        (expected @ recommender.tables.vectors.user[1]).tolist()
     )
     (row,) = more.recommend(["user-001"], 100)
     (old,) = recommender.recommend(["user-001"], 100)

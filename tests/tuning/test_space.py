@@ -164,7 +164,7 @@ def test_the_space_of_every_model(spec):
             default_space(spec.name, config)
         return
     space = parse_space(default_space(spec.name, config), config, spec.name, spec.name)
-    assert space.values_of(config) is not None
     if spec.schedule is not None:
+        assert space.values_of(config) is not None
         assert f"{spec.schedule}.lr" in space.parameters
         assert space.search.warmup_epochs == getattr(config, spec.schedule).patience

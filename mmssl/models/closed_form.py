@@ -1,0 +1,94 @@
+"""What the models in closed form share: Gram matrices of items, and a setting that is selected.
+
+Legend: U users, I items, b items of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmssl import ops
+from mmssl.evaluation.evaluator import Evaluator
+from mmssl.graph import InteractionGraph, Normalization
+from mmssl.models.scorer import Scorer
+from mmssl.training import SELECTION_METRIC
+from mmssl.training.task import Task
+
+if TYPE_CHECKING:
+    from mmssl.config import Config
+    from mmssl.data.dataset import InteractionDataset
+
+Kind = TypeVar("Kind", bound=Scorer)
+
+# A block of dense columns has about this number of elements, 128 MB in float64.
+_BLOCK_ELEMENTS = 1 << 24
+
+
+def gram_columns(graph: InteractionGraph, items: Tensor) -> Tensor:
+    """Return some columns (I, b) of ``A^T A``, float32, with A the (U, I) view of the graph.
+
+    Args:
+        graph: Normalization "none" or "sym", whose two views are transposes of each other.
+        items: (b,) int64, which columns.
+    """
+    each = torch.arange(items.numel(), device=items.device)
+    column = torch.zeros(graph.num_items, items.numel(), device=items.device)
+    column[items, each] = 1
+    return ops.spmm(graph.iu, ops.spmm(graph.ui, column))
+
+
+def item_blocks(graph: InteractionGraph) -> Iterable[Tensor]:
+    """Return the ids of all items in blocks for :func:`gram_columns`."""
+    size = max(1, _BLOCK_ELEMENTS // max(graph.num_users, graph.num_items))
+    return torch.arange(graph.num_items, device=graph.device).split(size)
+
+
+def gram(graph: InteractionGraph, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return ``A^T A`` (I, I) as a dense matrix, computed in float32; counts are exact."""
+    columns = [gram_columns(graph, items).to(dtype) for items in item_blocks(graph)]
+    return torch.cat(columns, 1)
+
+
+class ClosedFormTask(Task):
+    """A model that is computed at once, without epochs.
+
+    A setting of such a model may have the value "validation": the model is computed for each of a
+    few values, and the one with the highest Recall@20 on validation stays.
+    """
+
+    def __init__(
+        self,
+        dataset: InteractionDataset,
+        config: Config,
+        device: torch.device | str,
+        *,
+        normalization: Normalization = "none",
+    ) -> None:
+        super().__init__(dataset, config, device, normalization=normalization)
+        self._validation = Evaluator(dataset, "val", self.graph)
+
+    def select(self, field: str, values: Iterable[float], fit: Callable[[float], Kind]) -> Kind:
+        """Compute the model with the value of a field, or with the best one of ``values``.
+
+        Args:
+            field: "section.name" of the configuration.
+            values: What is tried if the field is "validation".
+            fit: Computes the model for a value.
+        """
+        section, _, name = field.partition(".")
+        given = getattr(getattr(self.config, section), name)
+        if given != "validation":
+            return fit(given)
+        best: tuple[float, float, Kind] | None = None
+        for value in values:
+            scorer = fit(value)
+            recall = self._validation.evaluate(scorer)[SELECTION_METRIC]
+            if best is None or recall > best[0]:
+                best = recall, value, scorer
+        assert best is not None
+        self.selected = {field: best[1]}
+        return best[2]

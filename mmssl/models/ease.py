@@ -1,0 +1,68 @@
+"""EASE: a linear item-to-item model without self-weights, in closed form.
+
+Steck: "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019, arXiv 1905.03375.
+
+Legend: U users, I items.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from mmssl.models.closed_form import ClosedFormTask, gram
+from mmssl.models.item_weights import ItemWeights, check_dense
+
+if TYPE_CHECKING:
+    from mmssl.config import Config
+    from mmssl.data.dataset import InteractionDataset
+
+REGULARIZATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+"""What is tried on validation."""
+
+
+def ease_weights(gram: Tensor, reg: float) -> Tensor:
+    """Minimize ``|X - X B|^2 + reg |B|^2`` over B with a zero diagonal (equations 4 and 8).
+
+    With ``P = (X^T X + reg I)^-1``, ``B[i, j] = -P[i, j] / P[j, j]`` for i != j.
+
+    Args:
+        gram: (I, I) float64, ``X^T X``.
+        reg: > 0.
+
+    Returns:
+        (I, I) float32.
+    """
+    regularized = gram.clone()
+    regularized.diagonal().add_(reg)
+    factor = torch.linalg.cholesky(regularized)
+    del regularized  # each of these matrices has 8 I^2 bytes
+    inverse = torch.cholesky_inverse(factor)
+    del factor
+    weight = (inverse / -inverse.diagonal()).float()
+    return weight.fill_diagonal_(0)
+
+
+class EASETask(ClosedFormTask):
+    """EASE on the train interactions.
+
+    Raises:
+        InputError: More items than a dense matrix is held for.
+    """
+
+    def __init__(
+        self, dataset: InteractionDataset, config: Config, device: torch.device | str
+    ) -> None:
+        check_dense(dataset.num_items, "ease")
+        super().__init__(dataset, config, device)
+
+    def embed(self) -> ItemWeights:
+        """See the base class."""
+        products = gram(self.graph)
+
+        def fit(reg: float) -> ItemWeights:
+            return ItemWeights(self.graph, ease_weights(products, reg))
+
+        return self.select("ease.reg", REGULARIZATIONS, fit)
