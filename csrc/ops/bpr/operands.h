@@ -1,5 +1,8 @@
-// Checks and unpacks the tensors of bpr_loss for both devices. Shapes: bpr.h.
+// Checks and unpacks the tensors of bpr_loss, and binds it to the kernels of either device. Shapes:
+// bpr.h.
 #pragma once
+#include <tuple>
+
 #include "common/torch.h"
 #include "ops/bpr/bpr.h"
 
@@ -46,8 +49,9 @@ struct BprOperands {
             user_emb.size(1)};
   }
 
-  Tensor new_scalar() const { return new_empty(user_emb, {}, accumulation); }
-  Tensor new_slope() const { return new_empty(user_emb, {batch}, accumulation); }
+  Tensor new_sums(std::initializer_list<int64_t> sizes) const {
+    return new_empty(user_emb, sizes, accumulation);
+  }
 
   Tensor user_emb, item_emb, users, pos, neg;
   ScalarType type, accumulation;
@@ -94,5 +98,38 @@ struct BprGradOperands : BprOperands {
   OptTensor user_order, item_order;
   Tensor grad_user, grad_item;
 };
+
+template <class Kernels>
+std::tuple<Tensor, Tensor, Tensor> bpr_loss(const Tensor& user_emb, const Tensor& item_emb,
+                                            const Tensor& users, const Tensor& pos_items,
+                                            const Tensor& neg_items) {
+  const BprOperands o(user_emb, item_emb, users, pos_items, neg_items);
+  const Kernels kernels(o);
+  const Tensor loss = o.new_sums({}), squares = o.new_sums({}), slope = o.new_sums({o.batch});
+  for_dtype(o.type, [&](auto storage, auto sum) {
+    using A = decltype(sum);
+    kernels.forward(o.args<decltype(storage)>(), mutable_data<A>(loss), mutable_data<A>(squares),
+                    mutable_data<A>(slope));
+  });
+  return {loss, squares, slope};
+}
+
+template <class Kernels>
+std::tuple<Tensor, Tensor> bpr_loss_backward(
+    const Tensor& grad_loss, const Tensor& grad_squares, const Tensor& user_emb,
+    const Tensor& item_emb, const Tensor& users, const Tensor& pos_items, const Tensor& neg_items,
+    const Tensor& slope, const OptTensor& user_order, const OptTensor& item_order) {
+  const BprGradOperands o(grad_loss, grad_squares, user_emb, item_emb, users, pos_items, neg_items,
+                          slope, user_order, item_order);
+  const Kernels kernels(o);
+  for_dtype(o.type, [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    kernels.backward(o.args<T>(), data<A>(o.grad_loss), data<A>(o.grad_squares), data<A>(o.slope),
+                     data<int64_t>(o.user_order), data<int64_t>(o.item_order),
+                     mutable_data<T>(o.grad_user), mutable_data<T>(o.grad_item));
+  });
+  return {o.grad_user, o.grad_item};
+}
 
 }  // namespace mmssl

@@ -7,48 +7,45 @@ namespace {
 
 using namespace mmssl;
 
-Tensors propagate(const Tensors& x, const Tensors& rowptr, const Tensors& col,
-                  const Tensors& t_rowptr, const Tensors&, const OptTensors& row_scale,
-                  const OptTensors& col_scale, const OptTensors& value, const OptTensors& edge,
-                  const OptTensors&) {
-  const PropagateOperands o(x, rowptr, col, t_rowptr, row_scale, col_scale, value, edge);
-  if (o.x.empty()) return {};
-  const cuda::CurrentDevice device(o.x[0]);
-  int64_t sums = 0;
-  for (size_t n = 0; n < o.x.size(); ++n) {
-    sums += cuda::spmm_scratch_rows(o.matrix[n].nnz()) * o.x[n].size(1);
-  }
-  const Tensor scratch = new_empty(o.x[0], {sums}, accumulation_type(o.x[0].scalar_type()));
-  for_dtype(o.x[0].scalar_type(), [&](auto storage, auto sum) {
-    using A = decltype(sum);
-    const auto products = o.args<decltype(storage), A>();
-    MMSSL_CUDA_CHECK(
-        cuda::launch_spmm(std::span(products), mutable_data<A>(scratch), device.stream));
-  });
-  return o.y;
-}
+class Products {
+ public:
+  explicit Products(const PropagateOperands& o) : device_(o.x[0]), scratch_(new_scratch(o)) {}
 
-Tensor spmm_value_grad(const Tensor& grad, const Tensor& x, const Tensor& rowptr,
-                       const Tensor& col, const Tensor& t_rowptr, const Tensor&,
-                       const OptTensor& row_scale, const OptTensor& col_scale,
-                       const OptTensor& edge, const OptTensor&) {
-  const ValueGradOperands o(grad, x, rowptr, col, t_rowptr, row_scale, col_scale, edge);
-  const cuda::CurrentDevice device(o.x);
-  Tensor out = o.new_out();
-  for_dtype(o.x.scalar_type(), [&](auto storage, auto sum) {
-    using T = decltype(storage);
-    using A = decltype(sum);
-    MMSSL_CUDA_CHECK(cuda::launch_spmm_value_grad(o.matrix.args<A>(), data<T>(o.grad),
-                                                  data<T>(o.x), mutable_data<A>(out), o.x.size(1),
-                                                  device.stream));
-  });
-  return out;
-}
+  template <class T, class A>
+  void operator()(std::span<const SparseProduct<T, A>> products) const {
+    MMSSL_CUDA_CHECK(cuda::launch_spmm(products, mutable_data<A>(scratch_), device_.stream));
+  }
+
+ private:
+  static Tensor new_scratch(const PropagateOperands& o) {
+    int64_t sums = 0;
+    for (size_t n = 0; n < o.x.size(); ++n) {
+      sums += cuda::spmm_scratch_rows(o.matrix[n].nnz()) * o.x[n].size(1);
+    }
+    return new_empty(o.x[0], {sums}, accumulation_type(o.x[0].scalar_type()));
+  }
+
+  cuda::CurrentDevice device_;
+  Tensor scratch_;
+};
+
+class ValueGrad {
+ public:
+  explicit ValueGrad(const ValueGradOperands& o) : device_(o.x) {}
+
+  template <class T, class A>
+  void operator()(const SparseArgs<A>& a, const T* g, const T* x, A* out, int64_t d) const {
+    MMSSL_CUDA_CHECK(cuda::launch_spmm_value_grad(a, g, x, out, d, device_.stream));
+  }
+
+ private:
+  cuda::CurrentDevice device_;
+};
 
 }  // namespace
 
 MMSSL_CUDA_LIBRARY(m) {
-  m.impl("spmm", TORCH_BOX(&single_product<propagate>));
-  m.impl("spmm_value_grad", TORCH_BOX(&spmm_value_grad));
-  m.impl("propagate", TORCH_BOX(&propagate));
+  m.impl("spmm", TORCH_BOX(&spmm<Products>));
+  m.impl("spmm_value_grad", TORCH_BOX(&spmm_value_grad<ValueGrad>));
+  m.impl("propagate", TORCH_BOX(&propagate<Products>));
 }

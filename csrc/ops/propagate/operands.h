@@ -1,4 +1,5 @@
-// Checks and unpacks the tensors of spmm and propagate for both devices.
+// Checks and unpacks the tensors of spmm and propagate, and binds them to the kernels of either
+// device.
 #pragma once
 #include "common/check_index.h"
 #include "common/torch.h"
@@ -111,16 +112,6 @@ struct PropagateOperands {
   std::vector<MatrixOperands> matrix;
 };
 
-// spmm: a batch of one product.
-template <auto kPropagate>
-Tensor single_product(const Tensor& x, const Tensor& rowptr, const Tensor& col,
-                      const Tensor& t_rowptr, const Tensor& t_col, const OptTensor& row_scale,
-                      const OptTensor& col_scale, const OptTensor& value, const OptTensor& edge,
-                      const OptTensor& t_edge) {
-  return kPropagate({x}, {rowptr}, {col}, {t_rowptr}, {t_col}, {row_scale}, {col_scale}, {value},
-                    {edge}, {t_edge})[0];
-}
-
 // The gradient for the values of one product: grad (R, D), x (C, D).
 struct ValueGradOperands {
   ValueGradOperands(const Tensor& grad_, const Tensor& x_, const Tensor& rowptr, const Tensor& col,
@@ -148,5 +139,46 @@ struct ValueGradOperands {
     return grad;
   }
 };
+
+template <class Products>
+Tensors propagate(const Tensors& x, const Tensors& rowptr, const Tensors& col,
+                  const Tensors& t_rowptr, const Tensors&, const OptTensors& row_scale,
+                  const OptTensors& col_scale, const OptTensors& value, const OptTensors& edge,
+                  const OptTensors&) {
+  const PropagateOperands o(x, rowptr, col, t_rowptr, row_scale, col_scale, value, edge);
+  if (o.x.empty()) return {};
+  const Products products(o);
+  for_dtype(o.x[0].scalar_type(), [&](auto storage, auto sum) {
+    const auto args = o.args<decltype(storage), decltype(sum)>();
+    products(std::span(args));
+  });
+  return o.y;
+}
+
+// A batch of one product.
+template <class Products>
+Tensor spmm(const Tensor& x, const Tensor& rowptr, const Tensor& col, const Tensor& t_rowptr,
+            const Tensor& t_col, const OptTensor& row_scale, const OptTensor& col_scale,
+            const OptTensor& value, const OptTensor& edge, const OptTensor& t_edge) {
+  return propagate<Products>({x}, {rowptr}, {col}, {t_rowptr}, {t_col}, {row_scale}, {col_scale},
+                             {value}, {edge}, {t_edge})[0];
+}
+
+template <class ValueGrad>
+Tensor spmm_value_grad(const Tensor& grad, const Tensor& x, const Tensor& rowptr,
+                       const Tensor& col, const Tensor& t_rowptr, const Tensor&,
+                       const OptTensor& row_scale, const OptTensor& col_scale,
+                       const OptTensor& edge, const OptTensor&) {
+  const ValueGradOperands o(grad, x, rowptr, col, t_rowptr, row_scale, col_scale, edge);
+  const ValueGrad value_grad(o);
+  const Tensor out = o.new_out();
+  for_dtype(o.x.scalar_type(), [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    value_grad(o.matrix.args<A>(), data<T>(o.grad), data<T>(o.x), mutable_data<A>(out),
+               o.x.size(1));
+  });
+  return out;
+}
 
 }  // namespace mmssl

@@ -117,7 +117,7 @@ int check(const Graph& g, int64_t d, int64_t count, bool weighted, double tolera
   std::vector<T> out(m.size()), grad_base(m.size()), grad_x(m.size()), layers(m.scratch());
   std::vector<A> sums(m.size(), A(NAN)), scratch(mmssl::cuda::hop_scratch(m), A(NAN));
   const auto launch = [&](auto products) {
-    return mmssl::cuda::launch_spmm(products, scratch.data(), nullptr) == cudaSuccess;
+    mmssl::cuda::launch_spmm(products, scratch.data(), nullptr);
   };
   const auto sides = [&](auto& t) { return Sides{t.data(), t.data() + g.users * d}; };
   run_layers(m, sides(base), sides(x), sides(out), layers.data(), sums.data(), launch);
@@ -126,8 +126,7 @@ int check(const Graph& g, int64_t d, int64_t count, bool weighted, double tolera
                           expected(g, m, widened(base), wide, true), tolerance);
   // The kernel gets M as it is, so this is the sum of its powers without the first.
   mmssl::cuda::launch_scaled(x.data(), grad_base.data(), m.size(), m.scale, nullptr);
-  run_layers_backward(m, sides(std::as_const(grad_base)), sides(grad_x), layers.data(),
-                            launch);
+  run_layers_backward(m, sides(std::as_const(grad_base)), sides(grad_x), layers.data(), launch);
   count_wrong += wrong(grad_x, expected(g, m, zero, wide), expected(g, m, zero, wide, true),
                        tolerance);
   for (int64_t n = 0; n < m.size(); ++n) {

@@ -31,14 +31,13 @@ struct Sides {
   T* item;  // (I, D)
 };
 
-// Runs the two products of a hop: y = M x. `launch` takes a span of products and returns whether
-// the index was valid.
+// Runs the two products of a hop: y = M x. `launch` takes them as a span.
 template <class T, class A, class Launch>
-bool hop(const Layers<A>& m, Sides<const T> x, Sides<T> y, const Epilogue<T, A>& user,
+void hop(const Layers<A>& m, Sides<const T> x, Sides<T> y, const Epilogue<T, A>& user,
          const Epilogue<T, A>& item, const Launch& launch) {
   const SparseProduct<T, A> products[] = {{m.ui, x.item, y.user, m.d, user},
                                           {m.iu, x.user, y.item, m.d, item}};
-  return launch(std::span<const SparseProduct<T, A>>(products));
+  launch(std::span<const SparseProduct<T, A>>(products));
 }
 
 // The table pair of layer l, 0 < l < L, in the scratch memory.
@@ -50,8 +49,8 @@ Sides<T> layer(const Layers<A>& m, T* scratch, int64_t l) {
 
 // layers: m.scratch() numbers; sums: m.size(). No table may overlap another; base may be x.
 template <class T, class A, class Launch>
-bool run_layers(const Layers<A>& m, Sides<const T> base, Sides<const T> x, Sides<T> out,
-                      T* layers, A* sums, const Launch& launch) {
+void run_layers(const Layers<A>& m, Sides<const T> base, Sides<const T> x, Sides<T> out, T* layers,
+                A* sums, const Launch& launch) {
   A* item_sums = sums + m.ui.rows * m.d;
   for (int64_t l = 1; l <= m.count; ++l) {
     const bool first = l == 1, last = l == m.count;
@@ -60,18 +59,17 @@ bool run_layers(const Layers<A>& m, Sides<const T> base, Sides<const T> x, Sides
                               m.scale};
     const Epilogue<T, A> item{first ? base.item : nullptr, item_sums, last ? out.item : nullptr,
                               m.scale};
-    if (!hop(m, x, y, user, item, launch)) return false;
+    hop(m, x, y, user, item, launch);
     x = {y.user, y.item};
   }
-  return true;
 }
 
 // The gradients of base, which is g = scale * grad and which the caller has computed, and of x:
 //
 //   h_L = g, h_l = g + M h_{l+1}, grad_x = M h_1     with M the transposed matrices
 template <class T, class A, class Launch>
-bool run_layers_backward(const Layers<A>& m, Sides<const T> g, Sides<T> grad_x, T* layers,
-                               const Launch& launch) {
+void run_layers_backward(const Layers<A>& m, Sides<const T> g, Sides<T> grad_x, T* layers,
+                         const Launch& launch) {
   Sides<const T> x = g;
   for (int64_t l = 1; l <= m.count; ++l) {
     const bool last = l == m.count;
@@ -81,10 +79,9 @@ bool run_layers_backward(const Layers<A>& m, Sides<const T> g, Sides<T> grad_x, 
       user = {g.user, nullptr, y.user, A(1)};
       item = {g.item, nullptr, y.item, A(1)};
     }
-    if (!hop(m, x, y, user, item, launch)) return false;
+    hop(m, x, y, user, item, launch);
     x = {y.user, y.item};
   }
-  return true;
 }
 
 namespace cpu {

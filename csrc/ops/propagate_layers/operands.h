@@ -1,5 +1,7 @@
-// Checks and unpacks the tensors of propagate_layers for both devices.
+// Checks and unpacks the tensors of propagate_layers, and binds it to the kernels of either device.
 #pragma once
+#include <tuple>
+
 #include "common/torch.h"
 #include "ops/propagate/operands.h"
 #include "ops/propagate_layers/layers.h"
@@ -78,6 +80,57 @@ Sides<const T> sides(const Tensor& user, const Tensor& item) {
 template <class T>
 Sides<T> mutable_sides(const Tensor& user, const Tensor& item) {
   return {mutable_data<T>(user), mutable_data<T>(item)};
+}
+
+template <class Kernels>
+std::tuple<Tensor, Tensor> propagate_layers(
+    const Tensor& base_user, const Tensor& base_item, const Tensor& user, const Tensor& item,
+    const Tensor& rowptr, const Tensor& col, const Tensor& t_rowptr, const Tensor& t_col,
+    const OptTensor& ui_row_scale, const OptTensor& ui_col_scale, const OptTensor& iu_row_scale,
+    const OptTensor& iu_col_scale, const OptTensor& value, const OptTensor& t_edge,
+    int64_t num_layers, double scale) {
+  const LayersOperands o(false, user, item, rowptr, col, t_rowptr, t_col, ui_row_scale,
+                         ui_col_scale, iu_row_scale, iu_col_scale, value, t_edge, num_layers,
+                         scale);
+  o.check_pair(base_user, base_item);
+  const Kernels kernels(o);
+  const Tensor first = as_contiguous(base_user), second = as_contiguous(base_item);
+  const Tensor layers = o.new_layers(), sums = o.new_sums();
+  const Tensor out_user = o.new_user(), out_item = o.new_item();
+  for_dtype(o.user.scalar_type(), [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    run_layers(o.layers<A>(), sides<T>(first, second), sides<T>(o.user, o.item),
+               mutable_sides<T>(out_user, out_item), mutable_data<T>(layers),
+               mutable_data<A>(sums), kernels);
+  });
+  return {out_user, out_item};
+}
+
+template <class Kernels>
+std::tuple<Tensor, Tensor, Tensor, Tensor> propagate_layers_backward(
+    const Tensor& grad_user, const Tensor& grad_item, const Tensor& rowptr, const Tensor& col,
+    const Tensor& t_rowptr, const Tensor& t_col, const OptTensor& ui_row_scale,
+    const OptTensor& ui_col_scale, const OptTensor& iu_row_scale, const OptTensor& iu_col_scale,
+    const OptTensor& value, const OptTensor& t_edge, int64_t num_layers, double scale) {
+  const LayersOperands o(true, grad_user, grad_item, rowptr, col, t_rowptr, t_col, ui_row_scale,
+                         ui_col_scale, iu_row_scale, iu_col_scale, value, t_edge, num_layers,
+                         scale);
+  const Kernels kernels(o);
+  const Tensor layers = o.new_layers();
+  const Tensor base_user = o.new_user(), base_item = o.new_item();
+  const Tensor user = o.new_user(), item = o.new_item();
+  for_dtype(o.user.scalar_type(), [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    const Layers<A> m = o.layers<A>();
+    const Sides<T> g = mutable_sides<T>(base_user, base_item);
+    kernels.scaled(data<T>(o.user), g.user, m.ui.rows * m.d, m.scale);
+    kernels.scaled(data<T>(o.item), g.item, m.iu.rows * m.d, m.scale);
+    run_layers_backward(m, Sides<const T>{g.user, g.item}, mutable_sides<T>(user, item),
+                        mutable_data<T>(layers), kernels);
+  });
+  return {base_user, base_item, user, item};
 }
 
 }  // namespace mmssl

@@ -1,5 +1,8 @@
-// Checks and unpacks the tensors of masked_topk for both devices. Shapes: topk.h.
+// Checks and unpacks the tensors of masked_topk, and binds it to the kernel of either device.
+// Shapes: topk.h.
 #pragma once
+#include <tuple>
+
 #include "common/check_index.h"
 #include "common/torch.h"
 #include "ops/topk/topk.h"
@@ -78,5 +81,18 @@ struct TopkOperands {
   ScalarType type, accumulation;
   int64_t k, batch = 0;
 };
+
+template <class Kernel>
+std::tuple<Tensor, Tensor> masked_topk(const Tensor& user_emb, const Tensor& item_emb, int64_t k,
+                                       const OptTensor& users, const OptTensor& rowptr,
+                                       const OptTensor& col) {
+  const TopkOperands o(user_emb, item_emb, k, users, rowptr, col);
+  const Kernel kernel(o);
+  const Tensor scores = o.new_scores(), items = o.new_items();
+  for_dtype(o.type, [&](auto storage, auto sum) {
+    kernel(o.args<decltype(storage), decltype(sum)>(scores, items));
+  });
+  return {scores, items};
+}
 
 }  // namespace mmssl
