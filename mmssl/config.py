@@ -27,6 +27,7 @@ from mmssl.models.configs import (
     BM3Config,
     EASEConfig,
     FreedomConfig,
+    GRCNConfig,
     LatticeConfig,
     LightGCNConfig,
     SLMRecConfig,
@@ -92,6 +93,7 @@ class Config(Section):
     bm3: BM3Config = field(default_factory=BM3Config)
     lattice: LatticeConfig = field(default_factory=LatticeConfig)
     slmrec: SLMRecConfig = field(default_factory=SLMRecConfig)
+    grcn: GRCNConfig = field(default_factory=GRCNConfig)
     plus: PlusConfig = field(default_factory=PlusConfig)
 
     def replace(self, layer: Mapping[str, Any], *, source: str) -> Config:

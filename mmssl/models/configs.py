@@ -81,7 +81,7 @@ class FreedomConfig(MultiModalConfig):
 class VBPRConfig(MultiModalConfig):
     """The VBPR baseline (He and McAuley, AAAI 2016)."""
 
-    reg: Annotated[float, ">= 0", Tune(low=1e-6, high=1e-1, log=True)] = 1e-3
+    reg: Annotated[float, ">= 0", Tune(low=1e-6, high=1e-1, log=True)] = 1e-2
     """Weight of the L2 penalty on the batch's vectors."""
 
 
@@ -97,6 +97,9 @@ class BM3Config(MultiModalConfig):
     """Weight of the terms that align and bootstrap the modalities."""
     reg: Annotated[float, ">= 0", Tune(choices=[0.1, 0.01])] = 0.1
     """Weight of the norms of all embeddings."""
+    patience: Annotated[int, ">= 1"] = 100
+    """Validations without an improvement of Recall@20 before training stops. Without negatives, the
+    embeddings first agree on popularity; it takes dozens of epochs until they differ."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,3 +133,15 @@ class SLMRecConfig(MultiModalConfig):
     """Temperature of that InfoNCE."""
     weight_decay: Annotated[float, ">= 0", Tune(choices=[0.0, 1e-5, 1e-4, 1e-3])] = 1e-4
     """Weight decay of Adam, an L2 penalty on all parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRCNConfig(MultiModalConfig):
+    """The GRCN baseline (Wei et al., MM 2020)."""
+
+    num_layers: Annotated[int, ">= 0"] = 2
+    """Number of propagation layers of the ID embeddings."""
+    num_routings: Annotated[int, ">= 0"] = 3
+    """Number of times that the preferences of a user are refined by the features of the items."""
+    reg: Annotated[float, ">= 0", Tune(low=1e-5, high=1e-1, log=True)] = 1e-3
+    """Weight of the mean squares of the batch's ID embeddings and preferences."""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmssl import ops
 from mmssl.graph import InteractionGraph
+from mmssl.models.edges import laplacian_values
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
@@ -103,43 +104,6 @@ def with_itself(
     each = torch.arange(dataset.num_items)
     ones = torch.ones(dataset.num_items)
     return torch.cat((each, row)), torch.cat((each, column)), torch.cat((ones, value))
-
-
-def laplacian_values(row: Tensor, column: Tensor, value: Tensor, size: int) -> Tensor:
-    """Return the values of ``D^-1/2 N D^-1/2``, with D the row sums of the (size, size) matrix N.
-
-    A row whose sum is not positive has no neighbors. The values can be differentiated.
-
-    Args:
-        row: (P,) int64.
-        column: (P,) int64.
-        value: (P,) entries of N.
-        size: Number of items.
-    """
-    sums = value.new_zeros(size).index_add(0, row, value)
-    positive = sums > 0
-    scale = torch.where(positive, torch.where(positive, sums, 1).rsqrt(), 0)
-    return value * scale[row] * scale[column]
-
-
-def edge_products(graph: InteractionGraph, rows: Tensor) -> Tensor:
-    """Compute ``rows[i] . rows[j]`` for every edge (i, j), differentiable in ``rows``.
-
-    This is the gradient of ``sum(rows * spmm(graph, rows))`` for the values of the edges, which
-    the kernel of spmm's gradient computes without a (P, d) copy of the rows.
-
-    Args:
-        graph: (I, I) item graph; its own values have no effect.
-        rows: (I, d).
-
-    Returns:
-        (P,) in the order of ``graph.ui``.
-    """
-    with torch.enable_grad():
-        value = torch.ones(graph.nnz, device=rows.device, requires_grad=True)
-        sums = ops.spmm(graph.with_value(value).ui, rows)
-        (products,) = torch.autograd.grad(sums, value, rows, create_graph=rows.requires_grad)
-    return products
 
 
 def frozen_item_graph(

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from mmssl import ops
 from mmssl.graph import GraphView, InteractionGraph
+from mmssl.models.edges import edge_products, laplacian_values
 from mmssl.models.embeddings import Embeddings
-from mmssl.models.item_graph import edge_products, laplacian_values, with_itself
+from mmssl.models.item_graph import with_itself
 from mmssl.models.lightgcn import LightGCN
 from mmssl.models.modalities import FeatureProjections, modalities_of
 from mmssl.ops import Triples
@@ -113,7 +114,8 @@ class Lattice(LightGCN):
         """L_m: cosines of the projected features of the chosen neighbors, normalized."""
         views = []
         for graph, features in zip(self.learned, self.projections(), strict=True):
-            cosine = edge_products(graph, F.normalize(features))
+            rows = F.normalize(features)  # (I, D)
+            cosine = edge_products(graph, rows, rows)
             row, column = graph.ui.row_of_edge(), graph.index.col.long()
             value = laplacian_values(row, column, cosine, graph.num_items)
             views.append(graph.with_value(value).ui)

@@ -85,6 +85,7 @@ _SPECS = (
     _pairwise("bm3", "BM3Task"),
     _pairwise("lattice", "LatticeTask"),
     _pairwise("slmrec", "SLMRecTask"),
+    _pairwise("grcn", "GRCNTask"),
     ModelSpec(
         name="popularity",
         task="mmssl.models.popularity:PopularityTask",

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-import pytest
 import torch
 
 from mmssl.config import load_config
 from mmssl.data.neighbors import Neighbors
-from mmssl.errors import InputError
 from mmssl.models.item_graph import frozen_item_graph, modality_weights
 from mmssl.training.task import create_task
-from tests.models.truth import bpr, double, light_convolution, loss_of_epochs
+from tests.models.truth import bpr, double, light_convolution
 
 
 def task_for(dataset, *settings):
@@ -109,21 +107,3 @@ def test_without_pruning_and_projections(tiny_dataset):
     assert task.pruned is task.graph
     assert len(list(task.model.parameters())) == 2
     assert task.step(0)[task.terms.index("features")] == 0
-
-
-def test_training_lowers_the_loss(tiny_dataset):
-    task = task_for(tiny_dataset, "freedom.lr=0.02", "freedom.batch_size=100", "freedom.reg=0.01")
-    first, *_, last = loss_of_epochs(task, 12)
-    assert last < 0.6 * first
-
-
-def test_data_without_modalities(tiny_dataset):
-    bare = dataclasses.replace(tiny_dataset, features={})
-    words = r"data set tiny: model freedom expects item features \(NAME_feat.npy\) or neighbor "
-    with pytest.raises(InputError, match=words + r"lists \(NAME_knn.npz\), got no modality"):
-        task_for(bare)
-    listed = dataclasses.replace(bare, neighbors={"image": Neighbors.from_edges([0], [1])})
-    assert task_for(listed).model.projections is None
-    words = r"freedom.reg > 0 expects item features \(NAME_feat.npy\), got neighbor lists only"
-    with pytest.raises(InputError, match=words):
-        task_for(listed, "freedom.reg=0.1")

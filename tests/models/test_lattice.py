@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
 import torch
 import torch.nn.functional as F
 
 from mmssl.config import load_config
 from mmssl.data.neighbors import Neighbors
-from mmssl.errors import InputError
-from mmssl.models.item_graph import laplacian_values
+from mmssl.models.edges import laplacian_values
 from mmssl.models.lattice import initial_graph
 from mmssl.training.task import create_task
-from tests.models.truth import bpr, double, light_convolution, loss_of_epochs
+from tests.models.truth import bpr, double, light_convolution
 
 
 def task_for(dataset, *settings):
@@ -109,14 +107,3 @@ def test_neighbors_change_with_the_epoch_only(tiny_dataset):
     unit = [F.normalize(features) for features in task.model.projections()]
     nearest = (unit[0] @ unit[0].T).topk(10).indices
     assert torch.equal(task.model.neighbors[0].sort().values, nearest.sort().values)
-
-
-def test_training_lowers_the_loss(tiny_dataset):
-    task = task_for(tiny_dataset, "lattice.lr=0.02", "lattice.batch_size=100")
-    first, *_, last = loss_of_epochs(task, 10)
-    assert last < 0.6 * first
-
-
-def test_data_without_features(tiny_dataset):
-    with pytest.raises(InputError, match="model lattice expects item features .*, got no modality"):
-        task_for(dataclasses.replace(tiny_dataset, features={}))

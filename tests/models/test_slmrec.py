@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import pytest
 import torch
 
 from mmssl.config import load_config
-from mmssl.errors import InputError
 from mmssl.training.task import create_task
-from tests.models.truth import double, light_convolution, loss_of_epochs
+from tests.models.truth import double, light_convolution
 
 
 def task_for(dataset, *settings):
@@ -85,14 +83,3 @@ def test_weight_decay_moves_parameters_without_a_gradient(tiny_dataset):
         task.optimizer.step()
         assert torch.equal(table, before) == (weight == 0)
         assert bool(table.norm() <= before.norm())
-
-
-def test_training_lowers_the_loss(tiny_dataset):
-    task = task_for(tiny_dataset, "slmrec.lr=0.01", "slmrec.batch_size=100")
-    first, *_, last = loss_of_epochs(task, 10)
-    assert last < 0.8 * first
-
-
-def test_data_without_features(tiny_dataset):
-    with pytest.raises(InputError, match="model slmrec expects item features .*, got no modality"):
-        task_for(dataclasses.replace(tiny_dataset, features={}))

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import pytest
 import torch
 import torch.nn.functional as F
 
 from mmssl.config import load_config
-from mmssl.data.neighbors import Neighbors
-from mmssl.errors import InputError
 from mmssl.training.task import create_task
-from tests.models.truth import double, loss_of_epochs
+from tests.models.truth import double
 
 
 def task_for(dataset, *settings):
@@ -48,19 +43,3 @@ def test_scores_and_losses_are_those_of_the_paper(tiny_dataset):
     torch.testing.assert_close(losses["l2"].double(), l2, rtol=1e-5, atol=1e-6)
     sum(losses.values()).backward()
     assert all(bool(parameter.grad.any()) for parameter in model.parameters())
-
-
-def test_training_lowers_the_loss(tiny_dataset):
-    task = task_for(tiny_dataset, "vbpr.lr=0.02", "vbpr.batch_size=100")
-    first, *_, last = loss_of_epochs(task, 10)
-    assert last < 0.6 * first
-
-
-def test_data_without_features(tiny_dataset):
-    bare = dataclasses.replace(tiny_dataset, features={})
-    words = r"data set tiny: model vbpr expects item features \(NAME_feat.npy\), got no modality"
-    with pytest.raises(InputError, match=words):
-        task_for(bare)
-    listed = dataclasses.replace(bare, neighbors={"image": Neighbors.from_edges([0], [1])})
-    with pytest.raises(InputError, match="model vbpr .* got neighbor lists only"):
-        task_for(listed)
