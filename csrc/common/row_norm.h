@@ -76,23 +76,26 @@ MMSSL_INLINE void scale_rows(const bf16* x, int64_t rows, int64_t d, int64_t wid
   }
 }
 
-// The gradient dz (d) of a normalized row z of norm `norm`, plus weight * other: returns <z, dz>,
-// and writes the gradient of the row itself, times scale, to out unless that is null. dz is
-// overwritten.
+// sum (d) += weight * row.
 template <class A, int L>
-MMSSL_INLINE double through_norm(const A* z, const A* other, A weight, A* dz, double norm,
-                                 double scale, int64_t d, A* out) {
+MMSSL_INLINE void add_row(const A* row, A weight, int64_t d, A* sum) {
   int64_t k = 0;
-  if (other != nullptr) {
-    for (; k + L <= d; k += L) {
-      store<A, L>(dz + k, load<A, L>(dz + k) + load<A, L>(other + k) * weight);
-    }
-    for (; k < d; ++k) dz[k] += weight * other[k];
+  for (; k + L <= d; k += L) {
+    store<A, L>(sum + k, load<A, L>(sum + k) + load<A, L>(row + k) * weight);
   }
+  for (; k < d; ++k) sum[k] += weight * row[k];
+}
+
+// The gradient dz (d) of a normalized row z of norm `norm`: returns <z, dz>, and writes the
+// gradient of the row itself, times scale, to out unless that is null.
+template <class A, int L>
+MMSSL_INLINE double through_norm(const A* z, const A* dz, double norm, double scale, int64_t d,
+                                 A* out) {
   const double along = dot_in_double(z, dz, d);
   if (out == nullptr) return along;
   const A radial = A(norm > 1e-12 ? along : 0.0), factor = A(scale / norm);
-  for (k = 0; k + L <= d; k += L) {
+  int64_t k = 0;
+  for (; k + L <= d; k += L) {
     store<A, L>(out + k, (load<A, L>(dz + k) - load<A, L>(z + k) * radial) * factor);
   }
   for (; k < d; ++k) out[k] = (dz[k] - radial * z[k]) * factor;

@@ -97,16 +97,26 @@ def check_view(
         raise InputError(f"{name}: expected device {device}, got {view.device}")
 
 
-def check_ids(name: str, ids: Any, limit: int | None, device: torch.device) -> None:
-    """Check for (B,) int64 ids on a device.
+def check_ids(
+    name: str,
+    ids: Any,
+    limit: int | None,
+    device: torch.device,
+    shape: tuple[int, ...] | None = None,
+) -> None:
+    """Check for int64 ids on a device, of a shape or, if that is None, (B,) for any B.
 
     On the CPU each id must lie in [0, limit), unless the call is being traced or ``limit`` is None:
     the kernel then checks the ids. On a GPU reading them would wait for the device.
     """
     if not isinstance(ids, Tensor):
         raise InputError(f"{name}: expected a torch.Tensor, got {type(ids).__name__}")
-    if ids.dim() != 1 or ids.dtype != torch.int64:
-        raise InputError(f"{name}: expected shape (B,) int64, got {tuple(ids.shape)} {ids.dtype}")
+    fits = ids.dim() == 1 if shape is None else tuple(ids.shape) == shape
+    if not fits or ids.dtype != torch.int64:
+        raise InputError(
+            f"{name}: expected shape {'(B,)' if shape is None else shape} int64, "
+            f"got {tuple(ids.shape)} {ids.dtype}"
+        )
     check_device(name, ids, device)
     if limit is None or ids.device.type != "cpu" or torch.compiler.is_compiling():
         return

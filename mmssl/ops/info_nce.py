@@ -1,6 +1,7 @@
-"""Batched InfoNCE on cosine similarities that never holds an N x N matrix.
+"""Batched InfoNCE on cosine similarities that never holds an N x M matrix.
 
-Legend: N pairs, K negatives, D features; leading dimensions are independent problems.
+Legend: N anchors, M rows that hold their positives (M = N for pairs), K negatives, D features;
+leading dimensions are independent problems.
 """
 
 from __future__ import annotations
@@ -10,22 +11,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator, eager
-from mmssl.ops._checks import (
-    accumulation_dtype,
-    check_not_negative,
-    check_number,
-    check_shape,
-    check_tensor,
+from mmssl.ops._checks import accumulation_dtype
+from mmssl.ops._info_nce_forms import (
+    Form,
+    check_arguments,
+    composed,
+    info_nce_reference,
+    reduced,
 )
 from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
 from mmssl.ops.dispatch import use_native
-
-_REDUCTIONS = ("mean", "sum", "none")
 
 
 def info_nce(
@@ -34,38 +32,60 @@ def info_nce(
     temperature: float | Tensor,
     *,
     negatives: Tensor | None = None,
+    target: Tensor | None = None,
+    labels: Tensor | None = None,
+    positive_labels: Tensor | None = None,
+    in_batch: bool = True,
     intra_view: bool = True,
     symmetric: bool = False,
     eps: float = 0.0,
     reduction: str = "mean",
 ) -> Tensor:
-    """Compute InfoNCE with the other anchors and positives as negatives, in O(N D) memory.
+    """Compute InfoNCE with the other anchors and positives as negatives, in O((N + M) D) memory.
 
     Equal to (one direction, no ``negatives``)::
 
         z1, z2 = F.normalize(anchor, dim=-1), F.normalize(positive, dim=-1)
         s12, s11 = z1 @ z2.mT / temperature, z1 @ z1.mT / temperature
         s11 = s11.masked_fill(torch.eye(N, dtype=torch.bool), -torch.inf)  # if intra_view
-        log_ratio = s12.diagonal(0, -2, -1) - torch.cat([s12, s11], -1).logsumexp(-1)
+        s_pos = s12.diagonal(0, -2, -1)  # s12.gather(-1, target[..., None])[..., 0] with target
+        # s_pos[..., None] in place of s12 if not in_batch
+        log_ratio = s_pos - torch.cat([s12, s11], -1).logsumexp(-1)
         loss = -(log_ratio.exp() + eps).log()
+
+    With ``labels``, ``s_pos`` is the mean over all scores of the anchor with a row of an equal
+    label: the loss of supervised contrastive learning with the mean outside the logarithm. An
+    anchor without such a row has loss 0 and does not count in the mean.
 
     Gradients flow to ``anchor``, ``positive``, ``negatives`` and a tensor ``temperature``; double
     backward is not supported. The kernels give the same bits every time, on the CPU for any number
     of threads. bfloat16 inputs are multiplied unchanged and summed in float32; on processors with
     bfloat16 arithmetic the weights of the gradient are rounded to bfloat16 as well. On a GPU,
     float32 products follow ``torch.backends.cuda.matmul.fp32_precision``, which
-    ``torch.set_float32_matmul_precision`` sets as well: TF32 where it is "tf32". Under autocast the
-    inputs keep their dtype.
+    ``torch.set_float32_matmul_precision`` sets as well: TF32 where it is "tf32"; ``target``,
+    ``labels`` and ``in_batch=False`` are computed by plain PyTorch there, with the scores in
+    memory. Under autocast the inputs keep their dtype.
 
     Args:
         anchor: (..., N, D) floating point, D >= 1; leading dimensions are independent problems
             that share one launch.
-        positive: (..., N, D), the same shape; row i is the positive of anchor i.
+        positive: (..., M, D). Row i is the positive of anchor i and M = N, unless ``target`` or
+            ``positive_labels`` is given.
         temperature: > 0, a float or a tensor of one element (which gets a gradient; its value is
             not checked, since that would wait for the device).
-        negatives: (K, D) further negatives, shared by all anchors, or None.
-        intra_view: whether the other anchors are negatives too.
-        symmetric: average with the loss of (positive, anchor).
+        negatives: further negatives: (K, D), shared by all anchors, or (..., N, K, D), those of
+            each anchor; or None.
+        target: (..., N) int64 in [0, M): the row of ``positive`` that is the positive of each
+            anchor. On a GPU the values are not checked.
+        labels: (..., N) int64, any values: the positives of an anchor are the rows of ``positive``,
+            and with ``intra_view`` the other anchors, whose label is equal. Needs ``in_batch`` and
+            eps = 0.
+        positive_labels: (..., M) int64, the labels of ``positive`` where they are not ``labels``.
+        in_batch: whether the positives of the other anchors are negatives, which with ``target``
+            means all other rows of ``positive``.
+        intra_view: whether the other anchors are negatives.
+        symmetric: average with the loss of (positive, anchor). Neither ``target`` nor
+            ``positive_labels`` have one.
         eps: >= 0, added inside the logarithm (the released MMSSL adds 1e-8).
         reduction: "mean" or "sum" over N, or "none".
 
@@ -75,32 +95,46 @@ def info_nce(
 
     Raises:
         InputError: an argument does not match its description.
-        RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
+        RuntimeError: backend "native" is required and no kernel exists for the device, dtype and
+            arguments.
 
     Source: van den Oord et al., "Representation Learning with Contrastive Predictive Coding", 2018;
     the intra-view negatives are those of Zhu et al., "Deep Graph Contrastive Representation
-    Learning", 2020, as MMSSL (WWW 2023) uses them.
+    Learning", 2020, as MMSSL (WWW 2023) uses them; positives by labels: Khosla et al., "Supervised
+    Contrastive Learning", NeurIPS 2020, equation 2.
     """
-    _check(anchor, positive, temperature, negatives, eps, reduction)
-    if not use_native("info_nce", anchor.device.type, anchor.dtype):
-        return info_nce_reference(
-            anchor,
-            positive,
-            temperature,
-            negatives=negatives,
-            intra_view=intra_view,
-            symmetric=symmetric,
-            eps=eps,
-            reduction=reduction,
-        )
+    form = Form(
+        negatives,
+        target,
+        labels,
+        positive_labels,
+        in_batch,
+        intra_view,
+        symmetric,
+        eps,
+        reduction,
+    )
+    check_arguments(anchor, positive, temperature, form)
+    missing = ""
+    if anchor.is_cuda and (target is not None or labels is not None or not in_batch):
+        missing = "target, labels and in_batch=False have no kernel on cuda"
+    if not use_native("info_nce", anchor.device.type, anchor.dtype, missing):
+        return info_nce_reference(anchor, positive, temperature, **form._asdict())
     acc = accumulation_dtype(anchor.dtype)
     if isinstance(temperature, Tensor):
         scale = temperature.to(device=anchor.device, dtype=acc).reshape(1)
     else:
         scale = torch.full((1,), temperature, dtype=acc, device=anchor.device)
+    if labels is not None or form.own() is not None:
+        return composed(lambda x, y, part: _rows(x, y, scale, part), anchor, positive, scale, form)
+    return _rows(anchor, positive, scale, form)
+
+
+def _rows(anchor: Tensor, positive: Tensor, scale: Tensor, form: Form) -> Tensor:
+    """Call the kernel for a form that it has."""
     tf32 = anchor.is_cuda and _takes_tf32()
-    options = (intra_view, symmetric, eps, tf32)
-    loss, *_ = _call(anchor, positive, scale, negatives, *options, reduction)
+    options = (form.intra_view, form.symmetric, form.eps, tf32, form.target, form.in_batch)
+    loss, *_ = _call(anchor, positive, scale, form.negatives, *options, form.reduction)
     out: Tensor = loss
     return out
 
@@ -114,89 +148,16 @@ def _takes_tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-def _check(
-    anchor: Tensor,
-    positive: Tensor,
-    temperature: float | Tensor,
-    negatives: Tensor | None,
-    eps: float,
-    reduction: str,
-) -> None:
-    check_tensor("anchor", anchor, dims="(..., N, D)")
-    if anchor.shape[-1] == 0:
-        raise InputError(
-            f"anchor: expected shape (..., N, D) with D >= 1, got {tuple(anchor.shape)}"
-        )
-    check_tensor("positive", positive, dims="(..., N, D)", like=anchor)
-    check_shape("positive", positive, anchor.shape)
-    if negatives is not None:
-        check_tensor("negatives", negatives, dims="(K, D)", like=anchor)
-        check_shape("negatives", negatives, (negatives.shape[0], anchor.shape[-1]))
-    if not isinstance(temperature, Tensor):
-        least = math.nextafter(0, 1)
-        check_number("temperature", temperature, least, math.inf, "a finite number > 0")
-    elif temperature.numel() != 1 or not temperature.dtype.is_floating_point:
-        raise InputError(
-            "temperature: expected a number or a floating point tensor of one element, got "
-            f"shape {tuple(temperature.shape)} of {temperature.dtype}"
-        )
-    check_not_negative("eps", eps)
-    if reduction not in _REDUCTIONS:
-        raise InputError(f"reduction: expected one of {', '.join(_REDUCTIONS)}, got {reduction!r}")
-
-
-def info_nce_reference(
-    anchor: Tensor,
-    positive: Tensor,
-    temperature: float | Tensor,
-    *,
-    negatives: Tensor | None = None,
-    intra_view: bool = True,
-    symmetric: bool = False,
-    eps: float = 0.0,
-    reduction: str = "mean",
-) -> Tensor:
-    """Compute :func:`info_nce` in plain PyTorch, with the N x N matrices in memory."""
-    acc = accumulation_dtype(anchor.dtype)
-    z1 = F.normalize(anchor.to(acc), dim=-1)
-    z2 = F.normalize(positive.to(acc), dim=-1)
-    zn = None if negatives is None else F.normalize(negatives.to(acc), dim=-1)
-    loss = _one_direction(z1, z2, zn, temperature, intra_view, eps)
-    if symmetric:
-        loss = (loss + _one_direction(z2, z1, zn, temperature, intra_view, eps)) / 2
-    return _reduce(loss, reduction)
-
-
-def _one_direction(
-    z1: Tensor,
-    z2: Tensor,
-    zn: Tensor | None,
-    temperature: float | Tensor,
-    intra_view: bool,
-    eps: float,
-) -> Tensor:
-    logits = [z1 @ z2.mT / temperature]
-    if intra_view:
-        self_pair = torch.eye(z1.shape[-2], dtype=torch.bool, device=z1.device)
-        logits.append((z1 @ z1.mT / temperature).masked_fill(self_pair, -torch.inf))
-    if zn is not None:
-        logits.append(z1 @ zn.mT / temperature)
-    log_ratio = (z1 * z2).sum(-1) / temperature - torch.cat(logits, -1).logsumexp(-1)
-    if eps:
-        log_eps = torch.log(log_ratio.new_tensor(eps))
-        return -torch.logaddexp(log_ratio, log_eps)
-    return -log_ratio
-
-
-def _reduce(loss: Tensor, reduction: str) -> Tensor:
-    if reduction == "none":
-        return loss
-    return loss.sum(-1) if reduction == "sum" else loss.mean(-1)
-
-
 def _pairs(x: Tensor) -> Tensor:
     """(..., N, D) as the operator expects it, (B, N, D)."""
     return x.reshape(math.prod(x.shape[:-2]), *x.shape[-2:])
+
+
+def _ids(target: Tensor | None) -> Tensor | None:
+    """(..., N) as the operator expects it, (B, N)."""
+    if target is None:
+        return None
+    return target.reshape(math.prod(target.shape[:-1]), target.shape[-1])
 
 
 def _compute(
@@ -208,6 +169,8 @@ def _compute(
     symmetric: bool,
     eps: float,
     tf32: bool,
+    target: Tensor | None,
+    in_batch: bool,
     reduction: str,
 ) -> tuple[Tensor, Tensor]:
     """The operator with its reduction: one node of the graph instead of five.
@@ -223,8 +186,10 @@ def _compute(
         symmetric,
         eps,
         tf32,
+        _ids(target),
+        in_batch,
     )
-    return _reduce(loss.reshape(anchor.shape[:-1]), reduction), saved
+    return reduced(loss.reshape(anchor.shape[:-1]), None, reduction), saved
 
 
 def _fake(
@@ -236,6 +201,8 @@ def _fake(
     symmetric: bool,
     eps: float,
     tf32: bool,
+    target: Tensor | None = None,
+    in_batch: bool = True,
 ) -> tuple[Tensor, Tensor]:
     pairs, n, _ = anchor.shape
     loss = anchor.new_empty(pairs, n, dtype=accumulation_dtype(anchor.dtype))
@@ -262,7 +229,10 @@ def _backward_fake(
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     """Save for both the operator, which returns one loss per row, and :func:`_compute`."""
     ctx.options = inputs[4:8]
-    ctx.reduction = inputs[8] if len(inputs) > 8 else "none"
+    # The dispatcher leaves out trailing inputs that are the defaults of the schema.
+    ctx.target = inputs[8] if len(inputs) > 8 else None
+    ctx.in_batch = inputs[9] if len(inputs) > 9 else True
+    ctx.reduction = inputs[10] if len(inputs) > 10 else "none"
     ctx.save_for_backward(*inputs[:4], output[1])
 
 
@@ -281,6 +251,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
             negatives,
             saved,
             *ctx.options,
+            _ids(ctx.target),
+            ctx.in_batch,
         )
     )
     return (
@@ -302,8 +274,9 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
         label: str,
         n: int,
         d: int,
-        k: int | None = None,
+        k: int | tuple[int, ...] | None = None,
         batch: tuple[int, ...] = (),
+        m: int | None = None,
         **options: Any,
     ) -> Sample:
         generator = torch.Generator().manual_seed(n + d)
@@ -314,10 +287,20 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
             "temperature": torch.tensor(0.3, dtype=accumulation_dtype(dtype)),
         }
         if k is not None:
-            arguments["negatives"] = torch.randn(k, d, generator=generator).to(dtype)
-        return Sample(label, {**arguments, **options}, tiny=n < 20)
+            sizes = (k,) if isinstance(k, int) else k
+            arguments["negatives"] = torch.randn(*sizes, d, generator=generator).to(dtype)
+        if m is not None:
+            rows = torch.randn(*batch, m, d, generator=generator)
+            arguments["positive"] = rows.to(dtype)
+            if "labels" not in options:
+                options["target"] = torch.randint(m, (*batch, n), generator=generator)
+        devices = ("cpu",) if {"target", "labels", "in_batch"} & set(options) else ("cpu", "cuda")
+        return Sample(label, {**arguments, **options}, tiny=n < 20, devices=devices)
 
+    alone: dict[str, Any] = {"in_batch": False, "intra_view": False}
     yield sample("typical", 5, 3, 4, eps=1e-8)
+    yield sample("target", 5, 3, 2, (2,), m=7, eps=1e-3)
+    yield sample("negatives only", 5, 3, 4, **alone)
     yield sample("no intra-view negatives", 5, 3, intra_view=False)
     yield sample("symmetric", 4, 3, 2, symmetric=True, eps=0.1, reduction="none")
     yield sample("one pair", 1, 1)
@@ -326,6 +309,20 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
     yield sample("batch", 3, 5, 2, (2, 2), reduction="sum")
     yield sample("number as temperature", 7, 17, temperature=0.05)
     yield sample("large", 300, 33, 130, (2,), symmetric=True)
+    yield sample("catalog", 6, 3, m=4, intra_view=False)
+    yield sample("more anchors than rows", 300, 33, m=130, reduction="none")
+    yield sample("more rows than anchors", 130, 33, m=500, temperature=0.01)
+    yield sample("negatives only, symmetric", 300, 33, 130, (2,), in_batch=False, symmetric=True)
+    yield sample("target and negatives only", 5, 4, 3, m=2, temperature=0.01, eps=0.1, **alone)
+    yield sample("nothing but the positive", 3, 4, **alone)
+    yield sample("negatives of each anchor", 4, 3, (2, 4, 2), (2,), eps=0.1, reduction="sum")
+    yield sample("only negatives of each anchor", 4, 3, (4, 2), m=3, **alone)
+    yield sample("no negatives of each anchor", 3, 4, (3, 0))
+    yield sample("labels", 6, 3, labels=torch.tensor([3, -1, 3, 3, -1, 2]), symmetric=True)
+    yield sample("labels and negatives of each anchor", 4, 3, (4, 2), labels=torch.arange(4) % 3)
+    others: dict[str, Any] = {"labels": torch.tensor([[0, 1, 5], [1, 1, 2]]), "intra_view": False}
+    others["positive_labels"] = torch.tensor([[1, 0, 1, 0], [2, 0, 3, 1]])
+    yield sample("labels of other rows", 3, 4, batch=(2,), m=4, **others)
     strided = sample("strided", 8, 6).arguments
     strided["anchor"] = strided["anchor"].mT.contiguous().mT
     strided["positive"] = strided["positive"].repeat(2, 1)[::2]
@@ -350,6 +347,21 @@ def _bad() -> Iterator[Bad]:
     yield Bad("temperature", torch.ones(1).int(), "temperature: .* of torch.int32")
     for value in (-1.0, float("nan"), float("inf"), "tiny", None):
         yield Bad("eps", value, f"eps: expected a finite number >= 0, got {value!r}")
+    ids = torch.arange(5)
+    yield Bad("positive", x[:2], ".* another number of rows needs target or positive_labels$")
+    yield Bad("negatives", x[None], r"negatives: expected shape \(5, 5, 3\), got \(1, 5, 3\)")
+    four = torch.zeros(1, 5, 2, 3)
+    yield Bad("negatives", four, r"negatives: expected shape \(5, K, D\), got \(1, 5, 2, 3\)")
+    for name in ("target", "labels"):
+        yield Bad(name, [0] * 5, f"{name}: expected a torch.Tensor, got list")
+        yield Bad(name, ids.int(), rf"{name}: expected shape \(5,\) int64, got \(5,\) torch.int32")
+        yield Bad(name, ids[:4], rf"{name}: expected shape \(5,\) int64, got \(4,\)")
+        yield Bad(name, ids.to("meta"), f"{name}: expected device cpu, got meta")
+    yield Bad("target", ids + 1, r"target: expected ids in \[0, 5\), got 5")
+    yield Bad("target", ids - 1, r"target: expected ids in \[0, 5\), got -1")
+    yield Bad("positive_labels", ids, "labels: expected the labels of the anchors with positive_")
+    yield Bad("positive_labels", ids[:4], r"positive_labels: expected shape \(5,\) int64")
+    yield Bad("labels", ids, "eps: expected 0 with labels, got 1e-08")
     yield Bad("reduction", "max", "reduction: expected one of mean, sum, none, got 'max'")
 
 
@@ -366,8 +378,9 @@ declare(
         ),
         differentiable=("anchor", "positive", "temperature", "negatives"),
         bad=_bad,
-        equals="InfoNCE on cosines with intra-view negatives",
-        avoids="an N x N matrix",
+        equals="InfoNCE on cosines: negatives in the batch, of the same view or given; "
+        "positives in pairs, by index (a softmax over a catalog) or by labels",
+        avoids="a matrix of scores",
         notes={"cpu": "bfloat16 by AMX or AVX512-BF16 where available"},
     )
 )

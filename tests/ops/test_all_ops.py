@@ -20,6 +20,7 @@ from tests.ops import truth as truths
 from tests.ops.cases import (
     NATIVE,
     call,
+    cases_on,
     each,
     each_dtype,
     each_kernel,
@@ -81,7 +82,7 @@ def test_result_is_that_of_the_definition(op, dtype, backend):
 @each_kernel(NATIVE)
 def test_errors_are_within_those_of_the_reference(op, dtype, device):
     """Compare results and gradients with the reference in float64."""
-    for case, wide in zip(op.samples(dtype), op.samples(torch.float64), strict=True):
+    for case, wide in zip(*(cases_on(op, d, device) for d in (dtype, torch.float64)), strict=True):
         exact_arguments = {
             name: value.double()
             if isinstance(value, Tensor) and value.is_floating_point()
@@ -114,7 +115,7 @@ def test_errors_are_within_those_of_the_reference(op, dtype, device):
     ],
 )
 def test_gradients_by_differences(op, device):
-    cases = small(list(op.samples(torch.float64)), op)
+    cases = small(cases_on(op, torch.float64, device), op)
     assert cases
     for case in cases:
         arguments = moved(case.arguments, device)

@@ -107,6 +107,8 @@ torch.ops.load_library(sys.argv[2])
 for got, want in zip(results(), on_cpu, strict=True):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 check_rejections()
+rejected("have no CUDA kernel",
+         "info_nce", anchor, positive, temperature, None, *options, None, False)
 # A meta tensor stands for one of another device: its memory can't be read.
 rejected("on one device", "spmm_value_grad", grad.to("meta"), x, *matrix, None, None)
 rejected("on one device",

@@ -214,6 +214,9 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16):
         args = problem(n, d, batch=(2,), negatives=31, dtype=dtype)
         assert_as_good_as_reference(*args, t, dtype, symmetric=True)
         assert_as_good_as_reference(*args, t, dtype, eps=1e-3)
+        order = torch.randperm(n).expand(2, n)
+        assert_as_good_as_reference(*args, t, dtype, target=order)
+        assert_as_good_as_reference(*args, t, dtype, target=order, in_batch=False)
 print(torch.ops.mmssl.cpu_capability())
 """
 
@@ -248,6 +251,10 @@ anchor = torch.randn(n, d, requires_grad=True)
 ops.info_nce(anchor[:64], anchor[:64].detach(), 0.2).backward()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 ops.info_nce(anchor, anchor.detach(), 0.2).backward()
+ids = torch.arange(n) % 100
+ops.info_nce(anchor, anchor.detach(), 0.2, target=ids).backward()
+ops.info_nce(anchor, anchor.detach(), 0.2, labels=ids).backward()
+ops.info_nce(anchor, anchor.detach(), 0.2, negatives=anchor.detach(), in_batch=False).backward()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """
 

@@ -204,6 +204,22 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
         torch.ones(1, 3), pair, pair, one, None, saved, True, True, 0.0, False
     )
 
+    for name, target in (
+        ("shape", ids(0, 1)[None]),
+        ("dtype", torch.zeros(1, 3)),
+        ("negative", ids(0, -2, 0)[None]),
+        ("too large", ids(0, 0, 3)[None]),
+    ):
+        calls[f"info_nce: target, {name}"] = lambda t=target: op.info_nce(
+            pair, pair, one, None, *options, t
+        )
+        calls[f"info_nce_backward: target, {name}"] = lambda t=target: op.info_nce_backward(
+            torch.ones(1, 3), pair, pair, one, None, saved, *options, t
+        )
+    calls["info_nce: target and symmetric"] = lambda: op.info_nce(
+        pair, pair, one, None, True, True, 0.0, False, ids(0, 1, 2)[None]
+    )
+
     ones = torch.ones(DIM)
     calls["norm_act: weight"] = lambda: op.norm_act(user, ones[:2], ones, None, 1.0, 0.2, 1e-5)
     calls["norm_act: keep"] = lambda: op.norm_act(

@@ -58,30 +58,54 @@ def info_nce(
     positive,
     temperature,
     negatives=None,
+    target=None,
+    labels=None,
+    positive_labels=None,
+    in_batch=True,
     intra_view=True,
     symmetric=False,
     eps=0.0,
     reduction="mean",
 ) -> Arrays:
     a, p, t = unit(array(anchor)), unit(array(positive)), float(temperature)
-    others = np.zeros((0, a.shape[-1])) if negatives is None else unit(array(negatives))
+    n, m = a.shape[-2], p.shape[-2]
+    own = np.zeros((0, a.shape[-1])) if negatives is None else unit(array(negatives))
+    if own.ndim == 2:
+        own = np.broadcast_to(own, (*a.shape[:-1], *own.shape))
+    label = positive_label = np.zeros((*a.shape[:-2], 0))
+    if labels is not None:
+        label = labels.numpy()
+        positive_label = label if positive_labels is None else positive_labels.numpy()
 
-    def rows(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        losses = np.zeros(len(x))
-        for i in range(len(x)):
-            terms = [np.exp(x[i] @ y[j] / t) for j in range(len(y))]
-            terms += [np.exp(x[i] @ x[j] / t) for j in range(len(x)) if intra_view and j != i]
-            terms += [np.exp(x[i] @ z / t) for z in others]
-            losses[i] = -np.log(np.exp(x[i] @ y[i] / t) / sum(terms) + eps)
+    def rows(place, x: np.ndarray, y: np.ndarray) -> list[float]:
+        losses = []
+        for i in range(n):
+            exponents = [("row", j, x[i] @ y[j] / t) for j in range(m)]
+            exponents += [("anchor", j, x[i] @ x[j] / t) for j in range(n) if intra_view and j != i]
+            of = {i} if target is None else {int(target[place][i])}
+            mine = [e for kind, j, e in exponents if kind == "row" and j in of]
+            if labels is not None:
+                known = {"row": positive_label[place], "anchor": label[place]}
+                mine = [e for kind, j, e in exponents if known[kind][j] == label[place][i]]
+            if not in_batch:
+                exponents = [(kind, j, e) for kind, j, e in exponents if kind != "row" or j in of]
+            total = sum(np.exp(e) for _, _, e in exponents)
+            total += sum(np.exp(x[i] @ z / t) for z in own[place][i])
+            each = [-np.log(np.exp(e) / total + eps) for e in mine]
+            losses.append(np.mean(each) if each else np.nan)
         return losses
 
-    count = int(np.prod(a.shape[:-2]))
-    flat = zip(*(x.reshape(count, *x.shape[-2:]) for x in (a, p)), strict=True)
-    losses = [(rows(x, y) + rows(y, x)) / 2 if symmetric else rows(x, y) for x, y in flat]
-    loss = np.array(losses).reshape(a.shape[:-1])
+    loss = np.zeros(a.shape[:-1])
+    for place in np.ndindex(*a.shape[:-2]):
+        loss[place] = rows(place, a[place], p[place])
+        if symmetric:
+            loss[place] = (loss[place] + rows(place, p[place], a[place])) / 2
+    without = np.isnan(loss)
+    loss = np.where(without, 0.0, loss)
     if reduction == "none":
         return [loss]
-    return [loss.sum(-1) if reduction == "sum" else loss.mean(-1)]
+    total = loss.sum(-1)
+    return [total if reduction == "sum" else total / (~without).sum(-1)]
 
 
 def norm_act(

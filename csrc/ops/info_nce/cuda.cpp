@@ -10,7 +10,9 @@ namespace {
 using namespace mmssl;
 
 cuda::InfoNceShape shape_of(const InfoNceOperands& o, const cuda::CurrentDevice& device,
-                            bool intra_view, double eps, bool tf32) {
+                            bool in_batch, bool intra_view, double eps, bool tf32) {
+  STD_TORCH_CHECK(in_batch && !o.target.has_value(),
+                  "mmssl::info_nce: target and in_batch=False have no CUDA kernel");
   return {o.pairs,    o.n,
           o.k,        o.d,
           intra_view, o.directions == 2,
@@ -20,10 +22,11 @@ cuda::InfoNceShape shape_of(const InfoNceOperands& o, const cuda::CurrentDevice&
 
 std::tuple<Tensor, Tensor> info_nce(const Tensor& anchor, const Tensor& positive,
                                     const Tensor& temperature, const OptTensor& negatives,
-                                    bool intra_view, bool symmetric, double eps, bool tf32) {
-  const InfoNceOperands o(anchor, positive, temperature, negatives, symmetric);
+                                    bool intra_view, bool symmetric, double eps, bool tf32,
+                                    const OptTensor& target, bool in_batch) {
+  const InfoNceOperands o(anchor, positive, temperature, negatives, target, symmetric);
   const cuda::CurrentDevice device(o.anchor);
-  const cuda::InfoNceShape shape = shape_of(o, device, intra_view, eps, tf32);
+  const cuda::InfoNceShape shape = shape_of(o, device, in_batch, intra_view, eps, tf32);
   Tensor loss = o.new_loss(), saved = o.new_saved();
   for_dtype(o.type, [&](auto storage, auto sum) {
     using T = decltype(storage);
@@ -41,10 +44,11 @@ std::tuple<Tensor, Tensor> info_nce(const Tensor& anchor, const Tensor& positive
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
     const Tensor& grad, const Tensor& anchor, const Tensor& positive, const Tensor& temperature,
     const OptTensor& negatives, const Tensor& saved, bool intra_view, bool symmetric, double eps,
-    bool tf32) {
-  const InfoNceGradOperands o(grad, anchor, positive, temperature, negatives, saved, symmetric);
+    bool tf32, const OptTensor& target, bool in_batch) {
+  const InfoNceGradOperands o(grad, anchor, positive, temperature, negatives, saved, target,
+                              symmetric);
   const cuda::CurrentDevice device(o.anchor);
-  const cuda::InfoNceShape shape = shape_of(o, device, intra_view, eps, tf32);
+  const cuda::InfoNceShape shape = shape_of(o, device, in_batch, intra_view, eps, tf32);
   for_dtype(o.type, [&](auto storage, auto sum) {
     using T = decltype(storage);
     using A = decltype(sum);

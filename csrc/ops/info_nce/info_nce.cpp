@@ -1,17 +1,13 @@
 // Cuts the problem into tiles, hands these to the threads, and finishes the rows.
-#include "ops/info_nce/info_nce.h"
-
 #include <cmath>
 #include <vector>
 
 #include "common/exponent_range.h"
-#include "common/pair_schedule.h"
+#include "common/row_norm.h"
+#include "ops/info_nce/info_nce.h"
 
 namespace mmssl::cpu {
 namespace {
-
-// Up to this many rows chunks are short, so that many threads find work in one round.
-constexpr int64_t kFewRows = 1024;
 
 // Scores and gradients in A, from normalized copies of the rows.
 template <class A>
@@ -25,7 +21,7 @@ class PlainEngine {
 
   void place(Arena& arena, bool gradients) {
     for (int s = 0; s < kSets; ++s) {
-      const int64_t rows = layout_.copies[s] * layout_.padded(s);
+      const int64_t rows = layout_.all_rows(s);
       rows_[s] = arena.take<A>(rows * ld_);
       panels_[s] = arena.take<A>(rows * layout_.d);
       if (gradients) grads_[s] = arena.take<A>(rows * ld_);
@@ -90,27 +86,36 @@ class Problem {
       : a_(a),
         pool_(pool),
         range_(a.temperature),
-        layout_(make_layout(a, negatives != nullptr)),
+        layout_(a, negatives != nullptr),
         engine_(layout_),
         input_{anchor, positive, negatives} {
     place(gradients);
     arena_.allocate();
     place(gradients);
-    for_each_chunk([&](int set, int64_t copy, int64_t chunk, int64_t row, int64_t rows) {
-      const T* x = input(set, copy, chunk);
+    for_each_chunk(pool_, sets_, [&](int set, int64_t copy, int64_t chunk, int64_t) {
+      const int64_t row = sets_[set].first_row(copy, chunk), rows = sets_[set].rows_in(chunk);
+      const T* x = input_[set] + (copy * sets_[set].rows + chunk * layout_.chunk) * a_.d;
       engine_.pack(set, row, x, rows, norm_[set] + row);
     });
+    std::fill_n(target_, layout_.all_rows(kAnchors), int64_t(-1));
+    for (int64_t row = 0; row < a.pairs * a.n; ++row) {
+      const int64_t pair = row / a.n, i = row % a.n, to = a.target == nullptr ? i : a.target[row];
+      target_[padded_row(row)] = to < 0 ? -1 : sets_[kPositives].first_row(pair, 0) + to;
+    }
   }
 
   void forward(A* loss, double* saved) {
     const int directions = a_.directions();
-    const int64_t padded = a_.pairs * layout_.padded(0);
-    Buffer<double> sums(directions * padded), positive(padded);
-    std::fill_n(sums.get(), directions * padded, 0.0);
+    const int64_t padded = layout_.all_rows(kAnchors);
+    std::vector<double> sums(directions * padded), positive(padded);
+    if (!a_.in_batch) score_positives(positive.data());
     Buffer<A> maxima;
     if (!range_.fixed) {
       maxima = Buffer<A>(directions * padded);
-      std::fill_n(maxima.get(), directions * padded, -HUGE_VAL);
+      for (int64_t at = 0; at < directions * padded; ++at) {
+        maxima.get()[at] = A(sums_positive(at % padded) ? range_.scale * positive[at % padded]
+                                                        : -HUGE_VAL);
+      }
       run([&](Tile<A>& t, const PairTask& task, int64_t p_row, int64_t q_row) {
         t.p_max = maxima.get() + task.phase.p * padded + p_row;
         if (counts_columns(task)) t.q_max = maxima.get() + task.phase.q * padded + q_row;
@@ -120,25 +125,26 @@ class Problem {
     run([&](Tile<A>& t, const PairTask& task, int64_t p_row, int64_t q_row) {
       const int64_t p = task.phase.p * padded + p_row, q = task.phase.q * padded + q_row;
       const bool columns = counts_columns(task) || t.same_rows;
-      t.p_sum = sums.get() + p;
-      if (columns) t.q_sum = sums.get() + q;
+      t.p_sum = sums.data() + p;
+      if (columns) t.q_sum = sums.data() + q;
       if (!range_.fixed) {
         t.p_shift = maxima.get() + p;
         if (columns) t.q_shift = maxima.get() + q;
       }
-      if (on_diagonal(task)) t.positive = positive.get() + p_row;
+      if (has_targets(t, task, p_row, q_row)) t.positive = positive.data() + p_row;
       engine_.sum(t, task.phase.p, p_row, task.phase.q, q_row);
     });
     const int64_t count = a_.pairs * a_.n;
     for_each_number(count, [&](int64_t row) {
-      const int64_t i = row / a_.n * layout_.padded(0) + row % a_.n;
-      const double s = positive.get()[i];
+      const int64_t i = padded_row(row);
+      const double s = positive[i];
       saved[directions * count + row] = s;
       double total = 0;
       for (int direction = 0; direction < directions; ++direction) {
         const int64_t at = direction * padded + i;
         const double shift = range_.fixed ? range_.shift : -double(maxima.get()[at]);
-        const double lse = std::log(sums.get()[at]) - kLn2 * shift;
+        const double own = sums_positive(i) ? std::exp2(range_.scale * s + shift) : 0;
+        const double lse = std::log(sums[at] + own) - kLn2 * shift;
         saved[direction * count + row] = lse;
         const double log_ratio = s / a_.temperature - lse;
         total -= a_.eps > 0 ? std::log(std::exp(log_ratio) + a_.eps) : log_ratio;
@@ -150,7 +156,7 @@ class Problem {
   // The gradients of the three sets (null: not needed) and of the temperature.
   void backward(const double* saved, const A* grad, T* const (&out)[kSets], A* grad_temperature) {
     const int directions = a_.directions();
-    const int64_t padded = a_.pairs * layout_.padded(0), count = a_.pairs * a_.n;
+    const int64_t padded = layout_.all_rows(kAnchors), count = a_.pairs * a_.n;
     // Row weights w_i = -dL/d(log ratio), divided by the largest so that g_ij keeps its range
     // whatever the scale of the loss.
     Buffer<double> w(directions * count);
@@ -166,60 +172,68 @@ class Problem {
       largest = std::max(largest, std::abs(w.get()[at]));
     }
     if (!(largest > 0 && std::isfinite(largest))) largest = 1;
-    Buffer<A> weight(directions * padded), shift(directions * padded), diagonal(padded);
-    std::fill_n(weight.get(), directions * padded, A(0));
-    std::fill_n(shift.get(), directions * padded, A(0));
-    std::fill_n(diagonal.get(), padded, A(0));
+    std::vector<A> weight(directions * padded), shift(directions * padded), own(padded);
     for_each_number(count, [&](int64_t row) {
-      const int64_t i = row / a_.n * layout_.padded(0) + row % a_.n;
+      const int64_t i = padded_row(row);
+      const double s = saved[directions * count + row];
       for (int direction = 0; direction < directions; ++direction) {
         const int64_t at = direction * count + row, to = direction * padded + i;
         const double log2_sum = saved[at] * kLog2E, relative = w.get()[at] / largest;
-        weight.get()[to] = A(range_.fixed ? relative * std::exp2(-range_.shift - log2_sum)
+        weight[to] = A(range_.fixed ? relative * std::exp2(-range_.shift - log2_sum)
                                           : relative);
-        shift.get()[to] = A(log2_sum);
-        diagonal.get()[i] -= A(relative);
+        shift[to] = A(log2_sum);
+        // p - 1 for the positive. Where a tile holds it, p is added there.
+        own[i] += A(a_.in_batch ? -relative
+                                      : relative * std::expm1(s / a_.temperature - saved[at]));
       }
     });
     run([&](Tile<A>& t, const PairTask& task, int64_t p_row, int64_t q_row) {
       const int64_t p = task.phase.p * padded + p_row, q = task.phase.q * padded + q_row;
       // Both triangles of a tile on the diagonal of a set are computed, so there, too, w_i + w_j.
       const bool columns = counts_columns(task) || t.same_rows;
-      t.p_weight = weight.get() + p;
-      if (columns) t.q_weight = weight.get() + q;
+      t.p_weight = weight.data() + p;
+      if (columns) t.q_weight = weight.data() + q;
       if (!range_.fixed) {
-        t.p_shift = shift.get() + p;
-        if (columns) t.q_shift = shift.get() + q;
+        t.p_shift = shift.data() + p;
+        if (columns) t.q_shift = shift.data() + q;
       }
-      if (on_diagonal(task)) t.diagonal = diagonal.get() + p_row;
+      if (has_targets(t, task, p_row, q_row)) t.own = own.data() + p_row;
       engine_.grad(t, task.phase.p, p_row, task.phase.q, q_row);
     });
-    const double sum = finish(largest / a_.temperature, diagonal.get(), out);
+    const double sum = finish(largest / a_.temperature, own.data(), out);
     *grad_temperature = A(-0.5 / a_.temperature * sum);
   }
 
  private:
-  static Layout make_layout(const InfoNceArgs& a, bool has_negatives) {
-    Layout layout{};
-    layout.d = a.d;
-    layout.chunk = a.n <= kFewRows ? kMinChunk : kMaxChunk;
-    for (int s = 0; s < kSets; ++s) {
-      layout.rows[s] = s < 2 ? a.n : has_negatives ? a.k : 0;
-      layout.copies[s] = s < 2 ? a.pairs : 1;
-      layout.chunks[s] = (layout.rows[s] + layout.chunk - 1) / layout.chunk;
-    }
-    return layout;
-  }
-
   void place(bool gradients) {
     for (int s = 0; s < kSets; ++s) {
-      norm_[s] = arena_.template take<double>(layout_.copies[s] * layout_.padded(s));
+      norm_[s] = arena_.template take<double>(layout_.all_rows(s));
     }
+    target_ = arena_.template take<int64_t>(layout_.all_rows(kAnchors));
     engine_.place(arena_, gradients);
   }
 
-  const T* input(int set, int64_t copy, int64_t chunk) const {
-    return input_[set] + (copy * layout_.rows[set] + chunk * layout_.chunk) * a_.d;
+  // Where anchor `row` of all is among the padded rows.
+  int64_t padded_row(int64_t row) const {
+    return sets_[kAnchors].first_row(row / a_.n, 0) + row % a_.n;
+  }
+
+  // Whether the positive of a (padded) anchor is a term of the sum that no tile adds.
+  bool sums_positive(int64_t i) const { return !a_.in_batch && target_[i] >= 0; }
+
+  // s12_iy of every anchor.
+  void score_positives(double* score) const {
+    for_each_chunk(pool_, sets_, [&](int set, int64_t copy, int64_t chunk, int64_t) {
+      if (set != kAnchors) return;
+      std::unique_ptr<A[]> scratch(new A[2 * a_.d]);
+      const int64_t first = sets_[set].first_row(copy, chunk);
+      for (int64_t i = first; i < first + sets_[set].rows_in(chunk); ++i) {
+        if (target_[i] < 0) continue;
+        const A* z = engine_.normalized(kAnchors, i, scratch.get());
+        const A* positive = engine_.normalized(kPositives, target_[i], scratch.get() + a_.d);
+        score[i] = dot_in_double(z, positive, a_.d);
+      }
+    });
   }
 
   // f(number) for every number below count, in parallel.
@@ -232,42 +246,25 @@ class Problem {
     });
   }
 
-  // f(set, copy, chunk, first padded row, rows) for every chunk, in parallel.
-  template <class F>
-  void for_each_chunk(const F& f) const {
-    int64_t first[kSets + 1] = {};
-    for (int s = 0; s < kSets; ++s) first[s + 1] = first[s] + layout_.copies[s] * layout_.chunks[s];
-    const auto all = [&](int64_t) { return first[kSets]; };
-    for_each_round(pool_, 1, all, [&](int64_t, int64_t task) {
-      int set = 0;
-      while (task >= first[set + 1]) ++set;
-      const int64_t copy = (task - first[set]) / layout_.chunks[set];
-      const int64_t chunk = (task - first[set]) % layout_.chunks[set];
-      f(set, copy, chunk, layout_.first_row(set, copy, chunk), layout_.rows_in(set, chunk));
-    });
-  }
-
   // f(tile, task, first padded row of P, of Q) for every tile.
   template <class F>
   void run(const F& f) const {
-    std::vector<Phase> phases = {{kAnchors, kPositives}};
+    std::vector<Phase> phases;
+    if (a_.in_batch) phases.push_back({kAnchors, kPositives});
     if (a_.intra_view) phases.push_back({kAnchors, kAnchors});
     if (a_.intra_view && a_.symmetric) phases.push_back({kPositives, kPositives});
-    if (layout_.rows[kNegatives] > 0) phases.push_back({kAnchors, kNegatives});
-    if (layout_.rows[kNegatives] > 0 && a_.symmetric) phases.push_back({kPositives, kNegatives});
-    const int64_t(&chunks)[kSets] = layout_.chunks;
-    PairSchedule schedule(phases, {{chunks[0], false}, {chunks[1], false}, {chunks[2], true}},
-                          a_.pairs);
-    schedule.run(pool_, [&](const PairTask& task) {
+    if (sets_[kNegatives].rows > 0) phases.push_back({kAnchors, kNegatives});
+    if (sets_[kNegatives].rows > 0 && a_.symmetric) phases.push_back({kPositives, kNegatives});
+    PairSchedule(phases, sets_, a_.pairs).run(pool_, [&](const PairTask& task) {
+      const RowSet &p = sets_[task.phase.p], &q = sets_[task.phase.q];
       Tile<A> t{};
-      t.rows = layout_.rows_in(task.phase.p, task.p_chunk);
-      t.cols = layout_.rows_in(task.phase.q, task.q_chunk);
+      t.rows = p.rows_in(task.p_chunk);
+      t.cols = q.rows_in(task.q_chunk);
       t.same_rows = task.phase.same() && task.p_chunk == task.q_chunk;
       t.scale = A(range_.scale);
       t.shift = A(range_.shift);
-      const int64_t q_copy = task.phase.q == kNegatives ? 0 : task.problem;
-      f(t, task, layout_.first_row(task.phase.p, task.problem, task.p_chunk),
-        layout_.first_row(task.phase.q, q_copy, task.q_chunk));
+      f(t, task, p.first_row(task.problem, task.p_chunk),
+        q.first_row(q.shared() ? 0 : task.problem, task.q_chunk));
     });
   }
 
@@ -277,56 +274,72 @@ class Problem {
     return a_.symmetric && task.phase.q == kPositives;
   }
 
-  static bool on_diagonal(const PairTask& task) {
-    return task.phase.p == kAnchors && task.phase.q == kPositives && task.p_chunk == task.q_chunk;
+  // Whether the columns of a tile hold positives of its rows; tells the tile which.
+  bool has_targets(Tile<A>& t, const PairTask& task, int64_t p_row, int64_t q_row) const {
+    if (task.phase.p != kAnchors || task.phase.q != kPositives) return false;
+    if (a_.target == nullptr && task.p_chunk != task.q_chunk) return false;
+    t.target = target_ + p_row;
+    t.q_row = q_row;
+    return true;
   }
 
   // Gradients of the inputs from those of the normalized rows; returns the sum of all <z, dz>.
-  // diagonal_i is the gradient of s12_ii, which the tiles leave out.
-  double finish(double scale, const A* diagonal, T* const (&out)[kSets]) {
-    const int64_t all_chunks = layout_.copies[0] * (layout_.chunks[0] + layout_.chunks[1]) +
-                               layout_.chunks[2];
-    Buffer<double> partial(all_chunks);
+  // own_i is the gradient of s12_iy, which the tiles leave out.
+  double finish(double scale, const A* own, T* const (&out)[kSets]) {
+    const int64_t anchors = layout_.all_rows(kAnchors), positives = layout_.all_rows(kPositives);
+    // The anchors of positive j, in their order, are anchor_of[first[j]] ... anchor_of[first[j + 1]
+    // - 1]. They are counted two places on, and filling moves each place to the next.
+    std::vector<int64_t> first(positives + 2, 0), anchor_of(anchors);
+    for (int64_t i = 0; i < anchors; ++i) {
+      if (target_[i] >= 0) ++first[target_[i] + 2];
+    }
+    for (int64_t j = 1; j < positives + 2; ++j) first[j] += first[j - 1];
+    for (int64_t i = 0; i < anchors; ++i) {
+      if (target_[i] >= 0) anchor_of[first[target_[i] + 1]++] = i;
+    }
+
+    std::vector<double> partial(
+        (anchors + positives + layout_.all_rows(kNegatives)) / layout_.chunk);
     const TileFunctions<A>& functions = tile_functions<A>();
-    for_each_chunk([&](int set, int64_t copy, int64_t chunk, int64_t row, int64_t rows) {
-      const int64_t start = copy * layout_.rows[set] + chunk * layout_.chunk;
+    for_each_chunk(pool_, sets_, [&](int set, int64_t copy, int64_t chunk, int64_t number) {
+      const int64_t row = sets_[set].first_row(copy, chunk);
+      const int64_t start = copy * sets_[set].rows + chunk * layout_.chunk;
       std::unique_ptr<A[]> scratch(new A[4 * a_.d]);
-      A* const mine = scratch.get();
-      double total = 0;
-      for (int64_t i = 0; i < rows; ++i) {
-        const A* z = engine_.normalized(set, row + i, mine);
-        const A* other = set < 2 ? engine_.normalized(1 - set, row + i, mine + a_.d) : nullptr;
-        T* const to = out[set] == nullptr ? nullptr : out[set] + (start + i) * a_.d;
-        A* const wide = to == nullptr ? nullptr : in_place(to, mine + 3 * a_.d);
-        total += functions.through_norm(z, other, set < 2 ? diagonal[row + i] : A(0),
-                                        engine_.gradient(set, row + i, mine + 2 * a_.d),
-                                        norm_[set][row + i], scale, a_.d, wide);
-        if (to != nullptr) narrow(wide, to);
+      A *const mine = scratch.get(), *const wide = mine + 3 * a_.d;
+      for (int64_t i = row; i < row + sets_[set].rows_in(chunk); ++i) {
+        const A* z = engine_.normalized(set, i, mine);
+        A* dz = engine_.gradient(set, i, mine + a_.d);
+        const auto add = [&](int other_set, int64_t other, int64_t anchor) {
+          functions.add_row(engine_.normalized(other_set, other, mine + 2 * a_.d), own[anchor],
+                            a_.d, dz);
+        };
+        if (set == kAnchors && target_[i] >= 0) add(kPositives, target_[i], i);
+        if (set == kPositives) {
+          for (int64_t n = first[i]; n < first[i + 1]; ++n) {
+            add(kAnchors, anchor_of[n], anchor_of[n]);
+          }
+        }
+        partial[number] += functions.through_norm(z, dz, norm_[set][i], scale, a_.d,
+                                                  out[set] == nullptr ? nullptr : wide);
+        if (out[set] == nullptr) continue;
+        T* const to = out[set] + (start + i - row) * a_.d;
+        for (int64_t k = 0; k < a_.d; ++k) narrow(wide[k], to[k]);
       }
-      int64_t slot = chunk + copy * layout_.chunks[set];
-      for (int s = 0; s < set; ++s) slot += layout_.copies[s] * layout_.chunks[s];
-      partial.get()[slot] = total;
     });
     double sum = 0;
-    for (int64_t slot = 0; slot < all_chunks; ++slot) sum += partial.get()[slot];
+    for (const double part : partial) sum += part;
     return scale * sum;
-  }
-
-  // Where a row of T is formed in A, and how it is stored.
-  static A* in_place(A* out, A*) { return out; }
-  static A* in_place(bf16*, A* scratch) { return scratch; }
-  void narrow(const A*, A*) const {}
-  void narrow(const A* wide, bf16* out) const {
-    std::transform(wide, wide + a_.d, out, [](float v) { return to_bf16(v); });
   }
 
   InfoNceArgs a_;
   Parallel pool_;
   Range<A> range_;
   Layout layout_;
+  const std::vector<RowSet>& sets_ = layout_.sets;
   Engine engine_;
   const T* input_[kSets];
   double* norm_[kSets];
+  int64_t* target_;  // (padded anchors), the padded row of each one's positive, or -1
   Arena arena_;
 };
 
@@ -359,6 +372,7 @@ void info_nce_backward(const InfoNceArgs& a, const T* anchor, const T* positive,
                        const double* saved, const A* grad, T* grad_anchor, T* grad_positive,
                        T* grad_negatives, A* grad_temperature, const Parallel& pool) {
   if (a.pairs == 0 || a.n == 0) {
+    std::fill_n(grad_positive, a.pairs * a.m * a.d, T{});
     std::fill_n(grad_negatives, negatives == nullptr || grad_negatives == nullptr ? 0 : a.k * a.d,
                 T{});
     *grad_temperature = 0;

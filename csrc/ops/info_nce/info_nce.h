@@ -1,33 +1,37 @@
-// InfoNCE on cosine similarities on the CPU; no N x N matrix is ever held. Legend: B independent
-// (anchor, positive) pairs, N rows, K shared negatives, D features.
+// InfoNCE on cosine similarities on the CPU; no N x M matrix is ever held. Legend: B independent
+// problems, N anchors, M rows that hold their positives, K shared negatives, D features.
 //
 //   s12_ij = <a_i, p_j>, s11_ij = <a_i, a_j>, s1n_ik = <a_i, n_k>   (rows normalized, eps 1e-12)
 //   lse_i  = log(sum_j exp(s12_ij / t) + sum_{j != i} exp(s11_ij / t) + sum_k exp(s1n_ik / t))
-//   loss_i = -log(exp(s12_ii / t - lse_i) + eps)
+//   loss_i = -log(exp(s12_iy / t - lse_i) + eps), y = target_i
 //
-// symmetric: the mean of this and of the same with a and p swapped.
+// in_batch: if false, the first sum has the term j = target_i only. intra_view: if false, the
+// second sum is left out. symmetric: the mean of this and of the same with a and p swapped.
 #pragma once
 #include <cmath>
 
 #include "common/buffer.h"
 #include "common/exp2.h"
-#include "common/parallel.h"
+#include "common/pair_schedule.h"
 #include "gemm/register_tile.h"
 
 namespace mmssl::cpu {
 
 struct InfoNceArgs {
-  int64_t pairs, n, k, d;  // B, N, K, D
-  bool intra_view, symmetric;
+  int64_t pairs, n, m, k, d;  // B, N, M, K, D
+  // (B, N), each in [-1, M); null for target_i = i, with M = N. An anchor with -1 has no positive:
+  // s12_iy counts as 0. symmetric needs null.
+  const int64_t* target;
+  bool in_batch, intra_view, symmetric;
   double temperature, eps;
 
   int directions() const { return symmetric ? 2 : 1; }
 };
 
 // T as stored, A as summed: (float, float), (bf16, float) or (double, double). All row-major and
-// contiguous; anchor, positive and their gradients (B, N, D), negatives (K, D) or null.
+// contiguous; anchor and its gradient (B, N, D), positive (B, M, D), negatives (K, D) or null.
 //
-// Forward writes loss (B, N) and saved (directions + 1, B, N): lse of each direction, then s12_ii.
+// Forward writes loss (B, N) and saved (directions + 1, B, N): lse of each direction, then s12_iy.
 template <class T, class A>
 void info_nce_forward(const InfoNceArgs& a, const T* anchor, const T* positive, const T* negatives,
                       A* loss, double* saved, const Parallel& pool);
@@ -49,6 +53,8 @@ enum : int { kAnchors, kPositives, kNegatives, kSets };
 // enough that its operands stay in the second-level cache. Both are multiples of every register
 // tile.
 constexpr int64_t kMaxChunk = 192, kMinChunk = 96;
+// Up to this many anchors chunks are short, so that many threads find work in one round.
+constexpr int64_t kFewRows = 1024;
 
 // How exponents are kept in range. kFixed: one shift for all (cosines are bounded). kShifted: one
 // shift per row, for temperatures where that would leave the range of A.
@@ -69,28 +75,35 @@ struct Tile {
   // count. For a chunk with itself the sums of rows and of columns share their memory.
   double *p_sum, *q_sum;
   A *p_max, *q_max;
-  double* positive;  // s_ii, where the diagonal holds the positives
+
+  // Where Q holds positives of P: the row of each among all padded rows of its set, of which the
+  // rows of Q begin with q_row; null elsewhere.
+  const int64_t* target;
+  int64_t q_row;
+  double* positive;  // forward: receives the scores of the positives
 
   // Backward: g_ij = e_ij * (p_weight_i + q_weight_j). Adds g Q to p_grad and g^T P to q_grad,
-  // which is null if same_rows; q_weight may be null. Where the diagonal holds the positives, g_ii
-  // is left out and added to diagonal_i instead: it is the largest entry and nearly cancels, so it
-  // is kept exact and applied last.
+  // which is null if same_rows; q_weight may be null. The g_ij of a positive is left out and added
+  // to own_i instead: it is the largest entry and nearly cancels, so it is kept exact and applied
+  // last.
   const A *p_weight, *q_weight;
-  A* diagonal;
+  A* own;
   A *p_grad, *q_grad;
+
+  // The column of the positive of row i, or a number that is not in [0, cols).
+  int64_t column(int64_t i) const { return target[i] - q_row; }
 };
 
 // The row sets cut into chunks. Copies of a set: one per pair, of the negatives one in all.
 struct Layout {
-  int64_t rows[kSets], chunks[kSets], copies[kSets];
-  int64_t chunk, d;
-
-  int64_t padded(int set) const { return chunks[set] * chunk; }
-  int64_t rows_in(int set, int64_t c) const { return std::min(chunk, rows[set] - c * chunk); }
-  // First row of a chunk among the padded rows of all copies of its set.
-  int64_t first_row(int set, int64_t copy, int64_t c) const {
-    return copy * padded(set) + c * chunk;
+  Layout(const InfoNceArgs& a, bool has_negatives)
+      : d(a.d), chunk(a.n <= kFewRows ? kMinChunk : kMaxChunk) {
+    sets = {{a.n, chunk, a.pairs}, {a.m, chunk, a.pairs}, {has_negatives ? a.k : 0, chunk, 1}};
   }
+  int64_t all_rows(int set) const { return sets[set].copies * sets[set].padded(); }
+
+  std::vector<RowSet> sets;
+  int64_t d, chunk;
 };
 
 // The tiles of float32 or float64 that serve this processor.
@@ -103,8 +116,8 @@ struct TileFunctions {
   Function grad[2][2];  // [shifted][columns]
   void (*normalize)(const A* x, int64_t rows, int64_t d, int64_t ld, A* z, double* norm);
   void (*make_panels)(const A* z, int64_t rows, int64_t d, int64_t ld, A* out);
-  double (*through_norm)(const A* z, const A* other, A weight, A* dz, double norm, double scale,
-                         int64_t d, A* out);
+  void (*add_row)(const A* row, A weight, int64_t d, A* sum);
+  double (*through_norm)(const A* z, const A* dz, double norm, double scale, int64_t d, A* out);
 };
 
 template <class A>
@@ -240,8 +253,8 @@ MMSSL_INLINE void sum_tile(const Tile<typename S::A>& t) {
       }
       if (t.positive != nullptr) {
         for (int r = 0; r < S::kRows; ++r) {
-          const int64_t column = i + r - j;
-          if (i + r < t.rows && column >= 0 && column < S::kPanel) {
+          const int64_t column = i + r < t.rows ? t.column(i + r) - j : -1;
+          if (column >= 0 && column < S::kPanel) {
             t.positive[i + r] = score[r * S::kPanel + column];
           }
         }
@@ -340,14 +353,14 @@ MMSSL_INLINE void grad_tile(const Tile<typename S::A>& t) {
           }
         }
       }
-      if (t.diagonal != nullptr && i0 == j0) {
-        for (int64_t k = 0; k < B && i0 + k < t.rows; ++k) {
-          t.diagonal[i0 + k] += g[k * B + k];
-          g[k * B + k] = 0;
-        }
-      }
       rows = std::min(B, t.rows - i0);
       cols = std::min(B, t.cols - j0);
+      for (int64_t r = 0; t.own != nullptr && r < rows; ++r) {
+        const int64_t column = t.column(i0 + r) - j0;
+        if (column < 0 || column >= cols) continue;
+        t.own[i0 + r] += g[r * B + column];
+        g[r * B + column] = 0;
+      }
       for (int64_t r = 0; r < rows; r += S::kRowsOut) {
         add_product<S>(g + r * B, B, 1, t.q + j0 * t.ld, cols, t.p_grad + (i0 + r) * t.ld, t.ld);
       }

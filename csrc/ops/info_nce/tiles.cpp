@@ -50,9 +50,13 @@ static_assert(kFits<Default<float>> && kFits<Default<double>> && kFits<Avx2<floa
     make_panels<A, shape<A>::kLanes, shape<A>::kPanel>(z, rows, d, ld, out);                  \
   }                                                                                           \
   template <class A>                                                                          \
-  target double through_##name(const A* z, const A* other, A weight, A* dz, double norm,      \
-                               double scale, int64_t d, A* out) {                             \
-    return through_norm<A, shape<A>::kLanes>(z, other, weight, dz, norm, scale, d, out);      \
+  target void add_##name(const A* row, A weight, int64_t d, A* sum) {                         \
+    add_row<A, shape<A>::kLanes>(row, weight, d, sum);                                        \
+  }                                                                                           \
+  template <class A>                                                                          \
+  target double through_##name(const A* z, const A* dz, double norm, double scale, int64_t d, \
+                               A* out) {                                                      \
+    return through_norm<A, shape<A>::kLanes>(z, dz, norm, scale, d, out);                     \
   }                                                                                           \
   template <class A>                                                                          \
   constexpr TileFunctions<A> table_##name = {                                                 \
@@ -65,6 +69,7 @@ static_assert(kFits<Default<float>> && kFits<Default<double>> && kFits<Avx2<floa
        {grad_##name<A, Shift::kShifted, false>, grad_##name<A, Shift::kShifted, true>}},        \
       normalize_##name<A>,                                                                    \
       panels_##name<A>,                                                                       \
+      add_##name<A>,                                                                          \
       through_##name<A>};
 MMSSL_TILES(default, , Default)
 MMSSL_TILES(avx2, MMSSL_TARGET_AVX2, Avx2)
@@ -93,7 +98,7 @@ MMSSL_INLINE void score_rows(const Bf16Tile& t, int64_t i, int64_t first, int64_
 }
 
 MMSSL_INLINE bool some_left_out(const Bf16Tile& t, int64_t i, int64_t cols) {
-  return t.same_rows || t.diagonal != nullptr || cols > t.cols || i + kRows > t.rows;
+  return t.same_rows || cols > t.cols || i + kRows > t.rows;
 }
 
 template <bool kColumns, bool kEdge>
@@ -142,9 +147,10 @@ MMSSL_INLINE void sum_bf16(const Bf16Tile& t) {
       add_rows<kColumns, false>(t, i, first, cols, score, row_sum, column_sum);
     }
     for (int64_t r = 0; r < kRows && i + r < t.rows; ++r) {
-      if (t.positive != nullptr) {
-        t.positive[i + r] = double(score[r * kMaxChunk + i + r]) * t.p_inverse[i + r] *
-                            t.q_inverse[i + r];
+      const int64_t column = t.positive != nullptr ? t.column(i + r) : -1;
+      if (column >= 0 && column < t.cols) {
+        t.positive[i + r] = double(score[r * kMaxChunk + column]) * t.p_inverse[i + r] *
+                            t.q_inverse[column];
       }
       t.p_sum[i + r] += sum_lanes<float, kLanes>(row_sum[r]);
     }
@@ -187,8 +193,7 @@ MMSSL_INLINE void weigh_rows(const Bf16Tile& t, int64_t i0, int64_t cols, const 
           y[r] = e * (q * p_weight[r]);
         }
         if constexpr (kEdge) {
-          y[r] = counted<float, kLanes, false>(y[r], i, j, t.rows, t.cols,
-                                               t.same_rows || t.diagonal != nullptr);
+          y[r] = counted<float, kLanes, false>(y[r], i, j, t.rows, t.cols, t.same_rows);
         }
       }
 #pragma GCC unroll 2
@@ -215,18 +220,20 @@ MMSSL_INLINE void grad_bf16(const Bf16Tile& t) {
   if constexpr (kAmx) asm volatile("ldtilecfg %0" ::"m"(config));
   for (int64_t i = 0; i < rows; i += kRows) {
     score_rows<kUnit>(t, i, 0, cols, score);
-    if (t.diagonal != nullptr) {
-      for (int64_t k = i; k < i + kRows && k < t.rows; ++k) {
-        const float s = score[(k - i) * kMaxChunk + k] * t.p_inverse[k] * t.q_inverse[k];
-        const float weight = t.p_weight[k] + (kColumns ? t.q_weight[k] : 0.0f);
-        t.diagonal[k] += std::exp2(s * t.scale + t.shift) * weight;
-      }
-    }
     uint32_t* pairs = g_pairs + i / 2 * kMaxChunk;
     if (some_left_out(t, i, cols)) {
       weigh_rows<kColumns, true>(t, i, cols, score, g, pairs);
     } else {
       weigh_rows<kColumns, false>(t, i, cols, score, g, pairs);
+    }
+    for (int64_t r = 0; t.own != nullptr && r < kRows && i + r < t.rows; ++r) {
+      const int64_t k = t.column(i + r);
+      if (k < 0 || k >= t.cols) continue;
+      const float s = score[r * kMaxChunk + k] * t.p_inverse[i + r] * t.q_inverse[k];
+      const float weight = t.p_weight[i + r] + (kColumns ? t.q_weight[k] : 0.0f);
+      t.own[i + r] += std::exp2(s * t.scale + t.shift) * weight;
+      g[r * kMaxChunk + k] = bf16{};
+      pairs[r / 2 * kMaxChunk + k] &= r % 2 == 0 ? 0xffff0000u : 0x0000ffffu;
     }
     if constexpr (kAmx) {
       for (int64_t k = 0; k < t.ld; k += 64) {
@@ -294,7 +301,7 @@ Bf16Engine::Bf16Engine(const Layout& layout)
 
 void Bf16Engine::place(Arena& arena, bool gradients) {
   for (int s = 0; s < kSets; ++s) {
-    const int64_t rows = layout_.copies[s] * layout_.padded(s);
+    const int64_t rows = layout_.all_rows(s);
     words_[s] = arena.take<uint32_t>(rows * depth_);
     panels_[s] = arena.take<uint32_t>(rows * depth_);
     inverse_[s] = arena.take<float>(rows);
