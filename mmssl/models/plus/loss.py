@@ -14,10 +14,6 @@ from torch import Tensor
 
 from mmssl import ops
 
-# Anchors that share the in-batch part of a call, which is computed and then taken out again: few,
-# so that it costs little, and enough to fill the register tiles of the kernel.
-_GROUP = 64
-
 
 class Scored(NamedTuple):
     """Vectors whose cosine over the temperature is the score."""
@@ -86,23 +82,10 @@ def catalog_softmax(
     Returns:
         The mean over the batch, a scalar.
     """
-    target = item[positive]  # (B, D)
     if drawn is not None:
-        return _sampled(
-            user, item[drawn], target, drawn == positive[:, None], temperature, item.shape[0]
-        )
-    count = user.shape[0]
-    # Repeated rows fill the last group. Every row of a group is in the catalog, so that the
-    # difference below keeps at least 1 / 64 of what it is taken from.
-    rows = torch.arange(count + -count % _GROUP, device=user.device) % count
-    anchors = user[rows].unflatten(0, (-1, _GROUP))  # (B / 64, 64, D)
-    targets = target[rows].unflatten(0, (-1, _GROUP))
-    both = ops.info_nce(
-        anchors, targets, temperature, negatives=item, intra_view=False, reduction="none"
-    )
-    group = ops.info_nce(anchors, targets, temperature, intra_view=False, reduction="none")
-    # log(exp(both) - exp(group)): the sum over the catalog, relative to exp(s_pos).
-    return (both + torch.log(-torch.expm1(group - both))).flatten()[:count].mean()
+        same = drawn == positive[:, None]
+        return _sampled(user, item[drawn], item[positive], same, temperature, item.shape[0])
+    return ops.info_nce(user, item, temperature, target=positive, intra_view=False)
 
 
 def _sampled(
