@@ -26,6 +26,13 @@ def reset_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def trim() -> None:
+    """Return freed memory to the system, with the C libraries that can (glibc)."""
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def peak_mb() -> float:
     """Return the largest resident set since `reset_peak`, in MiB."""
     found = _status_mb("VmHWM:")
@@ -56,8 +63,7 @@ def growth_mb(job: Callable[[], object], device: str) -> float | None:
         job()
         torch.cuda.synchronize()
         return float(torch.cuda.max_memory_allocated() - before) / 2**20
-    with contextlib.suppress(AttributeError, OSError):
-        ctypes.CDLL(None).malloc_trim(0)
+    trim()
     reset_peak()
     resident = _status_mb("VmRSS:")
     if resident is None:

@@ -1,0 +1,5 @@
+"""Every model of the registry on every data set, under one protocol.
+
+Read in this order: ``entries`` (models and ablations), ``cell`` (tuning and seeds of one model on
+one data set), ``score`` (the test split), ``records`` (the files).
+"""

@@ -1,0 +1,269 @@
+"""The leaderboard's runner: what is searched, what is recorded, and that it continues."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.leaderboard import cell as cells
+from benchmarks.leaderboard import records
+from benchmarks.leaderboard.__main__ import main
+from benchmarks.leaderboard.cell import Budget, Cell, Data
+from benchmarks.leaderboard.entries import Entry, ablations, entries
+from benchmarks.leaderboard.score import FEW_EDGES, FinalTest
+from mmssl.data.dataset import Interactions
+from mmssl.models.embeddings import Embeddings
+from mmssl.models.registry import model_specs
+from mmssl.training.guards import Interrupted
+from mmssl.tuning.space import parse_space
+
+NEVER = lambda: False  # noqa: E731
+LIGHTGCN = Entry("lightgcn", "lightgcn")
+
+
+@pytest.fixture
+def board(tiny_directory, tmp_path, monkeypatch):
+    """Returns the cell of an entry, and runs it; training has few epochs."""
+    start = Entry.start
+    few = {"lightgcn": {"epochs": 6}}
+    monkeypatch.setattr(
+        Entry, "start", lambda self, data: start(self, data).replace(few, source="test")
+    )
+
+    class Board:
+        out, work = tmp_path / "out", tmp_path / "runs"
+
+        def cell(self, entry=LIGHTGCN, trials=2, seeds=2):
+            data = Data.read(tiny_directory, self.out)
+            return Cell(data, entry, Budget(trials, seeds), self.out, self.work)
+
+        def run(self, cell, should_stop=NEVER):
+            said = []
+            test = FinalTest(cell.data.dataset)
+            cell.tune(should_stop, said.append)
+            cell.run_seeds(lambda: test, should_stop, said.append)
+            return said
+
+    return Board()
+
+
+def results(folder):
+    """Everything in a cell's records that does not depend on time and machine."""
+    varies = ("seconds", "seconds_to_best", "seconds_per_epoch", "evaluate_seconds", "peak_mb")
+    files = {path.name: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {
+        name: {k: v for k, v in record.items() if k not in (*varies, "environment")}
+        for name, record in files.items()
+    }
+
+
+def test_every_model_has_an_entry_and_a_search_space_around_its_start():
+    every = entries()
+    assert {entry.model for entry in every} == {spec.name for spec in model_specs()}
+    labels = [entry.label for entry in every]
+    assert {"paper", "plus", "lightgcn"} <= set(labels) and "released" not in labels
+    assert len({entry.folder for entry in [*every, *ablations()]}) == len(every) + len(ablations())
+    for entry in every:
+        for data in ("tiktok", "baby-mmrec", "other"):
+            start = entry.start(data)
+            content = entry.space(start)
+            if not content:  # nothing to tune, or selected on validation by the model
+                assert not entry.is_trained, entry.label
+                continue
+            space = parse_space(content, start, entry.model, entry.label)
+            assert space.values_of(start) is not None  # so that trial 0 is the start
+
+
+def test_ablations_change_what_the_model_reads():
+    for entry in ablations():
+        base = next(e for e in entries() if e.label == entry.base)
+        assert entry.settings and entry.model == base.model
+        for setting in entry.settings:
+            section, field = setting.partition("=")[0].split(".")
+            assert field in base.read_fields(base.start("other"))[section]
+
+
+def test_preset_of_the_same_interactions():
+    paper = next(entry for entry in entries() if entry.label == "paper")
+    assert paper.start("sports-mmrec") == paper.start("sports") != paper.start("other")
+
+
+def test_a_cell_is_tuned_on_validation_and_tested_once_per_seed(board, monkeypatch):
+    cell = board.cell()
+    read = []
+    original = FinalTest.score
+    monkeypatch.setattr(FinalTest, "score", lambda self, s: read.append(1) or original(self, s))
+    board.run(cell)
+    trials = records.numbered(cell.folder, "trial")
+    seeds = records.numbered(cell.folder, "seed")
+    assert list(trials) == [0, 1] and list(seeds) == [1, 2] and len(read) == 2
+    assert all("test" not in record for record in trials.values())
+    best = max(trials.values(), key=lambda t: (t["val"]["recall@20"], -t["number"]))
+    for seed, record in seeds.items():
+        assert record["tuning"] == {
+            "trials": 2, "chosen": best["number"], "parameters": best["parameters"],
+        }  # fmt: skip
+        assert record["config"]["lightgcn"]["lr"] == best["parameters"]["lightgcn.lr"]
+        assert record["seed"] == seed and record["data"] == cell.data.record["hash"]
+        assert record["parameters"] == (80 + 50) * 64 and record["peak_mb"] > 50
+        assert record["environment"]["torch"] == torch.__version__
+        assert record["seconds_to_best"] <= record["seconds"]
+    assert seeds[1]["test"] != seeds[2]["test"]
+    assert not list(board.work.rglob("seed-*"))
+    monkeypatch.setattr(cells, "fit_run", None)  # nothing is trained any more
+    assert board.run(cell) == []
+
+
+@pytest.mark.slow
+def test_a_stopped_cell_continues_to_the_same_results(board, tmp_path):
+    whole = board.cell()
+    board.run(whole)
+    expected = results(whole.folder)
+    board.out, board.work = tmp_path / "stopped", tmp_path / "stopped-runs"
+    interrupted, calls, limit = board.cell(), 0, 4
+
+    def should_stop():
+        nonlocal calls
+        calls += 1
+        return calls > limit
+
+    stops = 0
+    while True:
+        try:
+            board.run(interrupted, should_stop)
+            break
+        except Interrupted:
+            stops, calls = stops + 1, 0
+    assert stops > 3
+    assert results(interrupted.folder) == expected
+
+
+def test_records_of_another_setting_are_replaced(board):
+    cell = board.cell(trials=0, seeds=1)
+    board.run(cell)
+    path = cell.folder / "seed-1.json"
+    record = records.read(path)
+    del record["config"]["lightgcn"]["patience"]  # a field that the record does not know yet
+    records.write(path, {k: v for k, v in record.items() if k != "schema"})
+    assert board.run(cell) == []
+    record["config"]["lightgcn"]["reg"] *= 2
+    records.write(path, {k: v for k, v in record.items() if k != "schema"})
+    removed, again = board.run(cell)
+    assert "removed" in removed and again.startswith("seed 1: test recall@20")
+    assert records.read(path)["config"]["lightgcn"]["reg"] == 1e-4
+
+
+def test_more_trials_keep_those_that_are_done(board, monkeypatch):
+    board.run(board.cell(trials=1, seeds=1))
+    first = records.numbered(board.cell().folder, "trial")[0]
+    board.run(board.cell(trials=2, seeds=1))
+    trials = records.numbered(board.cell().folder, "trial")
+    assert list(trials) == [0, 1] and trials[0] == first
+
+
+def test_an_ablation_changes_the_tuned_setting_of_its_base(board):
+    base = board.cell(trials=2, seeds=1)
+    changed = replace(
+        LIGHTGCN, label="lightgcn, one layer", base="lightgcn", settings=("lightgcn.num_layers=1",)
+    )
+    with pytest.raises(cells.InputError, match="expected 2 trials of lightgcn .* got 0; run it"):
+        board.run(board.cell(changed, trials=2, seeds=1))
+    board.run(base)
+    ablation = board.cell(changed, trials=2, seeds=1)
+    board.run(ablation)
+    ours, theirs = (records.numbered(c.folder, "seed")[1]["config"] for c in (ablation, base))
+    assert ours["lightgcn"].pop("num_layers") == 1 and theirs["lightgcn"].pop("num_layers") == 3
+    assert ours == theirs
+    assert not list(ablation.folder.glob("trial-*"))
+
+
+def test_scores_against_loops(tiny_dataset):
+    generator = np.random.default_rng(0)
+    kept = tiny_dataset.train.item >= 3  # items 0, 1, 2 are cold
+    train = Interactions(*(ids[kept] for ids in tiny_dataset.train))
+    data = replace(tiny_dataset, train=train)
+    user = generator.standard_normal((data.num_users, 8)).astype(np.float32)
+    item = generator.standard_normal((data.num_items, 8)).astype(np.float32)
+    vectors = Embeddings(torch.from_numpy(user), torch.from_numpy(item))
+    found = FinalTest(data).score(vectors)
+    train_of = {u: set(train.item[train.user == u]) for u in range(data.num_users)}
+    degree = np.bincount(train.item, minlength=data.num_items)
+    head = sorted(range(data.num_items), key=lambda i: (-degree[i], i))[: data.num_items // 5]
+    groups = {
+        "all": lambda u, i: True,
+        "tail": lambda u, i: i not in head,
+        "cold": lambda u, i: degree[i] == 0,
+        "sparse": lambda u, i: len(train_of[u]) < FEW_EDGES,
+    }
+    recalls = {name: [] for name in groups}
+    listed = set()
+    for u in np.unique(data.test.user):
+        scores = user[u].astype(np.float64) @ item.T.astype(np.float64)
+        order = [i for i in np.argsort(-scores, kind="stable") if i not in train_of[u]][:20]
+        listed |= set(order)
+        for name, belongs in groups.items():
+            items = data.test.item[data.test.user == u]
+            relevant = {i for i in items if belongs(u, i)}
+            if relevant:
+                recalls[name].append(len(relevant & set(order)) / len(relevant))
+    assert found["test"]["recall@20"] == pytest.approx(np.mean(recalls["all"]), rel=1e-12)
+    np.testing.assert_allclose(records.unpack(found["users"]), recalls["all"], rtol=1e-6)
+    for name in ("tail", "cold", "sparse"):
+        group = found["groups"][name]
+        assert group["users"] == len(recalls[name]) > 0
+        assert group["recall@20"] == pytest.approx(np.mean(recalls[name]), rel=1e-12)
+    assert found["coverage@20"] == len(listed) / data.num_items
+    warm = FinalTest(replace(data, train=Interactions.from_edges(*all_items(data))))
+    assert warm.score(vectors)["groups"]["cold"] == {"users": 0}
+
+
+def all_items(data):
+    """Train edges of user 0 with all items, apart from those in other splits."""
+    held_out = {int(i) for edges in (data.val, data.test) for i in edges.item[edges.user == 0]}
+    items = [i for i in range(data.num_items) if i not in held_out]
+    users = [0] * len(items) + [1] * len(held_out)
+    other = {int(i) for edges in (data.val, data.test) for i in edges.item[edges.user == 1]}
+    assert not other & held_out
+    return users, [*items, *held_out]
+
+
+def test_the_command(tiny_directory, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = ["run", "--data", str(tiny_directory), "--models", "popularity", "--out", "out"]
+    assert main([*options, "--dry-run"]) == 0
+    assert capsys.readouterr().out == "tiny, popularity: trials 0/0, seeds 0/1\n"
+    assert not (tmp_path / "out").exists()
+    assert main(options) == 0
+    assert capsys.readouterr().out.startswith("tiny, popularity: seed 1: test recall@20 0.")
+    assert main([*options, "--dry-run"]) == 0
+    assert "seeds 1/1" in capsys.readouterr().out
+    assert main([*options[:-1], "other", "--minutes", "1e-9"]) == 0
+    assert capsys.readouterr().out == "stopped; the same command continues\n"
+    for wrong, message in (
+        (["--models", "nothing"], "--models: expected one of 'paper', 'plus', "),
+        (["--trials", "-1"], "--trials: expected at least 0, got -1"),
+        (["--seeds", "0"], "--seeds: expected at least 1, got 0"),
+        (["--minutes", "0"], "--minutes: expected a positive number, got 0.0"),
+    ):
+        assert main([*options, *wrong]) == 2
+        assert message in capsys.readouterr().err
+    record = records.read(tmp_path / "out" / "tiny" / "data.json")
+    records.write(tmp_path / "out" / "tiny" / "data.json", {**record, "hash": "0" * 64})
+    assert main(options) == 2
+    assert "expected the data of out/tiny/data.json, hash 000000000000" in capsys.readouterr().err
+
+
+def test_a_model_that_cannot_be_trained_is_left_out(tiny_dataset, tmp_path, capsys):
+    from mmssl.data.writers import write_dataset
+
+    write_dataset(replace(tiny_dataset, features={}), tmp_path / "bare")
+    options = ["run", "--data", str(tmp_path / "bare"), "--models", "paper", "popularity"]
+    out = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
+    assert main([*options, *out]) == 0
+    printed = capsys.readouterr()
+    assert "paper: left out: features: MMSSL needs at least one modality" in printed.err
+    assert "popularity: seed 1" in printed.out
