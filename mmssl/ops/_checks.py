@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,30 @@ _REAL = (int, float, np.integer, np.floating)
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Return the dtype that sums are formed in: float32 for the half types, else the same."""
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
+
+
+def promoted(*tensors: Any) -> tuple[Any, ...]:
+    """Return tensors of several dtypes in the widest of them under autocast, as torch's losses do.
+
+    A layer returns autocast's half type there, a table of embeddings stays float32. What is not a
+    floating point tensor is returned as it is, as is everything outside autocast.
+    """
+    mixed = [t for t in tensors if isinstance(t, Tensor) and t.is_floating_point()]
+    dtypes = {t.dtype for t in mixed}
+    if len(dtypes) < 2 or not all(_under_autocast(t.device.type) for t in mixed):
+        return tensors
+    widest = reduce(torch.promote_types, dtypes)
+    return tuple(t.to(widest) if any(t is m for m in mixed) else t for t in tensors)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Return a context in which torch's products keep the dtype of their operands."""
+    device = x.device.type
+    return torch.autocast(device, enabled=False) if _under_autocast(device) else nullcontext()
+
+
+def _under_autocast(device: str) -> bool:
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 def check_tensor(name: str, x: Any, *, dims: str, like: Tensor | None = None) -> None:

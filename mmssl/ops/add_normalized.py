@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator, eager
-from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor
+from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor, promoted
 from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
 from mmssl.ops.dispatch import use_native
 
@@ -38,6 +38,7 @@ def add_normalized(base: Tensor, x: Tensor, weight: float = 1.0) -> Tensor:
         InputError: an argument does not match its description.
         RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
     """
+    base, x = promoted(base, x)
     check_tensor("x", x, dims="(M, N, D)")
     check_tensor("base", base, dims="(N, D)", like=x)
     check_shape("base", base, x.shape[1:])

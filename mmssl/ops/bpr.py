@@ -13,7 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.ops._autograd import Operator, eager
-from mmssl.ops._checks import accumulation_dtype, check_ids, check_shape, check_tensor
+from mmssl.ops._checks import (
+    accumulation_dtype,
+    check_ids,
+    check_shape,
+    check_tensor,
+    promoted,
+)
 from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
 from mmssl.ops.dispatch import use_native
 
@@ -62,7 +68,8 @@ def bpr_loss(
     A row that appears several times in the batch counts each time. The gradients of both results
     come from one scatter and are dense, (U, D) and (I, D). Each row is summed in the order of the
     batch: the same bits every time, on the CPU for any number of threads. Double backward is not
-    supported. Half types are summed in float32. Under autocast the tables keep their dtype.
+    supported. Half types are summed in float32. Under autocast the tables keep their dtype; mixed
+    ones are promoted to the wider.
 
     Args:
         user_emb: (U, D) floating point.
@@ -85,6 +92,7 @@ def bpr_loss(
     Source: Rendle, Freudenthaler, Gantner, Schmidt-Thieme, "BPR: Bayesian Personalized Ranking from
     Implicit Feedback", UAI 2009.
     """
+    user_emb, item_emb = promoted(user_emb, item_emb)
     check_tensor("user_emb", user_emb, dims="(U, D)")
     check_tensor("item_emb", item_emb, dims="(I, D)", like=user_emb)
     check_shape("item_emb", item_emb, (item_emb.shape[0], user_emb.shape[1]))

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from mmssl.ops._autograd import Operator, eager
-from mmssl.ops._checks import accumulation_dtype
+from mmssl.ops._checks import accumulation_dtype, promoted, without_autocast
 from mmssl.ops._info_nce_forms import (
     Form,
     check_arguments,
@@ -64,7 +65,7 @@ def info_nce(
     float32 products follow ``torch.backends.cuda.matmul.fp32_precision``, which
     ``torch.set_float32_matmul_precision`` sets as well: TF32 where it is "tf32"; ``target``,
     ``labels`` and ``in_batch=False`` are computed by plain PyTorch there, with the scores in
-    memory. Under autocast the inputs keep their dtype.
+    memory. Under autocast the inputs keep their dtype; mixed ones are promoted to the widest.
 
     Args:
         anchor: (..., N, D) floating point, D >= 1; leading dimensions are independent problems
@@ -103,6 +104,7 @@ def info_nce(
     Learning", 2020, as MMSSL (WWW 2023) uses them; positives by labels: Khosla et al., "Supervised
     Contrastive Learning", NeurIPS 2020, equation 2.
     """
+    anchor, positive, negatives = promoted(anchor, positive, negatives)
     form = Form(
         negatives,
         target,
@@ -119,18 +121,20 @@ def info_nce(
     if anchor.is_cuda and (target is not None or labels is not None or not in_batch):
         missing = "target, labels and in_batch=False have no kernel on cuda"
     if not use_native("info_nce", anchor.device.type, anchor.dtype, missing):
-        return info_nce_reference(anchor, positive, temperature, **form._asdict())
+        with without_autocast(anchor):
+            return info_nce_reference(anchor, positive, temperature, **form._asdict())
     acc = accumulation_dtype(anchor.dtype)
     if isinstance(temperature, Tensor):
         scale = temperature.to(device=anchor.device, dtype=acc).reshape(1)
     else:
         scale = torch.full((1,), temperature, dtype=acc, device=anchor.device)
     if labels is not None or form.own() is not None:
-        return composed(lambda x, y, part: _rows(x, y, scale, part), anchor, positive, scale, form)
-    return _rows(anchor, positive, scale, form)
+        with without_autocast(anchor):
+            return composed(partial(_rows, scale), anchor, positive, scale, form)
+    return _rows(scale, anchor, positive, form)
 
 
-def _rows(anchor: Tensor, positive: Tensor, scale: Tensor, form: Form) -> Tensor:
+def _rows(scale: Tensor, anchor: Tensor, positive: Tensor, form: Form) -> Tensor:
     """Call the kernel for a form that it has."""
     tf32 = anchor.is_cuda and _takes_tf32()
     options = (form.intra_view, form.symmetric, form.eps, tf32, form.target, form.in_batch)

@@ -16,7 +16,14 @@ from torch import Tensor
 
 from mmssl.graph import GraphView
 from mmssl.indexing import edges_of_rows, row_edges
-from mmssl.ops._checks import check_ids, check_shape, check_tensor, check_view
+from mmssl.ops._checks import (
+    check_ids,
+    check_shape,
+    check_tensor,
+    check_view,
+    promoted,
+    without_autocast,
+)
 from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare, sample_graph
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.product import gram, product
@@ -167,9 +174,11 @@ def masked_similarity(
     Raises:
         InputError: an argument does not match its description.
     """
+    user_emb, item_emb = promoted(user_emb, item_emb)
     check_rows(user_emb, item_emb, users, exclude)
     use_native("masked_similarity", user_emb.device.type)
-    return masked_similarity_reference(user_emb, item_emb, users, exclude)
+    with without_autocast(user_emb):
+        return masked_similarity_reference(user_emb, item_emb, users, exclude)
 
 
 def check_rows(user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: GraphView) -> None:
@@ -203,15 +212,18 @@ def masked_similarity_linear(
     Raises:
         InputError: an argument does not match its description.
     """
+    user_emb, item_emb, weight = promoted(user_emb, item_emb, weight)
     check_rows(user_emb, item_emb, users, exclude)
     check_tensor("weight", weight, dims="(I, H)", like=item_emb)
     check_shape("weight", weight, (item_emb.shape[0], max(weight.shape[1], 1)))
-    if not use_native("masked_similarity_linear", user_emb.device.type, user_emb.dtype):
-        return masked_similarity_linear_reference(user_emb, item_emb, users, exclude, weight)
-    edges = batch_edges(exclude, users)
-    left, value = similarity_factors(user_emb, item_emb, users, edges)
-    low_rank = product(left, product(item_emb.T, weight))
-    return low_rank + spmm(edges.with_value(value), weight)
+    native = use_native("masked_similarity_linear", user_emb.device.type, user_emb.dtype)
+    with without_autocast(user_emb):
+        if not native:
+            return masked_similarity_linear_reference(user_emb, item_emb, users, exclude, weight)
+        edges = batch_edges(exclude, users)
+        left, value = similarity_factors(user_emb, item_emb, users, edges)
+        low_rank = product(left, product(item_emb.T, weight))
+        return low_rank + spmm(edges.with_value(value), weight)
 
 
 def masked_similarity_reference(

@@ -20,6 +20,8 @@ from mmssl.ops._checks import (
     check_shape,
     check_tensor,
     check_view,
+    promoted,
+    without_autocast,
 )
 from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare, sample_graph
 from mmssl.ops.dispatch import requested_backend, use_native
@@ -66,6 +68,7 @@ def masked_topk(
         InputError: an argument does not match its description.
         RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
     """
+    user_emb, item_emb = promoted(user_emb, item_emb)
     check_tensor("user_emb", user_emb, dims="(U, D)")
     check_tensor("item_emb", item_emb, dims="(I, D)", like=user_emb)
     check_shape("item_emb", item_emb, (item_emb.shape[0], user_emb.shape[1]))
@@ -85,7 +88,8 @@ def masked_topk(
             )
         native = False
     if not native:
-        return masked_topk_reference(user_emb, item_emb, k, users=users, exclude=exclude)
+        with without_autocast(user_emb):
+            return masked_topk_reference(user_emb, item_emb, k, users=users, exclude=exclude)
     rowptr, col = (None, None) if exclude is None else (exclude.rowptr, exclude.col)
     scores, items = torch.ops.mmssl.masked_topk(user_emb, item_emb, k, users, rowptr, col)
     return scores, items

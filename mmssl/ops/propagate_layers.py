@@ -14,7 +14,13 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph, Normalization
 from mmssl.ops._autograd import Operator, eager
-from mmssl.ops._checks import accumulation_dtype, check_device, check_integer, check_tensor
+from mmssl.ops._checks import (
+    accumulation_dtype,
+    check_device,
+    check_integer,
+    check_tensor,
+    promoted,
+)
 from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare, sample_graph
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.propagate import spmm_reference
@@ -59,6 +65,7 @@ def propagate_layers(
     Source: He et al., "LightGCN: Simplifying and Powering Graph Convolution Network for
     Recommendation", SIGIR 2020, equations 3 and 4.
     """
+    user, item = promoted(user, item)
     _check(graph, user, item, num_layers, combine)
     if not use_native("propagate_layers", user.device.type, user.dtype):
         return propagate_layers_reference(graph, user, item, num_layers, combine)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator, eager
-from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor
+from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor, promoted
 from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
 from mmssl.ops.dispatch import use_native
 
@@ -47,6 +47,7 @@ def view_attention(query: Tensor, key: Tensor, view: Tensor, num_heads: int) -> 
     Source: Wei et al., "Multi-Modal Self-Supervised Learning for Recommendation", WWW 2023,
     equation 9. Only the mean over the queries is needed there, and it commutes with the mixing.
     """
+    query, key, view = promoted(query, key, view)
     check_tensor("view", view, dims="(M, N, D)")
     for name, tensor in (("query", query), ("key", key)):
         check_tensor(name, tensor, dims="(M, N, D)", like=view)
