@@ -26,6 +26,7 @@ _RANGES: dict[str, Callable[[Any], bool]] = {
     '>= 2 or "paper"': lambda x: x == "paper" or x >= 2,
     '>= 1 or "all"': lambda x: x == "all" or x >= 1,
     '> 0 or "validation"': lambda x: x == "validation" or x > 0,
+    '> 0 or "density"': lambda x: x == "density" or x > 0,
     '>= 0 or "validation"': lambda x: x == "validation" or x >= 0,
     "weights >= 0 by modality": lambda x: all(0 <= weight < math.inf for weight in x.values()),
     "paper, released or plus": lambda x: x in VARIANTS,

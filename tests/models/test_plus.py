@@ -15,7 +15,7 @@ from mmssl.data.dataset import InteractionDataset, Interactions
 from mmssl.errors import InputError
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
-from mmssl.models.plus.loss import catalog_softmax, with_offset
+from mmssl.models.plus.loss import catalog_softmax, density_temperature, with_offset
 from mmssl.models.plus.model import Plus
 from mmssl.models.plus.task import PlusTask
 from mmssl.models.pruning import prune
@@ -152,6 +152,21 @@ def test_the_offset_is_added_to_the_score(temperature):
     torch.testing.assert_close(items.norm(dim=1), torch.full((5,), 30.0).double())
 
 
+@pytest.mark.parametrize(
+    ("per_item", "expected"), [(1, 0.3), (18, 0.3), (64, 0.2), (1000, 0.08)]
+)
+def test_dense_data_get_a_low_temperature(per_item, expected):
+    user, item = torch.arange(per_item).repeat(3), torch.arange(3).repeat_interleave(per_item)
+    graph = InteractionGraph.from_edges(user, item, per_item, 3)
+    assert density_temperature(graph) == pytest.approx(expected)
+
+
+def test_the_temperature_is_that_of_the_density_unless_given(tiny_dataset):
+    assert task_for(tiny_dataset).temperature == density_temperature(task_for(tiny_dataset).graph)
+    task = task_for(tiny_dataset, "plus.temperature=0.7")
+    assert task._scored(*task.model().final, 0.0).temperature == 0.7
+
+
 def task_for(dataset, *settings: str) -> PlusTask:
     fixed = ("model.embedding_dim=8", "plus.batch_size=32", "plus.num_neighbors=4")
     return PlusTask(dataset, load_config("plus", settings=(*fixed, *settings)), "cpu")
@@ -286,7 +301,8 @@ def test_without_modalities(tiny_dataset):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("plus.temperature=0", "plus.temperature: expected > 0, got 0"),
+        ("plus.temperature=0", 'plus.temperature: expected > 0 or "density", got 0'),
+        ("plus.temperature=low", "expected a finite number or \"density\", got 'low'"),
         ("plus.negatives=0", 'plus.negatives: expected >= 1 or "all", got 0'),
         ("plus.negatives=some", "plus.negatives: expected an integer or \"all\", got 'some'"),
         ("plus.ranking=triplet", 'plus.ranking: expected "softmax" or "bpr"'),

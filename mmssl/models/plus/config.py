@@ -17,8 +17,11 @@ class PlusConfig(Section):
     ranking: Literal["softmax", "bpr"] = "softmax"
     """`softmax`: cross-entropy over the catalog on cosines divided by the temperature; `bpr`:
     pairwise loss with one negative on dot products."""
-    temperature: Annotated[float, "> 0", Tune(low=0.1, high=0.6)] = 0.3
-    """Temperature of the softmax."""
+    temperature: Annotated[
+        float | Literal["density"], '> 0 or "density"', Tune(low=0.1, high=0.6)
+    ] = "density"
+    """Temperature of the softmax; `density`: 0.3, and less on data with more than 19 train edges per
+    item, 0.8 (I / n)^(1/3) for n edges of I items."""
     negatives: Annotated[int | Literal["all"], '>= 1 or "all"'] = "all"
     """Items in the denominator of the softmax: the whole catalog, or K items per step, drawn
     uniformly without replacement, whose sum is scaled to that of the catalog."""

@@ -1,6 +1,6 @@
 """Softmax over the catalog, from InfoNCE without the B x I matrix of scores.
 
-Legend: B batch, I items, K drawn items, D embedding dim.
+Legend: B batch, I items, n train edges, K drawn items, D embedding dim.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl import ops
+from mmssl.graph import InteractionGraph
 
 
 class Scored(NamedTuple):
@@ -47,6 +48,16 @@ def with_offset(
     rest = (radius**2 - offset.square()).sqrt()
     items = torch.cat([F.normalize(item, dim=-1) * rest, offset], -1)
     return Scored(users, items, 1 / (radius * math.hypot(slope, 1)))
+
+
+def density_temperature(graph: InteractionGraph) -> float:
+    """Return the temperature that suits the number of interactions per item.
+
+    ``0.8 (I / n)^(1/3)`` for n train edges, at most 0.3. Cosines are bounded, so the temperature
+    limits how sharp the scores can be. An item with many interactions has a vector that is known
+    well enough for sharp scores; with few, they fit the train edges only.
+    """
+    return min(0.3, 0.8 * (graph.num_items / graph.nnz) ** (1 / 3))
 
 
 def catalog_softmax(

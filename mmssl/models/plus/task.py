@@ -15,7 +15,7 @@ from mmssl import ops
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.plus.item_graph import build_item_graph
-from mmssl.models.plus.loss import Scored, catalog_softmax, with_offset
+from mmssl.models.plus.loss import Scored, catalog_softmax, density_temperature, with_offset
 from mmssl.models.plus.model import Plus, PlusViews
 from mmssl.models.pruning import EdgePruning
 from mmssl.ops import Triples
@@ -41,6 +41,8 @@ class PlusTask(PairwiseTask):
     ) -> None:
         self.settings = config.plus
         super().__init__(dataset, config, device, settings=config.plus)
+        given = self.settings.temperature
+        self.temperature = density_temperature(self.graph) if given == "density" else given
         self.pruning = EdgePruning(self.graph, self.settings.prune)
         degree = self.graph.index.colptr.diff().double()
         # Centered, because a constant changes neither the softmax nor a ranking.
@@ -109,7 +111,7 @@ class PlusTask(PairwiseTask):
 
     def _scored(self, user: Tensor, item: Tensor, popularity: float) -> Scored:
         """Add a weight times the popularity of the items to their scores."""
-        temperature = self.settings.temperature
+        temperature = self.temperature
         if popularity == 0:
             return Scored(user, item, temperature)
         offset, largest = popularity * self._popularity, popularity * self._largest
