@@ -152,9 +152,7 @@ def test_the_offset_is_added_to_the_score(temperature):
     torch.testing.assert_close(items.norm(dim=1), torch.full((5,), 30.0).double())
 
 
-@pytest.mark.parametrize(
-    ("per_item", "expected"), [(1, 0.3), (18, 0.3), (64, 0.2), (1000, 0.08)]
-)
+@pytest.mark.parametrize(("per_item", "expected"), [(1, 0.3), (18, 0.3), (64, 0.2), (1000, 0.08)])
 def test_dense_data_get_a_low_temperature(per_item, expected):
     user, item = torch.arange(per_item).repeat(3), torch.arange(3).repeat_interleave(per_item)
     graph = InteractionGraph.from_edges(user, item, per_item, 3)
@@ -162,9 +160,12 @@ def test_dense_data_get_a_low_temperature(per_item, expected):
 
 
 def test_the_temperature_is_that_of_the_density_unless_given(tiny_dataset):
-    assert task_for(tiny_dataset).temperature == density_temperature(task_for(tiny_dataset).graph)
+    task = task_for(tiny_dataset)
+    assert task.temperature == density_temperature(task.graph)
+    assert task.selected == {"plus.temperature": task.temperature}
     task = task_for(tiny_dataset, "plus.temperature=0.7")
     assert task._scored(*task.model().final, 0.0).temperature == 0.7
+    assert not task.selected
 
 
 def task_for(dataset, *settings: str) -> PlusTask:

@@ -20,8 +20,8 @@ class PlusConfig(Section):
     temperature: Annotated[
         float | Literal["density"], '> 0 or "density"', Tune(low=0.1, high=0.6)
     ] = "density"
-    """Temperature of the softmax; `density`: 0.3, and less on data with more than 19 train edges per
-    item, 0.8 (I / n)^(1/3) for n edges of I items."""
+    """Temperature of the softmax; `density`: 0.8 (I / n)^(1/3) for n train edges of I items, at
+    most 0.3, which is the value for up to 19 edges per item."""
     negatives: Annotated[int | Literal["all"], '>= 1 or "all"'] = "all"
     """Items in the denominator of the softmax: the whole catalog, or K items per step, drawn
     uniformly without replacement, whose sum is scaled to that of the catalog."""

@@ -42,7 +42,10 @@ class PlusTask(PairwiseTask):
         self.settings = config.plus
         super().__init__(dataset, config, device, settings=config.plus)
         given = self.settings.temperature
-        self.temperature = density_temperature(self.graph) if given == "density" else given
+        if given == "density":
+            given = density_temperature(self.graph)
+            self.selected = {"plus.temperature": given}
+        self.temperature = given
         self.pruning = EdgePruning(self.graph, self.settings.prune)
         degree = self.graph.index.colptr.diff().double()
         # Centered, because a constant changes neither the softmax nor a ranking.
