@@ -6,7 +6,7 @@ Legend: U users, I items, E edges.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -371,14 +371,10 @@ def _views(
         value=parts.ui_value,
         t_edge=None if value is None else index.perm,
     )
-    iu = GraphView(
-        rowptr=index.colptr,
-        col=index.row,
-        t_rowptr=index.rowptr,
-        t_col=index.col,
+    iu = replace(  # each direction is scaled by its own row sums
+        ui.transpose(),
         row_scale=parts.item_scale,
         col_scale=parts.user_scale if both else None,
         value=parts.iu_value,
-        edge=None if value is None else index.perm,
     )
     return ui, iu

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -19,12 +22,18 @@ needs_host = pytest.mark.skipif(
 WAYS = [pytest.param("host", marks=needs_host), "torch"]
 
 
-@pytest.fixture(params=WAYS)
-def way(request):
+@contextmanager
+def in_way(way: str) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        if request.param == "torch":
+        if way == "torch":
             patch.setattr(indexing, "_host_for", lambda array: None)
-        yield request.param
+        yield
+
+
+@pytest.fixture(params=WAYS)
+def fixed_way(request):
+    with in_way(request.param):
+        yield
 
 
 def random_graph(rng, users, items, edges) -> InteractionGraph:
@@ -57,22 +66,21 @@ def assert_same(index: indexing.GraphIndex, expected: indexing.GraphIndex) -> No
         assert torch.equal(ours, theirs)
 
 
+@st.composite
+def graphs(draw, least_users=0):
+    """Draw a graph, and the generator for what else is drawn at random."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    users, items = draw(st.integers(least_users, 9)), draw(st.integers(1, 9))
+    return random_graph(rng, users, items, draw(st.integers(0, 40)) if users else 0), rng
+
+
 @settings(max_examples=60, deadline=None)
-@given(
-    users=st.integers(0, 9),
-    items=st.integers(1, 9),
-    edges=st.integers(0, 30),
-    k=st.integers(0, 9),
-    seed=st.integers(0, 2**32 - 1),
-)
-@pytest.mark.parametrize("native", WAYS)
-def test_index_of_any_lists(native, users, items, edges, k, seed):
-    rng = np.random.default_rng(seed)
-    graph = random_graph(rng, users, items, edges if users else 0)
-    lists = random_lists(rng, 2, users, items, min(k, items))
-    with pytest.MonkeyPatch.context() as patch:
-        if native == "torch":
-            patch.setattr(indexing, "_host_for", lambda array: None)
+@given(graphs(), st.integers(0, 9))
+@pytest.mark.parametrize("way", WAYS)
+def test_index_of_any_lists(way, drawn, k):
+    graph, rng = drawn
+    lists = random_lists(rng, 2, graph.num_users, graph.num_items, min(k, graph.num_items))
+    with in_way(way):
         built = graph.with_lists(lists)
     for learned, own in zip(built, lists, strict=True):
         assert_same(learned.index, expected_index(graph, own))
@@ -89,7 +97,8 @@ def test_index_of_lists_on_several_threads():
     assert_same(learned.index, expected_index(graph, lists[0]))
 
 
-def test_learned_graphs_move_and_multiply(way):
+@pytest.mark.usefixtures("fixed_way")
+def test_learned_graphs_move_and_multiply():
     rng = np.random.default_rng(0)
     graph = random_graph(rng, 12, 8, 30)
     (learned,) = graph.with_lists(random_lists(rng, 1, 12, 8, 4))
@@ -98,8 +107,9 @@ def test_learned_graphs_move_and_multiply(way):
     assert torch.equal(learned.iu.to_dense() > 0, dense.T)
 
 
+@pytest.mark.usefixtures("fixed_way")
 @pytest.mark.parametrize("bad", [8, -2, 2**31 - 1])
-def test_items_out_of_range_are_refused(way, bad):
+def test_items_out_of_range_are_refused(bad):
     graph = random_graph(np.random.default_rng(0), 5, 8, 10)
     lists = torch.full((1, 5, 2), -1, dtype=torch.int32)
     lists[0, 3, 1] = bad
@@ -110,21 +120,12 @@ def test_items_out_of_range_are_refused(way, bad):
 
 
 @settings(max_examples=60, deadline=None)
-@given(
-    users=st.integers(1, 9),
-    items=st.integers(1, 9),
-    edges=st.integers(0, 40),
-    batch=st.integers(0, 12),
-    seed=st.integers(0, 2**32 - 1),
-)
-@pytest.mark.parametrize("native", WAYS)
-def test_edges_of_any_batch(native, users, items, edges, batch, seed):
-    rng = np.random.default_rng(seed)
-    graph = random_graph(rng, users, items, edges)
-    rows = torch.from_numpy(rng.integers(0, users, batch))  # repeated ones too
-    with pytest.MonkeyPatch.context() as patch:
-        if native == "torch":
-            patch.setattr(indexing, "_host_for", lambda array: None)
+@given(graphs(least_users=1), st.integers(0, 12))
+@pytest.mark.parametrize("way", WAYS)
+def test_edges_of_any_batch(way, drawn, batch):
+    graph, rng = drawn
+    rows = torch.from_numpy(rng.integers(0, graph.num_users, batch))  # repeated ones too
+    with in_way(way):
         edges = batch_edges(graph.ui, rows)
     dense = (graph.ui.to_dense() > 0)[rows]
     position, item = dense.nonzero().unbind(1)

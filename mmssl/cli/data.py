@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from mmssl.cli.common import Commands, Parser
@@ -44,11 +45,8 @@ def _add_import(actions: Commands) -> None:
     parser = actions.add_parser("import", help="make a data set from files in another layout")
     parser.add_argument("source", metavar="SRC", help="file, directory, or - for standard input")
     _add_target(parser, "name of the source")
-    parser.add_argument(
-        "--format",
-        default="auto",
-        choices=FORMATS,
-        help="default: auto; lists: lines of a user and its items; jsonl: JSON lines",
+    _add_choice(
+        parser, "--format", FORMATS, "lists: lines of a user and its items; jsonl: JSON lines"
     )
     parser.add_argument(
         "--items", "--titles", type=Path, metavar="FILE", help="table of items: ids, titles, more"
@@ -60,17 +58,14 @@ def _add_import(actions: Commands) -> None:
             metavar="COL",
             help=f"{role} column{where}: name, or number from 1 (default: found by its name)",
         )
-    parser.add_argument(
-        "--keep",
-        default="last",
-        choices=["last", "first"],
-        help="which of the rows with the same user and item to keep (default: last)",
+    _add_choice(
+        parser, "--keep", ["last", "first"], "which of the rows with the same user and item to keep"
     )
-    parser.add_argument(
+    _add_choice(
+        parser,
         "--bad-rows",
-        default="stop",
-        choices=["stop", "skip"],
-        help="stop at the first row that can't be used (default), or skip and count such rows",
+        ["stop", "skip"],
+        "stop at the first row that can't be used, or skip and count such rows",
     )
     parser.add_argument("--sep", metavar="S", help="separator: one or more characters, or tab")
     parser.add_argument(
@@ -90,15 +85,13 @@ def _add_import(actions: Commands) -> None:
 
 
 def _add_cells(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    _add_choice(
+        parser,
         "--null-ids",
-        default="stop",
-        choices=["stop", "skip", "keep"],
-        help="stop at ids such as NULL or nan (default), leave such rows out, or keep them as ids",
+        ["stop", "skip", "keep"],
+        "stop at ids such as NULL or nan, leave such rows out, or keep them as ids",
     )
-    parser.add_argument(
-        "--decimal", default=".", choices=[".", ","], help="decimal mark of numbers (default: .)"
-    )
+    _add_choice(parser, "--decimal", [".", ","], "decimal mark of numbers")
     parser.add_argument(
         "--dates",
         choices=["dmy", "mdy"],
@@ -121,27 +114,26 @@ def _add_cells(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="whether the first row of --items holds names (default: yes)",
     )
-    parser.add_argument(
+    _add_choice(
+        parser,
         "--items-keep",
-        default="stop",
-        choices=["stop", "first", "last"],
-        help="which of different rows of an item to keep (default: stop)",
+        ["stop", "first", "last"],
+        "which of different rows of an item to keep",
     )
 
 
 def _add_given_splits(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    _add_choice(
+        parser,
         "--validation",
-        default="given",
-        choices=["given", "from-train"],
-        help="keep the validation split of the source, or draw one from train (default: given; "
-        "drawn if the source has none)",
+        ["given", "from-train"],
+        "keep the validation split of the source, or draw one from train; drawn if it has none",
     )
-    parser.add_argument(
+    _add_choice(
+        parser,
         "--splits",
-        default="given",
-        choices=["given", "join"],
-        help="keep the splits of the source (default), or join them to a log",
+        ["given", "join"],
+        "keep the splits of the source, or join them to a log",
     )
     parser.add_argument(
         "--seed", type=int, default=2022, metavar="N", help="of a drawn validation split"
@@ -152,9 +144,7 @@ def _add_split(actions: Commands) -> None:
     parser = actions.add_parser("split", help="split an imported log into train, val and test")
     parser.add_argument("directory", type=Path, metavar="DIR", help="output of `data import`")
     _add_target(parser, "name of the log")
-    parser.add_argument(
-        "--protocol", default="random", choices=PROTOCOLS, help="default: random, for each user"
-    )
+    _add_choice(parser, "--protocol", PROTOCOLS, "random splits the interactions of each user")
     parser.add_argument("--ratio", default="8:1:1", metavar="A:B:C", help="default: 8:1:1")
     parser.add_argument("--seed", type=int, default=2022, metavar="N", help="default: 2022")
     parser.add_argument(
@@ -162,13 +152,20 @@ def _add_split(actions: Commands) -> None:
     )
     parser.add_argument("--user-core", type=int, metavar="K", help="minimum of each user alone")
     parser.add_argument("--item-core", type=int, metavar="K", help="minimum of each item alone")
-    parser.add_argument(
-        "--cold-items",
-        default="keep",
-        choices=["keep", "drop"],
-        help="whether to keep items without train interactions (default: keep)",
+    _add_choice(
+        parser, "--cold-items", ["keep", "drop"], "whether to keep items without train interactions"
     )
     parser.set_defaults(run=_split)
+
+
+def _add_choice(
+    parser: argparse.ArgumentParser, option: str, choices: Sequence[str], text: str
+) -> None:
+    """Add an option whose default is its first choice."""
+    default = choices[0]
+    parser.add_argument(
+        option, default=default, choices=choices, help=f"{text} (default: {default})"
+    )
 
 
 def _add_target(parser: argparse.ArgumentParser, name: str) -> None:

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 
 HAS_PROBLEM = 3
 """Exit code of a process that ended the study and left the reason in it."""
@@ -57,12 +56,7 @@ class Processes:
     def __enter__(self) -> Processes:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None and not self._stopped:
             for process in self._processes:
                 process.kill()  # the study is complete, so none of them has a trial

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
+from hypothesis import strategies as st
 
+from mmssl import ops
 from mmssl.graph import GraphView
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -66,6 +70,19 @@ def random_view(
     return make_view(row, col, num_rows, num_cols, scales=scales, value=value, seed=seed)
 
 
+@st.composite
+def any_view(draw: Callable[..., Any]) -> GraphView:
+    """Draw a view of any size, also with rows that are longer than a chunk of the kernels."""
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    num_rows = draw(st.integers(0, 12))
+    nnz = draw(st.sampled_from([0, 1, 5, 40, 1200])) if num_rows else 0
+    # In a long sum of a few numbers that repeat, the roundings are alike and add up.
+    num_cols = 2000 if nnz == 1200 else draw(st.integers(1, 12))
+    row, col = rng.integers(0, max(num_rows, 1), nnz), rng.integers(0, num_cols, nnz)
+    value = torch.from_numpy(rng.normal(size=nnz)) if draw(st.booleans()) else None
+    return make_view(row, col, num_rows, num_cols, scales=draw(st.booleans()), value=value)
+
+
 def random_x(view: GraphView, d: int, dtype: torch.dtype, seed: int = 0) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(view.num_cols, d, generator=generator, dtype=torch.float64).to(dtype)
@@ -95,6 +112,15 @@ def size_of(view: GraphView, x: torch.Tensor) -> float:
     """Return the largest sum of absolute terms, which rounding errors are proportional to."""
     terms = view.to_dense(torch.float64).abs() @ x.double().abs()
     return max(float(terms.max()), 1e-30) if terms.numel() else 1.0
+
+
+def assert_accurate(view: GraphView, x: torch.Tensor, y: torch.Tensor) -> None:
+    """Check that the error of ``spmm(view, x)`` is within that of plain PyTorch."""
+    with ops.backend("reference"):
+        plain = ops.spmm(view, x)
+    exact, size = truth(view, x), size_of(view, x)
+    assert y.dtype == x.dtype and y.shape == exact.shape
+    assert worst(y, exact, size) <= worst(plain, exact, size) + slack(x.dtype)
 
 
 def on(view: GraphView, device: str) -> GraphView:
