@@ -1,4 +1,4 @@
-"""The command: ``python -m benchmarks.leaderboard run|ablate``."""
+"""The command: ``python -m benchmarks.leaderboard run|ablate|report``."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m benchmarks.leaderboard", description=__doc__)
-    actions = parser.add_subparsers(required=True, metavar="run|ablate")
+    actions = parser.add_subparsers(required=True, metavar="run|ablate|report")
     run = actions.add_parser("run", help="tune every model on every data set, then run the seeds")
     run.set_defaults(action=lambda options: _run(options, entries()))
     ablate = actions.add_parser("ablate", help="the same for parts of a model, switched off")
@@ -50,6 +50,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--minutes", type=float, metavar="M", help="save and stop after M")
         command.add_argument("--dry-run", action="store_true", help="print what is done and left")
         command.add_argument("--runs", type=Path, default=WORK, help=f"unfinished runs ({WORK})")
+    report = actions.add_parser("report", help="rewrite the tables of docs/leaderboard.md")
+    report.set_defaults(action=_report)
+    for command in (run, ablate, report):
         command.add_argument("--out", type=Path, default=records.RESULTS, help="the results")
     return parser
 
@@ -121,6 +124,14 @@ def _progress(cell: Cell) -> str:
 
 def _ran(record: records.Record) -> bool:
     return record["state"] == "complete"
+
+
+def _report(options: argparse.Namespace) -> int:
+    from benchmarks.leaderboard.report import write_page
+
+    for path in write_page(options.out):
+        print(f"rewritten: {path}")
+    return 0
 
 
 if __name__ == "__main__":

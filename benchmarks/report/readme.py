@@ -19,7 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 RESULTS = ROOT / "benchmarks" / "results"
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "images" / "benchmarks-cpu.svg"
-BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+BEGIN, END = "<!-- {}:begin -->", "<!-- {}:end -->"
+BLOCK = "bench"
 PAGE = ROOT / "docs" / "benchmarks.md"
 NOTES = ROOT / "benchmarks" / "NOTES.md"
 
@@ -60,12 +61,13 @@ def write_documents(
     return [readme, page, notes, picture]
 
 
-def with_block(text: str, new: str) -> str:
-    """Return a document's text with the block between the markers replaced."""
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(f"bench report: expected {BEGIN} ... {END} once each, in this order")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{new}\n{END}{rest.split(END)[1]}"
+def with_block(text: str, new: str, name: str = BLOCK) -> str:
+    """Return a document's text with the block between the markers of a name replaced."""
+    begin, end = BEGIN.format(name), END.format(name)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise InputError(f"report: expected {begin} ... {end} once each, in this order")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{new}\n{end}{rest.split(end)[1]}"
 
 
 def _results() -> tuple[Results, Results, Results]:
