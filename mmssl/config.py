@@ -25,11 +25,16 @@ from mmssl.errors import InputError
 from mmssl.files import MAX_CONFIG_BYTES, read_text
 from mmssl.models.configs import (
     BM3Config,
+    CEASEConfig,
+    ContentKNNConfig,
     EASEConfig,
     FreedomConfig,
+    GFCFConfig,
     GRCNConfig,
+    ItemKNNConfig,
     LatticeConfig,
     LightGCNConfig,
+    MMGFConfig,
     SLMRecConfig,
     VBPRConfig,
 )
@@ -88,6 +93,11 @@ class Config(Section):
     training: TrainingConfig = field(default_factory=TrainingConfig)
     lightgcn: LightGCNConfig = field(default_factory=LightGCNConfig)
     ease: EASEConfig = field(default_factory=EASEConfig)
+    cease: CEASEConfig = field(default_factory=CEASEConfig)
+    gfcf: GFCFConfig = field(default_factory=GFCFConfig)
+    mmgf: MMGFConfig = field(default_factory=MMGFConfig)
+    itemknn: ItemKNNConfig = field(default_factory=ItemKNNConfig)
+    contentknn: ContentKNNConfig = field(default_factory=ContentKNNConfig)
     freedom: FreedomConfig = field(default_factory=FreedomConfig)
     vbpr: VBPRConfig = field(default_factory=VBPRConfig)
     bm3: BM3Config = field(default_factory=BM3Config)

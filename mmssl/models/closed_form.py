@@ -81,8 +81,16 @@ class ClosedFormTask(Task):
         """
         section, _, name = field.partition(".")
         given = getattr(getattr(self.config, section), name)
-        if given != "validation":
-            return fit(given)
+        return fit(given) if given != "validation" else self.best_of(field, values, fit)
+
+    def best_of(self, name: str, values: Iterable[float], fit: Callable[[float], Kind]) -> Kind:
+        """Compute the model for several values of a setting; return the best on validation.
+
+        Args:
+            name: The name under which ``selected`` records the value.
+            values: What is tried; the first of equally good ones stays.
+            fit: Computes the model for a value.
+        """
         best: tuple[float, float, Kind] | None = None
         for value in values:
             scorer = fit(value)
@@ -90,5 +98,5 @@ class ClosedFormTask(Task):
             if best is None or recall > best[0]:
                 best = recall, value, scorer
         assert best is not None
-        self.selected = {field: best[1]}
+        self.selected = {**self.selected, name: best[1]}
         return best[2]

@@ -6,7 +6,7 @@ library only.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from mmssl.section import Section, Tune
@@ -39,7 +39,63 @@ class EASEConfig(Section):
         float | Literal["validation"], '> 0 or "validation"', Tune(low=1.0, high=1e4, log=True)
     ] = "validation"
     """Weight of the L2 penalty on the item-to-item weights; `validation`: the one of 10, 30, 100,
-    300, 1000 and 3000 that has the highest Recall@20 on validation."""
+    300, 1000, 3000 and 10000 that has the highest Recall@20 on validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CEASEConfig(EASEConfig):
+    """EASE with item features (Jeunen et al., RecSys 2020)."""
+
+    weight: Annotated[
+        float | Literal["validation"], '> 0 or "validation"', Tune(low=1.0, high=1e3, log=True)
+    ] = "validation"
+    """Weight of the features next to the interactions; `validation`: the one of 1, 10, 100 and 1000
+    that has the highest Recall@20 on validation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GFCFConfig(Section):
+    """The GF-CF baseline (Shen et al., CIKM 2021), with the settings of the paper."""
+
+    num_components: Annotated[int, ">= 1"] = 256
+    """Number of singular vectors that the ideal low-pass filter keeps."""
+    ideal_weight: Annotated[float, ">= 0", Tune(choices=[0.0, 0.1, 0.3, 1.0])] = 0.3
+    """Weight of the ideal low-pass filter next to the linear filter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMGFConfig(Section):
+    """The MM-GF baseline (Roh et al., 2025), with the settings of the authors' code for Baby."""
+
+    alpha: Annotated[float, "in [0, 1]", Tune(low=0.5, high=1.0)] = 0.89
+    """Exponent of the users' degrees, and of an item's sum of features, in the normalization; the
+    other side has 1 - alpha."""
+    power: Annotated[float, "> 0", Tune(low=0.4, high=1.5)] = 0.67
+    """Power to which every similarity is raised."""
+    modality_weights: Annotated[dict[str, float], "weights >= 0 by modality"] = field(
+        default_factory=dict
+    )
+    """Weight of the filter of each modality. One that is not listed gets the one of 0, 0.1, 1, 10,
+    100 and 1000 with the highest Recall@20 on validation, one modality after the other."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemKNNConfig(Section):
+    """Item kNN by common users (Deshpande and Karypis, TOIS 2004)."""
+
+    num_neighbors: Annotated[int, ">= 1", Tune(choices=[10, 20, 50, 100, 200, 500])] = 100
+    """Number of neighbors of an item that receive a weight from it."""
+    alpha: Annotated[float, "in [0, 1]", Tune(low=0.0, high=1.0)] = 0.0
+    """Exponent of the frequency of an item by which its weights are divided; 0 favors popular
+    items as the data does, 1 does not favor them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContentKNNConfig(Section):
+    """Content kNN by the cosine of the item features."""
+
+    num_neighbors: Annotated[int, ">= 1", Tune(choices=[10, 20, 50, 100, 200])] = 50
+    """Neighbors of an item per modality; a neighbor list in the data is used as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
 
-REGULARIZATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)
+REGULARIZATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 """What is tried on validation."""
 
 

@@ -5,7 +5,7 @@ Legend: U users, I items, B requested users, n edges, P entries of a sparse matr
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -168,6 +168,26 @@ def sparse_weights(row: Tensor, column: Tensor, value: Tensor, num_items: int) -
     return InteractionGraph.from_edges(
         row, column, num_items, num_items, normalization="none", value=value.float()
     ).ui
+
+
+def nearest_weights(
+    similarity_of: Callable[[Tensor], Tensor], k: int, num_items: int, device: torch.device
+) -> GraphView:
+    """Keep the k largest positive weights from every item to others.
+
+    Args:
+        similarity_of: Returns the weights (b, I) float32 from items (b,) to all items; they are
+            modified here.
+        k: Entries per row.
+        num_items: I.
+        device: Where ``similarity_of`` computes.
+    """
+    each = torch.arange(num_items, device=device)
+    itself = InteractionGraph.from_edges(each, each, num_items, num_items, normalization="none").ui
+    value, column = rank_in_blocks(similarity_of, each, k, num_items, exclude=itself)
+    kept = value > 0
+    row = each[:, None].expand_as(column)
+    return sparse_weights(row[kept], column[kept], value[kept], num_items)
 
 
 def stored_weights(

@@ -55,8 +55,8 @@ class Task(ABC):
     objective: tuple[str, ...] = ()
     """The terms whose sum is the loss that the progress line shows."""
     selected: Mapping[str, float] = MappingProxyType({})
-    """Fields of the configuration whose value the task has chosen, from the train split or, in
-    :meth:`embed`, on validation."""
+    """Settings whose value the task has chosen, from the train split or, in :meth:`embed`, on
+    validation, by name."""
     phases: ClassVar[tuple[str, ...]] = ()
     """Profiler ranges of a step, without the prefix ``mmssl::``, in order; none inside another."""
 
