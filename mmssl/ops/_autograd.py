@@ -1,9 +1,10 @@
-"""Gradients of compiled operators, written once for eager code, export and ``torch.compile``.
+"""Gradients of compiled operators, written once for eager code, export, compile and torch.func.
 
 An :class:`Operator` states what a ``torch.ops.mmssl`` operator returns, what its forward pass saves
 and how its gradient is formed. :func:`register` hands that to ``torch.library``, which ``export``
-and ``torch.compile`` need; :func:`eager` builds a ``torch.autograd.Function`` from the same
-functions, at half the Python overhead per call, which matters for small problems.
+and ``torch.compile`` need; :func:`eager` builds two classes of ``torch.autograd.Function`` from the
+same functions: one at half the Python overhead per call, which matters for small problems, and one
+for the transforms of ``torch.func``, which want every tensor among the inputs and outputs.
 """
 
 from __future__ import annotations
@@ -40,25 +41,30 @@ class Operator:
     """Whether the differentiable input is a list of tensors, and the output as well."""
     refused: str = ""
     """Which derivative is not supported, for an operator that itself computes a derivative."""
+    vmap: Callable[..., tuple[Any, Any]] | None = None
+    """``vmap(call, info, in_dims, *inputs)`` returns outputs and their batch dimensions, by calls
+    of ``call``; None calls the operator for one example after the other."""
 
 
-def register(operator: Operator, op: str) -> None:
-    """Register fake and gradient of an operator with ``torch.library``.
-
-    Args:
-        operator: the operator; its schema must be loaded.
-        op: name of the public op, for error messages.
-    """
+def register(operator: Operator) -> None:
+    """Register fake and gradient of an operator, whose schema must be loaded."""
     name = f"mmssl::{operator.name}"
     torch.library.register_fake(name)(operator.fake)
     if operator.refused:
-        torch.library.register_autograd(name, _refusal(op, operator.refused))
+        torch.library.register_autograd(name, _refusal(operator, operator.refused))
     elif operator.backward is not None:
         setup, backward = _library_rule(operator)
         torch.library.register_autograd(name, backward, setup_context=setup)
 
 
-def _refusal(op: str, what: str) -> Callable[..., Any]:
+def _save_nothing(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    if isinstance(output, tuple):
+        ctx.mark_non_differentiable(*(t for t in output if not t.is_floating_point()))
+
+
+def _refusal(operator: Operator, what: str) -> Callable[..., Any]:
+    op = operator.name.removesuffix("_backward").removesuffix("_double")
+
     def refuse(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(
             f'mmssl.ops.{op}: {what} is not supported; use mmssl.ops.backend("reference")'
@@ -67,7 +73,42 @@ def _refusal(op: str, what: str) -> Callable[..., Any]:
     return refuse
 
 
+def under_torch_func() -> bool:
+    """Whether a transform of ``torch.func``, such as grad or vmap, is active."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def one_by_one(
+    call: Callable[..., Any], info: Any, in_dims: Sequence[Any], *inputs: Any
+) -> tuple[Any, Any]:
+    """The rule of vmap for any operator: a call for every example.
+
+    Args:
+        call: the operator.
+        info: has the ``batch_size``.
+        in_dims: the batch dimension of each input, None, or a list of them for a list.
+        inputs: the inputs, with their batch dimensions.
+
+    Returns:
+        The outputs and the batch dimension of each.
+    """
+
+    def example(x: Any, dim: Any, n: int) -> Any:
+        if isinstance(x, list):
+            return [example(part, at, n) for part, at in zip(x, dim, strict=True)]
+        return x if dim is None else x.select(dim, n)
+
+    pairs = list(zip(inputs, in_dims, strict=True))
+    results = [call(*(example(x, dim, n) for x, dim in pairs)) for n in range(info.batch_size)]
+    if isinstance(results[0], Tensor):
+        return torch.stack(results), 0
+    stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+    return stacked, (0,) * len(stacked)
+
+
 def _rule(operator: Operator) -> tuple[Callable[..., None], Callable[..., Any]]:
+    if not operator.differentiable:
+        return _save_nothing, _refusal(operator, operator.refused or "a derivative")
     assert operator.save is not None and operator.backward is not None, operator.name
     return operator.save, operator.backward
 
@@ -118,7 +159,9 @@ def eager(operator: Operator, compute: Callable[..., Any] | None = None) -> Call
     """Return a function that calls an operator and is differentiable.
 
     Only the differentiable inputs pass through autograd, which inspects every tensor that it gets.
-    Without gradients, and while a graph is traced, the operator is called directly.
+    Without gradients, and while a graph is traced, the operator is called directly. An operator
+    without a derivative needs this function for the transforms of ``torch.func`` only; one that
+    takes lists does not support them.
 
     Args:
         operator: the operator.
@@ -159,8 +202,44 @@ def eager(operator: Operator, compute: Callable[..., Any] | None = None) -> Call
                     return None, *backward(ctx, grads)[0]
                 return None, *backward(ctx, *grads)
 
+    class Transformed(torch.autograd.Function):
+        @staticmethod
+        def forward(*inputs: Any) -> Any:
+            return run(*inputs)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+            ctx.needed, ctx.count = [ctx.needs_input_grad[n] for n in places], len(inputs)
+            if hidden:
+                ctx.mark_non_differentiable(*output[-hidden:])
+            save(ctx, inputs, output)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> tuple[Any, ...]:
+            found = backward(ctx, *grads[: len(grads) - hidden])
+            at = dict(zip(places, found, strict=True))
+            return tuple(at.get(n) for n in range(ctx.count))
+
+        @staticmethod
+        def jvp(ctx: Any, *tangents: Any) -> Any:
+            return _refusal(operator, "forward-mode differentiation")(ctx)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Sequence[Any], *inputs: Any) -> tuple[Any, Any]:
+            return (operator.vmap or one_by_one)(transformed, info, in_dims, *inputs)
+
+    def transformed(*inputs: Any) -> Any:
+        if torch.compiler.is_compiling():  # breaks the graph; with fullgraph=True it is the answer
+            raise RuntimeError(
+                f"mmssl::{name}: torch.func inside a graph of torch.compile is not supported; use "
+                'mmssl.ops.backend("reference")'
+            )
+        return Transformed.apply(*inputs)
+
     def call(*inputs: Any) -> Any:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch._C._are_functorch_transforms_active():
+            return transformed(*inputs)
+        if not places or torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return run(*inputs)
         if list_input:
             return Node.apply(inputs, *inputs[places[0]])

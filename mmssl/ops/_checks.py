@@ -146,6 +146,8 @@ def check_ids(
     check_device(name, ids, device)
     if limit is None or ids.device.type != "cpu" or torch.compiler.is_compiling():
         return
+    if torch._C._functorch.is_batchedtensor(ids):  # torch.vmap has no value to look at
+        return
     if ids.numel():
         low, high = (int(v) for v in torch.aminmax(ids))
         if low < 0 or high >= limit:

@@ -124,5 +124,5 @@ def activate() -> None:
     _extension.require_operators([*declared, *QUERIES])
     if _extension.ops is None:
         return
-    for operator, op in declared.values():
-        register(operator, op.name)
+    for operator, _ in declared.values():
+        register(operator)

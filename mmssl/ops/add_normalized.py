@@ -75,14 +75,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
     x, inverse = ctx.saved_tensors
     to_x = None
     if ctx.needed[1]:
-        to_x = torch.ops.mmssl.add_normalized_backward(grad, x, inverse, ctx.weight)
+        to_x = _call_backward(grad, x, inverse, ctx.weight)
     return grad, to_x
 
 
 _FORWARD = Operator(
     "add_normalized", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1), hidden=1
 )
-_call = eager(_FORWARD)
+_BACKWARD = Operator("add_normalized_backward", fake=_backward_fake, refused="double backward")
+_call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
@@ -127,7 +128,7 @@ declare(
         dtypes={"cpu": KERNEL_DTYPES},
         operators=(
             _FORWARD,
-            Operator("add_normalized_backward", fake=_backward_fake, refused="double backward"),
+            _BACKWARD,
         ),
         differentiable=("base", "x"),
         bad=_bad,

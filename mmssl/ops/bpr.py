@@ -151,7 +151,7 @@ def _backward(ctx: Any, grad_loss: Tensor, grad_squares: Tensor) -> tuple[Tensor
     if user_emb.is_cuda:  # the kernel wants the positions of a row sorted; the CPU links them
         user_order = torch.argsort(users, stable=True)
         item_order = torch.argsort(torch.cat([pos_items, neg_items]), stable=True)
-    grads: tuple[Tensor, Tensor] = torch.ops.mmssl.bpr_loss_backward(
+    grads: tuple[Tensor, Tensor] = _call_backward(
         grad_loss,
         grad_squares,
         user_emb,
@@ -169,7 +169,8 @@ def _backward(ctx: Any, grad_loss: Tensor, grad_squares: Tensor) -> tuple[Tensor
 _FORWARD = Operator(
     "bpr_loss", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1), hidden=1
 )
-_call = eager(_FORWARD)
+_BACKWARD = Operator("bpr_loss_backward", fake=_backward_fake, refused="double backward")
+_call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
@@ -223,7 +224,7 @@ declare(
         dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(
             _FORWARD,
-            Operator("bpr_loss_backward", fake=_backward_fake, refused="double backward"),
+            _BACKWARD,
         ),
         differentiable=("user_emb", "item_emb"),
         bad=_bad,

@@ -143,13 +143,18 @@ def _rows(scale: Tensor, anchor: Tensor, positive: Tensor, form: Form) -> Tensor
     return out
 
 
-@torch.compiler.assume_constant_result  # compiled code is guarded by the setting, but can't read it
 def _takes_tf32() -> bool:
     """Whether float32 products on a GPU are to be formed from TF32 operands.
 
     ``torch.get_float32_matmul_precision()`` raises once the newer setting has been used.
     """
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# Compiled code is guarded by the setting, but can't read it. This is what
+# torch.compiler.assume_constant_result does, after it has imported the compiler, which takes
+# seconds.
+_takes_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _pairs(x: Tensor) -> Tensor:
@@ -246,18 +251,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.reduction == "mean":
         grad = grad / n
     each = n if ctx.reduction == "none" else 1
-    grad_anchor, grad_positive, grad_temperature, grad_negatives = (
-        torch.ops.mmssl.info_nce_backward(
-            grad.reshape(pairs, each).expand(pairs, n),
-            _pairs(anchor),
-            _pairs(positive),
-            temperature,
-            negatives,
-            saved,
-            *ctx.options,
-            _ids(ctx.target),
-            ctx.in_batch,
-        )
+    grad_anchor, grad_positive, grad_temperature, grad_negatives = _call_backward(
+        grad.reshape(pairs, each).expand(pairs, n),
+        _pairs(anchor),
+        _pairs(positive),
+        temperature,
+        negatives,
+        saved,
+        *ctx.options,
+        _ids(ctx.target),
+        ctx.in_batch,
     )
     return (
         grad_anchor.reshape(anchor.shape),
@@ -270,7 +273,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 _FORWARD = Operator(
     "info_nce", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1, 2, 3), hidden=1
 )
-_call = eager(_FORWARD, _compute)
+_BACKWARD = Operator("info_nce_backward", fake=_backward_fake, refused="double backward")
+_call, _call_backward = eager(_FORWARD, _compute), eager(_BACKWARD)
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
@@ -378,7 +382,7 @@ declare(
         dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(
             _FORWARD,
-            Operator("info_nce_backward", fake=_backward_fake, refused="double backward"),
+            _BACKWARD,
         ),
         differentiable=("anchor", "positive", "temperature", "negatives"),
         bad=_bad,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from mmssl.graph import GraphView
 from mmssl.indexing import edges_of_rows, row_edges
+from mmssl.ops._autograd import under_torch_func
 from mmssl.ops._checks import (
     check_ids,
     check_shape,
@@ -218,7 +219,7 @@ def masked_similarity_linear(
     check_shape("weight", weight, (item_emb.shape[0], max(weight.shape[1], 1)))
     native = use_native("masked_similarity_linear", user_emb.device.type, user_emb.dtype)
     with without_autocast(user_emb):
-        if not native:
+        if not native or under_torch_func():
             return masked_similarity_linear_reference(user_emb, item_emb, users, exclude, weight)
         edges = batch_edges(exclude, users)
         left, value = similarity_factors(user_emb, item_emb, users, edges)

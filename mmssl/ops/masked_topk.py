@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmssl.indexing import row_edges
-from mmssl.ops._autograd import Operator
+from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._checks import (
     accumulation_dtype,
     check_ids,
@@ -91,7 +91,7 @@ def masked_topk(
         with without_autocast(user_emb):
             return masked_topk_reference(user_emb, item_emb, k, users=users, exclude=exclude)
     rowptr, col = (None, None) if exclude is None else (exclude.rowptr, exclude.col)
-    scores, items = torch.ops.mmssl.masked_topk(user_emb, item_emb, k, users, rowptr, col)
+    scores, items = _call(user_emb, item_emb, k, users, rowptr, col)
     return scores, items
 
 
@@ -185,6 +185,10 @@ def _fake(
     return scores, user_emb.new_empty(batch, k, dtype=torch.int64)
 
 
+_FORWARD = Operator("masked_topk", fake=_fake)
+_call = eager(_FORWARD)
+
+
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
     def sample(label: str, u: int, i: int, d: int, k: int, edges: int | None = None) -> Sample:
         generator = torch.Generator().manual_seed(u + i)
@@ -241,7 +245,7 @@ declare(
         reference=masked_topk_reference,
         samples=_samples,
         dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
-        operators=(Operator("masked_topk", fake=_fake),),
+        operators=(_FORWARD,),
         derivatives=0,
         bad=_bad,
         equals="matmul, mask of train items, top-k",

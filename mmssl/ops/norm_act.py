@@ -196,7 +196,7 @@ def _backward_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The statistics are functions of ``x``; their share is part of the gradient for ``x``."""
     grad_y, x, weight, mean, rstd, keep = ctx.saved_tensors
-    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.mmssl.norm_act_double_backward(
+    grads: tuple[Tensor, Tensor, Tensor] = _call_double_backward(
         up_x, up_weight, up_bias, grad_y, x, weight, mean, rstd, keep, ctx.keep_scale, ctx.slope
     )
     return grads
@@ -212,7 +212,10 @@ _BACKWARD = Operator(
     backward=_backward_backward,
     differentiable=(0, 1, 2),
 )
-_call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
+_DOUBLE_BACKWARD = Operator(
+    "norm_act_double_backward", fake=_double_backward_fake, refused="a third derivative"
+)
+_call, _call_backward, _call_double_backward = map(eager, (_FORWARD, _BACKWARD, _DOUBLE_BACKWARD))
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
@@ -277,9 +280,7 @@ declare(
         operators=(
             _FORWARD,
             _BACKWARD,
-            Operator(
-                "norm_act_double_backward", fake=_double_backward_fake, refused="a third derivative"
-            ),
+            _DOUBLE_BACKWARD,
         ),
         differentiable=("x", "weight", "bias"),
         derivatives=2,

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from mmssl import _extension
-from mmssl.ops._autograd import Operator
+from mmssl.ops._autograd import Operator, under_torch_func
 from mmssl.ops._registry import KERNEL_DTYPES, Op, Sample, declare
 from mmssl.ops.dispatch import requested_backend
 
@@ -88,6 +88,9 @@ def squared_norms_through(delta: Tensor, weight: Tensor) -> Tensor:
     Returns:
         (n,), float32 for bfloat16 inputs.
     """
+    if under_torch_func():
+        image = delta @ weight.T
+        return _row_dot(image, image)
     out: Tensor = _SquaredNorms.apply(delta, weight)
     return out
 
@@ -176,6 +179,7 @@ def _takes_onednn(a: Tensor) -> bool:
         and a.numel() > 0
         and requested_backend() != "reference"
         and torch.backends.mkldnn.is_available()
+        and not under_torch_func()
         # Inductor has no lowering for this operator; it chooses its own kernel for `@`.
         and not torch.compiler.is_compiling()
     )

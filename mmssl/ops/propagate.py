@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.graph import GraphView, Normalization
-from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._autograd import Operator, eager, one_by_one, under_torch_func
 from mmssl.ops._checks import accumulation_dtype, check_device, check_tensor, check_view
 from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare, sample_graph
 from mmssl.ops.dispatch import use_native
@@ -88,7 +88,8 @@ def propagate(views: Sequence[GraphView], xs: Sequence[Tensor]) -> list[Tensor]:
     for n, (view, x) in enumerate(zip(views, xs, strict=True)):
         _check(view, x)
         trained = view.value is not None and view.value.requires_grad
-        if trained or not use_native("propagate", x.device.type, x.dtype):
+        alone = trained or under_torch_func()
+        if alone or not use_native("propagate", x.device.type, x.dtype):
             out[n] = spmm(view, x)
         else:
             batches.setdefault((x.device, x.dtype), []).append(n)
@@ -172,6 +173,17 @@ def _spmm_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None
     return grad_x, grad_value
 
 
+def _spmm_vmap(
+    call: Any, info: Any, in_dims: Sequence[Any], x: Tensor, *rest: Any
+) -> tuple[Tensor, int]:
+    """A batch of tables is one wide table."""
+    if in_dims[0] is None or any(dim is not None for dim in in_dims[1:]):
+        return one_by_one(call, info, in_dims, x, *rest)
+    wide = x.movedim(in_dims[0], 1)  # (C, B, D)
+    y = call(wide.flatten(1), *rest)
+    return y.unflatten(1, wide.shape[1:]), 1
+
+
 def _value_grad_fake(grad: Tensor, x: Tensor, rowptr: Tensor, col: Tensor, *_: Any) -> Tensor:
     return x.new_empty(col.shape[0], dtype=accumulation_dtype(x.dtype))
 
@@ -213,7 +225,12 @@ def _propagate_backward(ctx: Any, grads: Sequence[Tensor | None]) -> tuple[list[
 
 
 _SPMM = Operator(
-    "spmm", fake=_spmm_fake, save=_spmm_save, backward=_spmm_backward, differentiable=(0, _VALUE)
+    "spmm",
+    fake=_spmm_fake,
+    save=_spmm_save,
+    backward=_spmm_backward,
+    differentiable=(0, _VALUE),
+    vmap=_spmm_vmap,
 )
 _VALUE_GRAD = Operator(
     "spmm_value_grad",

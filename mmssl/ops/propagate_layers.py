@@ -5,7 +5,8 @@ Legend: U users, I items, E edges, D features, L layers.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph, Normalization
-from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._autograd import Operator, eager, one_by_one
 from mmssl.ops._checks import (
     accumulation_dtype,
     check_device,
@@ -170,8 +171,28 @@ def _backward_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
     return out
 
 
+def _vmap(
+    tables: int, call: Any, info: Any, in_dims: Sequence[Any], *inputs: Any
+) -> tuple[Any, Any]:
+    """A batch of tables, which are the first inputs of both operators, is one wide table."""
+    if any(dim is not None for dim in in_dims[tables:]):
+        return one_by_one(call, info, in_dims, *inputs)
+    size = info.batch_size
+    wide = [
+        x.movedim(dim, 1) if dim is not None else x[:, None].expand(-1, size, -1)  # (rows, B, D)
+        for x, dim in zip(inputs[:tables], in_dims, strict=False)
+    ]
+    out = call(*(x.flatten(1) for x in wide), *inputs[tables:])
+    return tuple(t.unflatten(1, (size, -1)) for t in out), (1,) * len(out)
+
+
 _FORWARD = Operator(
-    "propagate_layers", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1, 2, 3)
+    "propagate_layers",
+    fake=_fake,
+    save=_save,
+    backward=_backward,
+    differentiable=(0, 1, 2, 3),
+    vmap=partial(_vmap, _INDEX),
 )
 _BACKWARD = Operator(
     "propagate_layers_backward",
@@ -179,6 +200,7 @@ _BACKWARD = Operator(
     save=_backward_save,
     backward=_backward_backward,
     differentiable=(0, 1),
+    vmap=partial(_vmap, 2),
 )
 _call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
 

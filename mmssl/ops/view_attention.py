@@ -90,16 +90,15 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.mmssl.view_attention_backward(
-        grad, *ctx.saved_tensors, ctx.num_heads
-    )
+    grads: tuple[Tensor, Tensor, Tensor] = _call_backward(grad, *ctx.saved_tensors, ctx.num_heads)
     return grads
 
 
 _FORWARD = Operator(
     "view_attention", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1, 2)
 )
-_call = eager(_FORWARD)
+_BACKWARD = Operator("view_attention_backward", fake=_backward_fake, refused="double backward")
+_call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
@@ -144,7 +143,7 @@ declare(
         dtypes={"cpu": KERNEL_DTYPES},
         operators=(
             _FORWARD,
-            Operator("view_attention_backward", fake=_backward_fake, refused="double backward"),
+            _BACKWARD,
         ),
         differentiable=("query", "key", "view"),
         bad=_bad,

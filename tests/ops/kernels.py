@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -32,6 +33,19 @@ KERNELS = [
     pytest.param("cpu", marks=needs_cpu_kernel),
     pytest.param("cuda", marks=[needs_gpu, pytest.mark.gpu]),
 ]
+
+
+def run_python(code: str, **environment: str) -> str:
+    """Run code in a new process and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 # Each finds what the other can't: indices out of range, and data races between threads.

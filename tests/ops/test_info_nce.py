@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,10 +11,10 @@ from mmssl.ops.info_nce import info_nce_reference
 from tests.ops.info_nce import assert_as_good_as_reference, native, problem, run
 from tests.ops.kernels import (
     KERNELS,
-    ROOT,
     assert_captured_in_a_cuda_graph,
     needs_cpu_kernel,
     needs_gpu,
+    run_python,
 )
 
 each_device = pytest.mark.parametrize("device", KERNELS)
@@ -219,18 +215,6 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16):
         assert_as_good_as_reference(*args, t, dtype, target=order, in_batch=False)
 print(torch.ops.mmssl.cpu_capability())
 """
-
-
-def run_python(code: str, **environment: str) -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
 
 
 @pytest.mark.slow
