@@ -18,44 +18,30 @@ from torch import Tensor, nn
 
 from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
-from mmssl.models.lightgcn import LightGCN
 from mmssl.models.linear import Linear
-from mmssl.models.modalities import FeatureProjections, modalities_of
+from mmssl.models.modalities import FeatureProjections, MultiModalLightGCN, modalities_of
 from mmssl.ops import Triples
 from mmssl.ops.keep_mask import dropout
 from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
+    from mmssl.models.configs import BM3Config
 
 
-class BM3(LightGCN):
+class BM3(MultiModalLightGCN):
     """``P(h_u) . P(h_i)`` with h of LightGCN, ``h_i`` plus the item's ID embedding, P linear.
 
-    Args:
-        graph: The train graph, normalization "sym".
-        projections: Of the features of every modality.
-        embedding_dim: D.
-        num_layers: Layers of the convolution.
-
-    Raises:
-        InputError: As LightGCN.
+    The arguments are those of :class:`mmssl.models.modalities.MultiModalLightGCN`.
     """
 
     def __init__(
-        self,
-        graph: InteractionGraph,
-        projections: FeatureProjections,
-        *,
-        embedding_dim: int = 64,
-        num_layers: int = 1,
+        self, graph: InteractionGraph, projections: FeatureProjections, **sizes: int
     ) -> None:
-        super().__init__(graph, embedding_dim=embedding_dim, num_layers=num_layers)
-        self.projections = projections
-        self.predictor = Linear(embedding_dim, embedding_dim)
-        for table in (*self.ego(), self.predictor.weight):
-            nn.init.xavier_uniform_(table)
+        super().__init__(graph, projections, **sizes)
+        width = self.user_embedding.shape[1]
+        self.predictor = Linear(width, width)
+        nn.init.xavier_uniform_(self.predictor.weight)
 
     def latent(self) -> Embeddings:
         """Compute h, in front of the predictor: user (U, D), item (I, D)."""
@@ -76,25 +62,22 @@ class BM3Task(PairwiseTask):
     features; each is a mean over the batch. "l2" is ``reg (||h_U|| + ||h_I||) / I``.
     """
 
+    section = "bm3"
     terms = ("graph", "modalities", "l2")
     model: BM3
-
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
-        super().__init__(dataset, config, device, settings=config.bm3)
+    settings: BM3Config
 
     def build(self, dataset: InteractionDataset) -> BM3:
         """See the base class."""
         modalities_of(dataset, "model bm3")
         width = self.config.model.embedding_dim
         projections = FeatureProjections(dataset.features, width)
-        layers = self.config.bm3.num_layers
+        layers = self.settings.num_layers
         return BM3(self.graph, projections, embedding_dim=width, num_layers=layers)
 
     def losses(self, batch: Triples) -> dict[str, Tensor]:
         """See the base class."""
-        settings, model = self.config.bm3, self.model
+        settings, model = self.settings, self.model
         users, items = model.latent()
         user, item = users[batch.user], items[batch.pos_item]  # (B, D)
         features = model.projections(batch.pos_item)  # M times (B, D)
@@ -108,7 +91,7 @@ class BM3Task(PairwiseTask):
         }
 
     def _target(self, rows: Tensor) -> Tensor:
-        return dropout(rows.detach(), self.config.bm3.dropout)
+        return dropout(rows.detach(), self.settings.dropout)
 
     def _distance(self, online: Tensor, *targets: Tensor) -> Tensor:
         """Sum over the targets, (B, D) each, of the mean over the rows of 1 - cos(P(x), y)."""

@@ -26,8 +26,8 @@ from mmssl.ops import Triples
 from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
+    from mmssl.models.configs import FreedomConfig
 
 
 class Freedom(LightGCN):
@@ -83,19 +83,15 @@ class Freedom(LightGCN):
 class FreedomTask(PairwiseTask):
     """BPR on the final embeddings, plus ``reg`` times BPR of the users with projected features."""
 
+    section = "freedom"
     terms = ("bpr", "features")
     model: Freedom
-
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
-        self.settings = config.freedom
-        super().__init__(dataset, config, device, settings=config.freedom)
-        self.pruning = EdgePruning(self.graph, self.settings.prune)
+    settings: FreedomConfig
 
     def build(self, dataset: InteractionDataset) -> Freedom:
         """See the base class."""
         settings, width = self.settings, self.config.model.embedding_dim
+        self.pruning = EdgePruning(self.graph, settings.prune)
         modalities = modalities_of(dataset, "model freedom", lists=True)
         weights = modality_weights(modalities, settings.image_weight)
         item_graph = frozen_item_graph(dataset, weights, settings.num_neighbors)

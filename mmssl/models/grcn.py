@@ -24,8 +24,8 @@ from mmssl.ops import Triples
 from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
+    from mmssl.models.configs import GRCNConfig
 
 
 class Content(NamedTuple):
@@ -126,14 +126,11 @@ class GRCN(nn.Module):
 class GRCNTask(PairwiseTask):
     """BPR plus ``reg`` times mean squares of the batch's ID embeddings and preferences."""
 
+    section = "grcn"
+    normalization = "none"
     terms = ("bpr", "l2")
     model: GRCN
-
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
-        self.settings = config.grcn
-        super().__init__(dataset, config, device, settings=config.grcn, normalization="none")
+    settings: GRCNConfig
 
     def build(self, dataset: InteractionDataset) -> GRCN:
         """See the base class."""

@@ -21,17 +21,16 @@ from mmssl.graph import GraphView, InteractionGraph
 from mmssl.models.edges import edge_products, laplacian_values
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.item_graph import with_itself
-from mmssl.models.lightgcn import LightGCN
-from mmssl.models.modalities import FeatureProjections, modalities_of
+from mmssl.models.modalities import FeatureProjections, MultiModalLightGCN, modalities_of
 from mmssl.ops import Triples
 from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
+    from mmssl.models.configs import LatticeConfig
 
 
-class Lattice(LightGCN):
+class Lattice(MultiModalLightGCN):
     """``item = LightGCN_i + h_i / ||h_i||`` with ``h = A^n E_item``, users those of LightGCN.
 
     ``A = sum_m a_m (c S_m + (1 - c) L_m)``: the weights a are a softmax of parameters, S_m is the
@@ -63,17 +62,14 @@ class Lattice(LightGCN):
         num_neighbors: int = 10,
         initial_weight: float = 0.9,
     ) -> None:
-        super().__init__(graph, embedding_dim=embedding_dim, num_layers=num_layers)
+        super().__init__(graph, projections, embedding_dim=embedding_dim, num_layers=num_layers)
         self.initial = initial
-        self.projections = projections
         self.num_item_layers = num_item_layers
         self.initial_weight = initial_weight
         self.modality_weight = nn.Parameter(torch.zeros(len(initial)))
         shape = (len(initial), graph.num_items, min(num_neighbors, graph.num_items))
         self.register_buffer("neighbors", torch.zeros(shape, dtype=torch.int64))
         self.learned: list[InteractionGraph] = []
-        for table in self.ego():
-            nn.init.xavier_uniform_(table)
 
     @torch.no_grad()
     def choose_neighbors(self) -> None:
@@ -125,14 +121,10 @@ class Lattice(LightGCN):
 class LatticeTask(PairwiseTask):
     """BPR plus ``reg / (2 B)`` times the squared norms of the batch's final embeddings."""
 
+    section = "lattice"
     terms = ("bpr", "l2")
     model: Lattice
-
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
-        self.settings = config.lattice
-        super().__init__(dataset, config, device, settings=config.lattice)
+    settings: LatticeConfig
 
     def build(self, dataset: InteractionDataset) -> Lattice:
         """See the base class."""

@@ -21,8 +21,8 @@ from mmssl.ops import Triples
 from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
+    from mmssl.models.configs import LightGCNConfig
 
 
 def light_convolution(
@@ -90,17 +90,14 @@ class LightGCNTask(PairwiseTask):
     stops on that plateau and leaves a baseline too weak to compare with.
     """
 
+    section = "lightgcn"
     terms = ("bpr", "l2")
     model: LightGCN
-
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
-        super().__init__(dataset, config, device, settings=config.lightgcn)
+    settings: LightGCNConfig
 
     def build(self, dataset: InteractionDataset) -> LightGCN:
         """See the base class."""
-        width, layers = self.config.model.embedding_dim, self.config.lightgcn.num_layers
+        width, layers = self.config.model.embedding_dim, self.settings.num_layers
         return LightGCN(self.graph, embedding_dim=width, num_layers=layers)
 
     def losses(self, batch: Triples) -> dict[str, Tensor]:
@@ -110,4 +107,4 @@ class LightGCNTask(PairwiseTask):
         rows = (ego.user[batch.user], ego.item[batch.pos_item], ego.item[batch.neg_item])  # (B, D)
         squares = torch.stack([row.square().sum() for row in rows]).sum()
         bpr = ops.bpr_loss(user, item, batch.user, batch.pos_item, batch.neg_item)
-        return {"bpr": bpr, "l2": self.config.lightgcn.reg * 0.5 * squares / batch.user.numel()}
+        return {"bpr": bpr, "l2": self.settings.reg * 0.5 * squares / batch.user.numel()}

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.errors import InputError
+from mmssl.graph import InteractionGraph
+from mmssl.models.lightgcn import LightGCN
 from mmssl.models.linear import Linear
 
 if TYPE_CHECKING:
@@ -70,3 +72,24 @@ class FeatureProjections(nn.Module):
             layer(self.get_buffer(f"raw_{position}")[rows])
             for position, layer in enumerate(self.layers)
         ]
+
+
+class MultiModalLightGCN(LightGCN):
+    """LightGCN whose embeddings are Xavier-uniform, with projections of the features.
+
+    Args:
+        graph: The train graph, normalization "sym".
+        projections: Of the features of M modalities.
+        sizes: ``embedding_dim`` and ``num_layers`` of LightGCN.
+
+    Raises:
+        InputError: As LightGCN.
+    """
+
+    def __init__(
+        self, graph: InteractionGraph, projections: FeatureProjections, **sizes: int
+    ) -> None:
+        super().__init__(graph, **sizes)
+        self.projections = projections
+        for table in self.ego():
+            nn.init.xavier_uniform_(table)

@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from mmssl import ops
 from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
-from mmssl.models.lightgcn import LightGCN, light_convolution
+from mmssl.models.lightgcn import light_convolution
 from mmssl.models.linear import Linear
-from mmssl.models.modalities import FeatureProjections, modalities_of
+from mmssl.models.modalities import FeatureProjections, MultiModalLightGCN, modalities_of
 from mmssl.ops import Triples
 from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
+    from mmssl.models.configs import SLMRecConfig
 
 
 class Views(NamedTuple):
@@ -36,42 +36,28 @@ class Views(NamedTuple):
     item: Tensor  # (I, V D)
 
 
-class SLMRec(LightGCN):
+class SLMRec(MultiModalLightGCN):
     """``user = W_u [h^0_u, ..., h^M_u] + b_u``, items alike.
 
     ``h^0 = LightGCN(E_user, E_item)`` and ``h^m = LightGCN(E_user, f_m)`` with f_m the projected
     features, whose raw rows have unit length.
 
-    Args:
-        graph: The train graph, normalization "sym".
-        projections: Of the features of M modalities.
-        embedding_dim: D, at least 2.
-        num_layers: Layers of the convolution.
-
-    Raises:
-        InputError: As LightGCN.
+    The arguments are those of :class:`mmssl.models.modalities.MultiModalLightGCN`; D is at least 2.
     """
 
     def __init__(
-        self,
-        graph: InteractionGraph,
-        projections: FeatureProjections,
-        *,
-        embedding_dim: int = 64,
-        num_layers: int = 3,
+        self, graph: InteractionGraph, projections: FeatureProjections, **sizes: int
     ) -> None:
-        super().__init__(graph, embedding_dim=embedding_dim, num_layers=num_layers)
-        count, width = len(projections.layers), embedding_dim
-        self.projections = projections
+        super().__init__(graph, projections, **sizes)
+        count, width = len(projections.layers), self.user_embedding.shape[1]
         self.fuse_user = Linear((count + 1) * width, width)
         self.fuse_item = Linear((count + 1) * width, width)
         # The last pair of spaces has half the width.
         widths = [*[width] * (count - 1), width // 2]
         self.coarse = nn.ModuleList([Linear(width, columns) for columns in widths])
         self.fine = nn.ModuleList([Linear(width, columns) for columns in widths])
-        layers = (self.fuse_user, self.fuse_item, *self.coarse, *self.fine)
-        for table in (*self.ego(), *(layer.weight for layer in layers)):
-            nn.init.xavier_uniform_(table)
+        for layer in (self.fuse_user, self.fuse_item, *self.coarse, *self.fine):
+            nn.init.xavier_uniform_(layer.weight)
 
     def views(self) -> Views:
         """Compute the vectors of all views."""
@@ -106,16 +92,15 @@ class SLMRec(LightGCN):
 class SLMRecTask(PairwiseTask):
     """InfoNCE of users and their items within the batch, plus the contrast of the spaces."""
 
+    section = "slmrec"
     terms = ("ranking", "contrast")
     model: SLMRec
+    settings: SLMRecConfig
 
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
-        self.settings = config.slmrec
-        super().__init__(dataset, config, device, settings=config.slmrec)
-        for group in self.optimizer.param_groups:
-            group["weight_decay"] = self.settings.weight_decay
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """See the base class."""
+        lr, weight_decay = self.settings.lr, self.settings.weight_decay
+        return torch.optim.Adam(self.model.parameters(), lr=lr, weight_decay=weight_decay)
 
     def build(self, dataset: InteractionDataset) -> SLMRec:
         """See the base class."""

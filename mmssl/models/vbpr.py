@@ -21,8 +21,8 @@ from mmssl.ops.product import product
 from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
+    from mmssl.models.configs import VBPRConfig
 
 
 class VBPR(nn.Module):
@@ -69,13 +69,10 @@ class VBPR(nn.Module):
 class VBPRTask(PairwiseTask):
     """BPR plus ``reg / (2 B)`` times the squares of the batch's vectors, projected features too."""
 
+    section = "vbpr"
     terms = ("bpr", "l2")
     model: VBPR
-
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
-        super().__init__(dataset, config, device, settings=config.vbpr)
+    settings: VBPRConfig
 
     def build(self, dataset: InteractionDataset) -> VBPR:
         """See the base class."""
@@ -91,4 +88,4 @@ class VBPRTask(PairwiseTask):
         each = torch.arange(count, device=self.device)
         bpr, squares = ops.bpr_loss(user, item, each, each, count + each, with_l2=True)
         # The last column of every user is the constant 1.
-        return {"bpr": bpr, "l2": self.config.vbpr.reg * 0.5 * (squares - count) / count}
+        return {"bpr": bpr, "l2": self.settings.reg * 0.5 * (squares - count) / count}

@@ -52,34 +52,34 @@ class PairwiseTask(Task):
     """A module trained by Adam on (user, train item, other item) triples.
 
     An epoch goes once through all train edges in random order; each gets one negative, drawn
-    uniformly from the items to which its user has no train edge. A subclass sets ``terms``, builds
-    its module in :meth:`build` and returns the loss terms of a batch in :meth:`losses`. It may
-    extend :meth:`draw_epoch`, for example to drop edges of the graph, and :meth:`start_epoch`, for
-    example to change the learning rate.
+    uniformly from the items to which its user has no train edge. A subclass sets ``section`` and
+    ``terms``, builds its module in :meth:`build` and returns the loss terms of a batch in
+    :meth:`losses`. It may extend :meth:`draw_epoch`, for example to drop edges of the graph, and
+    :meth:`start_epoch`, for example to change the learning rate.
 
     Args:
         dataset: The data.
         config: The complete configuration.
         device: "cpu" or a CUDA device.
-        settings: The model's section of the configuration.
-        normalization: How the train graph is scaled.
 
     Raises:
         InputError: No train edge whose user lacks an item.
     """
 
     phases: ClassVar[tuple[str, ...]] = ("sample", "forward", "backward", "optimizer")
+    section: ClassVar[str]
+    """Name of the model's section of the configuration."""
+    normalization: ClassVar[Normalization] = "sym"
+    """How the train graph is scaled."""
+    settings: PairwiseConfig
+    """The model's section of the configuration."""
 
     def __init__(
-        self,
-        dataset: InteractionDataset,
-        config: Config,
-        device: torch.device | str,
-        *,
-        settings: PairwiseConfig,
-        normalization: Normalization = "sym",
+        self, dataset: InteractionDataset, config: Config, device: torch.device | str
     ) -> None:
-        super().__init__(dataset, config, device, normalization=normalization)
+        super().__init__(dataset, config, device, normalization=self.normalization)
+        settings: PairwiseConfig = getattr(config, self.section)
+        self.settings = settings
         self.objective = self.terms
         self.epochs, self.patience = settings.epochs, settings.patience
         self.batch_size = settings.batch_size
@@ -87,7 +87,7 @@ class PairwiseTask(Task):
         self.steps_per_epoch = -(-self.edge_user.numel() // self.batch_size)
         # Built on the CPU, so that a seed means the same initial values on every device.
         self.model = self.build(dataset).to(self.device)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=settings.lr)
+        self.optimizer = self.build_optimizer()
         self.generator = torch.Generator(self.device).manual_seed(config.training.seed)
         self._epoch_start = self.generator.get_state()
         self._order = torch.empty(0, dtype=torch.int64, device=self.device)  # (n,)
@@ -95,6 +95,10 @@ class PairwiseTask(Task):
     @abstractmethod
     def build(self, dataset: InteractionDataset) -> nn.Module:
         """Create the module; ``forward()`` returns :class:`mmssl.models.embeddings.Embeddings`."""
+
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Create the optimizer of ``model``, by default Adam."""
+        return torch.optim.Adam(self.model.parameters(), lr=self.settings.lr)
 
     @abstractmethod
     def losses(self, batch: Triples) -> Mapping[str, Tensor]:

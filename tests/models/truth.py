@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mmssl.graph import InteractionGraph
 from mmssl.ops import Triples
@@ -36,6 +36,18 @@ def bpr(user: Tensor, item: Tensor, batch: Triples) -> Tensor:
 def double(tensor: Tensor) -> Tensor:
     """The same numbers in float64, without history."""
     return tensor.detach().double()
+
+
+def trainable(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters of a model in float64, by name, to differentiate a formula by."""
+    return {name: double(table).requires_grad_() for name, table in model.named_parameters()}
+
+
+def check_gradients(model: nn.Module, parameters: dict[str, Tensor], error: float) -> None:
+    """Compare the gradients of a model with those of a formula, in the norm of each parameter."""
+    for name, table in model.named_parameters():
+        expected = parameters[name].grad
+        assert (double(table.grad) - expected).norm() <= error * expected.norm(), name
 
 
 def loss_of_epochs(task: PairwiseTask, epochs: int) -> list[float]:

@@ -23,7 +23,7 @@ from mmssl.training import SELECTION_METRIC
 from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
+    from mmssl.config import Config, PlusConfig
     from mmssl.data.dataset import InteractionDataset
 
 # Weights of popularity that are tried on validation.
@@ -33,14 +33,15 @@ _RANKING_POPULARITY = (0.0, 0.15, 0.3, 0.5, 0.7, 1.0)
 class PlusTask(PairwiseTask):
     """The ranking loss, plus a contrast of views, plus L2 on the ID embeddings of the batch."""
 
+    section = "plus"
     terms = ("ranking", "contrast", "l2")
     model: Plus
+    settings: PlusConfig
 
     def __init__(
         self, dataset: InteractionDataset, config: Config, device: torch.device | str
     ) -> None:
-        self.settings = config.plus
-        super().__init__(dataset, config, device, settings=config.plus)
+        super().__init__(dataset, config, device)
         given = self.settings.temperature
         if given == "density":
             given = density_temperature(self.graph)
