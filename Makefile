@@ -29,7 +29,7 @@ help:
 	@echo "make docs        the documentation site, into build/site"
 	@echo "make sanitize    the op tests under address and undefined-behavior sanitizers"
 	@echo "make hardening   kills, soak, malformed files, fuzzing, sanitizers, threads: one table (PARTS=...)"
-	@echo "make cuda-check  compile the CUDA kernels (needs nvcc, no GPU)"
+	@echo "make cuda-check  compile the CUDA kernels and check their instruction budgets (needs nvcc, no GPU)"
 	@echo "make cuda-build  build and load the whole CUDA extension against a CUDA torch (downloads one)"
 	@echo "make clean       remove what was built"
 
@@ -117,6 +117,8 @@ audit: $(STAMP)
 
 cuda-check: $(STAMP)
 	PYTHON=$(PY) bash csrc/check_cuda.sh
+	$(PY) -m pip install -q --disable-pip-version-check 'nvidia-cuda-nvdisasm>=13'
+	$(PY) -m tools.cuda_budget --check
 
 # The whole CUDA extension against a CUDA torch, in an environment of its own (gigabytes; no GPU needed).
 cuda-build:

@@ -74,15 +74,16 @@ def _missing(*paths: str) -> str:
 
 def read_an_op() -> list[Count]:
     """Files from the Python function to the kernels, and what is read once for all ops."""
-    what = f"files to read for {OP}"
+    # 10 and, until a GPU has judged between them, the second set of CUDA kernels.
+    what, goal = f"files to read for {OP}", 13
     folder = f"csrc/ops/{OP}"
     if absent := _missing(f"mmssl/ops/{OP}.py", folder):
-        return [Count(what, [], 10, absent=absent)]
+        return [Count(what, [], goal, absent=absent)]
     tests = r"emulat|_test\.|/test_|/race\."
     own = [path for path in tree.under(folder) if not re.search(tests, path)]
     files = [f"mmssl/ops/{OP}.py", *own, *tree.included(own, "csrc/gemm")]
     once = [path for path in tree.tracked() if path.startswith(INFRASTRUCTURE)]
-    return [Count(what, files, 10), Count("  read once for all ops", once, None)]
+    return [Count(what, files, goal), Count("  read once for all ops", once, None)]
 
 
 # CONTRIBUTING's places to add an op: what it says -> the paths (patterns) that belong to it.

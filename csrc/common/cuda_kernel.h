@@ -8,10 +8,18 @@
 #if defined(MMSSL_EMULATE_CUDA)
 #include "emu/cuda_emu.h"
 #define MMSSL_LAUNCH(kernel, grid, block, stream, ...) \
-  emu::launch(grid, block, stream, [&] { kernel(__VA_ARGS__); })
+  emu::launch(grid, block, 0, stream, [&] { kernel(__VA_ARGS__); })
+#define MMSSL_LAUNCH_SHARED(kernel, grid, block, bytes, stream, ...) \
+  emu::launch(grid, block, bytes, stream, [&] { kernel(__VA_ARGS__); })
+#define MMSSL_DYNAMIC_SHARED(name) char* const name = static_cast<char*>(emu::shared_base())
 #else
 #include <cuda_runtime_api.h>
 #define MMSSL_LAUNCH(kernel, grid, block, stream, ...) kernel<<<grid, block, 0, stream>>>(__VA_ARGS__)
+// With that many bytes of dynamic shared memory; above 48 KiB they have to be asked for.
+#define MMSSL_LAUNCH_SHARED(kernel, grid, block, bytes, stream, ...)                               \
+  (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),          \
+   kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__))
+#define MMSSL_DYNAMIC_SHARED(name) extern __shared__ __align__(16) char name[]
 #endif
 
 #if defined(__CUDACC__) || defined(MMSSL_EMULATE_CUDA)
@@ -23,6 +31,19 @@ constexpr int kBlock = 256;      // threads of a block that streams through memo
 constexpr int kTileBlock = 128;  // of a block that keeps tiles in shared memory and in registers
 
 __host__ __device__ inline int64_t ceil_div(int64_t n, int64_t by) { return (n + by - 1) / by; }
+
+// The largest shared memory of a block on the current device, in bytes.
+inline int max_shared_memory() {
+#if defined(MMSSL_EMULATE_CUDA)
+  return 227 << 10;
+#else
+  int device = 0, bytes = 48 << 10;
+  if (cudaGetDevice(&device) == cudaSuccess) {
+    cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  }
+  return bytes;
+#endif
+}
 
 // Blocks for that many threads.
 inline unsigned num_blocks(int64_t threads, int block = kBlock) {

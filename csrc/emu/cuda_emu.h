@@ -4,17 +4,17 @@
 // votes, static shared memory, tensor cores (emu/tensor.h). Built with -fsanitize=thread it also
 // finds data races within a block (emu/races.h). It shows neither races between blocks nor speed.
 #pragma once
-#include <ucontext.h>
-
 #include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <deque>
 #include <functional>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "emu/fiber.h"
 #include "emu/races.h"
 
 using cudaStream_t = void*;
@@ -44,17 +44,26 @@ constexpr size_t kStackBytes = races::kDetected ? 256 << 10 : 64 << 10;
 
 enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
 
+// A copy to shared memory that was started; age: groups of copies ended since.
+struct Copy {
+  void* to;
+  const void* from;
+  int age;
+};
+
 struct Fiber {
-  ucontext_t context;
+  Context context;
   std::vector<char> stack = std::vector<char>(kStackBytes);
   void* tsan = nullptr;
   State state = State::kReady;
   uint64_t exchanged = 0;  // what the other lanes of the warp may read
+  std::vector<Copy> copies;
+  int turn = 0;  // see emu/tensor.h
 };
 
 struct Block {
   std::deque<Fiber> fibers;  // kept from launch to launch; their addresses must not change
-  ucontext_t scheduler;
+  Context scheduler;
   void* tsan = nullptr;
   unsigned current = 0;  // the running thread
   Index index, grid;
@@ -82,7 +91,7 @@ inline void wait(State state, bool unordered = false) {
   // All threads of the barrier release to it before the first one goes on and acquires.
   if (!unordered) races::release(barrier);
   races::switch_to(scheduler);
-  swapcontext(&fiber->context, &b->scheduler);
+  fiber->context.switch_to(b->scheduler);
   if (!unordered) races::acquire(barrier);
 }
 
@@ -103,13 +112,13 @@ inline void run_block(Block& b, size_t threads) {
   while (b.fibers.size() < threads) {
     Fiber& fiber = b.fibers.emplace_back();
     fiber.tsan = races::create_fiber();
-    getcontext(&fiber.context);
-    fiber.context.uc_stack.ss_sp = fiber.stack.data();
-    fiber.context.uc_stack.ss_size = fiber.stack.size();
-    fiber.context.uc_link = nullptr;
-    makecontext(&fiber.context, enter, 0);
+    fiber.context.start(fiber.stack, enter);
   }
-  for (size_t i = 0; i < threads; ++i) b.fibers[i].state = State::kReady;
+  for (size_t i = 0; i < threads; ++i) {
+    b.fibers[i].state = State::kReady;
+    b.fibers[i].turn = 0;
+    b.fibers[i].copies.clear();
+  }
   const auto count = [&](size_t begin, size_t end, State state) {
     return size_t(std::count_if(b.fibers.begin() + begin, b.fibers.begin() + end,
                                 [&](const Fiber& fiber) { return fiber.state == state; }));
@@ -128,7 +137,7 @@ inline void run_block(Block& b, size_t threads) {
       if (b.fibers[i].state != State::kReady) continue;
       b.current = unsigned(i);
       races::switch_to(b.fibers[i].tsan);
-      swapcontext(&b.scheduler, &b.fibers[i].context);
+      b.scheduler.switch_to(b.fibers[i].context);
       progress = true;
     }
     for (size_t warp = 0; warp < threads; warp += 32) {
@@ -143,7 +152,20 @@ inline void run_block(Block& b, size_t threads) {
   races::acquire(&b);
 }
 
-inline void launch(unsigned grid, unsigned threads, cudaStream_t, const std::function<void()>& body) {
+// The dynamic shared memory of the block, of exactly the size of the launch.
+inline std::vector<char>& dynamic_shared() {
+  static thread_local std::vector<char> bytes;
+  return bytes;
+}
+inline void* shared_base() {
+  void* base = dynamic_shared().data();
+  size_t space = dynamic_shared().size();
+  return std::align(16, space - 16, base, space);
+}
+
+inline void launch(unsigned grid, unsigned threads, size_t shared, cudaStream_t,
+                   const std::function<void()>& body) {
+  dynamic_shared() = std::vector<char>(shared + 16, char(0xff));
   if (grid == 0 || threads == 0 || threads > 1024) {
     throw std::runtime_error("emulator: a launch of " + std::to_string(grid) + " blocks of " +
                              std::to_string(threads) + " threads, which a GPU refuses");
@@ -199,39 +221,3 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   emu::wait(emu::State::kAtWarpBarrier, true);
   return bits;
 }
-
-namespace emu {
-
-// Tensor cores: what the lanes of each warp hand to them.
-struct MmaOperands {
-  uint32_t a[4], b[2];
-};
-inline MmaOperands (&mma_operands())[32][32] {
-  static MmaOperands operands[32][32];
-  return operands;
-}
-// d += a b for an m16n8 tile with kPerWord entries per 32-bit register, in the layout of the PTX
-// manual, "Matrix Fragments for mma.m16n8k16 / m16n8k8".
-template <int kPerWord, class Get>
-inline void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Get get) {
-  const races::Unwatched unwatched;
-  auto& lanes = mma_operands()[threadIdx.x / 32];
-  const unsigned lane = threadIdx.x % 32, row = lane / 4;
-  for (int i = 0; i < 4; ++i) lanes[lane].a[i] = a[i];
-  for (int i = 0; i < 2; ++i) lanes[lane].b[i] = b[i];
-  wait(State::kAtWarpBarrier, true);
-  for (int part = 0; part < 2; ++part) {     // registers 0, 1 and 2, 3 of a; 0 and 1 of b
-    for (unsigned group = 0; group < 4; ++group) {
-      for (int n = 0; n < kPerWord; ++n) {
-        for (int i = 0; i < 4; ++i) {
-          const unsigned column = lane % 4 * 2 + i % 2;
-          d[i] += get(lanes[row * 4 + group].a[part * 2 + i / 2], n) *
-                  get(lanes[column * 4 + group].b[part], n);
-        }
-      }
-    }
-  }
-  wait(State::kAtWarpBarrier, true);
-}
-
-}  // namespace emu

@@ -19,7 +19,7 @@ constexpr bool kDetected = true;
 
 inline void* current_fiber() { return __tsan_get_current_fiber(); }
 inline void* create_fiber() { return __tsan_create_fiber(0); }
-// Right before swapcontext; orders nothing.
+// Right before a switch of contexts; orders nothing.
 inline void switch_to(void* fiber) { __tsan_switch_to_fiber(fiber, __tsan_switch_to_fiber_no_sync); }
 inline void release(const void* barrier) { __tsan_release(const_cast<void*>(barrier)); }
 inline void acquire(const void* barrier) { __tsan_acquire(const_cast<void*>(barrier)); }

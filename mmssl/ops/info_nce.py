@@ -63,9 +63,10 @@ def info_nce(
     of threads. bfloat16 inputs are multiplied unchanged and summed in float32; on processors with
     bfloat16 arithmetic the weights of the gradient are rounded to bfloat16 as well. On a GPU,
     float32 products follow ``torch.backends.cuda.matmul.fp32_precision``, which
-    ``torch.set_float32_matmul_precision`` sets as well: TF32 where it is "tf32"; ``target``,
-    ``labels`` and ``in_batch=False`` are computed by plain PyTorch there, with the scores in
-    memory. Under autocast the inputs keep their dtype; mixed ones are promoted to the widest.
+    ``torch.set_float32_matmul_precision`` sets as well: at least the 11 bits of TF32 where it is
+    "tf32", all 24 otherwise; ``target``, ``labels`` and ``in_batch=False`` are computed by plain
+    PyTorch there, with the scores in memory. Under autocast the inputs keep their dtype; mixed ones
+    are promoted to the widest.
 
     Args:
         anchor: (..., N, D) floating point, D >= 1; leading dimensions are independent problems

@@ -132,3 +132,34 @@ def test_cuda_bindings_agree_with_the_cpu_in_results_and_checks(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "checked" in done.stdout
+
+
+@pytest.mark.slow
+@needs_compiler
+@needs_cpu_kernel
+def test_info_nce_keeps_its_contract_on_the_emulated_kernels(tmp_path):
+    """The tests of the CPU kernels, run against the CUDA kernels; the long ones are left out."""
+    library = build_emulated_bindings(tmp_path)
+    left_out = ("any_problem", "many_rows", "every_simd", "memory", "zero_rows_at_any", "captured")
+    chosen = " and not ".join(("info_nce", *left_out))
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "tests.ops.emulated", "-p", "no:cacheprovider",
+         "tests/ops/test_all_ops.py", "tests/ops/test_info_nce.py", "-k", chosen],
+        cwd=ROOT, env={**os.environ, "MMSSL_EMULATED": str(library)},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+@needs_compiler
+def test_twins_of_the_tensor_core_instructions(tmp_path):
+    program = tmp_path / "twins"
+    flags = ["-std=c++20", "-O1", "-fsanitize=address,undefined", "-DMMSSL_EMULATE_CUDA", "-Icsrc"]
+    assert CXX is not None
+    built = subprocess.run(
+        [CXX, *flags, "csrc/emu/tensor_test.cpp", "-o", str(program)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stderr
+    done = subprocess.run([program], capture_output=True, text=True)
+    assert done.returncode == 0 and "ok" in done.stdout, done.stdout + done.stderr

@@ -2,6 +2,7 @@
 //   cd csrc/ops/info_nce && g++ -std=c++20 -DMMSSL_EMULATE_CUDA -I../.. -x c++ emulator_test.cpp kernels.cu
 #include <cmath>
 #include <cstdio>
+#include <cstdlib>
 #include <random>
 #include <vector>
 
@@ -177,20 +178,29 @@ int main() {
     int processors;
   };
   for (const Size& size : {Size{1, 0, 3, 4, 4}, Size{1, 1, 0, 1, 1}, Size{2, 7, 3, 5, 4}, Size{1, 70, 40, 65, 2},
-                           Size{1, 130, 0, 16, 132}, Size{2, 20, 33, 130, 8}}) {
+                           Size{1, 130, 0, 16, 132}, Size{2, 20, 33, 130, 8}, Size{1, 200, 0, 64, 1}}) {
     for (const bool flag : {false, true}) {
       for (const double t : {0.2, 0.01}) {
-        if (size.pairs * size.n > 50 && t < 0.1) continue;  // slow to emulate
+        if (size.pairs * size.n > 50 && (t < 0.1 || (size.n == 200 && !flag))) continue;  // slow
+        // Slower still with ThreadSanitizer: one small problem, and one with tiles to wait for.
+        if (emu::races::kDetected && (!flag || (size.n != 7 && size.n != 200))) continue;
         const InfoNceShape s{size.pairs, size.n, size.k, size.d, size.n == 70 || !flag, flag,
                              flag ? 1e-3 : 0.0, Precision::kFull, size.processors};
         InfoNceShape fast = s;
         fast.precision = Precision::kTf32;
         const double hotter = t < 0.1 ? 20 : 1;  // errors of scores grow with 1 / t
         wrong += check<float, float>("float", s, t, 2e-6 * hotter);
-        wrong += check<double, double>("double", s, t, 1e-13 * hotter);
-        wrong += check<float, float>("tf32", fast, t, 4e-3 * hotter);
+        wrong += check<float, float>("tf32", fast, t, 1e-4 * hotter);
         wrong += check<bf16, float>("bf16", s, t, 1e-2);
+        wrong += check<double, double>("double", s, t, 1e-13 * hotter);
         cases += 4;
+        if (size.pairs * size.n > 140) continue;
+        setenv("MMSSL_INFO_NCE", "tiles", 1);  // the kernels that do not pipeline
+        wrong += check<float, float>("float, tiles", s, t, 2e-6 * hotter);
+        wrong += check<float, float>("tf32, tiles", fast, t, 4e-3 * hotter);
+        wrong += check<bf16, float>("bf16, tiles", s, t, 1e-2);
+        unsetenv("MMSSL_INFO_NCE");
+        cases += 3;
       }
     }
   }

@@ -1,10 +1,13 @@
-// Every block owns 64 rows and loops over tiles of columns; nothing of size N x N is kept, and no
+// Every block owns some rows and loops over tiles of columns; nothing of size N x N is kept, and no
 // two blocks add to the same number. With few rows the columns are split between blocks as well,
-// and a last kernel adds the parts in order.
-#include "ops/info_nce/kernels.cuh"
-
+// and a last kernel adds the parts in order. The kernels of this file take every type and width; those
+// of mma.cu are preferred where they apply.
 #include <algorithm>
+#include <cstdlib>
+#include <cstring>
 #include <type_traits>
+
+#include "ops/info_nce/rows.cuh"
 
 namespace mmssl::cuda {
 namespace {
@@ -80,64 +83,6 @@ __global__ void __launch_bounds__(kThreads, kResident) sum_kernel(Problem<T, A> 
   }
 }
 
-// A warp per row: the positive, the parts of the sum in order, the loss.
-template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kResident)
-    loss_kernel(Problem<T, A> p, A* loss, double* saved) {
-  const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
-  const int64_t rows = p.rows(0);
-  if (row >= rows) return;
-  double dot = 0;
-  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
-    dot += double(widen(p.z[0][row * d + k])) * double(widen(p.z[1][row * d + k]));
-  }
-  const double s = sum_of_lanes(dot) * double(p.inverse[0][row]) * double(p.inverse[1][row]);
-  if (threadIdx.x % kWarp != 0) return;
-  const double t = double(*p.temperature), positive = s * kLog2E / t;
-  double total = 0;
-  for (int direction = 0; direction < p.directions(); ++direction) {
-    double most = positive, sum = 0;
-    for (int split = 0; split < p.splits; ++split) {
-      const double m = p.part_max[(int64_t(split) * p.directions() + direction) * rows + row];
-      most = m > most ? m : most;
-    }
-    for (int split = 0; split < p.splits; ++split) {
-      const int64_t at = (int64_t(split) * p.directions() + direction) * rows + row;
-      if (p.part_sum[at] != A(0)) sum += double(p.part_sum[at]) * exp2(p.part_max[at] - most);
-    }
-    const double lse = kLn2 * (most + log2(sum + exp2(positive - most)));
-    saved[direction * rows + row] = lse;
-    const double log_ratio = s / t - lse;
-    total -= p.shape.eps > 0 ? log(exp(log_ratio) + p.shape.eps) : log_ratio;
-  }
-  saved[p.directions() * rows + row] = s;
-  loss[row] = A(total / p.directions());
-}
-
-// Row weights w_i = -dL/d(log ratio), and the gradient of s12_ii. Sets without anchors have weight
-// 0.
-template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kResident)
-    weight_kernel(Problem<T, A> p, const A* grad, const double* saved) {
-  const int64_t row = global_thread<kThreads>(), rows = p.rows(0);
-  const Range<A> range{double(*p.temperature)};
-  const A range_scale = A(range.scale), range_shift = A(range.shift);
-  if (row < p.rows(2)) p.weight[2][row] = A(0), p.shift[2][row] = range_scale;
-  if (row >= rows) return;
-  p.weight[1][row] = A(0), p.shift[1][row] = range_scale;
-  double diagonal = 0;
-  for (int direction = 0; direction < p.directions(); ++direction) {
-    const double lse = saved[direction * rows + row];
-    const double ratio = exp(saved[p.directions() * rows + row] / double(*p.temperature) - lse);
-    const double w = double(grad[row]) / p.directions() *
-                     (p.shape.eps > 0 ? ratio / (ratio + p.shape.eps) : 1.0);
-    p.weight[direction][row] = A(range.fixed ? w * exp2(-double(range_shift) - lse * kLog2E) : w);
-    p.shift[direction][row] = A(lse * kLog2E);
-    diagonal += w * (ratio - 1);
-  }
-  p.diagonal[row] = A(diagonal);
-}
-
 // Gradients of 64 normalized rows, one chunk of features: sum_j g_ij z_j over the block's columns.
 template <class Product, class T, class A>
 __global__ void __launch_bounds__(kThreads, kResident) grad_kernel(Problem<T, A> p, int set) {
@@ -201,51 +146,14 @@ __global__ void __launch_bounds__(kThreads, kResident) grad_kernel(Problem<T, A>
   }
 }
 
-// A warp per row: the parts in order, the positive's share, and back through the normalization.
-template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kResident)
-    finish_kernel(Problem<T, A> p, int set, T* out) {
-  const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
-  if (row >= p.rows(set)) return;
-  const A own = p.inverse[set][row], norm = p.norm[set][row];
-  const A positive = set < 2 ? p.diagonal[row] * p.inverse[1 - set][row] : A(0);
-  const auto gradient = [&](int64_t k) {
-    A g = set < 2 ? positive * A(widen(p.z[1 - set][row * d + k])) : A(0);
-    for (int split = 0; split < p.splits; ++split) {
-      g += p.part_grad[(int64_t(split) * p.rows(set) + row) * d + k];
-    }
-    return g;
-  };
-  double dot = 0;
-  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
-    dot += double(widen(p.z[set][row * d + k])) * double(own) * double(gradient(k));
-  }
-  dot = sum_of_lanes(dot);
-  const A along = norm > A(1e-12) ? A(dot) : A(0);
-  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
-    const A z = A(widen(p.z[set][row * d + k])) * own;
-    narrow(A((gradient(k) - along * z) / norm / *p.temperature), out[row * d + k]);
-  }
-  if (threadIdx.x % kWarp == 0) p.dots[(set == 0 ? 0 : set * p.rows(0)) + row] = dot;
-}
-
-template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kResident) temperature_kernel(Problem<T, A> p, A* out) {
-  __shared__ double part[kThreads];
-  const int64_t rows = 2 * p.rows(0) + p.rows(2);
-  double sum = 0;
-  for (int64_t row = threadIdx.x; row < rows; row += kThreads) sum += p.dots[row];
-  part[threadIdx.x] = sum;
-  for (int width = kThreads / 2; width > 0; width /= 2) {
-    __syncthreads();
-    if (int(threadIdx.x) < width) part[threadIdx.x] += part[threadIdx.x + width];
-  }
-  const double t = double(*p.temperature);
-  if (threadIdx.x == 0) *out = A(-0.5 / (t * t) * part[0]);
-}
-
 unsigned blocks(int64_t threads) { return num_blocks(threads, kThreads); }
 unsigned warps(int64_t rows) { return blocks(rows * kWarp); }
+
+// MMSSL_INFO_NCE=tiles keeps to the kernels of this file, to compare the two on a GPU.
+bool wants_tiles() {
+  const char* choice = std::getenv("MMSSL_INFO_NCE");
+  return choice != nullptr && std::strcmp(choice, "tiles") == 0;
+}
 
 template <class T, class A>
 int64_t row_blocks(const InfoNceShape& s, int set, bool backward) {
@@ -262,7 +170,11 @@ char* place(Problem<T, A>& p, bool backward, char* base) {
     end += ceil_div(count * int64_t(sizeof(*pointer)), 256) * 256;
   };
   const InfoNceShape& s = p.shape;
-  const int64_t most = std::max(row_blocks<T, A>(s, 0, backward), int64_t(1));
+  const pipelined::Form form = wants_tiles() ? pipelined::Form{} : pipelined::form<T, A>(s);
+  p.form_terms = form.terms, p.form_depth = form.depth;
+  const int64_t blocks = form.terms > 0 ? pipelined::padded(s, 0) / pipelined::kRows
+                                        : row_blocks<T, A>(s, 0, backward);
+  const int64_t most = std::max(blocks, int64_t(1));
   const int64_t columns = std::max(ceil_div(s.n, TileShape<T>::kCols), int64_t(1));
   p.splits = int(std::clamp<int64_t>(s.processors * kResident / most, 1,
                                      std::min<int64_t>(columns, kMaxSplits)));
@@ -271,6 +183,11 @@ char* place(Problem<T, A>& p, bool backward, char* base) {
     take(p.inverse[set], p.rows(set));
     take(p.norm[set], p.rows(set));
     if (backward) take(p.weight[set], p.rows(set)), take(p.shift[set], p.rows(set));
+    if (form.terms == 0) continue;
+    const int64_t rows = pipelined::padded(s, set);
+    take(p.panel[set], rows * form.terms * form.depth);
+    take(p.column[set], 2 * rows);
+    if (backward) take(p.column_shift[set], rows);
   }
   if (backward) {
     take(p.diagonal, p.rows(0));
@@ -299,6 +216,15 @@ Problem<T, A> make_problem(const InfoNceShape& shape, const T* anchor, const T* 
   return p;
 }
 
+template <class T, class A>
+void make_panels(const Problem<T, A>& p, bool backward, cudaStream_t stream) {
+  if constexpr (sizeof(A) == 4) {
+    for (int set = 0; p.form_terms > 0 && set < kSets; ++set) {
+      if (p.rows(set) > 0) pipelined::launch_panels(p, set, backward, stream);
+    }
+  }
+}
+
 // Calls f with the product that a dtype and a precision stand for.
 template <class T, class F>
 void with_product(Precision precision, const F& f) {
@@ -309,6 +235,28 @@ void with_product(Precision precision, const F& f) {
   } else {
     f(FullProduct{});
   }
+}
+
+template <class T, class A>
+void launch_sums(const Problem<T, A>& p, int set, cudaStream_t stream) {
+  if constexpr (sizeof(A) == 4) {
+    if (p.form_terms > 0) return pipelined::launch_sums(p, set, stream);
+  }
+  const unsigned grid = unsigned(row_blocks<T, A>(p.shape, set, false) * p.splits);
+  with_product<T>(p.shape.precision, [&](auto product) {
+    MMSSL_LAUNCH((sum_kernel<decltype(product), T, A>), grid, kThreads, stream, p, set);
+  });
+}
+
+template <class T, class A>
+void launch_gradients(const Problem<T, A>& p, int set, cudaStream_t stream) {
+  if constexpr (sizeof(A) == 4) {
+    if (p.form_terms > 0) return pipelined::launch_gradients(p, set, stream);
+  }
+  const unsigned grid = unsigned(row_blocks<T, A>(p.shape, set, true) * p.splits);
+  with_product<T>(p.shape.precision, [&](auto product) {
+    MMSSL_LAUNCH((grad_kernel<decltype(product), T, A>), grid, kThreads, stream, p, set);
+  });
 }
 
 }  // namespace
@@ -328,14 +276,8 @@ cudaError_t launch_info_nce(const InfoNceShape& shape, const T* anchor, const T*
   if (shape.pairs * shape.n == 0) return cudaSuccess;
   const auto p =
       make_problem(shape, anchor, positive, negatives, temperature, false, scratch, stream);
-  with_product<T>(shape.precision, [&](auto product) {
-    using Product = decltype(product);
-    for (int set = 0; set < p.directions(); ++set) {
-      MMSSL_LAUNCH((sum_kernel<Product, T, A>),
-                   unsigned(row_blocks<T, A>(shape, set, false) * p.splits), kThreads, stream, p,
-                   set);
-    }
-  });
+  make_panels(p, false, stream);
+  for (int set = 0; set < p.directions(); ++set) launch_sums(p, set, stream);
   MMSSL_LAUNCH((loss_kernel<T, A>), warps(p.rows(0)), kThreads, stream, p, loss, saved);
   return cudaGetLastError();
 }
@@ -353,16 +295,12 @@ cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor,
   if (most > 0) {
     MMSSL_LAUNCH((weight_kernel<T, A>), blocks(most), kThreads, stream, p, grad, saved);
   }
-  with_product<T>(shape.precision, [&](auto product) {
-    using Product = decltype(product);
-    for (int set = 0; set < kSets; ++set) {
-      if (p.rows(set) == 0) continue;
-      MMSSL_LAUNCH((grad_kernel<Product, T, A>),
-                   unsigned(row_blocks<T, A>(shape, set, true) * p.splits), kThreads, stream, p,
-                   set);
-      MMSSL_LAUNCH((finish_kernel<T, A>), warps(p.rows(set)), kThreads, stream, p, set, out[set]);
-    }
-  });
+  make_panels(p, true, stream);
+  for (int set = 0; set < kSets; ++set) {
+    if (p.rows(set) == 0) continue;
+    launch_gradients(p, set, stream);
+    MMSSL_LAUNCH((finish_kernel<T, A>), warps(p.rows(set)), kThreads, stream, p, set, out[set]);
+  }
   MMSSL_LAUNCH((temperature_kernel<T, A>), 1, kThreads, stream, p, grad_temperature);
   return cudaGetLastError();
 }

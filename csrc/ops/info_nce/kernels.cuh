@@ -6,6 +6,7 @@
 
 #include "common/cuda_kernel.h"
 #include "common/exponent_range.h"
+#include "common/tensor_core.cuh"
 
 namespace mmssl::cuda {
 
@@ -44,49 +45,6 @@ cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor,
 // In a product a warp owns 16 rows of the result. Lane l holds, for every 8 columns, the entries of
 // rows l / 4 and l / 4 + 8 and columns 2 (l % 4) and 2 (l % 4) + 1: the layout of mma.sync, used by
 // all products.
-
-__device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4],
-                                         const uint32_t (&b)[2]) {
-#if defined(__CUDACC__)
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-  emu::mma<2>(d, a, b, [](uint32_t word, int n) {
-    return to_float(bf16{uint16_t(n == 0 ? word : word >> 16)});
-  });
-#endif
-}
-
-__device__ __forceinline__ void mma_tf32(float (&d)[4], const uint32_t (&a)[4],
-                                         const uint32_t (&b)[2]) {
-#if defined(__CUDACC__)
-  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%0,%1,%2,%3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
-#else
-  emu::mma<1>(d, a, b, [](uint32_t word, int) {
-    float v;
-    memcpy(&v, &word, sizeof(v));
-    return v;
-  });
-#endif
-}
-
-// Rounds to the 10 mantissa bits of TF32, to nearest.
-__device__ __forceinline__ uint32_t to_tf32(float v) {
-#if defined(__CUDACC__)
-  uint32_t out;
-  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(out) : "f"(v));
-  return out;
-#else
-  uint32_t word;
-  memcpy(&word, &v, sizeof(word));
-  return (word + 0x1000u) & 0xffffe000u;
-#endif
-}
 
 // Entries p[0] and p[step] as one word; neighbors are loaded at once, for which tiles are aligned.
 __device__ __forceinline__ uint32_t pair(const bf16* p, int step) {
@@ -196,6 +154,11 @@ struct Problem {
   A* part_grad;                                // (splits, rows of the largest set, D)
   double* dots;                                // <z, dz> per row of all sets
 
+  // Of the pipelined kernels (mma.cuh), for which these are laid out; 0 where they don't serve.
+  int form_terms, form_depth;
+  bf16* panel[kSets];
+  float *column[kSets], *column_shift[kSets];  // per padded row: (1 / norm, weight / norm); shift
+
   __host__ __device__ int64_t rows(int set) const {
     return set == 2 ? shape.k : shape.pairs * shape.n;
   }
@@ -204,32 +167,6 @@ struct Problem {
 
 __device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
 __device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
-
-// A warp per row of a set: its norm, and the row scaled by it.
-template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kResident) prepare_kernel(Problem<T, A> p, int set) {
-  const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
-  if (row >= p.rows(set)) return;
-  const T* x = p.x[set] + row * d;
-  double sum = 0;
-  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
-    const double v = widen(x[k]);
-    sum += v * v;
-  }
-  double norm = sqrt(sum_of_lanes(sum));
-  norm = norm < 1e-12 ? 1e-12 : norm;
-  double by = norm, inverse = 1;
-  if (sizeof(T) == 2) {
-    int exponent;
-    const double fraction = frexp(norm, &exponent);
-    by = ldexp(1.0, exponent - 1);
-    inverse = 0.5 / fraction;
-  }
-  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
-    narrow(A(A(widen(x[k])) / A(by)), p.z[set][row * d + k]);
-  }
-  if (threadIdx.x % kWarp == 0) p.inverse[set][row] = A(inverse), p.norm[set][row] = A(norm);
-}
 
 // The columns that pair with the rows of a set: `count` rows of another, without i == j if
 // `same_index`.
@@ -319,6 +256,50 @@ __device__ __forceinline__ void for_each_tile(const Problem<T, A>& p, int set, c
     before += here;
   }
 }
+
+// The pipelined kernels for tensor cores (mma.cu): what the launchers need to know.
+//
+// Rows are kept as panels of bfloat16: tiles of 64 rows, of kTerms planes each, of kDepth features,
+// padded with zeros, so that a tile is one run of memory. One term holds a bfloat16 row exactly
+// (scaled by a power of two; its 1 / norm is applied to the scores). float32 rows are normalized and
+// split: two terms are 16 bits of each number, more than the 11 of TF32, and three are all 24.
+namespace pipelined {
+
+constexpr int kRows = 128;  // of a block: 16 per warp
+constexpr int kCols = 64;   // of a tile
+constexpr int kThreads = 256;
+
+// The terms and the depth of the panels for a problem, or {0, 0} where these kernels don't apply.
+struct Form {
+  int terms = 0, depth = 0;
+  // Of shared memory, at most; see Shape in mma_tiles.cuh.
+  constexpr int bytes() const { return (terms * depth > 192 ? 4 : 3) * kCols * (terms * (depth + 8) * 2 + 12); }
+};
+template <class T, class A>
+Form form(const InfoNceShape& s) {
+  if (sizeof(A) == 8 || s.d > 256) return {};
+  Form f;
+  f.terms = sizeof(T) == 2 ? 1 : s.precision == Precision::kTf32 ? 2 : 3;
+  f.depth = s.d <= 64 ? 64 : s.d <= 128 ? 128 : 256;
+  return f.terms * f.depth <= 256 && f.bytes() <= max_shared_memory() ? f : Form{};
+}
+
+// Rows of all copies of a set, each padded to whole blocks.
+__host__ __device__ inline int64_t padded(const InfoNceShape& s, int set) {
+  return set == 2 ? ceil_div(s.k, kRows) * kRows : s.pairs * ceil_div(s.n, kRows) * kRows;
+}
+
+// Fills the panels and what belongs to their columns; after the weights in the backward.
+template <class T>
+void launch_panels(const Problem<T, float>& p, int set, bool backward, cudaStream_t stream);
+
+// What sum_kernel and grad_kernel of kernels.cu compute.
+template <class T>
+void launch_sums(const Problem<T, float>& p, int set, cudaStream_t stream);
+template <class T>
+void launch_gradients(const Problem<T, float>& p, int set, cudaStream_t stream);
+
+}  // namespace pipelined
 
 #endif
 

@@ -114,7 +114,7 @@ __device__ void sort(A* score, int32_t* item, int size) {
 }
 
 template <class T, class A>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kResident)
     topk_kernel(TopkArgs<T, A> a, A* __restrict__ scratch_score, int32_t* __restrict__ scratch_item,
                 int capacity) {
   __shared__ A item_tile[kDepth<A>][kItems + 1];

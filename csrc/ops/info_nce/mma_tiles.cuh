@@ -1,0 +1,284 @@
+// What the pipelined kernels of info_nce share: the rows of a block, the stream of tiles of columns,
+// the products. Included by mma.cu only.
+#pragma once
+#include "ops/info_nce/kernels.cuh"
+
+#if defined(__CUDACC__) || defined(MMSSL_EMULATE_CUDA)
+namespace mmssl::cuda::pipelined {
+// kOwnShared: the rows of the block stay in shared memory, where the registers hold a wide result.
+template <int kTerms_, int kDepth_, bool kOwnShared_ = false>
+struct Shape {
+  static constexpr int kTerms = kTerms_, kDepth = kDepth_;
+  static constexpr bool kOwnShared = kOwnShared_;
+  static constexpr int kStages = kOwnShared ? 2 : 3;  // tiles in flight or in use
+  static constexpr int kSteps = kDepth / 16;   // of a product over the features
+  static constexpr int kPitch = kDepth + 8;    // of a row in shared memory: no bank conflicts
+  static constexpr int kPlane = kCols * kPitch, kTile = kTerms * kPlane;
+  static constexpr int kOwnTile = kOwnShared ? 2 * kTile : 0;
+  static constexpr int kBytes = kOwnTile * 2 + kStages * (kTile * 2 + kCols * 12);
+};
+
+// What a column has in addition to its features.
+struct Column {
+  float inverse, weight;  // 1 / norm; weight * inverse
+};
+
+struct Block {
+  int pair;
+  int first, count;  // rows [first, first + count) of the pair's set
+  int begin, end;    // its tiles of columns
+  int split;
+};
+
+// The columns that the rows of a block meet, one copy of a set at a time. Negatives meet the anchors
+// of all pairs.
+struct Columns {
+  int set, pair, count;
+  bool same_index;
+};
+__device__ inline int num_sources(const InfoNceShape& s, int set) {
+  return set == 2 ? 2 * int(s.pairs) : kSets;
+}
+__device__ inline Columns source_of(const InfoNceShape& s, int set, int pair, int index) {
+  if (set == 2) {
+    const bool has_anchors = index < s.pairs || s.symmetric;
+    return {index < s.pairs ? 0 : 1, int(index % s.pairs), has_anchors ? int(s.n) : 0, false};
+  }
+  const Source from = source(s, set, pair, index);
+  return {from.set, pair, int(from.count), from.same_index};
+}
+
+// The tiles of columns of a block, in order.
+struct Cursor {
+  int source = -1, tile = -1, end = 0;  // the present tile of the present source, and its last + 1
+  int total = 0;                        // tiles of the sources up to it
+  Columns from{};
+
+  template <class P>
+  __device__ bool next(const P& p, int rows_set, const Block& b) {
+    if (++tile < end) return true;
+    while (++source < num_sources(p.shape, rows_set)) {
+      from = source_of(p.shape, rows_set, b.pair, source);
+      const int before = total;
+      total += int(ceil_div(from.count, kCols));
+      tile = b.begin > before ? b.begin - before : 0;
+      end = (b.end < total ? b.end : total) - before;
+      if (tile < end) return true;
+    }
+    return false;
+  }
+};
+
+template <class P>
+__device__ Block block_of(const P& p, int set) {
+  const int64_t rows = set == 2 ? p.shape.k : p.shape.n, row_blocks = ceil_div(rows, kRows);
+  int64_t index = blockIdx.x;
+  Block b;
+  b.split = int(index % p.splits), index /= p.splits;
+  b.pair = int(index / row_blocks);
+  b.first = int(index % row_blocks) * kRows;
+  b.count = rows - b.first < kRows ? int(rows - b.first) : kRows;
+  int64_t total = 0;
+  for (int n = 0; n < num_sources(p.shape, set); ++n) {
+    total += ceil_div(source_of(p.shape, set, b.pair, n).count, kCols);
+  }
+  b.begin = int(total * b.split / p.splits), b.end = int(total * (b.split + 1) / p.splits);
+  return b;
+}
+
+// The first row of a pair's copy of a set among its padded rows.
+template <class P>
+__device__ __forceinline__ int64_t padded_first(const P& p, int set, int64_t pair) {
+  return set == 2 ? 0 : pair * (ceil_div(p.shape.n, kRows) * kRows);
+}
+
+// Starts to copy a tile of 64 rows of a panel.
+template <class S>
+__device__ __forceinline__ void copy_tile(const bf16* from, bf16* to) {
+  constexpr int kChunks = S::kDepth / 8, kStep = kThreads / kChunks;
+  const int row = threadIdx.x / kChunks, column = threadIdx.x % kChunks * 8;
+#pragma unroll
+  for (int n = 0; n < S::kTerms * kCols / kStep; ++n) {
+    copy_async(to + (row + n * kStep) * S::kPitch + column, from + (threadIdx.x + n * kThreads) * 8);
+  }
+}
+
+// The 16 rows of this warp, as operands of products over the features.
+template <class S>
+struct Own {
+  using Words = uint32_t[4];
+  const bf16* from;
+  Words kept[S::kTerms][S::kOwnShared ? 1 : S::kSteps];
+
+  // `rows`: 128 rows in two tiles of shared memory.
+  __device__ __forceinline__ void load(const bf16* rows) {
+    const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+    from = rows + warp / 4 * S::kTile +
+           (warp % 4 * 16 + lane / 8 % 2 * 8 + lane % 8) * S::kPitch + lane / 16 * 8;
+    if constexpr (!S::kOwnShared) {
+#pragma unroll
+      for (int k = 0; k < S::kSteps; ++k) fetch(k);
+    }
+  }
+  __device__ __forceinline__ void fetch(int k) {
+#pragma unroll
+    for (int term = 0; term < S::kTerms; ++term) {
+      load_tiles<false>(kept[term][S::kOwnShared ? 0 : k], from + term * S::kPlane + k * 16);
+    }
+  }
+  // The operand of step k, after fetch(k) in shared memory.
+  __device__ __forceinline__ const Words& words(int term, int k) const {
+    return kept[term][S::kOwnShared ? 0 : k];
+  }
+};
+
+// Products of terms whose sum of orders is below kTerms, the small ones first.
+template <int kTerms, class F>
+__device__ __forceinline__ void for_each_product(const F& f) {
+#pragma unroll
+  for (int order = kTerms - 1; order >= 0; --order) {
+#pragma unroll
+    for (int a = 0; a <= order; ++a) f(a, order - a);
+  }
+}
+
+// Scores of the warp's rows and columns [16 u, 16 u + 16) of a tile.
+template <class S>
+__device__ __forceinline__ void multiply(float (&score)[2][4], Own<S>& own, const bf16* tile,
+                                         int u) {
+  const int lane = threadIdx.x % kWarp;
+  const bf16* from =
+      tile + (u * 16 + lane / 16 * 8 + lane % 8) * S::kPitch + lane / 8 % 2 * 8;
+#pragma unroll
+  for (int i = 0; i < 8; ++i) score[i / 4][i % 4] = 0;
+#pragma unroll
+  for (int k = 0; k < S::kSteps; ++k) {
+    uint32_t words[S::kTerms][4];
+    if constexpr (S::kOwnShared) own.fetch(k);
+#pragma unroll
+    for (int term = 0; term < S::kTerms; ++term) {
+      load_tiles<false>(words[term], from + term * S::kPlane + k * 16);
+    }
+    for_each_product<S::kTerms>([&](int a, int b) {
+      mma_bf16(score[0], own.words(a, k), {words[b][0], words[b][1]});
+      mma_bf16(score[1], own.words(a, k), {words[b][2], words[b][3]});
+    });
+  }
+}
+
+// Calls visit(tile in shared memory, its columns, their shifts, masked, cursor) for the block's
+// tiles. `base` is the dynamic shared memory.
+template <class S, bool kShifts, class P, class Prepare, class Visit>
+__device__ __forceinline__ void for_each_tile(const P& p, int set, const Block& b, char* base,
+                                              const Prepare& prepare, const Visit& visit) {
+  constexpr int kStages = S::kStages;
+  bf16* const rows = reinterpret_cast<bf16*>(base);
+  bf16* const tiles = rows + S::kOwnTile;
+  Column* const columns = reinterpret_cast<Column*>(tiles + kStages * S::kTile);
+  float* const shifts = reinterpret_cast<float*>(columns + kStages * kCols);
+  constexpr int64_t kInPanel = S::kTerms * kCols * S::kDepth;
+
+  const bf16* own = p.panel[set] + (padded_first(p, set, b.pair) + b.first) / kCols * kInPanel;
+  copy_tile<S>(own, rows);
+  copy_tile<S>(own + kInPanel, rows + S::kTile);
+  commit_copies();
+  wait_for_copies<0>();
+  __syncthreads();
+  prepare(rows);
+  __syncthreads();  // what the rows occupied may be written again
+
+  const auto copy = [&](const Cursor& at, int stage) {
+    const int64_t row = padded_first(p, at.from.set, at.from.pair) + int64_t(at.tile) * kCols;
+    copy_tile<S>(p.panel[at.from.set] + row / kCols * kInPanel, tiles + stage * S::kTile);
+    if (threadIdx.x < kCols / 2) {
+      copy_async(columns + stage * kCols + threadIdx.x * 2,
+                 p.column[at.from.set] + (row + threadIdx.x * 2) * 2);
+    } else if (kShifts && threadIdx.x < kCols / 2 + kCols / 4) {
+      const int n = threadIdx.x - kCols / 2;
+      copy_async(shifts + stage * kCols + n * 4, p.column_shift[at.from.set] + row + n * 4);
+    }
+  };
+  Cursor ahead, now;
+  bool more = ahead.next(p, set, b);
+#pragma unroll
+  for (int stage = 0; stage < kStages - 1; ++stage) {
+    if (more) {
+      copy(ahead, stage);
+      more = ahead.next(p, set, b);
+    }
+    commit_copies();
+  }
+  int stage = 0;
+  while (now.next(p, set, b)) {
+    wait_for_copies<kStages - 2>();
+    __syncthreads();  // the tile is there for all, and all are done with the one before
+    if (more) {
+      copy(ahead, stage == 0 ? kStages - 1 : stage - 1);
+      more = ahead.next(p, set, b);
+    }
+    commit_copies();
+    const int first = now.tile * kCols;
+    const bool masked = first + kCols > now.from.count ||
+                        (now.from.same_index && first < b.first + kRows && b.first < first + kCols);
+    visit(tiles + stage * S::kTile, columns + stage * kCols, shifts + stage * kCols, masked, now);
+    stage = stage + 1 == kStages ? 0 : stage + 1;
+  }
+}
+
+// Whether entry i of n-tile t of a group of 16 columns is left out.
+__device__ __forceinline__ bool left_out(const Block& b, const Cursor& at, int u, int t, int i) {
+  const int lane = threadIdx.x % kWarp;
+  const int column = at.tile * kCols + u * 16 + t * 8 + lane % 4 * 2 + i % 2;
+  const int row = b.first + int(threadIdx.x) / kWarp * 16 + lane / 4 + i / 2 * 8;
+  return column >= at.from.count || (at.from.same_index && column == row);
+}
+
+// The two columns of n-tile t that this lane holds.
+__device__ __forceinline__ void columns_of(const Column* columns, int u, int t, Column (&out)[2]) {
+  memcpy(out, __builtin_assume_aligned(columns + u * 16 + t * 8 + threadIdx.x % 4 * 2, 16), 16);
+}
+
+// Splits numbers into terms of bfloat16, packed in pairs: the first holds the most.
+template <int kTerms>
+__device__ __forceinline__ void split(float low, float high, uint32_t (&words)[kTerms]) {
+#pragma unroll
+  for (int term = 0; term < kTerms; ++term) {
+    words[term] = pack_bf16(low, high);
+    if (term + 1 < kTerms) {
+      low -= to_float(bf16{uint16_t(words[term])});
+      high -= to_float(bf16{uint16_t(words[term] >> 16)});
+    }
+  }
+}
+
+// Adds the products of weights (16 rows, columns [16 u, 16 u + 16)) and the features of a tile.
+template <class S>
+__device__ __forceinline__ void multiply_weights(float (&out)[S::kDepth / 8][4],
+                                                 const float (&g)[2][4], const bf16* tile, int u) {
+  uint32_t weights[S::kTerms][4];
+#pragma unroll
+  for (int n = 0; n < 4; ++n) {  // rows l / 4 and 8 below, then the next 8 columns
+    uint32_t words[S::kTerms];
+    split<S::kTerms>(g[n / 2][n % 2 * 2], g[n / 2][n % 2 * 2 + 1], words);
+#pragma unroll
+    for (int term = 0; term < S::kTerms; ++term) weights[term][n] = words[term];
+  }
+  const int lane = threadIdx.x % kWarp;
+  const bf16* from =
+      tile + (u * 16 + lane / 8 % 2 * 8 + lane % 8) * S::kPitch + lane / 16 * 8;
+#pragma unroll
+  for (int f = 0; f < S::kSteps; ++f) {
+    uint32_t words[S::kTerms][4];
+#pragma unroll
+    for (int term = 0; term < S::kTerms; ++term) {
+      load_tiles<true>(words[term], from + term * S::kPlane + f * 16);
+    }
+    for_each_product<S::kTerms>([&](int a, int b) {
+      mma_bf16(out[2 * f], weights[a], {words[b][0], words[b][1]});
+      mma_bf16(out[2 * f + 1], weights[a], {words[b][2], words[b][3]});
+    });
+  }
+}
+
+}  // namespace mmssl::cuda::pipelined
+#endif

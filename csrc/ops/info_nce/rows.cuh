@@ -1,0 +1,139 @@
+// The kernels of info_nce that take O(N D): norms, losses, weights, the way back through the
+// normalization. Included by kernels.cu only.
+#pragma once
+#include "ops/info_nce/kernels.cuh"
+
+#if defined(__CUDACC__) || defined(MMSSL_EMULATE_CUDA)
+namespace mmssl::cuda {
+namespace {
+
+// A warp per row of a set: its norm, and the row scaled by it.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident) prepare_kernel(Problem<T, A> p, int set) {
+  const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
+  if (row >= p.rows(set)) return;
+  const T* x = p.x[set] + row * d;
+  double sum = 0;
+  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
+    const double v = widen(x[k]);
+    sum += v * v;
+  }
+  double norm = sqrt(sum_of_lanes(sum));
+  norm = norm < 1e-12 ? 1e-12 : norm;
+  double by = norm, inverse = 1;
+  if (sizeof(T) == 2) {
+    int exponent;
+    const double fraction = frexp(norm, &exponent);
+    by = ldexp(1.0, exponent - 1);
+    inverse = 0.5 / fraction;
+  }
+  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
+    narrow(A(A(widen(x[k])) / A(by)), p.z[set][row * d + k]);
+  }
+  if (threadIdx.x % kWarp == 0) p.inverse[set][row] = A(inverse), p.norm[set][row] = A(norm);
+}
+
+// A warp per row: the positive, the parts of the sum in order, the loss.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident)
+    loss_kernel(Problem<T, A> p, A* loss, double* saved) {
+  const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
+  const int64_t rows = p.rows(0);
+  if (row >= rows) return;
+  double dot = 0;
+  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
+    dot += double(widen(p.z[0][row * d + k])) * double(widen(p.z[1][row * d + k]));
+  }
+  const double s = sum_of_lanes(dot) * double(p.inverse[0][row]) * double(p.inverse[1][row]);
+  if (threadIdx.x % kWarp != 0) return;
+  const double t = double(*p.temperature), positive = s * kLog2E / t;
+  double total = 0;
+  for (int direction = 0; direction < p.directions(); ++direction) {
+    double most = positive, sum = 0;
+    for (int split = 0; split < p.splits; ++split) {
+      const double m = p.part_max[(int64_t(split) * p.directions() + direction) * rows + row];
+      most = m > most ? m : most;
+    }
+    for (int split = 0; split < p.splits; ++split) {
+      const int64_t at = (int64_t(split) * p.directions() + direction) * rows + row;
+      if (p.part_sum[at] != A(0)) sum += double(p.part_sum[at]) * exp2(p.part_max[at] - most);
+    }
+    const double lse = kLn2 * (most + log2(sum + exp2(positive - most)));
+    saved[direction * rows + row] = lse;
+    const double log_ratio = s / t - lse;
+    total -= p.shape.eps > 0 ? log(exp(log_ratio) + p.shape.eps) : log_ratio;
+  }
+  saved[p.directions() * rows + row] = s;
+  loss[row] = A(total / p.directions());
+}
+
+// Row weights w_i = -dL/d(log ratio), and the gradient of s12_ii. Sets without anchors have weight
+// 0.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident)
+    weight_kernel(Problem<T, A> p, const A* grad, const double* saved) {
+  const int64_t row = global_thread<kThreads>(), rows = p.rows(0);
+  const Range<A> range{double(*p.temperature)};
+  const A range_scale = A(range.scale), range_shift = A(range.shift);
+  if (row < p.rows(2)) p.weight[2][row] = A(0), p.shift[2][row] = range_scale;
+  if (row >= rows) return;
+  p.weight[1][row] = A(0), p.shift[1][row] = range_scale;
+  double diagonal = 0;
+  for (int direction = 0; direction < p.directions(); ++direction) {
+    const double lse = saved[direction * rows + row];
+    const double ratio = exp(saved[p.directions() * rows + row] / double(*p.temperature) - lse);
+    const double w = double(grad[row]) / p.directions() *
+                     (p.shape.eps > 0 ? ratio / (ratio + p.shape.eps) : 1.0);
+    p.weight[direction][row] = A(range.fixed ? w * exp2(-double(range_shift) - lse * kLog2E) : w);
+    p.shift[direction][row] = A(lse * kLog2E);
+    diagonal += w * (ratio - 1);
+  }
+  p.diagonal[row] = A(diagonal);
+}
+
+// A warp per row: the parts in order, the positive's share, and back through the normalization.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident)
+    finish_kernel(Problem<T, A> p, int set, T* out) {
+  const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
+  if (row >= p.rows(set)) return;
+  const A own = p.inverse[set][row], norm = p.norm[set][row];
+  const A positive = set < 2 ? p.diagonal[row] * p.inverse[1 - set][row] : A(0);
+  const auto gradient = [&](int64_t k) {
+    A g = set < 2 ? positive * A(widen(p.z[1 - set][row * d + k])) : A(0);
+    for (int split = 0; split < p.splits; ++split) {
+      g += p.part_grad[(int64_t(split) * p.rows(set) + row) * d + k];
+    }
+    return g;
+  };
+  double dot = 0;
+  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
+    dot += double(widen(p.z[set][row * d + k])) * double(own) * double(gradient(k));
+  }
+  dot = sum_of_lanes(dot);
+  const A along = norm > A(1e-12) ? A(dot) : A(0);
+  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
+    const A z = A(widen(p.z[set][row * d + k])) * own;
+    narrow(A((gradient(k) - along * z) / norm / *p.temperature), out[row * d + k]);
+  }
+  if (threadIdx.x % kWarp == 0) p.dots[(set == 0 ? 0 : set * p.rows(0)) + row] = dot;
+}
+
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident) temperature_kernel(Problem<T, A> p, A* out) {
+  __shared__ double part[kThreads];
+  const int64_t rows = 2 * p.rows(0) + p.rows(2);
+  double sum = 0;
+  for (int64_t row = threadIdx.x; row < rows; row += kThreads) sum += p.dots[row];
+  part[threadIdx.x] = sum;
+  for (int width = kThreads / 2; width > 0; width /= 2) {
+    __syncthreads();
+    if (int(threadIdx.x) < width) part[threadIdx.x] += part[threadIdx.x + width];
+  }
+  const double t = double(*p.temperature);
+  if (threadIdx.x == 0) *out = A(-0.5 / (t * t) * part[0]);
+}
+
+}  // namespace
+}  // namespace mmssl::cuda
+#endif

@@ -1,0 +1,97 @@
+"""The instruction budget: how machine code is read, and what the committed table promises."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from tools import cuda_budget, sass
+
+# A loop of three ways: a masked tile takes longer; the copy is left out after the last tile.
+LISTING = """
+.text.first:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   LDSM.16.M88.4 R4, [R2] ;
+        /*0020*/                   HMMA.16816.F32.BF16 R8, R4, R6, RZ ;
+        /*0030*/              @!P0 BRA `(.L_x_2) ;
+        /*0040*/                   LDGSTS.E.BYPASS.128 [R3], desc[UR4][R6.64] ;
+.L_x_2:
+        /*0050*/               @P1 BRA `(.L_x_3) ;
+        /*0060*/                   ISETP.GE.AND P2, PT, R1, R2, PT ;
+        /*0070*/                   FSEL R8, R8, RZ, P2 ;
+.L_x_3:
+        /*0080*/                   MUFU.EX2 R8, R8 ;
+        /*0090*/                   FADD R9, R9, R8 ;
+        /*00a0*/               @P3 BRA `(.L_x_1) ;
+.L_x_4:
+        /*00b0*/                   BRA `(.L_x_4) ;
+	.section	.text.second,"ax",@progbits
+.text.second:
+        /*0000*/                   EXIT ;
+"""
+
+
+def test_the_way_without_masks_and_with_the_copy_is_counted():
+    blocks = dict(sass.kernels(LISTING))
+    assert list(blocks) == ["first", "second"]
+    loop = sass.main_loop(blocks["first"])
+    assert loop is not None and sass.main_loop(blocks["second"]) is None
+    mix = sass.one_pass(blocks["first"], loop)
+    assert mix == {"shared": 1, "tensor": 1, "copy": 1, "MUFU": 1, "FMA": 1, "control": 3}
+    assert sass.one_pass(blocks["first"], loop, longest=True).total() == mix.total() + 2
+    assert sass.flop(blocks["first"], loop) == 2 * 16 * 8 * 16
+
+
+def budget(instructions: int, spilled: int = 0) -> cuda_budget.Budget:
+    kernel = cuda_budget.KERNELS[0]
+    mix = sass.Counter({"tensor": 32, "ALU": instructions - 32})
+    return cuda_budget.Budget(kernel, mix, 32 * 4096, 100, spilled)
+
+
+def test_growth_and_spills_fail():
+    name = cuda_budget.KERNELS[0].name
+    page = f"text {cuda_budget.BEGIN}\n{cuda_budget.tables([budget(300)])}\n{cuda_budget.END}"
+    assert cuda_budget.committed(page) == {name: 300}
+    assert cuda_budget.check([budget(330)], page) == []
+    (line,) = cuda_budget.check([budget(331)], page)
+    assert line == f"{name}: 331 instructions in a pass, 300 before"
+    (line,) = cuda_budget.check([budget(300, spilled=8)], page)
+    assert "8 bytes of registers are spilled" in line
+
+
+def test_bounds():
+    """N = 64k, forward: 128 clocks of products for each tile of 16 x 64 on 4 x 132 units."""
+    bounds = budget(310).bounds(65536)
+    tiles = 65536**2 * 2 / (16 * 64)
+    assert bounds["tensor"] == pytest.approx(tiles * 32 / (132 * 1.755e6))
+    assert bounds["issue"] == pytest.approx(tiles * 310 / (4 * 132 * 1.755e6))
+
+
+def test_every_kernel_is_in_the_table():
+    page = cuda_budget.PAGE.read_text(encoding="utf-8")
+    assert set(cuda_budget.committed(page)) == {k.name for k in cuda_budget.KERNELS}
+
+
+def test_a_missing_tool_is_one_line(monkeypatch, capsys, tmp_path):
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["cuda_budget"])
+    assert cuda_budget.main() == 2
+    assert capsys.readouterr().err.startswith("error: nvcc is neither in")
+
+
+@pytest.mark.slow
+def test_no_loop_has_grown():
+    for tool in ("nvcc", "nvdisasm"):
+        try:
+            cuda_budget.find(tool)
+        except cuda_budget.Missing as error:
+            pytest.skip(str(error))
+    done = subprocess.run(
+        [sys.executable, "-m", "tools.cuda_budget", "--check"],
+        cwd=cuda_budget.ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -1,0 +1,254 @@
+"""Instruction budgets of the hot CUDA kernels, from their machine code: no GPU is needed.
+
+``python -m tools.cuda_budget`` compiles the kernels for sm_90, counts what a warp executes in one
+pass through the main loop, and prints registers, spills and the lower bounds that follow for the
+time on an H100. ``--write`` puts the tables into docs/cuda.md; ``--check`` exits 1 where a count
+has grown by more than 10 % since, or where a register is spilled. Needs nvcc (in CUDA_HOME
+or on PATH) and nvdisasm (there, on PATH, or from the package nvidia-cuda-nvdisasm).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tools import sass
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs/cuda.md"
+BEGIN, END = "<!-- budget:begin -->", "<!-- budget:end -->"
+GROWTH = 1.10
+SIZES = (4096, 16384, 65536)
+
+# H100 SXM: multiprocessors, clock, what a multiprocessor does per clock, bytes per second from L2.
+PROCESSORS, CLOCK, L2_BYTES_S = 132, 1.755e9, 5.5e12
+ISSUED, EXPONENTIALS, PRODUCT_FLOP = 4, 16, {"bf16": 4096, "tf32": 2048, "float32": 256}
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel and what one pass of a warp through its main loop covers."""
+
+    name: str
+    source: str
+    pattern: str
+    """What its mangled name matches."""
+    unit: str
+    """What a pass covers."""
+    longest: bool = False
+    """Count the longest way through the loop: an upper bound for kernels with masks in it."""
+    trips: int = 1
+    """How often the innermost loops of the main one are run."""
+    passes: float = 0
+    """Passes of all warps as a multiple of N^2, for one pair of N rows; 0: nothing is predicted."""
+    operands: str = "bf16"
+    l2_bytes: float = 0
+    """Bytes from L2 for one pass of one warp."""
+
+
+@dataclass
+class Budget:
+    """What was found for a kernel."""
+
+    kernel: Kernel
+    mix: Counter[str]
+    flop: float
+    registers: int
+    spilled: int
+
+    def bounds(self, n: int) -> dict[str, float]:
+        """Return milliseconds of issue, products, exponentials and L2 for N rows."""
+        passes = self.kernel.passes * n * n
+        clocks = PROCESSORS * CLOCK / 1e3
+        return {
+            "issue": passes * self.mix.total() / ISSUED / clocks,
+            "tensor": passes * self.flop / PRODUCT_FLOP[self.kernel.operands] / clocks,
+            "MUFU": passes * self.mix["MUFU"] * 32 / EXPONENTIALS / clocks,
+            "L2": passes * self.kernel.l2_bytes / L2_BYTES_S * 1e3,
+        }
+
+
+def _passes(way: str, columns: int) -> float:
+    """Passes over 16 rows and some columns; N rows meet 2 N columns, 3 N in the gradient."""
+    return (2 if way == "sum" else 3) / (16 * columns)
+
+
+def _pipelined(way: str, terms: int, depth: int) -> Kernel:
+    operands = {1: "bf16", 2: "TF32 as 2 bf16", 3: "float32 as 3 bf16"}[terms]
+    return Kernel(
+        f"info_nce {way}, {operands}, D <= {depth}", "csrc/ops/info_nce/mma.cu",
+        rf"{way}_kernelINS\w?_5ShapeILi{terms}ELi{depth}E", "16 x 64 scores",
+        passes=_passes(way, 64), l2_bytes=64 * (depth * 2 * terms + 8) / 8,
+    )  # fmt: skip
+
+
+def _tiles(way: str, product: str, columns: int, bytes: int) -> Kernel:
+    operands = {"Bf16": "bf16", "Tf32": "TF32"}[product]
+    return Kernel(
+        f"info_nce {way}, {operands}, tiles", "csrc/ops/info_nce/kernels.cu",
+        rf"{way}_kernelINS\w?_\d+{product}ProductE(NS\w?_4bf16E|f)f", f"16 x {columns} scores",
+        longest=True, trips=4, passes=_passes(way, columns), operands=operands.lower(),
+        l2_bytes=columns * 64 * bytes / 4,
+    )  # fmt: skip
+
+
+KERNELS = (
+    *(_pipelined(way, terms, depth)
+      for terms, depth in ((1, 64), (1, 128), (1, 256), (2, 64), (2, 128), (3, 64))
+      for way in ("sum", "grad")),
+    _tiles("sum", "Bf16", 64, 2),
+    _tiles("grad", "Bf16", 64, 2),
+    _tiles("sum", "Tf32", 32, 4),
+    _tiles("grad", "Tf32", 32, 4),
+    Kernel("spmm, float32, D = 64", "csrc/ops/propagate/kernels.cu",
+           r"11spmm_kernelIffLi4ELi16ELb0E", "edges of a row"),
+    Kernel("masked_topk, float32", "csrc/ops/topk/kernels.cu", r"topk_kernelIffE",
+           "features of 128 items x 16 users"),
+)  # fmt: skip
+
+COLUMNS = ("tensor", "MUFU", "FMA", "shared", "copy", "global", "ALU", "control")
+
+
+class Missing(Exception):
+    """A tool that is not installed."""
+
+
+def find(tool: str) -> str:
+    """Return the path of a tool of the CUDA toolkit.
+
+    Raises:
+        Missing: It is nowhere.
+    """
+    home = os.environ.get("CUDA_HOME", "/usr/local/cuda")
+    packages = [str(Path(p) / "nvidia/cu13/bin") for p in sys.path]
+    places = os.pathsep.join([f"{home}/bin", os.environ.get("PATH", ""), *packages])
+    found = shutil.which(tool, path=places)
+    if found is None:
+        hint = "pip install nvidia-cuda-nvdisasm" if tool == "nvdisasm" else "set CUDA_HOME"
+        raise Missing(f"{tool} is neither in {home}/bin nor on PATH nor installed ({hint})")
+    return found
+
+
+def compile_source(source: str, folder: Path) -> tuple[str, str]:
+    """Return the machine code of a source for sm_90 as text, and what ptxas says about it."""
+    binary = folder / (source.replace("/", "_") + ".cubin")
+    command = [find("nvcc"), "-cubin", "-gencode=arch=compute_90,code=sm_90", "-O3", "-std=c++20"]
+    done = subprocess.run(
+        [*command, f"-I{ROOT / 'csrc'}", "-Xptxas", "-v", str(ROOT / source), "-o", str(binary)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise SystemExit(f"error: {source} does not compile:\n{done.stderr}")
+    listing = subprocess.run(
+        [find("nvdisasm"), "-c", str(binary)], capture_output=True, text=True, check=True
+    ).stdout
+    return listing, done.stderr
+
+
+def usage(text: str, mangled: str) -> tuple[int, int]:
+    """Return registers and spilled bytes of a kernel from the words of ptxas."""
+    entry = text.split(f"Compiling entry function '{mangled}'", 1)[1].split("Compiling entry", 1)[0]
+    registers = re.search(r"Used (\d+) registers", entry)
+    spilled = re.findall(r"(\d+) bytes spill", entry)
+    assert registers is not None
+    return int(registers[1]), sum(map(int, spilled))
+
+
+def measure() -> list[Budget]:
+    """Compile and count every kernel."""
+    found = []
+    with tempfile.TemporaryDirectory() as folder:
+        for source in dict.fromkeys(k.source for k in KERNELS):
+            listing, words = compile_source(source, Path(folder))
+            blocks = dict(sass.kernels(listing))
+            for kernel in (k for k in KERNELS if k.source == source):
+                names = [name for name in blocks if re.search(kernel.pattern, name)]
+                if len(names) != 1:
+                    raise SystemExit(f"error: {source}: {kernel.pattern} matches {names}")
+                code = blocks[names[0]]
+                loop = sass.main_loop(code, kernel.longest)
+                assert loop is not None
+                mix = sass.one_pass(code, loop, kernel.longest, kernel.trips)
+                found.append(Budget(kernel, mix, sass.flop(code, loop), *usage(words, names[0])))
+    return found
+
+
+def tables(budgets: list[Budget]) -> str:
+    """Return both tables in Markdown."""
+    head = ["kernel", "a pass covers", "instructions", *COLUMNS, "registers", "spilled bytes"]
+    rows = [
+        [b.kernel.name, b.kernel.unit, f"{'<= ' * b.kernel.longest}{b.mix.total()}",
+         *(str(b.mix[c]) for c in COLUMNS), str(b.registers), str(b.spilled)]
+        for b in budgets
+    ]  # fmt: skip
+    times = ["kernel", "N", "issue", "tensor", "MUFU", "L2"]
+    bounds = [
+        [b.kernel.name, f"{n:,}", *(f"{ms:.3g}" for ms in b.bounds(n).values())]
+        for b in budgets if b.kernel.passes for n in SIZES
+    ]  # fmt: skip
+    return f"{_table(head, rows)}\n\nMilliseconds at least:\n\n{_table(times, bounds)}"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def committed(page: str) -> dict[str, int]:
+    """Return the instructions of every kernel in the table of a page."""
+    block = page.split(BEGIN, 1)[1].split(END, 1)[0].split("Milliseconds", 1)[0]
+    cells = [
+        [c.strip() for c in line.split("|")[1:-1]] for line in block.splitlines() if "|" in line
+    ]
+    return {row[0]: int(row[2].removeprefix("<= ")) for row in cells[2:]}
+
+
+def check(budgets: list[Budget], page: str) -> list[str]:
+    """Return what is worse than the page says."""
+    before, wrong = committed(page), []
+    for budget in budgets:
+        name, total = budget.kernel.name, budget.mix.total()
+        if name not in before:
+            wrong.append(f"{name}: not in the table of {PAGE.name}")
+        elif total > GROWTH * before[name]:
+            wrong.append(f"{name}: {total} instructions in a pass, {before[name]} before")
+        if budget.spilled:
+            wrong.append(f"{name}: {budget.spilled} bytes of registers are spilled")
+    return wrong
+
+
+def main() -> int:
+    """Print, write or check."""
+    parser = argparse.ArgumentParser(prog="python -m tools.cuda_budget",
+                                     description=(__doc__ or "").splitlines()[0])  # fmt: skip
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--check", action="store_true", help="compare with docs/cuda.md")
+    what.add_argument("--write", action="store_true", help="put the tables into docs/cuda.md")
+    options = parser.parse_args()
+    try:
+        budgets = measure()
+    except Missing as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(tables(budgets))
+    page = PAGE.read_text(encoding="utf-8") if options.write or options.check else ""
+    if options.write:
+        before, after = page.split(BEGIN, 1)[0], page.split(END, 1)[1]
+        PAGE.write_text(f"{before}{BEGIN}\n{tables(budgets)}\n{END}{after}", encoding="utf-8")
+    wrong = check(budgets, page) if options.check else []
+    for line in wrong:
+        print(f"error: {line}; if it has to be, run python -m tools.cuda_budget --write",
+              file=sys.stderr)  # fmt: skip
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
