@@ -1,9 +1,9 @@
 """A short pass over every op on one device: small odd sizes, all dtypes, forward and backward.
 
-``python -m benchmarks.gpu_pass [--device cuda] [--dtypes float32 ...]`` holds each result to the
-plain PyTorch of the op in float64 on the CPU and exits 1 where one is off. It is what gpu.sh runs
-under compute-sanitizer, and instead of the tests where pytest is missing. The reductions of a GPU
-are in another order, so the tolerances are those of the dtypes and not of the kernels.
+``python -m benchmarks.gpu_pass [--device cuda] [--dtypes float32 ...] [--only OP ...]`` compares
+each result with the plain PyTorch of the op in float64 on the CPU and exits 1 where one is off.
+gpu.sh runs it, also under compute-sanitizer. The reductions of a GPU are in another order, so the
+tolerances are those of the dtypes and not of the kernels.
 """
 
 from __future__ import annotations
@@ -174,6 +174,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
     parser.add_argument("--dtypes", nargs="+", default=list(TOLERANCE), choices=TOLERANCE)
+    parser.add_argument("--only", nargs="+", metavar="OP", help="default: every op")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit(f"error: torch {torch.__version__} has no usable CUDA device")
@@ -184,6 +185,8 @@ def main() -> int:
         for name, op, mine, truth in (
             *differentiable(options.device, dtype), ranking(options.device, dtype)
         ):  # fmt: skip
+            if options.only and op not in options.only:
+                continue
             reason = why_not_native(op, options.device, getattr(torch, dtype))
             expected = [t.double() for t in truth()]
             error = largest_deviation([t.cpu() for t in mine()], expected)
@@ -191,7 +194,8 @@ def main() -> int:
             failures += wrong
             backend = f"plain PyTorch: {reason}" if reason else "native"
             print(f"{'WRONG' if wrong else 'ok':5s} {name:40s} {error:.1e}  {backend}", flush=True)
-    failures += bool(sampled(options.device))
+    if not options.only or "sample_bpr" in options.only:
+        failures += bool(sampled(options.device))
     print(f"{failures} wrong" if failures else "every op agrees with its reference in float64")
     return 1 if failures else 0
 

@@ -77,12 +77,32 @@ def gather_gb_s(table_rows: int, gathered: int = 4_000_000) -> float:
     return 1e-9 * gathered * 4 * WIDTH * (1 + 1 / 32) / seconds(job)
 
 
+EXPONENTIALS = """
+template <typename T> T exponentials(T x) {
+  for (int n = 0; n < 512; ++n) asm volatile("ex2.approx.ftz.f32 %0, %0;" : "+f"(x));
+  return x;
+}
+"""
+
+
+@functools.cache
+def exponentials_g_s() -> float:
+    """Return the billions of ex2 instructions per second; 0 where torch can't compile a kernel."""
+    x = torch.full((1 << 22,), -1.0, device="cuda")
+    try:
+        kernel = torch.cuda.jiterator._create_jit_fn(EXPONENTIALS)
+        return 1e-9 * 512 * x.numel() / seconds(lambda: kernel(x))
+    except RuntimeError:
+        return 0.0
+
+
 def all_probes() -> dict[str, float]:
     """Return all rates by the names that results use."""
     return {
         "bfloat16_gflop_s": product_gflop_s("bfloat16"),
         "tf32_gflop_s": product_gflop_s("TF32"),
         "float32_gflop_s": product_gflop_s("float32"),
+        "exponentials_g_s": exponentials_g_s(),
         "copy_gb_s": copy_gb_s(),
         "gather_cached_gb_s": gather_gb_s(20_000),
         "gather_gb_s": gather_gb_s(10_000_000),

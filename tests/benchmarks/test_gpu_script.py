@@ -1,4 +1,4 @@
-"""gpu.sh: its order, budgets, resuming and exit codes, with stand-ins for what needs a GPU.
+"""gpu.sh: its calls, budgets, results and exit codes, with stand-ins for what needs a GPU.
 
 What the parts do on a device cannot be tested here. The pass over every op, which compares results
 with the reference, is tested on the CPU.
@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,20 @@ pytestmark = pytest.mark.skipif(
     not (shutil.which("bash") and shutil.which("timeout")), reason="no bash or no timeout"
 )
 
-# Prints its arguments, and fails if a file of that name exists.
+# Prints its arguments; fails or hangs if a file of that name exists.
 PYTHON = """#!/bin/bash
-echo "$*" >> "$STUB/calls"
+echo "${MMSSL_INFO_NCE:-} $*" >> "$STUB/calls"
 echo "${CUDA_HOME-unset}" > "$STUB/cuda-home"
 for word in setup.py benchmarks.gpu_pass pytest bench; do
   case " $* " in *" $word "*)
+    echo "output of $word"
     [ -e "$STUB/fail-$word" ] && exit 1
     [ -e "$STUB/hang-$word" ] && exec sleep 30
   esac
 done
 case "$*" in
-  *"import pytest"*) [ ! -e "$STUB/no-pytest" ] ;;
+  *"e.cuda is not None"*) [ -e "$STUB/binaries" ] || { touch "$STUB/binaries"; exit 1; } ;;
+  *"import msgspec"*) exit 1 ;;
   *"torch.__version__"*) echo torch 2.11 ;;
 esac
 """
@@ -66,82 +69,95 @@ def run(tmp_path):
         calls = (stub / "calls").read_text().splitlines() if (stub / "calls").exists() else []
         return done.returncode, done.stdout + done.stderr, calls
 
-    call.stub = stub
+    call.stub, call.out = stub, tmp_path / "out"
     return call
 
 
-def test_all_parts_in_order_and_once(run, tmp_path):
-    code, text, calls = run()
+def packed(out: Path, call: str) -> set[str]:
+    """Return the names in the one file that a call leaves behind."""
+    assert [p.name for p in out.iterdir()] == [f"gpu-{call}.tar"]
+    with tarfile.open(out / f"gpu-{call}.tar") as archive:
+        return {Path(name).name for name in archive.getnames()} - {call}
+
+
+def test_check_builds_only_what_did_not_come_along(run):
+    code, text, calls = run("check")
     assert code == 0, text
-    marks = [text.index(f"== {part}: ok") for part in ("build", "test", "sanitize", "bench")]
-    assert marks == sorted(marks)
-    assert "NVIDIA Stub" in text
+    assert any("setup.py" in call for call in calls)
+    expected = {
+        f"{name}.log" for name in ("load", "build", "pass", "tests", "memcheck", "racecheck")
+    }
+    assert packed(run.out, "check") == expected | {"machine.txt"}
+    assert "not installed: msgspec" in text and "NVIDIA Stub" in text
+    code, text, calls = run("check")
+    assert code == 0 and not any("setup.py" in call for call in calls)
     shown = "\n".join(calls)
-    for tool in ("memcheck", "racecheck", "initcheck"):
+    for tool in ("memcheck", "racecheck"):
         assert f"sanitizer --tool {tool} --error-exitcode 9 --kernel-name" in shown
-    for suite in ("ops", "step", "evaluate"):
-        assert f"-m mmssl bench {suite} --device cuda --out {tmp_path / 'out'} --budget" in shown
-    assert (tmp_path / "out" / "bench.log").exists()
-    code, text, _ = run()
-    assert code == 0 and text.count("done before") == 4
-    code, text, calls = run("--part", "bench")
-    assert code == 0 and text.count("== ") == 2 and any("bench ops" in call for call in calls)
-    code, text, _ = run("--fresh")
-    assert code == 0 and "done before" not in text
 
 
-def test_a_failed_part_is_run_again(run):
-    (run.stub / "dirty-racecheck").touch()
-    code, text, _ = run()
+def test_ops_measures_both_kernels_of_info_nce(run):
+    code, text, calls = run("ops")
+    assert code == 0, text
+    bench = [call for call in calls if "mmssl bench" in call]
+    assert [call.split()[0] for call in bench] == ["-m", "tiles", "-m", "-m"]
+    assert all("--device cuda" in call and "--smoke" not in call for call in bench)
+    assert {"bounds-before.md", "ceilings.log", "info_nce_tiles.log"} <= packed(run.out, "ops")
+
+
+def test_step(run):
+    code, _, calls = run("step")
+    assert code == 0
+    assert [c.split()[3] for c in calls if "mmssl bench" in c] == ["step", "evaluate"]
+
+
+def test_a_failure_is_reported_and_the_rest_goes_on(run):
+    (run.stub / "binaries").touch()
+    (run.stub / "dirty-memcheck").touch()
+    (run.stub / "fail-pytest").touch()
+    code, text, _ = run("check")
     assert code == 1
-    assert "FOUND SOMETHING, see sanitize-racecheck.log" in text
-    assert "== sanitize: FAILED" in text and "== bench: ok" in text
-    (run.stub / "dirty-racecheck").unlink()
-    code, text, _ = run()
-    assert code == 0 and text.count("done before") == 3 and "== sanitize: ok" in text
+    assert "== memcheck: FAILED" in text and "== racecheck: ok" in text
+    assert "== tests: FAILED" in text and "output of pytest" in text
+    assert "tests.log" in packed(run.out, "check")
 
 
 def test_nothing_follows_a_build_that_fails(run):
     (run.stub / "fail-setup.py").touch()
-    code, text, _ = run()
-    assert code == 1 and "== build: FAILED" in text and "== test" not in text
+    code, text, _ = run("check")
+    assert code == 1 and "== build: FAILED" in text and "== pass" not in text
+    assert "build.log" in packed(run.out, "check")
 
 
-def test_without_pytest_the_short_pass_remains(run):
-    (run.stub / "no-pytest").touch()
-    code, text, calls = run("--part", "test")
-    assert code == 0 and "pytest or hypothesis is missing" in text
-    assert any("benchmarks.gpu_pass" in call for call in calls)
-    assert not any("-m pytest" in call for call in calls)
-
-
-def test_a_part_stops_at_its_budget(run):
+def test_a_stage_stops_at_its_budget(run):
+    (run.stub / "binaries").touch()
     (run.stub / "hang-benchmarks.gpu_pass").touch()
-    code, text, _ = run("--part", "test", TEST_S="1")
-    assert code == 1 and "== test: FAILED" in text
+    code, text, _ = run("check", CHECK_S="4")
+    assert code == 1 and "== pass: stopped at its 1 s" in text
 
 
-def test_without_the_sanitizer(run):
-    (run.stub / "cuda" / "bin" / "compute-sanitizer").unlink()
-    if shutil.which("compute-sanitizer"):
-        pytest.skip("there is a compute-sanitizer on PATH")
-    code, text, _ = run("--part", "sanitize")
-    assert code == 0 and "== sanitize: left out" in text
+def test_a_rehearsal_needs_no_gpu(run):
+    for call in ("check", "ops", "step"):
+        code, text, calls = run(call, "--rehearse")
+        assert code == 0, text
+        assert not any("cuda" in c.split("import")[0] and "--device" in c for c in calls)
+        assert not any("sanitizer" in c or "setup.py" in c for c in calls)
+        (run.out / f"gpu-{call}.tar").unlink()
 
 
 def test_cuda_home_is_set_only_where_it_exists(run):
     for home, seen in ((str(run.stub / "cuda"), str(run.stub / "cuda")), ("/nowhere", "unset")):
-        assert run("--part", "build", CUDA_HOME=home)[0] == 0
+        assert run("step", CUDA_HOME=home)[0] == 0
         assert (run.stub / "cuda-home").read_text().strip() == seen
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--part", "deploy"], "--part: expected one of build test sanitize bench, got deploy"),
-        (["--part"], "--part needs a value"),
-        (["--wheels", "/nowhere"], "--wheels: expected a folder, got /nowhere"),
-        (["--quick"], "unknown option --quick"),
+        ([], "expected check, ops or step"),
+        (["deploy"], "expected check, ops or step, got deploy"),
+        (["check", "--wheels"], "--wheels needs a value"),
+        (["check", "--wheels", "/nowhere"], "--wheels: expected a folder, got /nowhere"),
     ],
 )
 def test_bad_options(run, arguments, message):
@@ -150,7 +166,7 @@ def test_bad_options(run, arguments, message):
 
 
 def test_without_a_device(run):
-    code, text, _ = run(PYTHON="/bin/false")
+    code, text, _ = run("check", PYTHON="/bin/false")
     assert code == 2 and "has no torch with a usable CUDA device" in text
 
 
