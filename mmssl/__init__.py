@@ -1,6 +1,6 @@
 """MMSSL, the multi-modal self-supervised recommender (WWW 2023), and its ops.
 
-``from mmssl import ops, InteractionGraph, GraphView, Recommender, Run, train, load,
+``from mmssl import ops, InteractionGraph, GraphView, GraphBuffer, Recommender, Run, train, load,
 keep_freed_memory``. Importing the package has no side effects; each of these names is loaded on
 first use.
 """
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from mmssl import ops
     from mmssl.api import Run, load, train
     from mmssl.graph import InteractionGraph
+    from mmssl.graph_buffer import GraphBuffer
     from mmssl.memory import keep_freed_memory
     from mmssl.serving.recommender import Recommender
     from mmssl.view import GraphView
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "GraphBuffer",
     "GraphView",
     "InteractionGraph",
     "Recommender",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "GraphBuffer": "mmssl.graph_buffer",
     "GraphView": "mmssl.view",
     "InteractionGraph": "mmssl.graph",
     "Recommender": "mmssl.serving.recommender",

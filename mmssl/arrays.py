@@ -64,6 +64,8 @@ def as_numbers(name: str, values: Any, device: torch.device | None = None) -> Te
         if _kind(values.dtype) not in "iuf":
             raise InputError(f"{name}: expected real numbers, got {values.dtype}")
         numbers = values if values.dtype == torch.float64 else values.float()
+        if torch.compiler.is_compiling():  # a tracer can't tell, and makes tensors of its own
+            return numbers
         return numbers.clone() if numbers.is_inference() else numbers
     array = number_column(name, values)
     wide = array.dtype.kind == "f" and array.dtype.itemsize >= 8

@@ -5,6 +5,7 @@ Legend: U users, I items, E edges.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -29,6 +30,7 @@ from mmssl.normalization import Normalization as Normalization
 from mmssl.normalization import check_finite, normalized
 from mmssl.plain import is_plain, plain_tensors
 from mmssl.view import GraphView as GraphView
+from mmssl.view import moved
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -228,6 +230,8 @@ class InteractionGraph:
     def with_value(self, value: Any) -> InteractionGraph:
         """Build the graph of the same edges with other values, without sorting.
 
+        In a call that ``torch.compile`` or ``torch.export`` traces, the values are not checked.
+
         Args:
             value: (E,) finite edge values as in :meth:`from_edges`, in the order of this graph's
                 edges: by user, then by item, ``(graph.ui.row_of_edge(), graph.index.col)``.
@@ -340,10 +344,14 @@ class InteractionGraph:
         return kept
 
     def to(self, device: torch.device | str) -> InteractionGraph:
-        """Return the same graph on another device."""
-        index = GraphIndex(*(t.to(device) for t in self.index if t is not None))
-        value = None if self.value is None else self.value.to(device)
-        return InteractionGraph(index, self.normalization, value)
+        """Return the same graph on another device, with the same scales; itself if it is there."""
+        if torch.device(device) == self.device:
+            return self
+        graph, arrays = copy.copy(self), dict[int, Tensor]()
+        with plain_tensors():
+            for name, part in vars(self).items():
+                object.__setattr__(graph, name, moved(part, device, arrays))
+        return graph
 
 
 def _check_normalization(normalization: Any) -> None:

@@ -33,10 +33,12 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
 
     The scales of a binary graph and of ordinary values stay separate from the values. They are
     multiplied into the values, in float64, if a gradient has to flow through them or if a degree is
-    so small or large that its float32 scale would overflow or lose digits.
+    so small or large that its float32 scale would overflow or lose digits, and in a traced call,
+    which can't depend on values.
 
     Raises:
-        InputError: the values of a row do not sum to a positive number, other than all being 0.
+        InputError: the values of a row do not sum to a positive number, other than all being 0. Not
+            checked in a traced call.
     """
     if normalization == "none":
         return Normalized(ui_value=value, iu_value=value)
@@ -46,12 +48,13 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
         return Normalized(_power(user_degree, power), _power(item_degree, power))
     wide = value.double()
     user_degree, item_degree = _sums(index, wide)
-    _check_degrees(index, normalization, wide.detach(), (user_degree, item_degree))
-    degrees = torch.cat([user_degree, item_degree]).detach()
-    ordinary = (degrees == 0) | ((degrees >= _SMALLEST) & (degrees <= _LARGEST))
-    if not value.requires_grad and bool(ordinary.all()):
-        user_scale = _power(user_degree.to(value.dtype), power)
-        return Normalized(user_scale, _power(item_degree.to(value.dtype), power), value, value)
+    if not torch.compiler.is_compiling():
+        _check_degrees(index, normalization, wide.detach(), (user_degree, item_degree))
+        degrees = torch.cat([user_degree, item_degree]).detach()
+        ordinary = (degrees == 0) | ((degrees >= _SMALLEST) & (degrees <= _LARGEST))
+        if not value.requires_grad and bool(ordinary.all()):
+            user_scale = _power(user_degree.to(value.dtype), power)
+            return Normalized(user_scale, _power(item_degree.to(value.dtype), power), value, value)
     user, item = rows_of(index.rowptr, value.numel()), index.col.long()
     by_user, by_item = _divided(wide, user_degree[user], power), None
     if normalization == "sym":
@@ -62,8 +65,8 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
 
 
 def check_finite(index: GraphIndex, value: Tensor) -> None:
-    """Refuse NaN and infinity among (E,) edge values by user."""
-    if value.numel() == 0:
+    """Refuse NaN and infinity among (E,) edge values by user, except in a traced call."""
+    if value.numel() == 0 or torch.compiler.is_compiling():
         return
     low, high = torch.aminmax(value.detach())  # NaN if any value is
     if bool(torch.isfinite(low) & torch.isfinite(high)):

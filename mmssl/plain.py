@@ -12,7 +12,7 @@ from torch import Tensor
 @contextmanager
 def plain_tensors() -> Iterator[None]:
     """Leave inference mode, so that the tensors made here can later take part in training."""
-    if not torch.is_inference_mode_enabled():
+    if torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
         yield
         return
     # Leaving inference mode turns gradients on, which its user wants off.

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mmssl.convert import Entries, entries_of_scipy, entries_of_torch
-from mmssl.indexing import build_index, index_of_values, rows_of
+from mmssl.indexing import GraphIndex, build_index, index_of_values, rows_of
 from mmssl.plain import plain_tensors
 
 
@@ -190,3 +190,23 @@ class GraphView:
         )
         size = (self.num_rows, self.num_cols)
         return sparse.csr_matrix((value, col, rowptr), shape=size, copy=True)
+
+
+def moved(part: Any, device: torch.device | str, arrays: dict[int, Tensor]) -> Any:
+    """Move what a graph consists of to a device.
+
+    Args:
+        part: A tensor, an index or a view; anything else is returned as it is.
+        device: Where to.
+        arrays: What has been moved so far by the id of the original, since the index and both views
+            of a graph share their arrays.
+    """
+    if isinstance(part, Tensor):
+        if id(part) not in arrays:
+            arrays[id(part)] = part.to(device)
+        return arrays[id(part)]
+    if isinstance(part, GraphIndex):
+        return GraphIndex(*(moved(array, device, arrays) for array in part))
+    if isinstance(part, GraphView):
+        return GraphView(**{name: moved(t, device, arrays) for name, t in vars(part).items()})
+    return part
