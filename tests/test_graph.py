@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mmssl import indexing, ops
 from mmssl.errors import InputError
 from mmssl.graph import NORMALIZATIONS, InteractionGraph
+from mmssl.models.embeddings import Embeddings
 from mmssl.ops import sample_bpr
 from mmssl.serving.tables import ServingTables
 
@@ -268,7 +269,7 @@ def test_inference_mode_does_not_turn_gradients_on():
 def test_tables_of_cold_items_are_kept_outside_inference_mode():
     tables = ServingTables(
         name="t", model="m", data_hash="h", seen="train",
-        user=torch.rand(9, 2), item=torch.rand(10, 2),
+        scorer=Embeddings(torch.rand(9, 2), torch.rand(10, 2)),
         graph=InteractionGraph.from_edges(range(9), range(9), 9, 10),
         train_degree=(torch.arange(10) < 9).long(),
         features={"text": torch.rand(10, 3)},
