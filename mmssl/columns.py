@@ -83,13 +83,11 @@ def _asarray(name: str, values: Any) -> npt.NDArray[Any]:
     except (ValueError, TypeError, RuntimeError) as error:
         reason = str(error).strip().splitlines()
         raise InputError(
-            f"{name}: expected a one-dimensional array of numbers, got {type(values).__name__} "
+            f"{name}: expected an array of numbers, got {type(values).__name__} "
             f"({reason[0] if reason else type(error).__name__:.100})"
         ) from error
     if array.ndim == 0 and array.dtype == object:
-        raise InputError(
-            f"{name}: expected a one-dimensional array of numbers, got {type(values).__name__}"
-        )
+        raise InputError(f"{name}: expected an array of numbers, got {type(values).__name__}")
     return array
 
 

@@ -63,7 +63,10 @@ class GraphBuffer(nn.Module):
     def __init__(self, graph: InteractionGraph, *, persistent: bool = True) -> None:
         super().__init__()
         if not isinstance(graph, InteractionGraph):
-            raise InputError(f"graph: expected an InteractionGraph, got {type(graph).__name__}")
+            raise InputError(
+                f"graph: expected an InteractionGraph, got {type(graph).__name__}; for any sparse "
+                "matrix, take InteractionGraph.from_torch(matrix, normalization='none') and its ui"
+            )
         if graph.value is not None and graph.value.requires_grad:
             raise InputError(
                 "graph.value: expected a tensor that does not require a gradient, got one that "

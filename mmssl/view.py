@@ -147,6 +147,13 @@ class GraphView:
             weight = weight * self.row_scale.to(dtype)[self.row_of_edge()]
         return weight
 
+    def to(self, device: torch.device | str) -> GraphView:
+        """Return the same view on another device; itself if it is there."""
+        if torch.device(device) == self.device:
+            return self
+        view: GraphView = moved(self, device, {})
+        return view
+
     def to_dense(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the dense (R, C) matrix, for tests and small examples."""
         dense = torch.zeros(self.num_rows, self.num_cols, dtype=dtype, device=self.device)

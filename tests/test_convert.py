@@ -260,6 +260,14 @@ def test_a_view_multiplies_as_its_matrix_does():
     assert torch.equal(view.to_sparse_csr().values(), adjacency.values())
 
 
+def test_a_view_moves():
+    view = GraphView.from_torch(torch.tensor([[0.0, 2.0], [1.0, 0.0]]).to_sparse())
+    assert view.to("cpu") is view
+    moved = view.to("meta")
+    assert moved.device.type == moved.value.device.type == moved.t_edge.device.type == "meta"
+    assert (moved.num_rows, moved.num_cols, moved.nnz, moved.edge) == (2, 2, 2, None)
+
+
 def test_memory_is_shared_where_it_says_so():
     values = torch.tensor([1.0, 2.0, 3.0])
     coo = torch.sparse_coo_tensor([[0, 0, 1], [0, 1, 1]], values, (2, 2), is_coalesced=True)

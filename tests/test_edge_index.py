@@ -81,7 +81,7 @@ def test_sizes_of_an_edge_index_object():
         (torch.zeros(3).long(), r"shape \(2, E\), users in row 0 and items in row 1, got \(3,\)$"),
         (torch.zeros(2, 3), "expected integer ids, got torch.float32"),
         (torch.eye(2).to_sparse(), "expected a dense tensor, got one of layout torch.sparse_coo"),
-        (None, "expected a one-dimensional array of numbers, got NoneType"),
+        (None, "expected an array of numbers, got NoneType"),
         (EdgeIndex([[0], [3]], sparse_size=(5, 5)), "^num_users: expected 5, as the sparse_size"),
         (
             EdgeIndex([[0, 1], [1, 0]], is_undirected=True),

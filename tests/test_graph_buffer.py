@@ -193,7 +193,9 @@ def test_another_state_is_refused_in_one_line(change, message):
 
 
 def test_what_can_be_kept():
-    with pytest.raises(InputError, match="^graph: expected an InteractionGraph, got GraphView$"):
+    with pytest.raises(
+        InputError, match="^graph: expected an InteractionGraph, got GraphView; for"
+    ):
         GraphBuffer(make_graph().ui)
     value = torch.ones(2, requires_grad=True)
     graph = InteractionGraph.from_edges([0, 1], [0, 1], 2, 2, value=value)
