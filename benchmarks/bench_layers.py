@@ -26,7 +26,6 @@ from mmssl.graph import GraphView
 from mmssl.ops.dispatch import why_not_native
 from mmssl.ops.keep_mask import mask_from_seed
 from mmssl.ops.masked_similarity import masked_similarity_reference
-from mmssl.ops.norm_act import norm_act_reference
 from mmssl.ops.product import product
 from mmssl.ops.view_attention import view_attention_reference
 
@@ -96,11 +95,8 @@ def norm_act(n: int, h: int, device: str) -> Layer:
 
     def in_float64() -> tuple[Tensor, ...]:
         wide = tuple(t.detach().double().requires_grad_() for t in trained)
-        written_out = {
-            **options, "running_mean": None, "running_var": None,
-            "momentum": 0.1, "eps": 1e-5, "negative_slope": 0.2,
-        }  # fmt: skip
-        return Work(lambda: norm_act_reference(*wide, **written_out), wide, (grad.double(),)).full()
+        reference = with_backend("reference", ops.norm_act)
+        return Work(lambda: reference(*wide, **options), wide, (grad.double(),)).full()
 
     def work(function: Callable[..., Tensor], **given: Any) -> Work:
         return Work(functools.partial(function, *trained, **given), trained, (grad,))

@@ -45,20 +45,14 @@ def make_dataset(num_users: int = 80, num_items: int = 50, seed: int = 0) -> Int
     chance = np.where(user_taste[:, None] == item_taste[None, :], 0.5, 0.05)
     chance[0] = 0.2  # every user has an interaction
     user, item = np.nonzero(rng.random(chance.shape) < chance)
-    train, val, test = random_holdout(user, item, seed=seed)
+    splits = zip(("train", "val", "test"), random_holdout(user, item, seed=seed), strict=True)
     centers = rng.normal(size=(2, 4, 12))
     features = {
         name: (centers[m, item_taste] + 0.3 * rng.normal(size=(num_items, 12))).astype(np.float32)
         for m, name in enumerate(("image", "text"))
     }
     return InteractionDataset(
-        name="tiny",
-        num_users=num_users,
-        num_items=num_items,
-        train=train,
-        val=val,
-        test=test,
-        features=features,
+        name="tiny", num_users=num_users, num_items=num_items, features=features, **dict(splits)
     )
 
 

@@ -86,6 +86,22 @@ def check_shape(name: str, x: Tensor, shape: Sequence[int]) -> None:
         raise InputError(f"{name}: expected shape {tuple(shape)}, got {tuple(x.shape)}")
 
 
+def check_tables(user_emb: Any, item_emb: Any) -> None:
+    """Check for the (U, D) and (I, D) embeddings of users and items."""
+    check_tensor("user_emb", user_emb, dims="(U, D)")
+    check_tensor("item_emb", item_emb, dims="(I, D)", like=user_emb)
+    check_shape("item_emb", item_emb, (item_emb.shape[0], user_emb.shape[1]))
+
+
+def check_row_count(name: str, x: Tensor, rows: int, of: str) -> None:
+    """Check a matrix for this number of rows, one for each ``of``, and for a column."""
+    if x.shape[0] != rows or x.shape[1] == 0:
+        raise InputError(
+            f"{name}: expected shape ({rows}, D) with D >= 1, one row per {of}, "
+            f"got {tuple(x.shape)}"
+        )
+
+
 def check_number(name: str, x: Any, low: float, high: float, expected: str) -> None:
     """Check for a real number in [low, high); NaN and bool are refused."""
     if isinstance(x, bool) or not isinstance(x, _REAL) or not low <= x < high:

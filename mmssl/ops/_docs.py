@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import mmssl.ops  # noqa: F401  (declares the ops)
-from mmssl.ops._registry import KERNEL_DTYPES, OPS, Op
+from mmssl.ops._registry import KERNEL_DTYPES, OPS, Op, Words
 
 _MARK = re.compile(r"(<!-- ops: (\w+) -->\n).*?(<!-- /ops -->)", re.DOTALL)
 
@@ -24,17 +24,24 @@ def _dtypes(dtypes: tuple[torch.dtype, ...]) -> str:
     return ", ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
 
 
-def _cell(op: Op, device: str) -> str:
+def _public() -> list[tuple[Op, Words]]:
+    return [(op, op.words) for op in OPS.values() if op.words is not None]
+
+
+def _link(op: Op, words: Words, folder: str) -> str:
+    return f"[`{op.name}`]({folder}{words.page or op.name}.md)"
+
+
+def _cell(op: Op, note: str, device: str) -> str:
     """Describe what runs on a device."""
-    note = op.notes.get(device, "")
     if device not in op.dtypes or not op.operators:
         return note or "plain PyTorch"
     if device == "cuda":
         return "kernels compiled, not run on a GPU yet"
-    words = ["native: AVX-512, AVX2, portable" if op.dtypes[device] == KERNEL_DTYPES else "native"]
+    parts = ["native: AVX-512, AVX2, portable" if op.dtypes[device] == KERNEL_DTYPES else "native"]
     if op.dtypes[device] == KERNEL_DTYPES:
-        words.append(_dtypes(op.dtypes[device]))
-    return "; ".join([*words, note] if note else words)
+        parts.append(_dtypes(op.dtypes[device]))
+    return "; ".join([*parts, note] if note else parts)
 
 
 def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
@@ -45,20 +52,18 @@ def _table(header: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
 def readme() -> str:
     """Return the table of README.md: the op and what runs on each device."""
     rows = [
-        (f"[`{op.name}`](docs/ops/{op.page or op.name}.md)", _cell(op, "cpu"), _cell(op, "cuda"))
-        for op in OPS.values()
-        if op.public
+        (
+            _link(op, words, "docs/ops/"),
+            *(_cell(op, words.notes.get(device, ""), device) for device in ("cpu", "cuda")),
+        )
+        for op, words in _public()
     ]
     return _table(("op", "CPU", "CUDA"), rows)
 
 
 def index() -> str:
     """Return the table of docs/ops/index.md: what an op computes and what it never holds."""
-    rows = [
-        (f"[`{op.name}`]({op.page or op.name}.md)", op.equals, op.avoids)
-        for op in OPS.values()
-        if op.public
-    ]
+    rows = [(_link(op, words, ""), words.equals, words.avoids) for op, words in _public()]
     return _table(("op", "equals", "never holds"), rows)
 
 

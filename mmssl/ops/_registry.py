@@ -9,92 +9,69 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from mmssl import _extension
-from mmssl.graph import InteractionGraph, Normalization
 from mmssl.ops._autograd import Operator, register
+from mmssl.ops._cases import Bad, Sample
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
 
 
-class Sample(NamedTuple):
-    """Valid arguments of a public op."""
+@dataclass(frozen=True)
+class Contract:
+    """What ``tests/ops/test_all_ops.py`` checks an op on."""
 
-    label: str
-    arguments: dict[str, Any]
-    tiny: bool = True
-    """Small enough for numerical differentiation."""
-    devices: tuple[str, ...] = ("cpu", "cuda")
-    """Device types with a kernel for these arguments, among those of the op."""
-
-
-class Bad(NamedTuple):
-    """One wrong argument and the start of the message that it must cause (a regular expression)."""
-
-    argument: str
-    value: Any
-    message: str
+    samples: Callable[[torch.dtype], Iterable[Sample]]
+    """Valid arguments in a dtype: typical, empty, one row, odd sizes, strided, every option."""
+    bad: Callable[[], Iterable[Bad]] = tuple
+    """Wrong arguments, each of which replaces one of the first sample."""
+    differentiable: tuple[str, ...] = ()
+    """Arguments that get a gradient; ``view.value`` stands for the edge values of a graph view."""
+    derivatives: int = 1
+    """How often the result can be differentiated."""
 
 
-def sample_graph(
-    users: int,
-    items: int,
-    edges: int,
-    normalization: Normalization = "row_sqrt",
-    valued: bool = False,
-) -> InteractionGraph:
-    """Build a graph of random edges for a sample.
+@dataclass(frozen=True)
+class Words:
+    """What the tables of the documentation say about an op."""
 
-    Args:
-        users: U.
-        items: I.
-        edges: number of drawn edges; repeated ones are merged.
-        normalization: as in :class:`mmssl.graph.InteractionGraph`.
-        valued: whether the edges have values.
-    """
-    generator = torch.Generator().manual_seed(users + edges)
-    user, item = (torch.randint(max(n, 1), (edges,), generator=generator) for n in (users, items))
-    value = torch.rand(edges, generator=generator) + 0.5 if valued else None
-    return InteractionGraph.from_edges(
-        user, item, users, items, normalization=normalization, value=value
-    )
+    equals: str
+    """What it computes."""
+    avoids: str
+    """What it never holds in memory."""
+    notes: Mapping[str, str] = field(default_factory=dict)
+    """Device type -> remark for the table of the README."""
+    page: str = ""
+    """Page in docs/ops/; the name of the op if empty."""
 
 
 @dataclass(frozen=True)
 class Op:
     """Everything that the rest of the package and its tests know about one op."""
 
-    name: str
     function: Callable[..., Any]
-    """The public function, or the internal one where ``public`` is False."""
-    reference: Callable[..., Any]
-    """The same in plain PyTorch, with the same arguments."""
-    samples: Callable[[torch.dtype], Iterable[Sample]]
-    """Valid arguments in a dtype: typical, empty, one row, odd sizes, strided, every option."""
+    contract: Contract
+    words: Words | None
+    """None for an internal op, which the documentation leaves out."""
     dtypes: Mapping[str, tuple[torch.dtype, ...]] = field(default_factory=dict)
     """Device type -> dtypes that have a kernel; an empty tuple for a kernel without a dtype."""
     operators: tuple[Operator, ...] = ()
     """The compiled operators that only this op owns, those of its backward passes included."""
-    differentiable: tuple[str, ...] = ()
-    """Arguments that get a gradient; ``view.value`` stands for the edge values of a graph view."""
-    derivatives: int = 1
-    """How often the result can be differentiated."""
-    bad: Callable[[], Iterable[Bad]] = tuple
-    """Wrong arguments; the contract suite applies each to the first sample."""
-    equals: str = ""
-    """What the op computes, for the table of the documentation."""
-    avoids: str = ""
-    """What the op never holds in memory, for the same table."""
-    notes: Mapping[str, str] = field(default_factory=dict)
-    """Device type -> remark for the table of the README."""
-    page: str = ""
-    """Page in docs/ops/; the name of the op if empty."""
     folder: str = ""
     """Folder of the kernels in csrc/ops/; the name of the op if empty, "-" without kernels."""
-    public: bool = True
+
+    @property
+    def name(self) -> str:
+        """The name of the function."""
+        return self.function.__name__
+
+    @property
+    def public(self) -> bool:
+        """Whether users call it."""
+        return self.words is not None
 
 
 OPS: dict[str, Op] = {}

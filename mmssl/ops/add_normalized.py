@@ -15,8 +15,9 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._cases import Bad, Sample
 from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor, promoted
-from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
+from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -121,18 +122,10 @@ def _bad() -> Iterator[Bad]:
 
 declare(
     Op(
-        name="add_normalized",
-        function=add_normalized,
-        reference=add_normalized_reference,
-        samples=_samples,
+        add_normalized,
+        Contract(_samples, _bad, differentiable=("base", "x")),
+        Words("a table plus the normalized rows of M views", "the normalized views"),
         dtypes={"cpu": KERNEL_DTYPES},
-        operators=(
-            _FORWARD,
-            _BACKWARD,
-        ),
-        differentiable=("base", "x"),
-        bad=_bad,
-        equals="a table plus the normalized rows of M views",
-        avoids="the normalized views",
+        operators=(_FORWARD, _BACKWARD),
     )
 )

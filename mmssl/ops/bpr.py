@@ -13,14 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.ops._autograd import Operator, eager
-from mmssl.ops._checks import (
-    accumulation_dtype,
-    check_ids,
-    check_shape,
-    check_tensor,
-    promoted,
-)
-from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
+from mmssl.ops._cases import Bad, Sample
+from mmssl.ops._checks import accumulation_dtype, check_ids, check_shape, check_tables, promoted
+from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -93,9 +88,7 @@ def bpr_loss(
     Implicit Feedback", UAI 2009.
     """
     user_emb, item_emb = promoted(user_emb, item_emb)
-    check_tensor("user_emb", user_emb, dims="(U, D)")
-    check_tensor("item_emb", item_emb, dims="(I, D)", like=user_emb)
-    check_shape("item_emb", item_emb, (item_emb.shape[0], user_emb.shape[1]))
+    check_tables(user_emb, item_emb)
     for name, ids in (("users", users), ("pos_items", pos_items), ("neg_items", neg_items)):
         check_ids(name, ids, None, user_emb.device)
         check_shape(name, ids, users.shape)
@@ -146,22 +139,14 @@ def _save(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, Tensor, Te
 
 
 def _backward(ctx: Any, grad_loss: Tensor, grad_squares: Tensor) -> tuple[Tensor, Tensor]:
-    user_emb, item_emb, users, pos_items, neg_items, slope = ctx.saved_tensors
+    inputs = ctx.saved_tensors
+    users, pos_items, neg_items = inputs[2:5]
     user_order = item_order = None
-    if user_emb.is_cuda:  # the kernel wants the positions of a row sorted; the CPU links them
+    if users.is_cuda:  # the kernel wants the positions of a row sorted; the CPU links them
         user_order = torch.argsort(users, stable=True)
         item_order = torch.argsort(torch.cat([pos_items, neg_items]), stable=True)
     grads: tuple[Tensor, Tensor] = _call_backward(
-        grad_loss,
-        grad_squares,
-        user_emb,
-        item_emb,
-        users,
-        pos_items,
-        neg_items,
-        slope,
-        user_order,
-        item_order,
+        grad_loss, grad_squares, *inputs, user_order, item_order
     )
     return grads
 
@@ -217,19 +202,11 @@ def _bad() -> Iterator[Bad]:
 
 declare(
     Op(
-        name="bpr_loss",
-        function=bpr_loss,
-        reference=bpr_loss_reference,
-        samples=_samples,
+        bpr_loss,
+        Contract(_samples, _bad, differentiable=("user_emb", "item_emb")),
+        Words("BPR and the L2 of its rows", "three gathered copies"),
         dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
-        operators=(
-            _FORWARD,
-            _BACKWARD,
-        ),
-        differentiable=("user_emb", "item_emb"),
-        bad=_bad,
-        equals="BPR and the L2 of its rows",
-        avoids="three gathered copies",
+        operators=(_FORWARD, _BACKWARD),
         folder="bpr",
     )
 )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._cases import Bad, Sample
 from mmssl.ops._checks import accumulation_dtype, promoted, without_autocast
 from mmssl.ops._info_nce_forms import (
     Form,
@@ -23,7 +24,7 @@ from mmssl.ops._info_nce_forms import (
     info_nce_reference,
     reduced,
 )
-from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
+from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -175,29 +176,15 @@ def _compute(
     positive: Tensor,
     temperature: Tensor,
     negatives: Tensor | None,
-    intra_view: bool,
-    symmetric: bool,
-    eps: float,
-    tf32: bool,
-    target: Tensor | None,
-    in_batch: bool,
-    reduction: str,
+    *options: Any,
 ) -> tuple[Tensor, Tensor]:
     """The operator with its reduction: one node of the graph instead of five.
 
     That saves a fifth of the time of a small problem.
     """
+    *flags, target, in_batch, reduction = options
     loss, saved = torch.ops.mmssl.info_nce(
-        _pairs(anchor),
-        _pairs(positive),
-        temperature,
-        negatives,
-        intra_view,
-        symmetric,
-        eps,
-        tf32,
-        _ids(target),
-        in_batch,
+        _pairs(anchor), _pairs(positive), temperature, negatives, *flags, _ids(target), in_batch
     )
     return reduced(loss.reshape(anchor.shape[:-1]), None, reduction), saved
 
@@ -209,12 +196,9 @@ def _fake(
     negatives: Tensor | None,
     intra_view: bool,
     symmetric: bool,
-    eps: float,
-    tf32: bool,
-    target: Tensor | None = None,
-    in_batch: bool = True,
+    *_: Any,
 ) -> tuple[Tensor, Tensor]:
-    pairs, n, _ = anchor.shape
+    pairs, n = anchor.shape[:2]
     loss = anchor.new_empty(pairs, n, dtype=accumulation_dtype(anchor.dtype))
     return loss, anchor.new_empty(2 + symmetric, pairs, n, dtype=torch.float64)
 
@@ -376,20 +360,15 @@ def _bad() -> Iterator[Bad]:
 
 declare(
     Op(
-        name="info_nce",
-        function=info_nce,
-        reference=info_nce_reference,
-        samples=_samples,
-        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
-        operators=(
-            _FORWARD,
-            _BACKWARD,
+        info_nce,
+        Contract(_samples, _bad, differentiable=("anchor", "positive", "temperature", "negatives")),
+        Words(
+            "InfoNCE on cosines: negatives in the batch, of the same view or given; positives in "
+            "pairs, by index (a softmax over a catalog) or by labels",
+            "a matrix of scores",
+            notes={"cpu": "bfloat16 by AMX or AVX512-BF16 where available"},
         ),
-        differentiable=("anchor", "positive", "temperature", "negatives"),
-        bad=_bad,
-        equals="InfoNCE on cosines: negatives in the batch, of the same view or given; "
-        "positives in pairs, by index (a softmax over a catalog) or by labels",
-        avoids="a matrix of scores",
-        notes={"cpu": "bfloat16 by AMX or AVX512-BF16 where available"},
+        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        operators=(_FORWARD, _BACKWARD),
     )
 )

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator
+from mmssl.ops._cases import Bad, Sample
 from mmssl.ops._checks import check_number
-from mmssl.ops._registry import Bad, Op, Sample, declare
+from mmssl.ops._registry import Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 _STEPS = 1 << 16
@@ -138,16 +139,10 @@ def _bad() -> Iterator[Bad]:
 
 declare(
     Op(
-        name="keep_mask",
-        function=keep_mask,
-        reference=keep_mask_reference,
-        samples=_samples,
+        keep_mask,
+        Contract(_samples, _bad, derivatives=0),
+        Words("the mask and the factor of dropout", "a serial generator", page="norm_act"),
         dtypes={"cpu": (torch.uint8,)},
         operators=(Operator("keep_mask", fake=_fake),),
-        derivatives=0,
-        bad=_bad,
-        equals="the mask and the factor of dropout",
-        avoids="a serial generator",
-        page="norm_act",
     )
 )

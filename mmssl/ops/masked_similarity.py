@@ -17,15 +17,17 @@ from torch import Tensor
 from mmssl.graph import GraphView
 from mmssl.indexing import edges_of_rows, row_edges
 from mmssl.ops._autograd import under_torch_func
+from mmssl.ops._cases import Bad, Sample, sample_graph
 from mmssl.ops._checks import (
     check_ids,
     check_shape,
+    check_tables,
     check_tensor,
     check_view,
     promoted,
     without_autocast,
 )
-from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare, sample_graph
+from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.product import gram, product
 from mmssl.ops.propagate import spmm
@@ -184,9 +186,7 @@ def masked_similarity(
 
 def check_rows(user_emb: Tensor, item_emb: Tensor, users: Tensor, exclude: GraphView) -> None:
     """Raise InputError unless these are valid arguments of :func:`masked_similarity`."""
-    check_tensor("user_emb", user_emb, dims="(U, D)")
-    check_tensor("item_emb", item_emb, dims="(I, D)", like=user_emb)
-    check_shape("item_emb", item_emb, (item_emb.shape[0], user_emb.shape[1]))
+    check_tables(user_emb, item_emb)
     check_ids("users", users, user_emb.shape[0], user_emb.device)
     check_view("exclude", exclude, shape=(user_emb.shape[0], item_emb.shape[0]))
 
@@ -292,31 +292,35 @@ def _linear_bad() -> Iterator[Bad]:
 
 declare(
     Op(
-        name="masked_similarity",
-        function=masked_similarity,
-        reference=masked_similarity_reference,
-        samples=lambda dtype: _samples(dtype, False),
-        differentiable=("user_emb", "item_emb"),
-        derivatives=2,
-        bad=_bad,
-        equals="normalized score rows with train items at 0",
-        avoids="nothing: it returns the B x I matrix",
-        page="masked_similarity_linear",
+        masked_similarity,
+        Contract(
+            lambda dtype: _samples(dtype, False),
+            _bad,
+            differentiable=("user_emb", "item_emb"),
+            derivatives=2,
+        ),
+        Words(
+            "normalized score rows with train items at 0",
+            "nothing: it returns the B x I matrix",
+            page="masked_similarity_linear",
+        ),
         folder="-",
     )
 )
 declare(
     Op(
-        name="masked_similarity_linear",
-        function=masked_similarity_linear,
-        reference=masked_similarity_linear_reference,
-        samples=lambda dtype: _samples(dtype, True),
+        masked_similarity_linear,
+        Contract(
+            lambda dtype: _samples(dtype, True),
+            _linear_bad,
+            differentiable=("user_emb", "item_emb", "weight"),
+        ),
+        Words(
+            "a linear layer on these rows",
+            "a B x I matrix",
+            notes=dict.fromkeys(("cpu", "cuda"), "PyTorch products around `spmm`"),
+        ),
         dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
-        differentiable=("user_emb", "item_emb", "weight"),
-        bad=_linear_bad,
-        equals="a linear layer on these rows",
-        avoids="a B x I matrix",
-        notes={"cpu": "PyTorch products around `spmm`", "cuda": "PyTorch products around `spmm`"},
         folder="-",
     )
 )

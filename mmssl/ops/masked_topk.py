@@ -13,17 +13,17 @@ from torch import Tensor
 
 from mmssl.indexing import row_edges
 from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._cases import Bad, Sample, sample_graph
 from mmssl.ops._checks import (
     accumulation_dtype,
     check_ids,
     check_integer,
-    check_shape,
-    check_tensor,
+    check_tables,
     check_view,
     promoted,
     without_autocast,
 )
-from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare, sample_graph
+from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import requested_backend, use_native
 
 if TYPE_CHECKING:
@@ -69,9 +69,7 @@ def masked_topk(
         RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
     """
     user_emb, item_emb = promoted(user_emb, item_emb)
-    check_tensor("user_emb", user_emb, dims="(U, D)")
-    check_tensor("item_emb", item_emb, dims="(I, D)", like=user_emb)
-    check_shape("item_emb", item_emb, (item_emb.shape[0], user_emb.shape[1]))
+    check_tables(user_emb, item_emb)
     check_integer("k", k, 0)
     if users is not None:
         check_ids("users", users, user_emb.shape[0], user_emb.device)
@@ -89,23 +87,18 @@ def masked_topk(
         native = False
     if not native:
         with without_autocast(user_emb):
-            return masked_topk_reference(user_emb, item_emb, k, users=users, exclude=exclude)
+            return masked_topk_reference(user_emb, item_emb, k, users, exclude)
     rowptr, col = (None, None) if exclude is None else (exclude.rowptr, exclude.col)
     scores, items = _call(user_emb, item_emb, k, users, rowptr, col)
     return scores, items
 
 
 def masked_topk_reference(
-    user_emb: Tensor,
-    item_emb: Tensor,
-    k: int,
-    *,
-    users: Tensor | None = None,
-    exclude: GraphView | None = None,
+    user_emb: Tensor, item_emb: Tensor, k: int, users: Tensor | None, exclude: GraphView | None
 ) -> tuple[Tensor, Tensor]:
     """Compute :func:`masked_topk` in plain PyTorch, block by block of the users."""
     acc = accumulation_dtype(user_emb.dtype)
-    user_emb, item_emb = user_emb.detach().to(acc), item_emb.detach().to(acc)
+    user_emb, item_emb = user_emb.to(acc), item_emb.to(acc)
     if users is None:
         users = torch.arange(user_emb.shape[0], device=user_emb.device)
     return rank_in_blocks(
@@ -240,16 +233,11 @@ def _bad() -> Iterator[Bad]:
 
 declare(
     Op(
-        name="masked_topk",
-        function=masked_topk,
-        reference=masked_topk_reference,
-        samples=_samples,
+        masked_topk,
+        Contract(_samples, _bad, derivatives=0),
+        Words("matmul, mask of train items, top-k", "a B x I matrix"),
         dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
-        operators=(_FORWARD,),
-        derivatives=0,
-        bad=_bad,
-        equals="matmul, mask of train items, top-k",
-        avoids="a B x I matrix",
+        operators=(Operator("masked_topk", fake=_fake),),
         folder="topk",
     )
 )

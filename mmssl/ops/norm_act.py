@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._cases import Bad, Sample
 from mmssl.ops._checks import (
     accumulation_dtype,
     check_device,
@@ -27,7 +28,7 @@ from mmssl.ops._checks import (
     check_shape,
     check_tensor,
 )
-from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
+from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -87,17 +88,9 @@ def norm_act(
             check_tensor(name, running, dims="(H,)")
             check_shape(name, running, x.shape[1:])
     if not use_native("norm_act", x.device.type, x.dtype):
+        statistics = (running_mean, running_var)
         return norm_act_reference(
-            x,
-            weight,
-            bias,
-            negative_slope=negative_slope,
-            keep=keep,
-            keep_scale=keep_scale,
-            running_mean=running_mean,
-            running_var=running_var,
-            momentum=momentum,
-            eps=eps,
+            x, weight, bias, keep, keep_scale, negative_slope, eps, statistics, momentum
         )
     acc = accumulation_dtype(x.dtype)
     y, mean, rstd = _call(x, weight.to(acc), bias.to(acc), keep, keep_scale, negative_slope, eps)
@@ -135,21 +128,17 @@ def norm_act_reference(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
-    *,
-    negative_slope: float = 0.2,
-    keep: Tensor | None = None,
-    keep_scale: float = 1.0,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
+    keep: Tensor | None,
+    keep_scale: float,
+    slope: float,
+    eps: float,
+    running: tuple[Tensor | None, Tensor | None],
+    momentum: float,
 ) -> Tensor:
-    """Compute :func:`norm_act` in plain PyTorch."""
+    """Compute :func:`norm_act` in plain PyTorch; ``running`` are the mean and the variance."""
     acc = accumulation_dtype(x.dtype)
-    activation = F.leaky_relu(x.to(acc), negative_slope)
-    y = F.batch_norm(
-        activation, running_mean, running_var, weight.to(acc), bias.to(acc), True, momentum, eps
-    )
+    a = F.leaky_relu(x.to(acc), slope)
+    y = F.batch_norm(a, *running, weight.to(acc), bias.to(acc), True, momentum, eps)
     if keep is not None:
         y = y * (keep.to(acc) * keep_scale)
     return y.to(x.dtype)
@@ -272,20 +261,13 @@ def _bad() -> Iterator[Bad]:
 
 declare(
     Op(
-        name="norm_act",
-        function=norm_act,
-        reference=norm_act_reference,
-        samples=_samples,
-        dtypes={"cpu": KERNEL_DTYPES},
-        operators=(
-            _FORWARD,
-            _BACKWARD,
-            _DOUBLE_BACKWARD,
+        norm_act,
+        Contract(_samples, _bad, differentiable=("x", "weight", "bias"), derivatives=2),
+        Words(
+            "LeakyReLU, batch normalization, dropout; twice differentiable",
+            "intermediate activations",
         ),
-        differentiable=("x", "weight", "bias"),
-        derivatives=2,
-        bad=_bad,
-        equals="LeakyReLU, batch normalization, dropout; twice differentiable",
-        avoids="intermediate activations",
+        dtypes={"cpu": KERNEL_DTYPES},
+        operators=(_FORWARD, _BACKWARD, _DOUBLE_BACKWARD),
     )
 )

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from mmssl import _extension
 from mmssl.ops._autograd import Operator, under_torch_func
-from mmssl.ops._registry import KERNEL_DTYPES, Op, Sample, declare
+from mmssl.ops._cases import Sample
+from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, declare
 from mmssl.ops.dispatch import requested_backend
 
 # Number of block columns of a symmetric product, each formed from its diagonal down: 7/12 of it.
@@ -291,21 +292,18 @@ def _transposed_fake(x: Tensor) -> Tensor:
     return x.new_empty(x.shape[1], x.shape[0])
 
 
-for _function, _reference, _inputs, _fake, _dtypes in (
-    (tall_product, tall_product_reference, "ab", _tall_fake, (torch.float32, torch.float64)),
-    (gram, gram_reference, "x", _gram_fake, KERNEL_DTYPES),
-    (transposed, transposed_reference, "x", _transposed_fake, KERNEL_DTYPES),
+for _function, _inputs, _fake, _dtypes in (
+    (tall_product, "ab", _tall_fake, (torch.float32, torch.float64)),
+    (gram, "x", _gram_fake, KERNEL_DTYPES),
+    (transposed, "x", _transposed_fake, KERNEL_DTYPES),
 ):
     declare(
         Op(
-            name=_function.__name__,
-            function=_function,
-            reference=_reference,
-            samples=partial(_samples, tuple(_inputs)),
+            _function,
+            Contract(partial(_samples, tuple(_inputs)), derivatives=0),
+            words=None,
             dtypes={"cpu": _dtypes},
             operators=(Operator(_function.__name__, fake=_fake),),
-            derivatives=0,
             folder="products",
-            public=False,
         )
     )

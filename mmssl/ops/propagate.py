@@ -15,8 +15,15 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.graph import GraphView, Normalization
 from mmssl.ops._autograd import Operator, eager, one_by_one, under_torch_func
-from mmssl.ops._checks import accumulation_dtype, check_device, check_tensor, check_view
-from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare, sample_graph
+from mmssl.ops._cases import Bad, Sample, sample_graph
+from mmssl.ops._checks import (
+    accumulation_dtype,
+    check_device,
+    check_row_count,
+    check_tensor,
+    check_view,
+)
+from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -116,11 +123,7 @@ def _check_lists(views: Any, xs: Any) -> None:
 def _check(view: GraphView, x: Tensor) -> None:
     check_view("view", view)
     check_tensor("x", x, dims="(C, D)")
-    if x.shape[0] != view.num_cols or x.shape[1] == 0:
-        raise InputError(
-            f"x: expected shape ({view.num_cols}, D) with D >= 1, one row per column of the view, "
-            f"got {tuple(x.shape)}"
-        )
+    check_row_count("x", x, view.num_cols, "column of the view")
     check_device("x", x, view.device)
     for name, scale in (("row_scale", view.row_scale), ("col_scale", view.col_scale)):
         if scale is not None and scale.requires_grad:
@@ -327,34 +330,20 @@ def _batch_bad() -> Iterator[Bad]:
 
 declare(
     Op(
-        name="spmm",
-        function=spmm,
-        reference=spmm_reference,
-        samples=_samples,
+        spmm,
+        Contract(_samples, _bad, differentiable=("x", "view.value"), derivatives=2),
+        Words("`diag(r) A diag(c) @ x`", "a sorted transpose per backward pass", page="propagate"),
         dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_SPMM, _VALUE_GRAD),
-        differentiable=("x", "view.value"),
-        derivatives=2,
-        bad=_bad,
-        equals="`diag(r) A diag(c) @ x`",
-        avoids="a sorted transpose per backward pass",
-        page="propagate",
         folder="propagate",
     )
 )
 declare(
     Op(
-        name="propagate",
-        function=propagate,
-        reference=propagate_reference,
-        samples=_batch_samples,
+        propagate,
+        Contract(_batch_samples, _batch_bad, differentiable=("xs",), derivatives=2),
+        Words("`spmm` for several graphs and directions at once", "a launch per product"),
         dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_PROPAGATE,),
-        differentiable=("xs",),
-        derivatives=2,
-        bad=_batch_bad,
-        equals="`spmm` for several graphs and directions at once",
-        avoids="a launch per product",
-        folder="propagate",
     )
 )

@@ -15,14 +15,16 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph, Normalization
 from mmssl.ops._autograd import Operator, eager, one_by_one
+from mmssl.ops._cases import Bad, Sample, sample_graph
 from mmssl.ops._checks import (
     accumulation_dtype,
     check_device,
     check_integer,
+    check_row_count,
     check_tensor,
     promoted,
 )
-from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare, sample_graph
+from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.propagate import spmm_reference
 
@@ -119,11 +121,7 @@ def _check(graph: Any, user: Any, item: Any, num_layers: Any, combine: Any) -> N
             "get one; spmm supports trained edge values), got one that does"
         )
     check_tensor("user", user, dims="(U, D)")
-    if user.shape[0] != graph.num_users or user.shape[1] == 0:
-        raise InputError(
-            f"user: expected shape ({graph.num_users}, D) with D >= 1, one row per user of the "
-            f"graph, got {tuple(user.shape)}"
-        )
+    check_row_count("user", user, graph.num_users, "user of the graph")
     check_device("user", user, graph.device)
     check_tensor("item", item, dims="(I, D)", like=user)
     if tuple(item.shape) != (graph.num_items, user.shape[1]):
@@ -260,16 +258,13 @@ def _bad() -> Iterator[Bad]:
 
 declare(
     Op(
-        name="propagate_layers",
-        function=propagate_layers,
-        reference=propagate_layers_reference,
-        samples=_samples,
+        propagate_layers,
+        Contract(_samples, _bad, differentiable=("user", "item"), derivatives=2),
+        Words(
+            "all hops of a LightGCN and the mean of its layers",
+            "the layers, once the next one is computed",
+        ),
         dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_FORWARD, _BACKWARD),
-        differentiable=("user", "item"),
-        derivatives=2,
-        bad=_bad,
-        equals="all hops of a LightGCN and the mean of its layers",
-        avoids="the layers, once the next one is computed",
     )
 )

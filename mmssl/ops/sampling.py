@@ -15,7 +15,8 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.ops._autograd import Operator
-from mmssl.ops._registry import Bad, Op, Sample, declare, sample_graph
+from mmssl.ops._cases import Bad, Sample, sample_graph
+from mmssl.ops._registry import Contract, Op, Words, declare
 from mmssl.ops.dispatch import requested_backend, use_native
 
 
@@ -170,17 +171,15 @@ def _bad() -> Iterator[Bad]:
 
 declare(
     Op(
-        name="sample_bpr",
-        function=sample_bpr,
-        reference=sample_bpr_reference,
-        samples=_samples,
+        sample_bpr,
+        Contract(_samples, _bad, derivatives=0),
+        Words(
+            "a batch of users, positives and exact negatives",
+            "a Python loop",
+            notes={"cuda": "plain PyTorch, no wait"},
+        ),
         dtypes={"cpu": ()},
         operators=(Operator("sample_bpr", fake=_fake),),
-        derivatives=0,
-        bad=_bad,
-        equals="a batch of users, positives and exact negatives",
-        avoids="a Python loop",
-        notes={"cuda": "plain PyTorch, no wait"},
         folder="sampling",
     )
 )

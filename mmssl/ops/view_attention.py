@@ -13,8 +13,9 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._cases import Bad, Sample
 from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor, promoted
-from mmssl.ops._registry import KERNEL_DTYPES, Bad, Op, Sample, declare
+from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -136,18 +137,10 @@ def _bad() -> Iterator[Bad]:
 
 declare(
     Op(
-        name="view_attention",
-        function=view_attention,
-        reference=view_attention_reference,
-        samples=_samples,
+        view_attention,
+        Contract(_samples, _bad, differentiable=("query", "key", "view")),
+        Words("multi-head attention between the M views of a node", "per-head copies of the views"),
         dtypes={"cpu": KERNEL_DTYPES},
-        operators=(
-            _FORWARD,
-            _BACKWARD,
-        ),
-        differentiable=("query", "key", "view"),
-        bad=_bad,
-        equals="multi-head attention between the M views of a node",
-        avoids="per-head copies of the views",
+        operators=(_FORWARD, _BACKWARD),
     )
 )

@@ -13,7 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmssl import ops
 from mmssl.graph import GraphView, InteractionGraph
-from mmssl.ops._registry import KERNEL_DTYPES, OPS, Op, Sample
+from mmssl.ops._cases import Sample
+from mmssl.ops._registry import KERNEL_DTYPES, OPS, Op
 from tests.ops.graphs import on
 from tests.ops.kernels import KERNELS
 
@@ -74,20 +75,25 @@ def moved(arguments: dict[str, Any], device: str) -> dict[str, Any]:
     return arguments if device == "cpu" else {k: move(v) for k, v in arguments.items()}
 
 
+def labels(op: Op) -> list[str]:
+    """Return the labels of the samples."""
+    return [s.label for s in op.contract.samples(torch.float32)]
+
+
 def sample(op: Op, dtype: torch.dtype, label: str) -> dict[str, Any]:
     """Return the arguments of the sample with a label."""
-    return next(s.arguments for s in op.samples(dtype) if s.label == label)
+    return next(s.arguments for s in op.contract.samples(dtype) if s.label == label)
 
 
 def cases_on(op: Op, dtype: torch.dtype, device: str) -> list[Sample]:
     """Return the samples that have a kernel on a device, if the op has one there."""
-    return [s for s in op.samples(dtype) if device in s.devices]
+    return [s for s in op.contract.samples(dtype) if device in s.devices]
 
 
 def tensors(op: Op, arguments: dict[str, Any]) -> list[Tensor]:
     """Return the tensors that get a gradient."""
     found: list[Tensor] = []
-    for name in op.differentiable:
+    for name in op.contract.differentiable:
         value = arguments.get(name.split(".")[0])
         value = value.value if name == "view.value" else value
         found += value if isinstance(value, list) else [value] if isinstance(value, Tensor) else []
@@ -97,7 +103,7 @@ def tensors(op: Op, arguments: dict[str, Any]) -> list[Tensor]:
 def with_tensors(op: Op, arguments: dict[str, Any], new: Sequence[Tensor]) -> dict[str, Any]:
     """Return the same arguments with other tensors, in the order of :func:`tensors`."""
     out, left = dict(arguments), list(new)
-    for name in op.differentiable:
+    for name in op.contract.differentiable:
         value = arguments.get(name.split(".")[0])
         if name == "view.value":
             if value.value is not None:
@@ -126,10 +132,9 @@ def call(function: Callable[..., Any], arguments: dict[str, Any]) -> list[Tensor
 
 def everything(op: Op, arguments: dict[str, Any], backend: str) -> list[Tensor]:
     """Return results and first gradients, under uneven upstream gradients."""
-    function = op.reference if backend == "reference" else op.function
     leaves = [t.detach().requires_grad_() for t in tensors(op, arguments)]
     with ops.backend(backend):
-        results = call(function, with_tensors(op, arguments, leaves))
+        results = call(op.function, with_tensors(op, arguments, leaves))
         return [t.detach().cpu() for t in [*results, *first_gradients(results, leaves)]]
 
 
@@ -175,8 +180,8 @@ def operator_calls(op: Op, arguments: dict[str, Any]) -> list[tuple[Any, tuple[A
     leaves = [t.detach().requires_grad_() for t in tensors(op, arguments)]
     with ops.backend("native"), Recorder() as recorder:
         results = call(op.function, with_tensors(op, arguments, leaves))
-        grads = first_gradients(results, leaves, create_graph=op.derivatives > 1)
-        if op.derivatives > 1:
+        grads = first_gradients(results, leaves, create_graph=op.contract.derivatives > 1)
+        if op.contract.derivatives > 1:
             first_gradients([g.sin() for g in grads if g.requires_grad], leaves)
     return recorder.calls
 

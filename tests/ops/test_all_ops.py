@@ -27,6 +27,7 @@ from tests.ops.cases import (
     everything,
     first_gradients,
     flat,
+    labels,
     moved,
     operator_calls,
     sample,
@@ -37,7 +38,7 @@ from tests.ops.cases import (
 from tests.ops.kernels import KERNELS, needs_cpu_kernel
 
 ALL = list(OPS.values())
-DIFFERENTIABLE = [op for op in ALL if op.derivatives]
+DIFFERENTIABLE = [op for op in ALL if op.contract.derivatives]
 PUBLIC = [op for op in ALL if op.public]
 # Allowed roundings of the largest entry of a result, beyond the error of the reference.
 ROUNDINGS = {torch.float32: 64, torch.float64: 256, torch.bfloat16: 8}
@@ -61,7 +62,7 @@ def size(exact: Tensor) -> float:
 @each_dtype(ALL)
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_result_is_that_of_the_definition(op, dtype, backend):
-    for case in op.samples(dtype):
+    for case in op.contract.samples(dtype):
         if not case.tiny:
             continue
         torch.manual_seed(0)
@@ -69,7 +70,7 @@ def test_result_is_that_of_the_definition(op, dtype, backend):
             warnings.simplefilter("ignore")  # NumPy warns about empty means
             exact = flat(getattr(truths, op.name)(**case.arguments))
         with ops.backend(backend):
-            got = call(op.reference if backend == "reference" else op.function, case.arguments)
+            got = call(op.function, case.arguments)
         assert len(got) == len(exact), case.label
         for g, e in zip(got, exact, strict=True):
             if g.is_floating_point():
@@ -129,7 +130,7 @@ def test_gradients_by_differences(op, device):
 
         with ops.backend("native" if op.dtypes else "auto"):
             assert torch.autograd.gradcheck(function, leaves), case.label
-            if op.derivatives > 1:
+            if op.contract.derivatives > 1:
                 assert torch.autograd.gradgradcheck(function, leaves), case.label
 
 
@@ -143,7 +144,7 @@ def test_a_derivative_without_kernel_is_refused(op):
     leaves = [t.detach().requires_grad_() for t in tensors(op, arguments)]
     with ops.backend("native"):
         results = call(op.function, with_tensors(op, arguments, leaves))
-        for _ in range(op.derivatives):
+        for _ in range(op.contract.derivatives):
             results = first_gradients(results, leaves, create_graph=True)
             results = [g.sin() for g in results if g.requires_grad]
         what = next(o.refused for o in op.operators if o.refused)
@@ -152,7 +153,7 @@ def test_a_derivative_without_kernel_is_refused(op):
             first_gradients(results, leaves)
     with ops.backend("reference"):
         results = call(op.function, with_tensors(op, arguments, leaves))
-        for _ in range(op.derivatives + 1):
+        for _ in range(op.contract.derivatives + 1):
             results = [g.sin() for g in first_gradients(results, leaves, create_graph=True)]
 
 
@@ -162,8 +163,8 @@ def test_opcheck(op):
     """Check every operator of the op, with the arguments that the op passes to it."""
     checked = set()
     dtypes = [d for d in (torch.float32, torch.bfloat16) if d in op.dtypes["cpu"]]
-    cases = [s for s in op.samples(torch.float32) if s.tiny][:3]
-    cases += [s for d in dtypes[1:] for s in op.samples(d) if s.label == "typical"]
+    cases = [s for s in op.contract.samples(torch.float32) if s.tiny][:3]
+    cases += [s for d in dtypes[1:] for s in op.contract.samples(d) if s.label == "typical"]
     for case in cases:
         seen = set()
         for function, arguments in operator_calls(op, case.arguments):
@@ -204,11 +205,8 @@ def test_same_bits_every_time_and_for_any_number_of_threads(op, dtype, device):
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
-STRIDED = [op for op in NATIVE if any(s.label == "strided" for s in op.samples(torch.float32))]
-
-
 @needs_cpu_kernel
-@each_dtype(STRIDED)
+@each_dtype([op for op in NATIVE if "strided" in labels(op)])
 def test_strides_do_not_matter(op, dtype):
     arguments = sample(op, dtype, "strided")
     dense = {k: v.contiguous() if isinstance(v, Tensor) else v for k, v in arguments.items()}
@@ -267,7 +265,7 @@ def terms(op, arguments) -> float:
 
 
 @needs_cpu_kernel
-@each([op for op in NATIVE if op.differentiable])
+@each([op for op in NATIVE if op.contract.differentiable])
 def test_extreme_numbers(op):
     """Zero, subnormal, tiny and huge rows: as accurate as plain PyTorch, and finite where it is."""
     scales = [s for s in SCALES if s <= LARGEST.get(op.name, 1e30)]
@@ -303,7 +301,7 @@ def test_extreme_numbers(op):
 
 
 @needs_cpu_kernel
-@each([op for op in NATIVE if op.differentiable])
+@each([op for op in NATIVE if op.contract.differentiable])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_what_is_not_finite_stays_where_plain_pytorch_leaves_it(op, value):
     arguments = sample(op, torch.float32, "typical")
@@ -313,7 +311,8 @@ def test_what_is_not_finite_stays_where_plain_pytorch_leaves_it(op, value):
     arguments = with_tensors(op, arguments, spoiled)
     with ops.backend("native"):
         mine = call(op.function, arguments)
-    plain = call(op.reference, arguments)
+    with ops.backend("reference"):
+        plain = call(op.function, arguments)
     assert any(not t.isfinite().all() for t in plain)
     for m, p in zip(mine, plain, strict=True):
         assert torch.equal(m.isfinite(), p.isfinite())
@@ -322,7 +321,7 @@ def test_what_is_not_finite_stays_where_plain_pytorch_leaves_it(op, value):
 BAD = [
     pytest.param(op, bad, id=f"{op.name}-{bad.argument}-{n}")
     for op in PUBLIC
-    for n, bad in enumerate(op.bad())
+    for n, bad in enumerate(op.contract.bad())
 ]
 
 

@@ -27,8 +27,8 @@ from tests.ops.cases import (
 from tests.ops.kernels import needs_cpu_kernel, run_python
 
 PUBLIC = [op for op in OPS.values() if op.public]
-DIFFERENTIABLE = [op for op in PUBLIC if op.derivatives]
-KERNELS = [op for op in NATIVE if op.public and op.derivatives]
+DIFFERENTIABLE = [op for op in PUBLIC if op.contract.derivatives]
+KERNELS = [op for op in NATIVE if op.public and op.contract.derivatives]
 
 
 def tables(op) -> list[str]:
@@ -80,7 +80,7 @@ def test_mixed_dtypes_are_promoted_under_autocast(op, backend):
 def test_products_keep_their_precision_under_autocast(backend):
     """torch's own products would be formed in bfloat16, in the reference and next to a kernel."""
     for op in PUBLIC:
-        for case in op.samples(torch.float32):
+        for case in op.contract.samples(torch.float32):
             if not case.tiny:
                 continue
             with ops.backend(backend):
@@ -137,7 +137,7 @@ def inputs_of(op, case):
 @each(DIFFERENTIABLE)
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_torch_func_grad_is_the_gradient_of_autograd(op, backend):
-    for case in small(list(op.samples(torch.float32)), op):
+    for case in small(list(op.contract.samples(torch.float32)), op):
         if case.arguments.get("running_mean") is not None:
             continue  # torch refuses to update a tensor in place there
         xs, total = inputs_of(op, case), total_of(op, case.arguments)
@@ -157,7 +157,7 @@ def test_torch_func_grad_is_the_gradient_of_autograd(op, backend):
 def test_vmap_is_a_loop(op):
     """Over one tensor at a time, along every dimension, and over all; forward and gradient."""
     arguments = sample(op, torch.float32, "typical")
-    case = next(s for s in op.samples(torch.float32) if s.label == "typical")
+    case = next(s for s in op.contract.samples(torch.float32) if s.label == "typical")
     xs, total = inputs_of(op, case), total_of(op, arguments)
     gradient = torch.func.grad(total, argnums=tuple(range(len(xs))))
     batch = [torch.stack([x, x.flip(0), x * 0.5]) for x in xs]
@@ -218,13 +218,13 @@ def test_vmap_over_the_ids_of_a_batch():
 @needs_cpu_kernel
 @each(KERNELS)
 def test_what_torch_func_lacks_is_said_in_one_line(op):
-    case = next(s for s in op.samples(torch.float32) if s.label == "typical")
+    case = next(s for s in op.contract.samples(torch.float32) if s.label == "typical")
     xs, total = inputs_of(op, case), total_of(op, case.arguments)
     way = r'is not supported; use mmssl\.ops\.backend\("reference"\)$'
     with ops.backend("native"):
         with pytest.raises(RuntimeError, match=f"forward-mode differentiation {way}"):
             torch.func.jvp(total, tuple(xs), tuple(xs))
-        if op.derivatives == 1 and op.name != "masked_similarity_linear":
+        if op.contract.derivatives == 1 and op.name != "masked_similarity_linear":
             every = tuple(range(len(xs)))
             first = torch.func.grad(total, argnums=every)
             twice = torch.func.grad(lambda *ys: sum(g.sin().sum() for g in first(*ys)), every)

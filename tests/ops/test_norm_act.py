@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from mmssl import ops
-from mmssl.ops.norm_act import norm_act_reference
 from tests.ops.kernels import needs_cpu_kernel
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float64)
@@ -25,19 +24,13 @@ def problem(n: int, h: int, dtype: torch.dtype, rate: float = 0.3, seed: int = 0
     return x, weight, bias, keep, up, direction
 
 
-def everything(function, x, weight, bias, keep, up, direction):
+def everything(backend, x, weight, bias, keep, up, direction):
     """Result, running statistics, gradients and gradients of the gradients."""
     leaves = [t.clone().requires_grad_() for t in (x, weight, bias, up)]
     sums = weight.dtype
     mean, var = torch.zeros(x.shape[1], dtype=sums), torch.ones(x.shape[1], dtype=sums)
-    y = function(
-        *leaves[:3],
-        negative_slope=0.2,
-        keep=keep,
-        keep_scale=1.5,
-        running_mean=mean,
-        running_var=var,
-    )
+    with ops.backend(backend):
+        y = ops.norm_act(*leaves[:3], keep=keep, keep_scale=1.5, running_mean=mean, running_var=var)
     grads = torch.autograd.grad(y, leaves[:3], leaves[3], create_graph=True)
     target = (grads[0] * direction).sum() + grads[1].sin().sum() + grads[2].cos().sum()
     second = torch.autograd.grad(target, (leaves[0], leaves[1], leaves[3]))
@@ -51,12 +44,10 @@ def everything(function, x, weight, bias, keep, up, direction):
 def test_error_is_within_that_of_the_reference(dtype, shape, rate):
     inputs = problem(*shape, dtype, rate)
     exact = everything(
-        norm_act_reference,
+        "reference",
         *(t if t is None or t.dtype == torch.uint8 else t.double() for t in inputs),
     )
-    plain = everything(norm_act_reference, *inputs)
-    with ops.backend("native"):
-        own = everything(ops.norm_act, *inputs)
+    plain, own = everything("reference", *inputs), everything("native", *inputs)
     epsilon = torch.finfo(dtype).eps
     for number, (got, usual, truth) in enumerate(zip(own, plain, exact, strict=True)):
         assert got.dtype == usual.dtype

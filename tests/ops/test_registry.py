@@ -12,7 +12,7 @@ from mmssl import _extension, ops
 from mmssl.ops import _docs
 from mmssl.ops._registry import OPS, QUERIES, operators
 from tests.ops import truth
-from tests.ops.cases import each
+from tests.ops.cases import each, labels
 from tests.ops.kernels import ROOT, SANITIZERS, needs_compiler, needs_cpu_kernel, run_emulated
 
 PUBLIC = [op for op in OPS.values() if op.public]
@@ -40,10 +40,10 @@ def test_every_public_op_is_declared():
 
 @each(list(OPS.values()))
 def test_an_op_has_samples_truth_and_tests(op):
-    labels = [s.label for s in op.samples(torch.float32)]
-    assert labels[0] == "typical" and len(labels) == len(set(labels))
+    found = labels(op)
+    assert found[0] == "typical" and len(found) == len(set(found))
     if op.operators:
-        assert "large" in labels
+        assert "large" in found
     assert callable(getattr(truth, op.name))
     folder = ROOT / "tests/ops"
     own = [folder / f"test_{name}.py" for name in (op.name, op.folder, op.folder.rstrip("s"))]
@@ -53,16 +53,17 @@ def test_an_op_has_samples_truth_and_tests(op):
 
 @each(PUBLIC)
 def test_a_public_op_is_documented_and_measured(op):
-    page = ROOT / f"docs/ops/{op.page or op.name}.md"
+    named = op.words.page or op.name
+    page = ROOT / f"docs/ops/{named}.md"
     assert f"ops.{op.name}(" in page.read_text()
-    assert op.equals and op.avoids and list(op.bad())
+    assert op.words.equals and op.words.avoids and list(op.contract.bad())
     assert re.search(
         rf"^::: mmssl\.ops\.\w+\.{op.name}$", (ROOT / "docs/reference/ops.md").read_text(), re.M
     )
     doc = op.function.__doc__ or ""
     assert all(part in doc for part in ("Args:", "Returns:", "Raises:"))
     benchmarks = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("bench_*.py"))
-    assert re.search(rf"\b({op.name}|{op.page or op.name})\b", benchmarks)
+    assert re.search(rf"\b({op.name}|{named})\b", benchmarks)
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/ops/index.md"])

@@ -1,0 +1,52 @@
+"""Arguments for the contract suite: valid ones, wrong ones, and a graph to make them of."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+
+from mmssl.graph import InteractionGraph, Normalization
+
+
+class Sample(NamedTuple):
+    """Valid arguments of a public op."""
+
+    label: str
+    arguments: dict[str, Any]
+    tiny: bool = True
+    """Small enough for numerical differentiation."""
+    devices: tuple[str, ...] = ("cpu", "cuda")
+    """Device types with a kernel for these arguments, among those of the op."""
+
+
+class Bad(NamedTuple):
+    """One wrong argument and the start of the message that it must cause (a regular expression)."""
+
+    argument: str
+    value: Any
+    message: str
+
+
+def sample_graph(
+    users: int,
+    items: int,
+    edges: int,
+    normalization: Normalization = "row_sqrt",
+    valued: bool = False,
+) -> InteractionGraph:
+    """Build a graph of random edges for a sample.
+
+    Args:
+        users: U.
+        items: I.
+        edges: number of drawn edges; repeated ones are merged.
+        normalization: as in :class:`mmssl.graph.InteractionGraph`.
+        valued: whether the edges have values.
+    """
+    generator = torch.Generator().manual_seed(users + edges)
+    user, item = (torch.randint(max(n, 1), (edges,), generator=generator) for n in (users, items))
+    value = torch.rand(edges, generator=generator) + 0.5 if valued else None
+    return InteractionGraph.from_edges(
+        user, item, users, items, normalization=normalization, value=value
+    )
