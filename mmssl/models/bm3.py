@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.graph import InteractionGraph
+from mmssl.models.configs import BM3Config
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.linear import Linear
 from mmssl.models.modalities import FeatureProjections, MultiModalLightGCN, modalities_of
@@ -26,7 +27,6 @@ from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
-    from mmssl.models.configs import BM3Config
 
 
 class BM3(MultiModalLightGCN):
@@ -54,7 +54,7 @@ class BM3(MultiModalLightGCN):
         return Embeddings(self.predictor(user), self.predictor(item))
 
 
-class BM3Task(PairwiseTask):
+class BM3Task(PairwiseTask[BM3, BM3Config]):
     """Distances ``1 - cos(P(x), dropout(y))``, where no gradient flows to y.
 
     "graph" has (x, y) = (h_u, h_i) and (h_i, h_u) for each train edge of the batch, "modalities",
@@ -64,8 +64,6 @@ class BM3Task(PairwiseTask):
 
     section = "bm3"
     terms = ("graph", "modalities", "l2")
-    model: BM3
-    settings: BM3Config
 
     def build(self, dataset: InteractionDataset) -> BM3:
         """See the base class."""

@@ -17,11 +17,10 @@ from torch import Tensor
 
 from mmssl.models.closed_form import ClosedFormTask, gram
 from mmssl.models.ease import REGULARIZATIONS, ease_weights
-from mmssl.models.item_weights import ItemWeights, check_dense
+from mmssl.models.item_weights import ItemWeights
 from mmssl.models.modalities import modalities_of
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
 
 FEATURE_WEIGHTS = (1.0, 10.0, 100.0, 1000.0)
@@ -39,11 +38,10 @@ class CEASETask(ClosedFormTask):
         InputError: No features, or more items than a dense matrix is held for.
     """
 
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
-        check_dense(dataset.num_items, "cease")
-        super().__init__(dataset, config, device)
+    dense = "cease"
+
+    def prepare(self, dataset: InteractionDataset) -> None:
+        """See the base class."""
         names = modalities_of(dataset, "model cease")
         parts = [_directions(torch.from_numpy(dataset.features[name])) for name in names]
         self._features = torch.cat(parts, 1).to(self.device)  # (I, d)

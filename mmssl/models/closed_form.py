@@ -6,7 +6,7 @@ Legend: U users, I items, b items of a block.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from mmssl import ops
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph, Normalization
+from mmssl.models.item_weights import check_dense
 from mmssl.models.scorer import Scorer
 from mmssl.training import SELECTION_METRIC
 from mmssl.training.task import Task
@@ -58,18 +59,26 @@ class ClosedFormTask(Task):
 
     A setting of such a model may have the value "validation": the model is computed for each of a
     few values, and the one with the highest Recall@20 on validation stays.
+
+    Raises:
+        InputError: More items than a dense matrix is held for, if the model holds one.
     """
 
+    normalization: Normalization = "none"
+    dense: ClassVar[str] = ""
+    """Name of the model if it holds a dense matrix of items by items."""
+
     def __init__(
-        self,
-        dataset: InteractionDataset,
-        config: Config,
-        device: torch.device | str,
-        *,
-        normalization: Normalization = "none",
+        self, dataset: InteractionDataset, config: Config, device: torch.device | str
     ) -> None:
-        super().__init__(dataset, config, device, normalization=normalization)
+        if self.dense:
+            check_dense(dataset.num_items, self.dense)
+        super().__init__(dataset, config, device)
         self._validation = Evaluator(dataset, "val", self.graph)
+        self.prepare(dataset)
+
+    def prepare(self, dataset: InteractionDataset) -> None:
+        """Keep what the model needs of the data in addition to the train graph."""
 
     def select(self, field: str, values: Iterable[float], fit: Callable[[float], Kind]) -> Kind:
         """Compute the model with the value of a field, or with the best one of ``values``.

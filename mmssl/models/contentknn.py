@@ -22,7 +22,6 @@ from mmssl.models.item_weights import ItemWeights, sparse_weights
 from mmssl.models.modalities import modalities_of
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
 
 
@@ -36,13 +35,11 @@ class ContentKNNTask(ClosedFormTask):
         InputError: The data set has neither features nor neighbor lists.
     """
 
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
-        super().__init__(dataset, config, device)
+    def prepare(self, dataset: InteractionDataset) -> None:
+        """See the base class."""
         size, parts = dataset.num_items, []
         for name in modalities_of(dataset, "model contentknn", lists=True):
-            row, column, value = modality_edges(dataset, name, config.contentknn.num_neighbors)
+            row, column, value = modality_edges(dataset, name, self.config.contentknn.num_neighbors)
             if name not in dataset.neighbors:
                 graph = InteractionGraph.from_edges(
                     row, column, size, size, normalization="none", value=value

@@ -7,17 +7,11 @@ Legend: U users, I items.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from mmssl.models.closed_form import ClosedFormTask, gram
-from mmssl.models.item_weights import ItemWeights, check_dense
-
-if TYPE_CHECKING:
-    from mmssl.config import Config
-    from mmssl.data.dataset import InteractionDataset
+from mmssl.models.item_weights import ItemWeights
 
 REGULARIZATIONS = (10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 """What is tried on validation."""
@@ -46,17 +40,9 @@ def ease_weights(gram: Tensor, reg: float) -> Tensor:
 
 
 class EASETask(ClosedFormTask):
-    """EASE on the train interactions.
+    """EASE on the train interactions."""
 
-    Raises:
-        InputError: More items than a dense matrix is held for.
-    """
-
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
-        check_dense(dataset.num_items, "ease")
-        super().__init__(dataset, config, device)
+    dense = "ease"
 
     def embed(self) -> ItemWeights:
         """See the base class."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmssl import ops
 from mmssl.graph import GraphView, InteractionGraph
+from mmssl.models.configs import FreedomConfig
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.item_graph import frozen_item_graph, modality_weights
 from mmssl.models.lightgcn import LightGCN, light_convolution
@@ -27,7 +28,6 @@ from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
-    from mmssl.models.configs import FreedomConfig
 
 
 class Freedom(LightGCN):
@@ -80,13 +80,11 @@ class Freedom(LightGCN):
         return Embeddings(user, item + neighborhood)
 
 
-class FreedomTask(PairwiseTask):
+class FreedomTask(PairwiseTask[Freedom, FreedomConfig]):
     """BPR on the final embeddings, plus ``reg`` times BPR of the users with projected features."""
 
     section = "freedom"
     terms = ("bpr", "features")
-    model: Freedom
-    settings: FreedomConfig
 
     def build(self, dataset: InteractionDataset) -> Freedom:
         """See the base class."""

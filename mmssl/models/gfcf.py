@@ -8,19 +8,13 @@ Legend: U users, I items, k kept components.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from mmssl import ops
 from mmssl.graph import InteractionGraph
 from mmssl.models.closed_form import ClosedFormTask, gram
-from mmssl.models.item_weights import ItemWeights, check_dense
-
-if TYPE_CHECKING:
-    from mmssl.config import Config
-    from mmssl.data.dataset import InteractionDataset
+from mmssl.models.item_weights import ItemWeights
 
 # More vectors than are kept, and enough steps, for the last kept ones to converge.
 _EXTRA_VECTORS = 32
@@ -51,17 +45,10 @@ def top_item_components(graph: InteractionGraph, k: int) -> Tensor:
 
 
 class GFCFTask(ClosedFormTask):
-    """``W = S^T S + a D_I^-1/2 V V^T D_I^1/2``, S the normalized interactions, V its components.
+    """``W = S^T S + a D_I^-1/2 V V^T D_I^1/2``, S the normalized interactions, V its components."""
 
-    Raises:
-        InputError: More items than a dense matrix is held for.
-    """
-
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
-        check_dense(dataset.num_items, "gfcf")
-        super().__init__(dataset, config, device, normalization="sym")
+    dense = "gfcf"
+    normalization = "sym"
 
     def embed(self) -> ItemWeights:
         """See the base class."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmssl import ops
 from mmssl.graph import InteractionGraph
+from mmssl.models.configs import GRCNConfig
 from mmssl.models.edges import cosine_softmax, edge_products
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.modalities import FeatureProjections, modalities_of
@@ -25,7 +26,6 @@ from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
-    from mmssl.models.configs import GRCNConfig
 
 
 class Content(NamedTuple):
@@ -123,14 +123,12 @@ class GRCN(nn.Module):
         )
 
 
-class GRCNTask(PairwiseTask):
+class GRCNTask(PairwiseTask[GRCN, GRCNConfig]):
     """BPR plus ``reg`` times mean squares of the batch's ID embeddings and preferences."""
 
     section = "grcn"
     normalization = "none"
     terms = ("bpr", "l2")
-    model: GRCN
-    settings: GRCNConfig
 
     def build(self, dataset: InteractionDataset) -> GRCN:
         """See the base class."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmssl import ops
 from mmssl.graph import GraphView, InteractionGraph
+from mmssl.models.configs import LatticeConfig
 from mmssl.models.edges import edge_products, laplacian_values
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.item_graph import with_itself
@@ -27,7 +28,6 @@ from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
-    from mmssl.models.configs import LatticeConfig
 
 
 class Lattice(MultiModalLightGCN):
@@ -118,13 +118,11 @@ class Lattice(MultiModalLightGCN):
         return views
 
 
-class LatticeTask(PairwiseTask):
+class LatticeTask(PairwiseTask[Lattice, LatticeConfig]):
     """BPR plus ``reg / (2 B)`` times the squared norms of the batch's final embeddings."""
 
     section = "lattice"
     terms = ("bpr", "l2")
-    model: Lattice
-    settings: LatticeConfig
 
     def build(self, dataset: InteractionDataset) -> Lattice:
         """See the base class."""

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from mmssl import ops
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
+from mmssl.models.configs import LightGCNConfig
 from mmssl.models.embeddings import Embeddings
 from mmssl.ops import Triples
 from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
-    from mmssl.models.configs import LightGCNConfig
 
 
 def light_convolution(
@@ -82,7 +82,7 @@ class LightGCN(nn.Module):
         return light_convolution(self.graph, *self.ego(), self.num_layers)
 
 
-class LightGCNTask(PairwiseTask):
+class LightGCNTask(PairwiseTask[LightGCN, LightGCNConfig]):
     """BPR on the final embeddings plus ``reg (|u|^2 + |pos|^2 + |neg|^2) / (2 B)`` on the ego ones.
 
     Keep ``lightgcn.patience`` generous: BPR first learns popularity, and validation stagnates for a
@@ -92,8 +92,6 @@ class LightGCNTask(PairwiseTask):
 
     section = "lightgcn"
     terms = ("bpr", "l2")
-    model: LightGCN
-    settings: LightGCNConfig
 
     def build(self, dataset: InteractionDataset) -> LightGCN:
         """See the base class."""

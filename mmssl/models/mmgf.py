@@ -17,11 +17,10 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.closed_form import ClosedFormTask, gram
-from mmssl.models.item_weights import ItemWeights, check_dense
+from mmssl.models.item_weights import ItemWeights
 from mmssl.models.modalities import modalities_of
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import FloatArray, InteractionDataset
 
 WEIGHTS = (0.0, 0.1, 1.0, 10.0, 100.0, 1000.0)
@@ -72,13 +71,12 @@ class MMGFTask(ClosedFormTask):
             modality that the data set lacks.
     """
 
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
-        check_dense(dataset.num_items, "mmgf")
-        super().__init__(dataset, config, device)
+    dense = "mmgf"
+
+    def prepare(self, dataset: InteractionDataset) -> None:
+        """See the base class."""
         names = modalities_of(dataset, "model mmgf")
-        for name in config.mmgf.modality_weights:
+        for name in self.config.mmgf.modality_weights:
             if name not in names:
                 have = ", ".join(names)
                 raise InputError(f"mmgf.modality_weights: expected {have}, got {name!r:.60}")

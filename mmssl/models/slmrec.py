@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from mmssl import ops
 from mmssl.graph import InteractionGraph
+from mmssl.models.configs import SLMRecConfig
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.lightgcn import light_convolution
 from mmssl.models.linear import Linear
@@ -26,7 +27,6 @@ from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
-    from mmssl.models.configs import SLMRecConfig
 
 
 class Views(NamedTuple):
@@ -89,13 +89,11 @@ class SLMRec(MultiModalLightGCN):
         return pairs
 
 
-class SLMRecTask(PairwiseTask):
+class SLMRecTask(PairwiseTask[SLMRec, SLMRecConfig]):
     """InfoNCE of users and their items within the batch, plus the contrast of the spaces."""
 
     section = "slmrec"
     terms = ("ranking", "contrast")
-    model: SLMRec
-    settings: SLMRecConfig
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """See the base class."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl import ops
+from mmssl.models.configs import VBPRConfig
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.modalities import modalities_of
 from mmssl.ops import Triples
@@ -22,7 +23,6 @@ from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
-    from mmssl.models.configs import VBPRConfig
 
 
 class VBPR(nn.Module):
@@ -66,13 +66,11 @@ class VBPR(nn.Module):
         )
 
 
-class VBPRTask(PairwiseTask):
+class VBPRTask(PairwiseTask[VBPR, VBPRConfig]):
     """BPR plus ``reg / (2 B)`` times the squares of the batch's vectors, projected features too."""
 
     section = "vbpr"
     terms = ("bpr", "l2")
-    model: VBPR
-    settings: VBPRConfig
 
     def build(self, dataset: InteractionDataset) -> VBPR:
         """See the base class."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,6 +27,12 @@ class Bad(NamedTuple):
     argument: str
     value: Any
     message: str
+
+
+def normal(dtype: torch.dtype, seed: int, *shapes: Sequence[int]) -> list[torch.Tensor]:
+    """Draw tensors from the standard normal distribution, one after the other."""
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(*shape, generator=generator).to(dtype) for shape in shapes]
 
 
 def sample_graph(

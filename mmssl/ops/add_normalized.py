@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator, eager
-from mmssl.ops._cases import Bad, Sample
+from mmssl.ops._cases import Bad, Sample, normal
 from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor, promoted
 from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
@@ -89,9 +89,7 @@ _call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
     def sample(label: str, m: int, n: int, d: int, weight: float = 0.7) -> Sample:
-        generator = torch.Generator().manual_seed(n)
-        base = torch.randn(n, d, generator=generator).to(dtype)
-        x = torch.randn(m, n, d, generator=generator).to(dtype)
+        base, x = normal(dtype, n, (n, d), (m, n, d))
         return Sample(label, {"base": base, "x": x, "weight": weight}, tiny=n < 20)
 
     yield sample("typical", 2, 4, 3)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mmssl import _extension
 from mmssl.ops._autograd import Operator, under_torch_func
-from mmssl.ops._cases import Sample
+from mmssl.ops._cases import Sample, normal
 from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, declare
 from mmssl.ops.dispatch import requested_backend
 
@@ -266,10 +266,8 @@ def _row_dot(a: Tensor, b: Tensor) -> Tensor:
 
 def _samples(names: tuple[str, ...], dtype: torch.dtype) -> Iterator[Sample]:
     def sample(label: str, n: int, *columns: int) -> Sample:
-        generator = torch.Generator().manual_seed(n)
-        pairs = zip(names, columns, strict=False)
-        arguments = {k: torch.randn(n, c, generator=generator).to(dtype) for k, c in pairs}
-        return Sample(label, arguments, tiny=n < 20)
+        drawn = normal(dtype, n, *((n, count) for count in columns))
+        return Sample(label, dict(zip(names, drawn, strict=False)), tiny=n < 20)
 
     yield sample("typical", 9, 4, 3)
     yield sample("one row", 1, 1, 1)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.graph import GraphView, Normalization
 from mmssl.ops._autograd import Operator, eager, one_by_one, under_torch_func
-from mmssl.ops._cases import Bad, Sample, sample_graph
+from mmssl.ops._cases import Bad, Sample, normal, sample_graph
 from mmssl.ops._checks import (
     accumulation_dtype,
     check_device,
@@ -266,7 +266,7 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
         view = sample_graph(users, items, edges, kind, valued).ui
         if view.value is not None:
             view = dataclasses.replace(view, value=view.value.to(accumulation_dtype(dtype)))
-        x = torch.randn(items, d, generator=torch.Generator().manual_seed(d)).to(dtype)
+        (x,) = normal(dtype, d, (items, d))
         return Sample(label, {"view": view, "x": x}, tiny=edges < 50)
 
     yield sample("typical", 5, 4, 9, 3, "row_sqrt")
@@ -286,11 +286,8 @@ def _batch_samples(dtype: torch.dtype) -> Iterator[Sample]:
         graph = sample_graph(users, items, edges, "sym", False)
         other = sample_graph(users, items, edges // 2, "row", True)
         views = [graph.ui, graph.iu, other.ui, graph.ui][: len(widths)]
-        generator = torch.Generator().manual_seed(edges)
-        xs = [
-            torch.randn(view.num_cols, d, generator=generator).to(dtype)
-            for view, d in zip(views, widths, strict=True)
-        ]
+        shapes = [(view.num_cols, d) for view, d in zip(views, widths, strict=True)]
+        xs = normal(dtype, edges, *shapes)
         return Sample(label, {"views": views, "xs": xs}, tiny=edges < 50)
 
     yield sample("typical", 5, 4, 9, (3, 2, 1, 3))

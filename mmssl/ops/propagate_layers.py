@@ -15,7 +15,7 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph, Normalization
 from mmssl.ops._autograd import Operator, eager, one_by_one
-from mmssl.ops._cases import Bad, Sample, sample_graph
+from mmssl.ops._cases import Bad, Sample, normal, sample_graph
 from mmssl.ops._checks import (
     accumulation_dtype,
     check_device,
@@ -214,8 +214,7 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
     ) -> Sample:
         users, items, edges, d = sizes
         graph = sample_graph(users, items, edges, kind, valued)
-        generator = torch.Generator().manual_seed(d)
-        user, item = (torch.randn(n, d, generator=generator).to(dtype) for n in (users, items))
+        user, item = normal(dtype, d, (users, d), (items, d))
         arguments: dict[str, Any] = {"graph": graph, "user": user, "item": item}
         arguments |= {"num_layers": num_layers, "combine": combine}
         return Sample(label, arguments, tiny=edges < 50)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator, eager
-from mmssl.ops._cases import Bad, Sample
+from mmssl.ops._cases import Bad, Sample, normal
 from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor, promoted
 from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
@@ -104,8 +104,7 @@ _call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
     def sample(label: str, m: int, n: int, width: int, heads: int) -> Sample:
-        generator = torch.Generator().manual_seed(n)
-        parts = torch.randn(3, m, n, width * heads, generator=generator).to(dtype).unbind()
+        (parts,) = normal(dtype, n, (3, m, n, width * heads))
         names = ("query", "key", "view")
         arguments: dict[str, Any] = dict(zip(names, parts, strict=True))
         return Sample(label, {**arguments, "num_heads": heads}, tiny=n < 20)

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
 from mmssl.errors import InputError
-from mmssl.graph import InteractionGraph, Normalization
+from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
 from mmssl.ops import Triples
 from mmssl.training.state import optimizer_state, prefixed, restore_optimizer, section
@@ -48,14 +48,19 @@ class PairwiseConfig(Protocol):
         """Validations without improvement before training stops."""
 
 
-class PairwiseTask(Task):
+Model = TypeVar("Model", bound=nn.Module)
+Settings = TypeVar("Settings", bound=PairwiseConfig)
+
+
+class PairwiseTask(Task, Generic[Model, Settings]):
     """A module trained by Adam on (user, train item, other item) triples.
 
     An epoch goes once through all train edges in random order; each gets one negative, drawn
-    uniformly from the items to which its user has no train edge. A subclass sets ``section`` and
-    ``terms``, builds its module in :meth:`build` and returns the loss terms of a batch in
-    :meth:`losses`. It may extend :meth:`draw_epoch`, for example to drop edges of the graph, and
-    :meth:`start_epoch`, for example to change the learning rate.
+    uniformly from the items to which its user has no train edge. A subclass of
+    ``PairwiseTask[Module, Section]`` sets ``section`` and ``terms``, builds its module in
+    :meth:`build` and returns the loss terms of a batch in :meth:`losses`. It may extend
+    :meth:`draw_epoch`, for example to drop edges of the graph, and :meth:`start_epoch`, for example
+    to change the learning rate.
 
     Args:
         dataset: The data.
@@ -69,16 +74,15 @@ class PairwiseTask(Task):
     phases: ClassVar[tuple[str, ...]] = ("sample", "forward", "backward", "optimizer")
     section: ClassVar[str]
     """Name of the model's section of the configuration."""
-    normalization: ClassVar[Normalization] = "sym"
-    """How the train graph is scaled."""
-    settings: PairwiseConfig
+    settings: Settings
     """The model's section of the configuration."""
+    model: Model
 
     def __init__(
         self, dataset: InteractionDataset, config: Config, device: torch.device | str
     ) -> None:
-        super().__init__(dataset, config, device, normalization=self.normalization)
-        settings: PairwiseConfig = getattr(config, self.section)
+        super().__init__(dataset, config, device)
+        settings: Settings = getattr(config, self.section)
         self.settings = settings
         self.objective = self.terms
         self.epochs, self.patience = settings.epochs, settings.patience
@@ -93,7 +97,7 @@ class PairwiseTask(Task):
         self._order = torch.empty(0, dtype=torch.int64, device=self.device)  # (n,)
 
     @abstractmethod
-    def build(self, dataset: InteractionDataset) -> nn.Module:
+    def build(self, dataset: InteractionDataset) -> Model:
         """Create the module; ``forward()`` returns :class:`mmssl.models.embeddings.Embeddings`."""
 
     def build_optimizer(self) -> torch.optim.Optimizer:

@@ -40,9 +40,10 @@ class Task(ABC):
             may select a setting on validation, as the trainer selects the epoch.
         config: The complete configuration.
         device: "cpu" or a CUDA device.
-        normalization: How the train graph is scaled.
     """
 
+    normalization: Normalization = "sym"
+    """How the train graph is scaled."""
     epochs: int = 0
     """Maximum number of epochs."""
     patience: int = 1
@@ -61,18 +62,13 @@ class Task(ABC):
     """Profiler ranges of a step, without the prefix ``mmssl::``, in order; none inside another."""
 
     def __init__(
-        self,
-        dataset: InteractionDataset,
-        config: Config,
-        device: torch.device | str,
-        *,
-        normalization: Normalization = "sym",
+        self, dataset: InteractionDataset, config: Config, device: torch.device | str
     ) -> None:
         self.config = config
         self.device = torch.device(device)
         torch.manual_seed(config.training.seed)
         self.graph = InteractionGraph.from_edges(
-            *dataset.train, dataset.num_users, dataset.num_items, normalization=normalization
+            *dataset.train, dataset.num_users, dataset.num_items, normalization=self.normalization
         ).to(self.device)
 
     @abstractmethod

@@ -9,7 +9,7 @@ from mmssl.config import load_config
 from mmssl.graph import InteractionGraph
 from mmssl.models.edges import edge_products
 from mmssl.training.task import create_task
-from tests.models.truth import bpr, check_gradients, trainable
+from tests.models.truth import bpr, check_step, trainable
 
 
 def unit(x):
@@ -66,12 +66,7 @@ def test_embeddings_losses_and_gradients_are_those_of_the_paper(tiny_dataset):
     squares += [parameters[f"preferences.{m}"][u] for m in range(2)]
     l2 = 0.3 * sum((rows**2).mean() for rows in squares)
     expected = {"bpr": bpr(user, item, batch), "l2": l2}
-    for name, loss in losses.items():
-        torch.testing.assert_close(loss.double(), expected[name], rtol=1e-5, atol=1e-6)
-    sum(expected.values()).backward()
-    check_gradients(model, parameters, 1e-4)
-    for got, truth in zip(task.embed(), (user, item), strict=True):
-        torch.testing.assert_close(got.double(), truth.detach(), rtol=1e-5, atol=1e-6)
+    check_step(task, losses, expected, (user, item), parameters, 1e-4)
 
 
 def test_products_of_the_ends_of_edges():

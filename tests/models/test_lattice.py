@@ -12,7 +12,7 @@ from mmssl.data.neighbors import Neighbors
 from mmssl.models.edges import laplacian_values
 from mmssl.models.lattice import initial_graph
 from mmssl.training.task import create_task
-from tests.models.truth import bpr, check_gradients, light_convolution, trainable
+from tests.models.truth import bpr, check_step, light_convolution, trainable
 
 
 def task_for(dataset, *settings):
@@ -84,12 +84,7 @@ def test_forward_losses_and_gradients_are_those_of_the_paper(tiny_dataset):
     u, i, j = batch
     squares = sum((rows**2).sum() for rows in (user[u], item[i], item[j]))
     expected = {"bpr": bpr(user, item, batch), "l2": 0.3 * squares / (2 * len(u))}
-    for name, loss in losses.items():
-        torch.testing.assert_close(loss.double(), expected[name], rtol=1e-5, atol=1e-6)
-    sum(expected.values()).backward()
-    check_gradients(model, parameters, 2e-5)
-    for got, truth in zip(task.embed(), (user, item), strict=True):
-        torch.testing.assert_close(got.double(), truth.detach(), rtol=1e-5, atol=1e-6)
+    check_step(task, losses, expected, (user, item), parameters, 2e-5)
 
 
 def test_neighbors_change_with_the_epoch_only(tiny_dataset):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,11 +45,32 @@ def trainable(model: nn.Module) -> dict[str, Tensor]:
     return {name: double(table).requires_grad_() for name, table in model.named_parameters()}
 
 
-def check_gradients(model: nn.Module, parameters: dict[str, Tensor], error: float) -> None:
-    """Compare the gradients of a model with those of a formula, in the norm of each parameter."""
-    for name, table in model.named_parameters():
-        expected = parameters[name].grad
-        assert (double(table.grad) - expected).norm() <= error * expected.norm(), name
+def check_step(
+    task: PairwiseTask,
+    losses: Mapping[str, Tensor],
+    expected: Mapping[str, Tensor],
+    final: tuple[Tensor, Tensor],
+    parameters: Mapping[str, Tensor],
+    error: float,
+) -> None:
+    """Compare a task with a formula after its backward pass.
+
+    Args:
+        task: The task.
+        losses: Its losses.
+        expected: Those of the formula.
+        final: The final embeddings by the formula.
+        parameters: What the formula is differentiated by, from :func:`trainable`.
+        error: Of the gradient of a parameter, in its norm.
+    """
+    for name, loss in losses.items():
+        torch.testing.assert_close(loss.double(), expected[name], rtol=1e-5, atol=1e-6)
+    sum(expected.values()).backward()
+    for name, table in task.model.named_parameters():
+        grad = parameters[name].grad
+        assert (double(table.grad) - grad).norm() <= error * grad.norm(), name
+    for got, truth in zip(task.embed(), final, strict=True):
+        torch.testing.assert_close(got.double(), truth.detach(), rtol=1e-5, atol=1e-6)
 
 
 def loss_of_epochs(task: PairwiseTask, epochs: int) -> list[float]:

@@ -41,7 +41,8 @@ class MMSSLTask(Task):
     def __init__(
         self, dataset: InteractionDataset, config: Config, device: torch.device | str
     ) -> None:
-        super().__init__(dataset, config, device, normalization=config.model.normalization)
+        self.normalization = config.model.normalization
+        super().__init__(dataset, config, device)
         if self.graph.trainable_users.numel() < 2:
             raise InputError(
                 "train: expected at least two users with both a train item and a missing one, "

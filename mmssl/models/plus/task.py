@@ -14,6 +14,7 @@ from torch import Tensor
 from mmssl import ops
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.models.embeddings import Embeddings
+from mmssl.models.plus.config import PlusConfig
 from mmssl.models.plus.item_graph import build_item_graph
 from mmssl.models.plus.loss import Scored, catalog_softmax, density_temperature, with_offset
 from mmssl.models.plus.model import Plus, PlusViews
@@ -23,20 +24,18 @@ from mmssl.training import SELECTION_METRIC
 from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
-    from mmssl.config import Config, PlusConfig
+    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
 
 # Weights of popularity that are tried on validation.
 _RANKING_POPULARITY = (0.0, 0.15, 0.3, 0.5, 0.7, 1.0)
 
 
-class PlusTask(PairwiseTask):
+class PlusTask(PairwiseTask[Plus, PlusConfig]):
     """The ranking loss, plus a contrast of views, plus L2 on the ID embeddings of the batch."""
 
     section = "plus"
     terms = ("ranking", "contrast", "l2")
-    model: Plus
-    settings: PlusConfig
 
     def __init__(
         self, dataset: InteractionDataset, config: Config, device: torch.device | str
