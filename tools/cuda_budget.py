@@ -86,6 +86,7 @@ def _pipelined(way: str, terms: int, depth: int) -> Kernel:
     return Kernel(
         f"info_nce {way}, {operands}, D <= {depth}", "csrc/ops/info_nce/mma.cu",
         rf"{way}_kernelINS\w?_5ShapeILi{terms}ELi{depth}E", "16 x 64 scores",
+        trips=2 if way == "grad" and terms == 3 else 1,
         passes=_passes(way, 64), l2_bytes=64 * (depth * 2 * terms + 8) / 8,
     )  # fmt: skip
 
@@ -174,7 +175,7 @@ def measure() -> list[Budget]:
                 if len(names) != 1:
                     raise SystemExit(f"error: {source}: {kernel.pattern} matches {names}")
                 code = blocks[names[0]]
-                loop = sass.main_loop(code, kernel.longest)
+                loop = sass.main_loop(code, kernel.longest, kernel.trips)
                 assert loop is not None
                 mix = sass.one_pass(code, loop, kernel.longest, kernel.trips)
                 found.append(Budget(kernel, mix, sass.flop(code, loop), *usage(words, names[0])))

@@ -87,11 +87,11 @@ def loops(blocks: list[Block]) -> list[tuple[int, int]]:
     return sorted(ends.items(), key=lambda loop: loop[1] - loop[0])
 
 
-def main_loop(blocks: list[Block], longest: bool = False) -> tuple[int, int] | None:
+def main_loop(blocks: list[Block], longest: bool = False, trips: int = 1) -> tuple[int, int] | None:
     """Return the innermost loop with the most tensor (or else FMA) instructions in a pass."""
 
     def work(loop: tuple[int, int]) -> tuple[int, int]:
-        mix = one_pass(blocks, loop, longest)
+        mix = one_pass(blocks, loop, longest, trips)
         return mix["tensor"], mix["FMA"]
 
     found = loops(blocks)

@@ -33,21 +33,29 @@ inline const Handed* hand_over(const Handed& own) {
   return lanes;
 }
 
+// To float32 by cutting off, as tensor cores are known to do.
+inline float toward_zero(double v) {
+  const float nearest = float(v);
+  return std::abs(double(nearest)) > std::abs(v) ? std::nextafter(nearest, 0.0f) : nearest;
+}
+
 // Most of an emulation is spent here, on the emulator's own memory: sanitizers are off.
 template <int kPerWord, class Get>
 __attribute__((noinline, no_sanitize("address", "thread", "undefined"))) void multiply_add(
     float (&d)[4], const Handed* lanes, unsigned lane, Get get) {
   const unsigned row = lane / 4;
-  for (int part = 0; part < 2; ++part) {  // registers 0, 1 and 2, 3 of a; 0 and 1 of b
-    for (unsigned group = 0; group < 4; ++group) {
-      for (int n = 0; n < kPerWord; ++n) {
-        for (int i = 0; i < 4; ++i) {
-          const unsigned column = lane % 4 * 2 + i % 2;
-          d[i] += get(lanes[row * 4 + group].words[part * 2 + i / 2], n) *
-                  get(lanes[column * 4 + group].words[4 + part], n);
+  for (int i = 0; i < 4; ++i) {
+    const unsigned column = lane % 4 * 2 + i % 2;
+    double sum = d[i];
+    for (int part = 0; part < 2; ++part) {  // registers 0, 1 and 2, 3 of a; 0 and 1 of b
+      for (unsigned group = 0; group < 4; ++group) {
+        for (int n = 0; n < kPerWord; ++n) {
+          sum += double(get(lanes[row * 4 + group].words[part * 2 + i / 2], n)) *
+                 double(get(lanes[column * 4 + group].words[4 + part], n));
         }
       }
     }
+    d[i] = toward_zero(sum);
   }
 }
 

@@ -116,7 +116,7 @@ __device__ __forceinline__ void add_gradients(const P& p, int set, const Block& 
       p, set, b, base, [&](const bf16* rows) { own.load(rows); },
       [&](const bf16* tile, const Column* columns, const float* column_shift, bool masked,
           const Cursor& at) {
-#pragma unroll(kFixed ? 4 : 1)  // the rare case may be slow, but must not spill
+#pragma unroll(!kFixed ? 1 : S::kTerms == 3 ? 2 : 4)  // without spilling a register
         for (int u = 0; u < kCols / 16; ++u) {
           float x[2][4];
           multiply<S>(x, own, tile, u);

@@ -132,11 +132,12 @@ struct Own {
   }
 };
 
-// Products of terms whose sum of orders is below kTerms, the small ones first.
-template <int kTerms, class F>
+// Calls f(a, b) for the products of terms whose orders add up to less than kTerms, from the smallest
+// on: those of order kLeast and above.
+template <int kTerms, int kLeast, class F>
 __device__ __forceinline__ void for_each_product(const F& f) {
 #pragma unroll
-  for (int order = kTerms - 1; order >= 0; --order) {
+  for (int order = kTerms - 1; order >= kLeast; --order) {
 #pragma unroll
     for (int a = 0; a <= order; ++a) f(a, order - a);
   }
@@ -151,18 +152,31 @@ __device__ __forceinline__ void multiply(float (&score)[2][4], Own<S>& own, cons
       tile + (u * 16 + lane / 16 * 8 + lane % 8) * S::kPitch + lane / 8 % 2 * 8;
 #pragma unroll
   for (int i = 0; i < 8; ++i) score[i / 4][i % 4] = 0;
-#pragma unroll
-  for (int k = 0; k < S::kSteps; ++k) {
+  const auto step = [&](int k, int terms, auto products) {
     uint32_t words[S::kTerms][4];
     if constexpr (S::kOwnShared) own.fetch(k);
 #pragma unroll
     for (int term = 0; term < S::kTerms; ++term) {
-      load_tiles<false>(words[term], from + term * S::kPlane + k * 16);
+      if (term < terms) load_tiles<false>(words[term], from + term * S::kPlane + k * 16);
     }
-    for_each_product<S::kTerms>([&](int a, int b) {
+    products([&](int a, int b) {
       mma_bf16(score[0], own.words(a, k), {words[b][0], words[b][1]});
       mma_bf16(score[1], own.words(a, k), {words[b][2], words[b][3]});
     });
+  };
+  if constexpr (S::kTerms == 3) {
+    // The large products last: tensor cores cut off the low bits of what is added.
+#pragma unroll
+    for (int k = 0; k < S::kSteps; ++k) {
+      step(k, 3, [](const auto& f) { for_each_product<3, 1>(f); });
+    }
+#pragma unroll
+    for (int k = 0; k < S::kSteps; ++k) step(k, 1, [](const auto& f) { f(0, 0); });
+  } else {
+#pragma unroll
+    for (int k = 0; k < S::kSteps; ++k) {
+      step(k, S::kTerms, [](const auto& f) { for_each_product<S::kTerms, 0>(f); });
+    }
   }
 }
 
@@ -273,10 +287,21 @@ __device__ __forceinline__ void multiply_weights(float (&out)[S::kDepth / 8][4],
     for (int term = 0; term < S::kTerms; ++term) {
       load_tiles<true>(words[term], from + term * S::kPlane + f * 16);
     }
-    for_each_product<S::kTerms>([&](int a, int b) {
-      mma_bf16(out[2 * f], weights[a], {words[b][0], words[b][1]});
-      mma_bf16(out[2 * f + 1], weights[a], {words[b][2], words[b][3]});
-    });
+    if constexpr (S::kTerms == 3) {
+      // The sum over all columns is added to in float32: a tensor core would cut off its addends.
+      float sum[2][4] = {};
+      for_each_product<3, 0>([&](int a, int b) {
+        mma_bf16(sum[0], weights[a], {words[b][0], words[b][1]});
+        mma_bf16(sum[1], weights[a], {words[b][2], words[b][3]});
+      });
+#pragma unroll
+      for (int i = 0; i < 8; ++i) out[2 * f + i / 4][i % 4] += sum[i / 4][i % 4];
+    } else {
+      for_each_product<S::kTerms, 0>([&](int a, int b) {
+        mma_bf16(out[2 * f], weights[a], {words[b][0], words[b][1]});
+        mma_bf16(out[2 * f + 1], weights[a], {words[b][2], words[b][3]});
+      });
+    }
   }
 }
 

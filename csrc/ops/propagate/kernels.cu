@@ -1,5 +1,5 @@
-// A group of kLanes lanes of a warp owns a row; each lane owns kVec neighboring columns and gathers
-// them with one load of 16 bytes. A row with more than kChunkEdges edges is left to the groups of
+// A group of kLanes lanes of a warp owns a row, or of a wide row kLanes * kVec columns; each lane owns
+// kVec neighboring columns and gathers them with one load of 16 bytes. A row with more than kChunkEdges edges is left to the groups of
 // the chunks that it spans: the edges of the whole matrix are cut into chunks of kChunkEdges, so
 // that the host needs to know no row and nothing waits for the device, and a second kernel adds the
 // sums of a row's chunks in order, without atomics.
@@ -80,6 +80,7 @@ struct Entry {
   SparseProduct<T, A> p;
   A* scratch;      // (2 * chunks, d): sums of the pieces of long rows
   int64_t chunks;  // 0 where no row can be long
+  int parts;       // groups that share a row: they take different columns
 };
 
 template <class T, class A>
@@ -121,16 +122,22 @@ __device__ __forceinline__ void finish(const Epilogue<T, A>& e, int64_t at,
   *reinterpret_cast<Pack<T, kVec>*>(e.out + at) = out;
 }
 
-// Groups [0, R) of a product take a row each, the next 2 * chunks a piece of a long row each.
+// Tasks [0, R) of a product are its rows, the next 2 * chunks the pieces of its long rows; each is
+// done by `parts` neighboring groups.
 template <class T, class A, int kVec, int kLanes, bool kWeighted>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 4)
     spmm_kernel(const __grid_constant__ Table<T, A> table) {
   const int n = product_of_block(table);
   const Entry<T, A>& e = table.entry[n];
   const SparseArgs<A>& a = e.p.a;
   const int64_t thread = int64_t(blockIdx.x - table.first_block[n]) * kBlock + threadIdx.x;
-  const int64_t group = thread / kLanes, d = e.p.d;
-  if (group >= a.rows + 2 * e.chunks) return;
+  const int64_t d = e.p.d;
+  int64_t group = thread / kLanes, k = int64_t(threadIdx.x % kLanes) * kVec;
+  if (e.parts > 1) {
+    k += group % e.parts * (kLanes * kVec);
+    group /= e.parts;
+  }
+  if (group >= a.rows + 2 * e.chunks || k >= d) return;
   const bool whole_row = group < a.rows;
   const Span span = whole_row ? Span{a.rowptr[group], a.rowptr[group + 1]}
                               : find_piece(a, group - a.rows);
@@ -138,40 +145,39 @@ __global__ void __launch_bounds__(kBlock)
   const A scale = whole_row && a.row_scale != nullptr ? a.row_scale[group] : A(1);
   const T* __restrict__ x = e.p.x;
   T* __restrict__ y = e.p.y;
-  for (int64_t k = int64_t(threadIdx.x % kLanes) * kVec; k < d; k += kLanes * kVec) {
-    A sum[kVec] = {};
-#pragma unroll 4
-    for (int64_t p = span.begin; p < span.end; ++p) {
-      const int32_t c = a.col[p];
-      const Pack<T, kVec> row = load<T, kVec>(x + c * d + k);
-      const A weight = kWeighted ? edge_weight(a, p, c) : A(1);
+  A sum[kVec] = {};
+#pragma unroll 8
+  for (int64_t p = span.begin; p < span.end; ++p) {
+    const int32_t c = a.col[p];
+    const Pack<T, kVec> row = load<T, kVec>(x + c * d + k);
+    const A weight = kWeighted ? edge_weight(a, p, c) : A(1);
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) sum[i] += weight * widen(row.v[i]);
-    }
+    for (int i = 0; i < kVec; ++i) sum[i] += weight * widen(row.v[i]);
+  }
 #pragma unroll
-    for (int i = 0; i < kVec; ++i) sum[i] *= scale;
-    if (whole_row) {
-      Pack<T, kVec> result;
+  for (int i = 0; i < kVec; ++i) sum[i] *= scale;
+  if (whole_row) {
+    Pack<T, kVec> result;
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) narrow(sum[i], result.v[i]);
-      *reinterpret_cast<Pack<T, kVec>*>(y + group * d + k) = result;
-      finish(e.p.epilogue, group * d + k, result);
-    } else {
+    for (int i = 0; i < kVec; ++i) narrow(sum[i], result.v[i]);
+    *reinterpret_cast<Pack<T, kVec>*>(y + group * d + k) = result;
+    finish(e.p.epilogue, group * d + k, result);
+  } else {
 #pragma unroll
-      for (int i = 0; i < kVec; ++i) e.scratch[(group - a.rows) * d + k + i] = sum[i];
-    }
+    for (int i = 0; i < kVec; ++i) e.scratch[(group - a.rows) * d + k + i] = sum[i];
   }
 }
 
-// The warp of a chunk in which a long row begins adds up the pieces of that row.
+// A warp for every 32 columns of a chunk: where a long row begins in it, adds up that row's pieces.
 template <class T, class A>
 __global__ void __launch_bounds__(kBlock) join_kernel(const __grid_constant__ Table<T, A> table) {
   const int n = product_of_block(table);
   const Entry<T, A>& e = table.entry[n];
   const SparseArgs<A>& a = e.p.a;
   const int64_t thread = int64_t(blockIdx.x - table.first_block[n]) * kBlock + threadIdx.x;
-  const int64_t chunk = thread / kWarp, d = e.p.d;
-  if (chunk >= e.chunks) return;
+  const int64_t d = e.p.d, warps = ceil_div(d, kWarp), chunk = thread / kWarp / warps;
+  const int64_t k = thread / kWarp % warps * kWarp + threadIdx.x % kWarp;
+  if (chunk >= e.chunks || k >= d) return;
   const int64_t begin = chunk * kChunkEdges;
   const int64_t end = begin + kChunkEdges < a.nnz ? begin + kChunkEdges : a.nnz;
   const int64_t row = row_of(a.rowptr, a.rows, end - 1);  // a long row that begins here gets this far
@@ -179,14 +185,12 @@ __global__ void __launch_bounds__(kBlock) join_kernel(const __grid_constant__ Ta
   if (stop - first <= kChunkEdges || first < begin) return;
   const A scale = a.row_scale == nullptr ? A(1) : a.row_scale[row];
   const int64_t last = (stop - 1) / kChunkEdges;
-  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
-    A sum = e.scratch[(2 * chunk + (first == begin ? 0 : 1)) * d + k];
-    for (int64_t c = chunk + 1; c <= last; ++c) sum += e.scratch[2 * c * d + k];
-    Pack<T, 1> result;
-    narrow(scale * sum, result.v[0]);
-    e.p.y[row * d + k] = result.v[0];
-    finish(e.p.epilogue, row * d + k, result);
-  }
+  A sum = e.scratch[(2 * chunk + (first == begin ? 0 : 1)) * d + k];
+  for (int64_t c = chunk + 1; c <= last; ++c) sum += e.scratch[2 * c * d + k];
+  Pack<T, 1> result;
+  narrow(scale * sum, result.v[0]);
+  e.p.y[row * d + k] = result.v[0];
+  finish(e.p.epilogue, row * d + k, result);
 }
 
 // Group j takes positions [j, j + 1) * kEdgesPerGroup. Every lane of a warp runs every iteration,
@@ -297,7 +301,7 @@ void spmm(Table<T, A>& table, Layout layout, cudaStream_t stream) {
   choose<T>(layout, [&](auto vec, auto lanes) {
     constexpr int kVec = decltype(vec)::value, kLanes = decltype(lanes)::value;
     const unsigned grid = lay_out_blocks(table, [](const Entry<T, A>& e) {
-      return (e.p.a.rows + 2 * e.chunks) * kLanes;
+      return (e.p.a.rows + 2 * e.chunks) * e.parts * kLanes;
     });
     const auto kernel = weighted ? spmm_kernel<T, A, kVec, kLanes, true>
                                  : spmm_kernel<T, A, kVec, kLanes, false>;
@@ -305,7 +309,9 @@ void spmm(Table<T, A>& table, Layout layout, cudaStream_t stream) {
   });
   if (long_rows) {
     const unsigned grid =
-        lay_out_blocks(table, [](const Entry<T, A>& e) { return e.chunks * kWarp; });
+        lay_out_blocks(table, [](const Entry<T, A>& e) {
+          return e.chunks * ceil_div(e.p.d, kWarp) * kWarp;
+        });
     MMSSL_LAUNCH((join_kernel<T, A>), grid, kBlock, stream, table);
   }
 }
@@ -328,7 +334,8 @@ cudaError_t spmm(std::span<const SparseProduct<T, A>> products, A* scratch, cuda
       return other.layout == layout && other.table.count < kMaxProducts;
     });
     if (found == pending.end()) found = pending.insert(found, Pending{layout, {}});
-    found->table.entry[found->table.count++] = Entry<T, A>{p, own, chunks};
+    const int parts = int(ceil_div(p.d, int64_t(layout.vec) * layout.lanes));
+    found->table.entry[found->table.count++] = Entry<T, A>{p, own, chunks, parts};
   }
   for (Pending& launch : pending) spmm(launch.table, launch.layout, stream);
   return cudaGetLastError();
