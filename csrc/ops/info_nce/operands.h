@@ -1,21 +1,32 @@
-// Checks and unpacks the tensors of info_nce for both devices. Shapes and formula: info_nce.h.
-// The CPU alone reads target, and checks its entries.
+// Checks and unpacks the arguments of info_nce, and binds it to the kernels of either device.
+// Shapes and formula: info_nce.h. The CPU alone reads target, and checks its entries.
 #pragma once
+#include <tuple>
+
 #include "common/torch.h"
 
 namespace mmssl {
 
+struct InfoNceOptions {
+  bool intra_view, symmetric;
+  double eps;
+  bool tf32;  // how a GPU may compute products of float32; nothing on the CPU depends on it
+  bool in_batch;
+};
+
 struct InfoNceOperands {
   InfoNceOperands(const Tensor& anchor_, const Tensor& positive_, const Tensor& temperature_,
-                  const OptTensor& negatives_, const OptTensor& target_, bool symmetric)
+                  const OptTensor& negatives_, const OptTensor& target_,
+                  const InfoNceOptions& options_)
       : anchor(as_contiguous(anchor_)),
         positive(as_contiguous(positive_)),
         temperature(temperature_),
         negatives(as_contiguous(negatives_)),
         target(as_contiguous(target_)),
+        options(options_),
         type(anchor.scalar_type()),
         accumulation(accumulation_type(type)),
-        directions(symmetric ? 2 : 1) {
+        directions(options.symmetric ? 2 : 1) {
     STD_TORCH_CHECK(is_supported(type),
                     "mmssl::info_nce: anchor must be float32, float64 or bfloat16");
     STD_TORCH_CHECK(anchor.dim() == 3 &&
@@ -32,7 +43,7 @@ struct InfoNceOperands {
                     "mmssl::info_nce: negatives must be (K, D) of the dtype of anchor");
     k = negatives.has_value() ? negatives->size(0) : 0;
     STD_TORCH_CHECK(matches(target, anchor, ScalarType::Long, {pairs, n}) &&
-                        !(target.has_value() && symmetric),
+                        !(target.has_value() && options.symmetric),
                     "mmssl::info_nce: target must be (B, N) int64, and none if symmetric");
   }
 
@@ -53,6 +64,7 @@ struct InfoNceOperands {
 
   Tensor anchor, positive, temperature;
   OptTensor negatives, target;
+  InfoNceOptions options;
   ScalarType type, accumulation;
   int64_t pairs = 0, n = 0, m = 0, k = 0, d = 0, directions;
 };
@@ -61,8 +73,9 @@ struct InfoNceOperands {
 struct InfoNceGradOperands : InfoNceOperands {
   InfoNceGradOperands(const Tensor& grad_, const Tensor& anchor_, const Tensor& positive_,
                       const Tensor& temperature_, const OptTensor& negatives_,
-                      const Tensor& saved_, const OptTensor& target_, bool symmetric)
-      : InfoNceOperands(anchor_, positive_, temperature_, negatives_, target_, symmetric),
+                      const Tensor& saved_, const OptTensor& target_,
+                      const InfoNceOptions& options_)
+      : InfoNceOperands(anchor_, positive_, temperature_, negatives_, target_, options_),
         grad(as_contiguous(grad_)),
         saved(as_contiguous(saved_)),
         grad_anchor(empty_like(anchor)),
@@ -78,5 +91,42 @@ struct InfoNceGradOperands : InfoNceOperands {
   Tensor grad, saved;
   Tensor grad_anchor, grad_positive, grad_temperature, grad_negatives;
 };
+
+template <class Kernels>
+std::tuple<Tensor, Tensor> info_nce(const Tensor& anchor, const Tensor& positive,
+                                    const Tensor& temperature, const OptTensor& negatives,
+                                    bool intra_view, bool symmetric, double eps, bool tf32,
+                                    const OptTensor& target, bool in_batch) {
+  const InfoNceOperands o(anchor, positive, temperature, negatives, target,
+                          {intra_view, symmetric, eps, tf32, in_batch});
+  const Kernels kernels(o);
+  const Tensor loss = o.new_loss(), saved = o.new_saved();
+  for_dtype(o.type, [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    kernels.forward(data<T>(o.anchor), data<T>(o.positive), data<T>(o.negatives),
+                    mutable_data<decltype(sum)>(loss), mutable_data<double>(saved));
+  });
+  return {loss, saved};
+}
+
+// The gradients are in the order of the inputs.
+template <class Kernels>
+std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
+    const Tensor& grad, const Tensor& anchor, const Tensor& positive, const Tensor& temperature,
+    const OptTensor& negatives, const Tensor& saved, bool intra_view, bool symmetric, double eps,
+    bool tf32, const OptTensor& target, bool in_batch) {
+  const InfoNceGradOperands o(grad, anchor, positive, temperature, negatives, saved, target,
+                              {intra_view, symmetric, eps, tf32, in_batch});
+  const Kernels kernels(o);
+  for_dtype(o.type, [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    kernels.backward(data<T>(o.anchor), data<T>(o.positive), data<T>(o.negatives),
+                     data<double>(o.saved), data<A>(o.grad), mutable_data<T>(o.grad_anchor),
+                     mutable_data<T>(o.grad_positive), mutable_data<T>(o.grad_negatives),
+                     mutable_data<A>(o.grad_temperature));
+  });
+  return {o.grad_anchor, o.grad_positive, o.grad_temperature, o.grad_negatives};
+}
 
 }  // namespace mmssl
