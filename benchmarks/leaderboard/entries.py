@@ -67,19 +67,20 @@ class Entry:
     def space(self, start: Config) -> dict[str, Any]:
         """Return the search space that ``mmssl tune`` takes for the model by default.
 
-        It is empty for a model without a field to search, and for one that selects a field on
-        validation on its own.
+        A field whose value is chosen by the model, on validation or by a rule, is not searched. The
+        space is empty if no field is left.
         """
         try:
             space = default_space(self.model, start)
         except InputError:  # no field to search
             return {}
         content = self.read_fields(start)
-        for name in space["space"]:
+        searched = {}
+        for name, entry in space["space"].items():
             section, field = name.split(".")
-            if content[section][field] == "validation":
-                return {}
-        return space
+            if "choices" in entry or not isinstance(content[section][field], str):
+                searched[name] = entry
+        return {**space, "space": searched} if searched else {}
 
 
 def _reads(spec: Any, section: str, field: str) -> bool:
@@ -90,14 +91,17 @@ def _reads(spec: Any, section: str, field: str) -> bool:
 
 
 def entries() -> tuple[Entry, ...]:
-    """Return an entry per model of the registry, and per variant of a model with variants."""
+    """Return an entry per model of the registry, and per variant of a model with variants.
+
+    Models in closed form come first, since they take seconds.
+    """
     found = []
     for spec in model_specs():
         for variant in spec.variants or (DEFAULT_VARIANT,):
             label = variant if spec.variants else spec.name
             if label not in _LEFT_OUT:
                 found.append(Entry(label, spec.name, variant))
-    return tuple(found)
+    return tuple(sorted(found, key=lambda entry: entry.is_trained))
 
 
 def ablations(path: Path = ABLATIONS) -> tuple[Entry, ...]:
