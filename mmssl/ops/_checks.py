@@ -24,6 +24,14 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype in (torch.bfloat16, torch.float16) else dtype
 
 
+def is_cpu_half(x: Any) -> bool:
+    """Whether x is float16 on the CPU: the ops compute in float32 there, since no kernel reads it.
+
+    Every float16 is a float32, so results and gradients are rounded once, at the end.
+    """
+    return isinstance(x, Tensor) and x.dtype == torch.float16 and x.device.type == "cpu"
+
+
 def promoted(*tensors: Any) -> tuple[Any, ...]:
     """Return tensors of several dtypes in the widest of them under autocast, as torch's losses do.
 

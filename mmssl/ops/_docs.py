@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import mmssl.ops  # noqa: F401  (declares the ops)
-from mmssl.ops._registry import KERNEL_DTYPES, OPS, Op, Words
+from mmssl.ops._registry import CPU_DTYPES, OPS, Op, Words
 
 _MARK = re.compile(r"(<!-- ops: (\w+) -->\n).*?(<!-- /ops -->)", re.DOTALL)
 
@@ -38,8 +38,8 @@ def _cell(op: Op, note: str, device: str) -> str:
         return note or "plain PyTorch"
     if device == "cuda":
         return "kernels compiled, not run on a GPU yet"
-    parts = ["native: AVX-512, AVX2, portable" if op.dtypes[device] == KERNEL_DTYPES else "native"]
-    if op.dtypes[device] == KERNEL_DTYPES:
+    parts = ["native: AVX-512, AVX2, portable" if op.dtypes[device] == CPU_DTYPES else "native"]
+    if op.dtypes[device] == CPU_DTYPES:
         parts.append(_dtypes(op.dtypes[device]))
     return "; ".join([*parts, note] if note else parts)
 

@@ -18,6 +18,7 @@ from mmssl.ops._autograd import Operator, register
 from mmssl.ops._cases import Bad, Sample
 
 KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float64)
+CPU_DTYPES = (*KERNEL_DTYPES, torch.float16)  # float16 by the kernels of float32
 
 
 @dataclass(frozen=True)

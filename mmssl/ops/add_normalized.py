@@ -16,8 +16,8 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Bad, Sample, normal
-from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor, promoted
-from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor, is_cpu_half, promoted
+from mmssl.ops._registry import CPU_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -45,6 +45,8 @@ def add_normalized(base: Tensor, x: Tensor, weight: float = 1.0) -> Tensor:
     check_shape("base", base, x.shape[1:])
     if isinstance(weight, bool) or not isinstance(weight, numbers.Real):
         raise InputError(f"weight: expected a number, got {weight!r:.60}")
+    if is_cpu_half(x):
+        return add_normalized(base.float(), x.float(), weight).to(x.dtype)
     if not use_native("add_normalized", x.device.type, x.dtype):
         return add_normalized_reference(base, x, weight)
     out, *_ = _call(base, x, weight)
@@ -123,7 +125,7 @@ declare(
         add_normalized,
         Contract(_samples, _bad, differentiable=("base", "x")),
         Words("a table plus the normalized rows of M views", "the normalized views"),
-        dtypes={"cpu": KERNEL_DTYPES},
+        dtypes={"cpu": CPU_DTYPES},
         operators=(_FORWARD, _BACKWARD),
     )
 )

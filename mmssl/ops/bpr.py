@@ -14,8 +14,15 @@ from torch import Tensor
 
 from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Bad, Sample
-from mmssl.ops._checks import accumulation_dtype, check_ids, check_shape, check_tables, promoted
-from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._checks import (
+    accumulation_dtype,
+    check_ids,
+    check_shape,
+    check_tables,
+    is_cpu_half,
+    promoted,
+)
+from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -92,6 +99,8 @@ def bpr_loss(
     for name, ids in (("users", users), ("pos_items", pos_items), ("neg_items", neg_items)):
         check_ids(name, ids, None, user_emb.device)
         check_shape(name, ids, users.shape)
+    if is_cpu_half(user_emb):
+        user_emb, item_emb = user_emb.float(), item_emb.float()
     if not use_native("bpr_loss", user_emb.device.type, user_emb.dtype):
         return bpr_loss_reference(user_emb, item_emb, users, pos_items, neg_items, with_l2=with_l2)
     loss, squares, *_ = _call(user_emb, item_emb, users, pos_items, neg_items)
@@ -205,7 +214,7 @@ declare(
         bpr_loss,
         Contract(_samples, _bad, differentiable=("user_emb", "item_emb")),
         Words("BPR and the L2 of its rows", "three gathered copies"),
-        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_FORWARD, _BACKWARD),
         folder="bpr",
     )

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Bad, Sample
-from mmssl.ops._checks import accumulation_dtype, promoted, without_autocast
+from mmssl.ops._checks import accumulation_dtype, is_cpu_half, promoted, without_autocast
 from mmssl.ops._info_nce_forms import (
     Form,
     check_arguments,
@@ -24,7 +24,7 @@ from mmssl.ops._info_nce_forms import (
     info_nce_reference,
     reduced,
 )
-from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -119,6 +119,10 @@ def info_nce(
         reduction,
     )
     check_arguments(anchor, positive, temperature, form)
+    if is_cpu_half(anchor):
+        negatives = None if negatives is None else negatives.float()
+        options = form._replace(negatives=negatives)._asdict()
+        return info_nce(anchor.float(), positive.float(), temperature, **options)
     missing = ""
     if anchor.is_cuda and (target is not None or labels is not None or not in_batch):
         missing = "target, labels and in_batch=False have no kernel on cuda"
@@ -368,7 +372,7 @@ declare(
             "a matrix of scores",
             notes={"cpu": "bfloat16 by AMX or AVX512-BF16 where available"},
         ),
-        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_FORWARD, _BACKWARD),
     )
 )

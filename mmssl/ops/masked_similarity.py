@@ -24,10 +24,11 @@ from mmssl.ops._checks import (
     check_tables,
     check_tensor,
     check_view,
+    is_cpu_half,
     promoted,
     without_autocast,
 )
-from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.product import gram, product
 from mmssl.ops.propagate import spmm
@@ -179,6 +180,9 @@ def masked_similarity(
     """
     user_emb, item_emb = promoted(user_emb, item_emb)
     check_rows(user_emb, item_emb, users, exclude)
+    if is_cpu_half(user_emb):
+        wide = masked_similarity(user_emb.float(), item_emb.float(), users, exclude)
+        return wide.to(user_emb.dtype)
     use_native("masked_similarity", user_emb.device.type)
     with without_autocast(user_emb):
         return masked_similarity_reference(user_emb, item_emb, users, exclude)
@@ -217,6 +221,10 @@ def masked_similarity_linear(
     check_rows(user_emb, item_emb, users, exclude)
     check_tensor("weight", weight, dims="(I, H)", like=item_emb)
     check_shape("weight", weight, (item_emb.shape[0], max(weight.shape[1], 1)))
+    if is_cpu_half(user_emb):
+        tables = user_emb.float(), item_emb.float()
+        wide = masked_similarity_linear(*tables, users, exclude, weight.float())
+        return wide.to(user_emb.dtype)
     native = use_native("masked_similarity_linear", user_emb.device.type, user_emb.dtype)
     with without_autocast(user_emb):
         if not native or under_torch_func():
@@ -320,7 +328,7 @@ declare(
             "a B x I matrix",
             notes=dict.fromkeys(("cpu", "cuda"), "PyTorch products around `spmm`"),
         ),
-        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         folder="-",
     )
 )

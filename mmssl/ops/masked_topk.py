@@ -20,10 +20,11 @@ from mmssl.ops._checks import (
     check_integer,
     check_tables,
     check_view,
+    is_cpu_half,
     promoted,
     without_autocast,
 )
-from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import requested_backend, use_native
 
 if TYPE_CHECKING:
@@ -77,6 +78,8 @@ def masked_topk(
         shape = (user_emb.shape[0], item_emb.shape[0])
         check_view("exclude", exclude, shape=shape, device=user_emb.device)
     user_emb, item_emb = user_emb.detach(), item_emb.detach()
+    if is_cpu_half(user_emb):
+        user_emb, item_emb = user_emb.float(), item_emb.float()
     native = use_native("masked_topk", user_emb.device.type, user_emb.dtype)
     if native and user_emb.device.type == "cuda" and k > _MAX_CUDA_K:
         if requested_backend() == "native":
@@ -236,7 +239,7 @@ declare(
         masked_topk,
         Contract(_samples, _bad, derivatives=0),
         Words("matmul, mask of train items, top-k", "a B x I matrix"),
-        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(Operator("masked_topk", fake=_fake),),
         folder="topk",
     )

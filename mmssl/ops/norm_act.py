@@ -27,8 +27,9 @@ from mmssl.ops._checks import (
     check_number,
     check_shape,
     check_tensor,
+    is_cpu_half,
 )
-from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._registry import CPU_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -87,11 +88,14 @@ def norm_act(
         if running is not None:
             check_tensor(name, running, dims="(H,)")
             check_shape(name, running, x.shape[1:])
+    dtype = x.dtype
+    if is_cpu_half(x):
+        x, weight, bias = x.float(), weight.float(), bias.float()
     if not use_native("norm_act", x.device.type, x.dtype):
         statistics = (running_mean, running_var)
         return norm_act_reference(
             x, weight, bias, keep, keep_scale, negative_slope, eps, statistics, momentum
-        )
+        ).to(dtype)
     acc = accumulation_dtype(x.dtype)
     y, mean, rstd = _call(x, weight.to(acc), bias.to(acc), keep, keep_scale, negative_slope, eps)
     with torch.no_grad():
@@ -100,7 +104,7 @@ def norm_act(
         if running_var is not None:
             unbiased = (rstd.double().pow(-2) - eps) * (x.shape[0] / (x.shape[0] - 1))
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    out: Tensor = y
+    out: Tensor = y.to(dtype)
     return out
 
 
@@ -267,7 +271,7 @@ declare(
             "LeakyReLU, batch normalization, dropout; twice differentiable",
             "intermediate activations",
         ),
-        dtypes={"cpu": KERNEL_DTYPES},
+        dtypes={"cpu": CPU_DTYPES},
         operators=(_FORWARD, _BACKWARD, _DOUBLE_BACKWARD),
     )
 )

@@ -22,8 +22,9 @@ from mmssl.ops._checks import (
     check_row_count,
     check_tensor,
     check_view,
+    is_cpu_half,
 )
-from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -47,6 +48,8 @@ def spmm(view: GraphView, x: Tensor) -> Tensor:
         RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
     """
     _check(view, x)
+    if is_cpu_half(x):
+        return spmm(view, x.float()).to(x.dtype)
     if not use_native("spmm", x.device.type, x.dtype):
         return spmm_reference(view, x)
     y: Tensor = _spmm(x, *_operands(view, x.dtype))
@@ -90,6 +93,9 @@ def propagate(views: Sequence[GraphView], xs: Sequence[Tensor]) -> list[Tensor]:
         RuntimeError: backend "native" is required and no kernel exists for a device and dtype.
     """
     _check_lists(views, xs)
+    if any(map(is_cpu_half, xs)):
+        wide = [x.float() if is_cpu_half(x) else x for x in xs]
+        return [y.to(x.dtype) for y, x in zip(propagate(views, wide), xs, strict=True)]
     out: dict[int, Tensor] = {}
     batches: dict[tuple[torch.device, torch.dtype], list[int]] = {}
     for n, (view, x) in enumerate(zip(views, xs, strict=True)):
@@ -330,7 +336,7 @@ declare(
         spmm,
         Contract(_samples, _bad, differentiable=("x", "view.value"), derivatives=2),
         Words("`diag(r) A diag(c) @ x`", "a sorted transpose per backward pass", page="propagate"),
-        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_SPMM, _VALUE_GRAD),
         folder="propagate",
     )
@@ -340,7 +346,7 @@ declare(
         propagate,
         Contract(_batch_samples, _batch_bad, differentiable=("xs",), derivatives=2),
         Words("`spmm` for several graphs and directions at once", "a launch per product"),
-        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_PROPAGATE,),
     )
 )

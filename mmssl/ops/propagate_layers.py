@@ -22,9 +22,10 @@ from mmssl.ops._checks import (
     check_integer,
     check_row_count,
     check_tensor,
+    is_cpu_half,
     promoted,
 )
-from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.propagate import spmm_reference
 
@@ -70,6 +71,9 @@ def propagate_layers(
     """
     user, item = promoted(user, item)
     _check(graph, user, item, num_layers, combine)
+    if is_cpu_half(user):
+        wide = propagate_layers(graph, user.float(), item.float(), num_layers, combine)
+        return wide[0].to(user.dtype), wide[1].to(item.dtype)
     if not use_native("propagate_layers", user.device.type, user.dtype):
         return propagate_layers_reference(graph, user, item, num_layers, combine)
     if num_layers == 0:
@@ -263,7 +267,7 @@ declare(
             "all hops of a LightGCN and the mean of its layers",
             "the layers, once the next one is computed",
         ),
-        dtypes={"cpu": KERNEL_DTYPES, "cuda": KERNEL_DTYPES},
+        dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_FORWARD, _BACKWARD),
     )
 )

@@ -14,8 +14,8 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Bad, Sample, normal
-from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor, promoted
-from mmssl.ops._registry import KERNEL_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor, is_cpu_half, promoted
+from mmssl.ops._registry import CPU_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -55,6 +55,9 @@ def view_attention(query: Tensor, key: Tensor, view: Tensor, num_heads: int) -> 
         check_shape(name, tensor, view.shape)
     if type(num_heads) is not int or num_heads < 1 or view.shape[2] % num_heads:
         raise InputError(f"num_heads: expected a divisor of {view.shape[2]}, got {num_heads!r:.60}")
+    if is_cpu_half(view):
+        wide = view_attention(query.float(), key.float(), view.float(), num_heads)
+        return wide.to(view.dtype)
     if not use_native("view_attention", view.device.type, view.dtype):
         return view_attention_reference(query, key, view, num_heads)
     out: Tensor = _call(query, key, view, num_heads)
@@ -139,7 +142,7 @@ declare(
         view_attention,
         Contract(_samples, _bad, differentiable=("query", "key", "view")),
         Words("multi-head attention between the M views of a node", "per-head copies of the views"),
-        dtypes={"cpu": KERNEL_DTYPES},
+        dtypes={"cpu": CPU_DTYPES},
         operators=(_FORWARD, _BACKWARD),
     )
 )

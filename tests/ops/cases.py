@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmssl import ops
 from mmssl.graph import GraphView, InteractionGraph
 from mmssl.ops._cases import Sample
-from mmssl.ops._registry import KERNEL_DTYPES, OPS, Op
+from mmssl.ops._registry import CPU_DTYPES, OPS, Op
 from tests.ops.graphs import on
 from tests.ops.kernels import KERNELS
 
@@ -29,7 +29,7 @@ def each(chosen: Sequence[Op]) -> Any:
 
 def kernel_dtypes(op: Op, device: str = "cpu") -> list[torch.dtype]:
     """Return the dtypes of an op's kernel; float32 for an op without floating point input."""
-    dtypes = op.dtypes.get(device, KERNEL_DTYPES)
+    dtypes = op.dtypes.get(device, CPU_DTYPES)
     return [d for d in dtypes if d.is_floating_point] or [torch.float32]
 
 

@@ -41,7 +41,7 @@ ALL = list(OPS.values())
 DIFFERENTIABLE = [op for op in ALL if op.contract.derivatives]
 PUBLIC = [op for op in ALL if op.public]
 # Allowed roundings of the largest entry of a result, beyond the error of the reference.
-ROUNDINGS = {torch.float32: 64, torch.float64: 256, torch.bfloat16: 8}
+ROUNDINGS = {torch.float32: 64, torch.float64: 256, torch.bfloat16: 8, torch.float16: 8}
 
 
 def worst(got: Tensor, exact: Tensor) -> float:

@@ -72,15 +72,23 @@ def test_status_has_a_row_for_every_op():
         elif _extension.ops is None:
             assert (row.backend, row.reason) == ("reference", _extension.missing["_C"])
         else:
-            assert row[2:] == (("float32", "bfloat16", "float64"), "native", "")
+            dtypes = ("float32", "bfloat16", "float64", "float16")
+            assert row[2:] == (dtypes, "native", "")
     with ops.backend("reference"):
         assert {row.backend for row in ops.status()} == {"reference"}
 
 
-def test_native_raises_where_there_is_no_kernel(monkeypatch):
+@pytest.fixture
+def only_float64(monkeypatch):
+    """As if spmm had a kernel for float64 only."""
+    op = dataclasses.replace(_registry.OPS["spmm"], dtypes={"cpu": (torch.float64,)})
+    monkeypatch.setitem(_registry.OPS, "spmm", op)
+
+
+def test_native_raises_where_there_is_no_kernel(monkeypatch, only_float64):
     view = random_view()
     with ops.backend("native"), pytest.raises(RuntimeError, match="spmm: backend 'native'"):
-        ops.spmm(view, random_x(view, 3, torch.float16))
+        ops.spmm(view, random_x(view, 3, torch.float32))
     # An op without any kernel.
     op = dataclasses.replace(_registry.OPS["bpr_loss"], dtypes={})
     monkeypatch.setitem(_registry.OPS, "bpr_loss", op)
@@ -93,10 +101,10 @@ def test_native_raises_where_there_is_no_kernel(monkeypatch):
             assert torch.equal(ops.bpr_loss(*arguments), bpr_loss_reference(*arguments))
 
 
-def test_falling_back_is_said_once(monkeypatch):
+def test_falling_back_is_said_once(monkeypatch, only_float64):
     monkeypatch.setattr(dispatch, "_warned", set())
     view = random_view()
-    x = random_x(view, 3, torch.float16)
+    x = random_x(view, 3, torch.float32)
     with ops.backend("auto"):
         with pytest.warns(RuntimeWarning, match="mmssl.ops.spmm: slower plain PyTorch.*") as caught:
             first = ops.spmm(view, x)

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 from torch import Tensor
@@ -255,3 +257,42 @@ def test_functional_call_trains():
 def test_importing_the_ops_does_not_import_the_compiler():
     code = "import sys, mmssl.ops; print(any(m.startswith('torch._dynamo') for m in sys.modules))"
     assert run_python(code) == "False"
+
+
+HALF = [op for op in PUBLIC if op.name not in ("keep_mask", "sample_bpr")]
+
+
+@each(HALF)
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_float16_is_float32_rounded_once(op, backend):
+    """Results and gradients on the CPU, for every form of every op."""
+    for case in op.contract.samples(torch.float16):
+        if not case.tiny:
+            continue
+        exact = {
+            k: v.float()
+            if isinstance(v, Tensor) and v.dtype == torch.float16
+            else [x.float() for x in v]
+            if k == "xs"
+            else v
+            for k, v in case.arguments.items()
+        }
+        with ops.backend(backend), warnings.catch_warnings():
+            warnings.simplefilter("error")  # such as that of a missing kernel
+            got = results_and_gradients(op, case.arguments)
+            expected = results_and_gradients(op, exact)
+        assert len(got) == len(expected)
+        for g, e in zip(got, expected, strict=True):
+            assert g.dtype in (e.dtype, torch.float16)
+            assert torch.equal(g, e.to(g.dtype)) or e.isnan().any(), case.label
+
+
+def test_float16_does_not_overflow_on_the_way():
+    """Squares and sums beyond 65504 are formed in float32."""
+    big = torch.full((40, 64), 6e4, dtype=torch.float16)
+    loss = ops.info_nce(big, big, 0.5, intra_view=False)
+    torch.testing.assert_close(loss, torch.tensor(40.0).log())
+    graph = InteractionGraph.from_edges([0, 0, 0], [0, 1, 2], 1, 40, normalization="row")
+    assert (ops.spmm(graph.ui, big) == 6e4).all()
+    assert ops.masked_topk(big[:1], big, 1)[0].isfinite().all()
+    assert (ops.add_normalized(big * 0, big[None]) == 0.125).all()

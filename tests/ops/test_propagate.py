@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mmssl import ops
 from mmssl.graph import GraphView
+from mmssl.ops._registry import OPS
 from mmssl.ops.propagate import _operands
 from tests.ops.graphs import DTYPES, any_view, assert_accurate, on, random_view, random_x
 from tests.ops.kernels import (
@@ -179,14 +180,17 @@ def test_capture_in_a_cuda_graph():
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
-def test_without_a_kernel_and_without_products(backend):
-    views, xs = [random_view(), random_view(seed=1)], [torch.ones(40, 2).half()] * 2
+def test_without_a_kernel_and_without_products(backend, monkeypatch):
+    views, xs = [random_view(), random_view(seed=1)], [torch.ones(40, 2).bfloat16()] * 2
+    for name in ("spmm", "propagate"):
+        op = dataclasses.replace(OPS[name], dtypes={"cpu": (torch.float32,)})
+        monkeypatch.setitem(OPS, name, op)
     with ops.backend(backend):
         assert ops.propagate([], []) == []
         with pytest.warns(RuntimeWarning) if backend == "auto" else nullcontext():
             ops.dispatch._warned.clear()
             results = ops.propagate(views, xs)
-        assert [y.dtype for y in results] == [torch.float16] * 2
+        assert [y.dtype for y in results] == [torch.bfloat16] * 2
 
 
 @needs_cpu_kernel

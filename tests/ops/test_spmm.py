@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from mmssl import ops
 from mmssl.graph import GraphView
+from mmssl.ops._registry import OPS
 from tests.ops.graphs import (
     DTYPES,
     any_view,
@@ -115,13 +116,15 @@ def test_same_bits_with_any_number_of_threads(dtype, shape):
 
 
 @needs_cpu_kernel
-def test_compiled_code_follows_the_backend():
+def test_compiled_code_follows_the_backend(monkeypatch):
     view = random_view()
-    x = random_x(view, 16, torch.float16)
+    x = random_x(view, 16, torch.bfloat16)
+    op = dataclasses.replace(OPS["spmm"], dtypes={"cpu": (torch.float32,)})
+    monkeypatch.setitem(OPS, "spmm", op)
     compiled = torch.compile(lambda x: ops.spmm(view, x), fullgraph=True, backend="eager")
     with ops.backend("reference"):
         assert torch.equal(compiled(x), ops.spmm(view, x))
-    with ops.backend("native"), pytest.raises(Exception, match="no kernel for torch.float16"):
+    with ops.backend("native"), pytest.raises(Exception, match="no kernel for torch.bfloat16"):
         compiled(x)
 
 
