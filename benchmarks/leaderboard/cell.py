@@ -323,15 +323,7 @@ class Cell:
         should_stop: Callable[[], bool],
     ) -> Record:
         dataset = self.data.dataset
-        config = config.replace({"training": {"seed": seed}}, source="leaderboard")
-        path = self.work / f"seed-{seed}"
-        resume = (path / "config.toml").exists()
-        if resume:
-            run = RunDirectory.open(path)
-            resume = run.config == config and run.info.data_hash == self.data.record["hash"]
-        if not resume:
-            shutil.rmtree(path, ignore_errors=True)
-            run = RunDirectory.new(path, self.entry.model, self.data.path, dataset, config)
+        run, resume = self._open_run(seed, config)
         memory.trim()
         memory.reset_peak()
         begin = time.perf_counter()
@@ -348,6 +340,11 @@ class Cell:
             )
         except Diverged as error:
             return {"state": "diverged", "reason": str(error), "test": None}
+        except InputError:
+            if not resume:
+                raise
+            shutil.rmtree(run.path)  # for example a checkpoint of another version
+            return self._run_seed(config, seed, test, should_stop)
         spent, peak = time.perf_counter() - begin, memory.peak_mb()
         scorer = run.load_scorer(dataset)
         history, best = metrics["epochs"], metrics.get("best_epoch", 0)
@@ -369,6 +366,19 @@ class Cell:
             "peak_mb": peak,
             "parameters": _count_parameters(run, scorer),
         }
+
+    def _open_run(self, seed: int, config: Config) -> tuple[RunDirectory, bool]:
+        """Return the run of a seed, and whether it is one to continue."""
+        config = config.replace({"training": {"seed": seed}}, source="leaderboard")
+        path = self.work / f"seed-{seed}"
+        if (path / "config.toml").exists():
+            with suppress(InputError):  # a configuration of another version
+                run = RunDirectory.open(path)
+                if run.config == config and run.info.data_hash == self.data.record["hash"]:
+                    return run, True
+        shutil.rmtree(path, ignore_errors=True)
+        model, dataset = self.entry.model, self.data.dataset
+        return RunDirectory.new(path, model, self.data.path, dataset, config), False
 
 
 def _shown(metrics: dict[str, float]) -> dict[str, float]:

@@ -151,6 +151,23 @@ def test_a_stopped_cell_continues_to_the_same_results(board, tmp_path):
     assert results(interrupted.folder) == expected
 
 
+@pytest.mark.parametrize("file", ["config.toml", "checkpoint/last.safetensors"])
+def test_a_run_that_cannot_be_continued_starts_again(board, file):
+    cell, polls = board.cell(trials=0, seeds=1), 0
+
+    def should_stop():
+        nonlocal polls
+        polls += 1
+        return polls > 2
+
+    with pytest.raises(Interrupted):
+        board.run(cell, should_stop)
+    path = cell.work / "seed-1" / file
+    path.write_bytes(b"damaged")
+    (line,) = board.run(cell)
+    assert line.startswith("seed 1: test recall@20") and not path.exists()
+
+
 def test_records_of_another_setting_are_replaced(board):
     cell = board.cell(trials=0, seeds=1)
     board.run(cell)
