@@ -158,6 +158,25 @@ def _eager(temperature: float, intra_view: bool) -> Loss:
     return lambda a, p: info_nce_reference(a, p, temperature, intra_view=intra_view)
 
 
+def _catalog(temperature: float, _: bool) -> Loss:
+    """The softmax over all rows of ``positive``, of which row i is the one of anchor i."""
+    options = {"temperature": temperature, "intra_view": False}
+
+    def loss(anchor: Tensor, positive: Tensor) -> Tensor:
+        target = torch.arange(len(anchor), device=anchor.device)
+        return with_backend("native", ops.info_nce)(anchor, positive, target=target, **options)
+
+    return loss
+
+
+def _cross_entropy(temperature: float, _: bool) -> Loss:
+    def loss(anchor: Tensor, positive: Tensor) -> Tensor:
+        row, column, target = _classes(anchor, positive, temperature)
+        return F.cross_entropy((row @ column.T).float(), target)
+
+    return loss
+
+
 def _classes(anchor: Tensor, positive: Tensor, temperature: float) -> tuple[Tensor, ...]:
     """InfoNCE without intra-view negatives as a linear layer with cross entropy."""
     z1, z2 = F.normalize(anchor.float(), dim=-1), F.normalize(positive.float(), dim=-1)
@@ -213,6 +232,11 @@ INFO_NCE: dict[str, Callable[[float, bool], Loss]] = {
     "eager": _eager,
     "torch.compile": lambda t, intra_view: compiled(_eager(t, intra_view)),
     "chunked": _chunked,
+}
+CATALOG: dict[str, Callable[[float, bool], Loss]] = {
+    "native": _catalog,
+    "eager": _cross_entropy,
+    "torch.compile": lambda t, _: compiled(_cross_entropy(t, False)),
 }
 CROSS_VIEW: dict[str, Callable[[float, bool], Loss]] = {  # GPU only, no intra-view negatives
     "cut-cross-entropy": _cut_cross_entropy,
