@@ -25,6 +25,7 @@ from mmssl.errors import InputError
 from mmssl.files import MAX_CONFIG_BYTES, read_text
 from mmssl.models.configs import (
     BM3Config,
+    BPRMFConfig,
     CEASEConfig,
     ContentKNNConfig,
     EASEConfig,
@@ -33,10 +34,13 @@ from mmssl.models.configs import (
     GRCNConfig,
     ItemKNNConfig,
     LatticeConfig,
+    LayerGCNConfig,
     LightGCNConfig,
     MMGFConfig,
+    SGLConfig,
     SLMRecConfig,
     VBPRConfig,
+    XSimGCLConfig,
 )
 from mmssl.models.mmssl.config import CriticConfig, LossConfig, ModelConfig, StructureConfig
 from mmssl.models.plus.config import PlusConfig
@@ -91,7 +95,11 @@ class Config(Section):
     structure: StructureConfig = field(default_factory=StructureConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    bprmf: BPRMFConfig = field(default_factory=BPRMFConfig)
     lightgcn: LightGCNConfig = field(default_factory=LightGCNConfig)
+    layergcn: LayerGCNConfig = field(default_factory=LayerGCNConfig)
+    sgl: SGLConfig = field(default_factory=SGLConfig)
+    xsimgcl: XSimGCLConfig = field(default_factory=XSimGCLConfig)
     ease: EASEConfig = field(default_factory=EASEConfig)
     cease: CEASEConfig = field(default_factory=CEASEConfig)
     gfcf: GFCFConfig = field(default_factory=GFCFConfig)

@@ -9,15 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from mmssl.section import Section, Tune
+from mmssl.section import Section, Tune, check
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightGCNConfig(Section):
-    """The LightGCN baseline (He et al., SIGIR 2020); width and seed are those of MMSSL."""
+class BPRMFConfig(Section):
+    """Matrix factorization trained by BPR (Rendle et al., UAI 2009).
 
-    num_layers: Annotated[int, ">= 0", Tune(low=1, high=4)] = 3
-    """Number of propagation layers."""
+    Width and seed are those of MMSSL, as for all baselines.
+    """
+
     lr: Annotated[float, "> 0", Tune(low=5e-4, high=1e-2, log=True)] = 1e-3
     """Learning rate of Adam."""
     reg: Annotated[float, ">= 0", Tune(low=1e-6, high=1e-2, log=True)] = 1e-4
@@ -29,6 +30,60 @@ class LightGCNConfig(Section):
     patience: Annotated[int, ">= 1"] = 50
     """Validations without an improvement of Recall@20 before training stops. BPR first stays on a
     plateau at the level of popularity, where a shorter patience would stop it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightGCNConfig(BPRMFConfig):
+    """The LightGCN baseline (He et al., SIGIR 2020)."""
+
+    num_layers: Annotated[int, ">= 0", Tune(low=1, high=4)] = 3
+    """Number of propagation layers."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGCNConfig(LightGCNConfig):
+    """The LayerGCN baseline (Zhou et al., ICDE 2023), with the settings of the authors' code."""
+
+    num_layers: Annotated[int, ">= 1"] = 4
+    """Number of propagation layers."""
+    prune: Annotated[float, "in [0, 1)", Tune(choices=[0.0, 0.1, 0.2, 0.5])] = 0.1
+    """Share of the train edges left out of the propagation, drawn again every epoch with
+    probabilities that grow with the degrees of both ends."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SGLConfig(LightGCNConfig):
+    """The SGL baseline with edge dropout (Wu et al., SIGIR 2021), as its code for Yelp2018."""
+
+    dropout: Annotated[float, "in [0, 1)"] = 0.1
+    """Share of the train edges left out of each of the two graphs that are contrasted, drawn again
+    every epoch."""
+    contrast_weight: Annotated[float, ">= 0", Tune(low=0.005, high=0.5, log=True)] = 0.1
+    """Weight of InfoNCE between the two graphs, of users and of items."""
+    contrast_temperature: Annotated[float, "> 0", Tune(low=0.1, high=1.0)] = 0.2
+    """Temperature of InfoNCE."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class XSimGCLConfig(LightGCNConfig):
+    """The XSimGCL baseline (Yu et al., TKDE 2024), with the settings of the authors' code."""
+
+    num_layers: Annotated[int, ">= 1"] = 2
+    """Number of propagation layers."""
+    contrast_layer: Annotated[int, ">= 1"] = 1
+    """The layer that is contrasted with the final embeddings, at most `num_layers`."""
+    noise: Annotated[float, ">= 0"] = 0.2
+    """Length of the noise that is added to every vector of every layer in training."""
+    contrast_weight: Annotated[float, ">= 0", Tune(low=0.005, high=0.5, log=True)] = 0.2
+    """Weight of InfoNCE between the layer and the final embeddings, of users and of items."""
+    contrast_temperature: Annotated[float, "> 0", Tune(low=0.1, high=1.0)] = 0.15
+    """Temperature of InfoNCE."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expected = f"at most xsimgcl.num_layers = {self.num_layers}"
+        fits = self.contrast_layer <= self.num_layers
+        check(fits, "xsimgcl.contrast_layer", expected, self.contrast_layer)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ Legend: U users, I items, D embedding dim, L layers, B batch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,8 @@ from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
+
+Kind = TypeVar("Kind", bound="LightGCN")
 
 
 def light_convolution(
@@ -73,6 +75,12 @@ class LightGCN(nn.Module):
         for table in self.ego():
             nn.init.normal_(table, std=0.1)
 
+    def xavier(self: Kind) -> Kind:
+        """Draw the embeddings again, Xavier-uniform as in the code of later models."""
+        for table in self.ego():
+            nn.init.xavier_uniform_(table)
+        return self
+
     def ego(self) -> Embeddings:
         """Return the parameters themselves, layer 0; L2 regularization applies to these."""
         return Embeddings(self.user_embedding, self.item_embedding)
@@ -80,6 +88,23 @@ class LightGCN(nn.Module):
     def forward(self) -> Embeddings:
         """Compute the final embeddings of every user (U, D) and item (I, D)."""
         return light_convolution(self.graph, *self.ego(), self.num_layers)
+
+
+def bpr_with_l2(
+    embeddings: Embeddings, ego: Embeddings, batch: Triples, reg: float
+) -> dict[str, Tensor]:
+    """Compute BPR and the L2 penalty of a batch.
+
+    Args:
+        embeddings: The final embeddings, which BPR ranks by.
+        ego: The parameters, of whose rows in the batch the penalty is.
+        batch: (B,) triples.
+        reg: Weight of the penalty ``(|u|^2 + |pos|^2 + |neg|^2) / (2 B)``.
+    """
+    rows = (ego.user[batch.user], ego.item[batch.pos_item], ego.item[batch.neg_item])  # (B, D)
+    squares = torch.stack([row.square().sum() for row in rows]).sum()
+    bpr = ops.bpr_loss(*embeddings, batch.user, batch.pos_item, batch.neg_item)
+    return {"bpr": bpr, "l2": reg * 0.5 * squares / batch.user.numel()}
 
 
 class LightGCNTask(PairwiseTask[LightGCN, LightGCNConfig]):
@@ -100,9 +125,4 @@ class LightGCNTask(PairwiseTask[LightGCN, LightGCNConfig]):
 
     def losses(self, batch: Triples) -> dict[str, Tensor]:
         """See the base class."""
-        user, item = self.model()
-        ego = self.model.ego()
-        rows = (ego.user[batch.user], ego.item[batch.pos_item], ego.item[batch.neg_item])  # (B, D)
-        squares = torch.stack([row.square().sum() for row in rows]).sum()
-        bpr = ops.bpr_loss(user, item, batch.user, batch.pos_item, batch.neg_item)
-        return {"bpr": bpr, "l2": self.settings.reg * 0.5 * squares / batch.user.numel()}
+        return bpr_with_l2(self.model(), self.model.ego(), batch, self.settings.reg)

@@ -13,26 +13,45 @@ from mmssl.ops import Triples
 from mmssl.training.pairwise import PairwiseTask
 
 
-def light_convolution(
-    graph: InteractionGraph, user: Tensor, item: Tensor, num_layers: int
-) -> tuple[Tensor, Tensor]:
-    """The mean over l of (D^-1/2 [[0, A], [A^T, 0]] D^-1/2)^l E."""
-    users, nodes = len(user), len(user) + len(item)
+def normalized_adjacency(graph: InteractionGraph) -> Tensor:
+    """D^-1/2 [[0, A], [A^T, 0]] D^-1/2, (U + I, U + I)."""
+    users, nodes = graph.num_users, graph.num_users + graph.num_items
     adjacency = torch.zeros(nodes, nodes, dtype=torch.float64)
     adjacency[graph.ui.row_of_edge(), users + graph.index.col.long()] = 1
     adjacency = adjacency + adjacency.T
     scale = adjacency.sum(1).clamp(min=1).rsqrt()
+    return scale[:, None] * adjacency * scale
+
+
+def light_convolution(
+    graph: InteractionGraph, user: Tensor, item: Tensor, num_layers: int
+) -> tuple[Tensor, Tensor]:
+    """The mean over l of (D^-1/2 [[0, A], [A^T, 0]] D^-1/2)^l E."""
+    adjacency = normalized_adjacency(graph)
     layers = [torch.cat((user, item)).double()]
     for _ in range(num_layers):
-        layers.append(scale[:, None] * adjacency * scale @ layers[-1])
+        layers.append(adjacency @ layers[-1])
     mean = torch.stack(layers).mean(0)
-    return mean[:users], mean[users:]
+    return mean[: len(user)], mean[len(user) :]
 
 
 def bpr(user: Tensor, item: Tensor, batch: Triples) -> Tensor:
     """BPR of the dot products."""
     u, i, j = batch
     return -F.logsigmoid((user[u] * item[i]).sum(1) - (user[u] * item[j]).sum(1)).mean()
+
+
+def ego_penalty(user: Tensor, item: Tensor, batch: Triples) -> Tensor:
+    """Half the squared norms of the rows of a batch, over its size."""
+    u, i, j = batch
+    rows = torch.cat((user[u], item[i], item[j]))
+    return 0.5 * rows.square().sum() / len(u)
+
+
+def contrast(anchor: Tensor, positive: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of rows ``ids`` of two tables on cosines, against all rows of the second."""
+    scores = F.normalize(anchor)[ids] @ F.normalize(positive).T / temperature
+    return F.cross_entropy(scores, ids)
 
 
 def double(tensor: Tensor) -> Tensor:
