@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save, save_file
 
 from mmssl.training.checkpoint import load_checkpoint, save_checkpoint
-from tests.hostile.world import NO_FILES, NUM_USERS, Case, World, cases, naming, sparse
+from tests.hostile.world import NO_FILES, NUM_ITEMS, NUM_USERS, Case, World, cases, naming, sparse
 
 USES = ("evaluate", "recommend")
 MODEL = "model.safetensors"
@@ -140,6 +140,17 @@ def _metrics(**test: object) -> Spoil:
     return spoil
 
 
+def _weights(rowptr: list[int], col: list[int]) -> Spoil:
+    """Sparse item weights with any index."""
+
+    def change(tensors: dict[str, Any], state: dict[str, Any]) -> None:
+        tensors["weights.rowptr"] = torch.tensor(rowptr)
+        tensors["weights.col"] = torch.tensor(col, dtype=torch.int32)
+        tensors["weights.value"] = torch.ones(len(col))
+
+    return _rewritten(MODEL, change)
+
+
 _TENSOR = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 _MODEL: dict[str, tuple[Spoil, str]] = {
     "empty": (_bytes(MODEL, b""), "safetensors"),
@@ -184,6 +195,22 @@ _MODEL: dict[str, tuple[Spoil, str]] = {
     ),
     "a vector": (_rewritten(MODEL, _put("embedding.user", torch.ones(NUM_USERS))), MODEL),
     "another width": (_rewritten(MODEL, _put("embedding.user", torch.ones(NUM_USERS, 3))), MODEL),
+    "item weights of another size": (
+        _rewritten(MODEL, _put("weights.dense", torch.ones(2, 2))),
+        "weights.dense",
+    ),
+    "item weights without values": (
+        _rewritten(MODEL, _put("weights.rowptr", torch.zeros(NUM_ITEMS + 1, dtype=torch.int64))),
+        "weights.value",
+    ),
+    "item weights whose rows run backwards": (
+        _weights([0, 2**40, *[1] * (NUM_ITEMS - 1)], [0]),
+        "weights.rowptr",
+    ),
+    "item weights of an unknown item": (
+        _weights([0, *[1] * NUM_ITEMS], [NUM_ITEMS]),
+        "weights.col",
+    ),
     "users of another data set": (
         _rewritten(MODEL, _put("embedding.user", torch.ones(NUM_USERS + 1, 64))),
         f"{NUM_USERS}",

@@ -107,7 +107,7 @@ READERS: dict[str, Callable[[World], object]] = {
     "data": lambda w: read_dataset(w.data),
     "config file": lambda w: load_config(file=w.config),
     "run": lambda w: _run(w).read_data(),
-    "model": lambda w: _run(w).load_embeddings(),
+    "model": lambda w: _run(w).load_scorer(_run(w).read_data()),
     "checkpoint": lambda w: load_checkpoint(_run(w).checkpoint_path),
     "record": lambda w: read_run(w.run),
 }

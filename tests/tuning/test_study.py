@@ -315,3 +315,18 @@ def test_timeout_stops_within_a_trial(tiny_directory, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "no trial is complete" in out and "time is up" in out
     assert (tmp_path / "study" / "trial-0000" / "checkpoint" / "last.safetensors").exists()
+
+
+def test_a_model_in_closed_form(tiny_directory, tmp_path, capsys):
+    """It has no epochs: nothing is pruned, and the message names none."""
+    options = ["--model=ease", "--trials=4", "--quiet"]
+    space = '[space]\n"ease.reg" = {low = 1.0, high = 1000.0}\n[search]\npruner = "hyperband"'
+    assert main(command(tiny_directory, tmp_path, *options, space=space)) == 0
+    result = read_study(tmp_path)
+    assert [trial["state"] for trial in result["trials"]] == ["complete"] * 4
+    assert (
+        "best_epoch" not in result["best"] and 1 <= result["best"]["parameters"]["ease.reg"] <= 1000
+    )
+    first = (tmp_path / "study" / "best.toml").read_text().splitlines()[0]
+    assert first.endswith(", of 4 trials.") and "epoch" not in first
+    assert "--model ease" in capsys.readouterr().out
