@@ -252,7 +252,10 @@ class GRCNConfig(MultiModalConfig):
 
     num_layers: Annotated[int, ">= 0"] = 2
     """Number of propagation layers of the ID embeddings."""
-    num_routings: Annotated[int, ">= 0"] = 3
-    """Number of times that the preferences of a user are refined by the features of the items."""
+    num_routings: Annotated[int, ">= 0"] = 0
+    """Number of times that the preferences of a user are refined by the features of the items. The
+    paper has 3; in the authors' code the refinement has no effect (docs/baselines.md)."""
     reg: Annotated[float, ">= 0", Tune(low=1e-5, high=1e-1, log=True)] = 1e-3
     """Weight of the mean squares of the batch's ID embeddings and preferences."""
+    lr: Annotated[float, "> 0", Tune(low=5e-4, high=1e-2, log=True)] = 3e-3
+    """Learning rate of Adam."""

@@ -62,7 +62,7 @@ class GRCN(nn.Module):
         *,
         embedding_dim: int = 64,
         num_layers: int = 2,
-        num_routings: int = 3,
+        num_routings: int = 0,
     ) -> None:
         super().__init__()
         self.graph = graph
