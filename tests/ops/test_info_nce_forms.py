@@ -190,3 +190,29 @@ def test_arguments_without_a_kernel_say_so():
         use_native("info_nce", "cpu", torch.float32, reason)
     with ops.backend("reference"):
         assert not use_native("info_nce", "cpu", torch.float32, reason)
+
+
+@needs_cpu_kernel
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"target": torch.tensor([3, 2, 1, 0, 5, 5])},
+        {"labels": torch.tensor([0, 1, 0, 2, 1, 0]), "symmetric": True},
+        {"negatives": torch.linspace(-1, 2, 72).view(6, 3, 4).sin()},
+    ],
+    ids=lambda form: next(iter(form)),
+)
+def test_compiles_to_one_graph(form):
+    anchor, positive, _ = problem(6, 4)
+
+    def function(a, p):
+        return native(a * 2, p, 0.3, **form)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    eager, graph = (
+        gradients(loss(*x), *x)
+        for loss in (function, compiled)
+        for x in [leaves_of(anchor, positive, dtype=torch.float32)]
+    )
+    assert all(torch.equal(e, g) for e, g in zip(eager, graph, strict=True))
