@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import workloads  # noqa: E402
 from benchmarks.harness import environment  # noqa: E402
 from benchmarks.harness.record import Case, Results, Row, Timing, write  # noqa: E402
+from mmssl.models.embeddings import Embeddings  # noqa: E402
 from mmssl.serving import Recommender, export  # noqa: E402
 from mmssl.serving.tables import ServingTables  # noqa: E402
 
@@ -46,8 +47,7 @@ def make_tables(name: str) -> ServingTables:
         name=name,
         model="mmssl",
         data_hash="0" * 64,
-        user=user,
-        item=item,
+        scorer=Embeddings(user, item),
         graph=graph,
         seen="train",
         train_degree=graph.index.colptr.diff(),

@@ -16,9 +16,9 @@ from mmssl.ops._registry import OPS  # loads the CPU kernels, which are then rep
 def pytest_configure() -> None:
     torch.ops.load_library(os.environ["MMSSL_EMULATED"])
     for op in OPS.values():
-        everywhere = op.samples
+        everywhere = op.contract.samples
         object.__setattr__(
-            op,
+            op.contract,
             "samples",
             lambda dtype, all=everywhere: (s for s in all(dtype) if "cuda" in s.devices),
         )
