@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -191,7 +192,6 @@ def test_an_interrupt_leaves_nothing(shop, command, pictures, untouched, number)
     """Like Ctrl-C and `timeout`, signal the whole process group, including workers."""
     os.remove(pictures / "i39.JPEG")
     os.mkfifo(pictures / "i39.JPEG")  # reading it blocks, so the command is still running
-    pipe = os.open(pictures / "i39.JPEG", os.O_RDWR)
     process = subprocess.Popen(
         [sys.executable, "-m", "mmssl", *command, "--batch-size", "1", "--workers", "1"],
         stdout=subprocess.PIPE,
@@ -201,11 +201,15 @@ def test_an_interrupt_leaves_nothing(shop, command, pictures, untouched, number)
     )
     try:
         deadline = time.monotonic() + 60
-        while not list(shop.glob(".features-*/raw.npy")):
+        pipe = None
+        while pipe is None or not list(shop.glob(".features-*/raw.npy")):
             assert process.poll() is None and time.monotonic() < deadline
             time.sleep(0.02)
+            if pipe is None:
+                with suppress(OSError):  # until the worker has opened it for reading
+                    pipe = os.open(pictures / "i39.JPEG", os.O_WRONLY | os.O_NONBLOCK)
         os.killpg(process.pid, number)
-        os.close(pipe)  # let the worker that waits for it exit
+        os.close(pipe)  # the worker reads to the end, and exits
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
