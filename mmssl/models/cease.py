@@ -49,11 +49,11 @@ class CEASETask(ClosedFormTask):
     def embed(self) -> ItemWeights:
         """See the base class."""
         settings = self.config.cease
-        products, content = gram(self.graph), self._features @ self._features.T
+        products, features = gram(self.graph), self._features
         weight = _FIRST_WEIGHT if settings.weight == "validation" else settings.weight
 
         def fit(reg: float, weight: float = weight) -> ItemWeights:
-            both = products.add(content, alpha=weight)
+            both = torch.addmm(products, features, features.T, alpha=weight)
             return ItemWeights(self.graph, ease_weights(both, reg))
 
         scorer = self.select("cease.reg", REGULARIZATIONS, fit)

@@ -6,7 +6,7 @@ Legend: U users, I items, b items of a block.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, ClassVar, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
@@ -15,15 +15,12 @@ from mmssl import ops
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph, Normalization
 from mmssl.models.item_weights import check_dense
-from mmssl.models.scorer import Scorer
-from mmssl.training import SELECTION_METRIC
+from mmssl.training.selection import Kind, best_on_validation
 from mmssl.training.task import Task
 
 if TYPE_CHECKING:
     from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
-
-Kind = TypeVar("Kind", bound=Scorer)
 
 # A block of dense columns has about this number of elements, 128 MB in float64.
 _BLOCK_ELEMENTS = 1 << 24
@@ -50,8 +47,11 @@ def item_blocks(graph: InteractionGraph) -> Iterable[Tensor]:
 
 def gram(graph: InteractionGraph, dtype: torch.dtype = torch.float64) -> Tensor:
     """Return ``A^T A`` (I, I) as a dense matrix, computed in float32; counts are exact."""
-    columns = [gram_columns(graph, items).to(dtype) for items in item_blocks(graph)]
-    return torch.cat(columns, 1)
+    size = graph.num_items
+    products = torch.empty(size, size, dtype=dtype, device=graph.device)
+    for items in item_blocks(graph):
+        products[:, items] = gram_columns(graph, items).to(dtype)
+    return products
 
 
 class ClosedFormTask(Task):
@@ -100,12 +100,6 @@ class ClosedFormTask(Task):
             values: What is tried; the first of equally good ones stays.
             fit: Computes the model for a value.
         """
-        best: tuple[float, float, Kind] | None = None
-        for value in values:
-            scorer = fit(value)
-            recall = self._validation.evaluate(scorer)[SELECTION_METRIC]
-            if best is None or recall > best[0]:
-                best = recall, value, scorer
-        assert best is not None
-        self.selected = {**self.selected, name: best[1]}
-        return best[2]
+        value, scorer = best_on_validation(self._validation, values, fit)
+        self.selected = {**self.selected, name: value}
+        return scorer

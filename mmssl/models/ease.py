@@ -23,20 +23,17 @@ def ease_weights(gram: Tensor, reg: float) -> Tensor:
     With ``P = (X^T X + reg I)^-1``, ``B[i, j] = -P[i, j] / P[j, j]`` for i != j.
 
     Args:
-        gram: (I, I) float64, ``X^T X``.
+        gram: (I, I) float64, ``X^T X``; its memory is reused, so that its values are lost.
         reg: > 0.
 
     Returns:
         (I, I) float32.
     """
-    regularized = gram.clone()
-    regularized.diagonal().add_(reg)
-    factor = torch.linalg.cholesky(regularized)
-    del regularized  # each of these matrices has 8 I^2 bytes
-    inverse = torch.cholesky_inverse(factor)
-    del factor
-    weight = (inverse / -inverse.diagonal()).float()
-    return weight.fill_diagonal_(0)
+    gram.diagonal().add_(reg)
+    torch.linalg.cholesky(gram, out=gram)
+    torch.cholesky_inverse(gram, out=gram)
+    gram /= -gram.diagonal().clone()
+    return gram.float().fill_diagonal_(0)
 
 
 class EASETask(ClosedFormTask):
@@ -49,6 +46,6 @@ class EASETask(ClosedFormTask):
         products = gram(self.graph)
 
         def fit(reg: float) -> ItemWeights:
-            return ItemWeights(self.graph, ease_weights(products, reg))
+            return ItemWeights(self.graph, ease_weights(products.clone(), reg))
 
         return self.select("ease.reg", REGULARIZATIONS, fit)

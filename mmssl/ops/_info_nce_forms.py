@@ -211,8 +211,8 @@ def composed(
         else:
             score, counted = _label_scores(zx, zy, form)
             score = score / temperature
-            nobody = torch.full_like(form.labels, -1)
-            loss = rows(x, y, one_way._replace(target=nobody)) - score
+            unmatched = torch.full_like(form.labels, -1)
+            loss = rows(x, y, one_way._replace(target=unmatched)) - score
         own = form.own()
         if own is not None:
             zn = F.normalize(own.to(acc), dim=-1)

@@ -69,7 +69,7 @@ def results(tmp_path):
 
 
 def test_means_deviations_and_tests(results):
-    stats = pytest.importorskip("scipy.stats")
+    stats = pytest.importorskip("scipy.stats", reason="scipy is not installed")
     folder, users = results
     (part,) = load(folder)
     assert [row.label for row in part.models()] == ["best", "next", "closed"]
@@ -91,7 +91,7 @@ def test_means_deviations_and_tests(results):
 
 
 def test_tables(results):
-    pytest.importorskip("scipy")
+    pytest.importorskip("scipy", reason="scipy is not installed")
     folder, users = results
     other = {**DATA, "name": "other", "features": {}, "neighbors": ["text"]}
     other["split"] = {"protocol": "leave-one-out", "parameters": {}}
@@ -120,7 +120,7 @@ def test_tables(results):
 
 
 def test_the_picture_has_a_panel_per_data_set(results):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     svg = report.overview(load(results[0]))
     assert svg.startswith("<svg") and all(name in svg for name in ("tiktok", "best", "closed"))
     assert "no part" not in svg
@@ -139,11 +139,11 @@ def test_published_figures_are_complete():
 
 def test_the_page_matches_the_results(tmp_path):
     """If this fails, run: python -m benchmarks.leaderboard report."""
-    pytest.importorskip("scipy")
+    pytest.importorskip("scipy", reason="scipy is not installed")
     text = report.PAGE.read_text(encoding="utf-8")
     found = load(report.RESULTS)
     assert with_block(text, report.block(found), report.BLOCK) == text
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     page, picture = tmp_path / "page.md", tmp_path / "picture.svg"
     page.write_text(text, encoding="utf-8")
     written = report.write_page(page=page, picture=picture)

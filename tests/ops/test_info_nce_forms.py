@@ -125,8 +125,8 @@ def test_an_anchor_without_a_positive_does_not_count(backend):
     with ops.backend(backend):
         each = ops.info_nce(anchor, rows, 0.3, intra_view=False, reduction="none", **options)
         mean = ops.info_nce(anchor, rows, 0.3, intra_view=False, **options)
-        nobody = {**options, "labels": torch.tensor([7, 8, 9])}
-        empty = ops.info_nce(anchor, rows, 0.3, intra_view=False, **nobody)
+        unmatched = {**options, "labels": torch.tensor([7, 8, 9])}
+        empty = ops.info_nce(anchor, rows, 0.3, intra_view=False, **unmatched)
     assert each[0] == 0 and (each[1:] > 0).all()
     torch.testing.assert_close(mean, each[1:].mean())
     assert empty.isnan()

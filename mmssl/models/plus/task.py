@@ -5,6 +5,7 @@ Legend: U users, I items, B batch, K drawn items, n train edges.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,8 +21,8 @@ from mmssl.models.plus.loss import Scored, catalog_softmax, density_temperature,
 from mmssl.models.plus.model import Plus, PlusViews
 from mmssl.models.pruning import EdgePruning
 from mmssl.ops import Triples
-from mmssl.training import SELECTION_METRIC
 from mmssl.training.pairwise import PairwiseTask
+from mmssl.training.selection import best_on_validation
 
 if TYPE_CHECKING:
     from mmssl.config import Config
@@ -104,9 +105,10 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         weight = self.settings.ranking_popularity
         if weight != "validation":
             return self._ranked(final, weight)
-        candidates = [self._ranked(final, weight) for weight in _RANKING_POPULARITY]
-        recalls = [self._validation.evaluate(*c)[SELECTION_METRIC] for c in candidates]
-        return candidates[max(range(len(recalls)), key=recalls.__getitem__)]
+        _, best = best_on_validation(
+            self._validation, _RANKING_POPULARITY, partial(self._ranked, final)
+        )
+        return best
 
     def _ranked(self, final: Embeddings, popularity: float) -> Embeddings:
         user, item, _ = self._scored(*final, popularity)
