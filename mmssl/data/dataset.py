@@ -16,11 +16,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.columns import id_column
+from mmssl.data.blocks import IntArray, ascending
 from mmssl.data.manifest import SplitInfo
 from mmssl.data.neighbors import Neighbors
 from mmssl.errors import InputError
 
-IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -61,6 +61,8 @@ class Interactions(NamedTuple):
             raise InputError(
                 f"user, item: expected shape (E,) of both, got {users.shape} and {items.shape}"
             )
+        if users.size and ascending(users, items):
+            return cls(users.astype(np.int64), items.astype(np.int64))
         order = np.lexsort((items, users))
         return cls(users[order].astype(np.int64), items[order].astype(np.int64))
 
@@ -120,7 +122,7 @@ class InteractionDataset:
             for split, edges in self.splits()
         }
         for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-            both = np.intersect1d(keys[first], keys[second], assume_unique=True)
+            both = overlap(keys[first], keys[second])
             if both.size:
                 user, item = divmod(int(both[0]), self.num_items)
                 raise InputError(
@@ -199,10 +201,11 @@ def _checked_keys(split: str, edges: Interactions, num_users: int, num_items: in
             raise InputError(f"{split}.{what} must be an int64 vector, see Interactions.from_edges")
         if ids.size == 0:
             raise InputError(f"{split} must have at least one interaction, got none")
-        outside = np.flatnonzero((ids < 0) | (ids >= count))
-        if outside.size:
+        outside = (ids < 0) | (ids >= count)
+        if outside.any():
             raise InputError(
-                f"{split} must have {what} ids in 0 .. {count - 1}, got {int(ids[outside[0]])}"
+                f"{split} must have {what} ids in 0 .. {count - 1}, got "
+                f"{int(ids[np.argmax(outside)])}"
             )
     if edges.user.size != edges.item.size:
         raise InputError(
@@ -210,13 +213,27 @@ def _checked_keys(split: str, edges: Interactions, num_users: int, num_items: in
             f"{edges.item.size} item ids"
         )
     keys: IntArray = edges.user * num_items + edges.item
-    steps = np.diff(keys)
-    if (steps < 0).any():
+    if (keys[1:] < keys[:-1]).any():
         raise InputError(f"{split} must be sorted by (user, item), see Interactions.from_edges")
-    if (steps == 0).any():
-        user, item = divmod(int(keys[np.argmin(steps)]), num_items)
+    same = keys[1:] == keys[:-1]
+    if same.any():
+        user, item = divmod(int(keys[np.argmax(same)]), num_items)
         raise InputError(f"{split} must have unique edges, got user {user}, item {item} twice")
     return keys
+
+
+def overlap(one: IntArray, other: IntArray) -> IntArray:
+    """Return what two vectors of distinct, increasing numbers share, increasing.
+
+    The shorter one is looked up in the longer one, which takes neither the time nor the memory of
+    sorting both together.
+    """
+    short, long = (one, other) if one.size < other.size else (other, one)
+    if not short.size:
+        return short
+    found = np.searchsorted(long, short)
+    found[found == long.size] = 0
+    return short[long[found] == short]
 
 
 def _check_modality(modality: str) -> None:

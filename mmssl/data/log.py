@@ -16,13 +16,15 @@ import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.data.dataset import FloatArray, IntArray, InteractionDataset, Interactions
+from mmssl.data.blocks import IdArray, ascending
+from mmssl.data.dataset import InteractionDataset, Interactions
 from mmssl.data.manifest import Manifest, Source, read_manifest, write_manifest
-from mmssl.data.npy import read_records, save_array
+from mmssl.data.npy import open_records, save_records
 from mmssl.data.readers import IdMaps, read_dataset, read_id_maps
 from mmssl.data.writers import write_id_maps
 from mmssl.errors import InputError
@@ -45,10 +47,10 @@ class InteractionLog:
     """Number of users U; user ids are 0 .. U-1."""
     num_items: int
     """Number of items I; item ids are 0 .. I-1."""
-    user: IntArray
-    """(E,) int64 user ids."""
-    item: IntArray
-    """(E,) int64 item ids."""
+    user: IdArray
+    """(E,) int32 or int64 user ids."""
+    item: IdArray
+    """(E,) int32 or int64 item ids."""
     rating: npt.NDArray[np.float64] | None = None
     """(E,) ratings, None if the source has none."""
     time: npt.NDArray[np.generic] | None = None
@@ -69,32 +71,29 @@ class InteractionLog:
         ):
             if not ids.size or ids.min() < 0 or ids.max() >= count:
                 raise InputError(f"{what} ids must be in 0 .. {count - 1}, with at least one id")
-        if (np.diff(self.user * self.num_items + self.item) <= 0).any():
-            raise InputError("interactions must be unique and sorted by (user, item)")
         for what, values in (("item", self.item), ("rating", self.rating), ("time", self.time)):
             if values is not None and values.shape != self.user.shape:
                 raise InputError(f"{what} must have shape {self.user.shape}, got {values.shape}")
+        if not ascending(self.user, self.item):
+            raise InputError("interactions must be unique and sorted by (user, item)")
 
     @property
     def num_edges(self) -> int:
         """Number of interactions E."""
         return int(self.user.size)
 
-    def records(self) -> npt.NDArray[np.void]:
-        """Return the content of ``interactions.npy``, an (E,) structured array."""
+    def columns(self) -> dict[str, npt.NDArray[np.generic]]:
+        """Return the columns of ``interactions.npy`` that are present, (E,) each."""
         columns = {"user": self.user, "item": self.item, "rating": self.rating, "time": self.time}
-        present = {name: values for name, values in columns.items() if values is not None}
-        kinds = [(name, _kind(name, values)) for name, values in present.items()]
-        records: npt.NDArray[np.void] = np.empty(self.num_edges, dtype=kinds)
-        for name, values in present.items():
-            records[name] = values
-        return records
+        return {name: values for name, values in columns.items() if values is not None}
 
 
 def write_log(log: InteractionLog, folder: Path, source: Source | None) -> None:
     """Write everything except features into an existing folder."""
-    records = log.records()
-    save_array(folder / FILE, records)
+    columns = log.columns()
+    kinds = [(name, _kind(name, values)) for name, values in columns.items()]
+    digest = _digest(np.dtype(kinds), log.num_edges)
+    save_records(folder / FILE, columns, kinds, digest.update)
     write_manifest(
         folder,
         {
@@ -104,7 +103,7 @@ def write_log(log: InteractionLog, folder: Path, source: Source | None) -> None:
             "files": write_id_maps(
                 folder, log.user_ids, log.item_ids, log.item_titles, log.item_columns
             ),
-            "log": {"rows": log.num_edges, "hash": _hash(records)},
+            "log": {"rows": log.num_edges, "hash": digest.hexdigest()},
             "source": source.to_dict() if source else None,
         },
     )
@@ -128,14 +127,13 @@ def read_log(directory: Path) -> tuple[InteractionLog, Manifest]:
     if not is_log(directory) and info.log_hash is None:
         return joined(read_dataset(directory, modalities=())), info
     path = directory / FILE
-    records = read_records(path, _KINDS, required=("user", "item"))
-    if info.log_hash not in (None, _hash(records)):
+    columns, found = _read_columns(path)
+    if info.log_hash not in (None, found):
         raise InputError(
             f"{info.path}: expected interactions with the hash {info.log_hash:.12}, got "
-            f"{_hash(records):.12}: {FILE} was changed after it was written"
+            f"{found:.12}: {FILE} was changed after it was written"
         )
-    names = records.dtype.names or ()
-    user, item = records["user"].astype(np.int64), records["item"].astype(np.int64)
+    user, item = columns["user"], columns["item"]
     if not user.size:
         raise InputError(f"{path}: expected at least one interaction, got none")
     num_users = info.num_users or int(user.max()) + 1
@@ -148,8 +146,8 @@ def read_log(directory: Path) -> tuple[InteractionLog, Manifest]:
             num_items=num_items,
             user=user,
             item=item,
-            rating=np.ascontiguousarray(records["rating"]) if "rating" in names else None,
-            time=np.ascontiguousarray(records["time"]) if "time" in names else None,
+            rating=columns.get("rating"),
+            time=columns.get("time"),
             **maps._asdict(),
         )
     except InputError as error:
@@ -172,16 +170,26 @@ def joined(dataset: InteractionDataset) -> InteractionLog:
     )
 
 
-def _kind(name: str, values: IntArray | FloatArray | npt.NDArray[np.generic]) -> str:
+def _kind(name: str, values: npt.NDArray[np.generic]) -> str:
     kinds = _KINDS[name]
     return kinds[-1] if values.dtype.kind == "f" else kinds[0]
 
 
-def _hash(records: npt.NDArray[np.void]) -> str:
-    """Return the SHA-256 (hex) of columns and records, which are little-endian everywhere."""
-    digest = hashlib.sha256(f"mmssl-log-1 {records.dtype.descr} {records.size}\n".encode())
-    digest.update(records.view(np.uint8).data)
-    return digest.hexdigest()
+def _read_columns(path: Path) -> tuple[dict[str, Any], str]:
+    """Return the columns of ``interactions.npy``, contiguous, and the hash of the log."""
+    file = open_records(path, _KINDS, required=("user", "item"))
+    digest = _digest(file.dtype, file.size)
+    columns = {name: np.empty(file.size, file.dtype[name]) for name in file.dtype.names or ()}
+    for part, records in file.blocks():
+        digest.update(records.view(np.uint8).data)
+        for name, values in columns.items():
+            values[part] = records[name]
+    return columns, digest.hexdigest()
+
+
+def _digest(dtype: np.dtype[Any], size: int) -> Any:
+    """Start the SHA-256 of columns and records, which are little-endian everywhere."""
+    return hashlib.sha256(f"mmssl-log-1 {dtype.descr} {size}\n".encode())
 
 
 def summarize_log(log: InteractionLog) -> dict[str, object]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from mmssl.data.blocks import blocks
 from mmssl.data.dataset import BoolArray, FloatArray, first_non_finite
 from mmssl.errors import InputError
 from mmssl.files import open_regular
@@ -117,10 +118,38 @@ def read_mask(path: Path, num_items: int) -> BoolArray:
     return np.fromfile(path, dtype=np.uint8, offset=offset) != 0
 
 
-def read_records(
+class RecordFile(NamedTuple):
+    """A vector of records in a ``.npy`` file whose header was checked."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    size: int
+    """Number of records."""
+    offset: int
+    """Position of the first record in the file, in bytes."""
+
+    def blocks(self) -> Iterator[tuple[slice, npt.NDArray[np.void]]]:
+        """Yield the places and the records of one block after the other.
+
+        Raises:
+            InputError: The file was cut while it was read.
+        """
+        with open_regular(self.path) as file:
+            file.seek(self.offset)
+            for part in blocks(self.size):
+                records = np.fromfile(file, dtype=self.dtype, count=part.stop - part.start)
+                if records.size != part.stop - part.start:
+                    raise InputError(
+                        f"{self.path}: expected {self.size} records, got fewer: the file changed "
+                        "while it was read"
+                    )
+                yield part, records
+
+
+def open_records(
     path: Path, kinds: Mapping[str, Sequence[str]], required: Sequence[str]
-) -> npt.NDArray[np.void]:
-    """Read a vector of records.
+) -> RecordFile:
+    """Check the header of a vector of records.
 
     Args:
         path: File to read.
@@ -145,8 +174,42 @@ def read_records(
             f"{path}: expected {shape[0]} records of {dtype.itemsize} bytes, got "
             f"{size - offset} bytes"
         )
-    records: npt.NDArray[np.void] = np.fromfile(path, dtype=dtype, offset=offset)
-    return records
+    return RecordFile(path, dtype, int(shape[0]), offset)
+
+
+def save_records(
+    path: Path,
+    columns: Mapping[str, npt.NDArray[Any]],
+    kinds: Sequence[tuple[str, str]],
+    written: Callable[[Any], object] = lambda data: None,
+) -> None:
+    """Write columns as a vector of records, in blocks; the same bytes as :func:`save_array`.
+
+    Args:
+        path: The file.
+        columns: Field name -> (N,) values.
+        kinds: Field names and dtypes, in order.
+        written: Called with the bytes of every block, without the header.
+
+    Raises:
+        OSError: The file can't be written.
+    """
+    dtype = np.dtype(list(kinds))
+    size = next(iter(columns.values())).size
+    header = {
+        "descr": np.lib.format.dtype_to_descr(dtype),
+        "fortran_order": False,
+        "shape": (size,),
+    }
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for part in blocks(size):
+            records: npt.NDArray[np.void] = np.empty(part.stop - part.start, dtype=dtype)
+            for name, _ in kinds:
+                records[name] = columns[name][part]
+            data = records.view(np.uint8).data
+            written(data)
+            file.write(data)
 
 
 def _read_start(path: Path) -> tuple[Any, bool, np.dtype[np.generic], int, int]:

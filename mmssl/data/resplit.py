@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mmssl.data.dataset import IntArray, InteractionDataset, Interactions
+from mmssl.data.blocks import IdArray, IntArray, counts, row_numbers, without_gaps
+from mmssl.data.dataset import InteractionDataset
 from mmssl.data.log import InteractionLog, read_log
 from mmssl.data.manifest import SplitInfo
 from mmssl.data.npy import read_header, read_mask, save_array
@@ -28,7 +29,7 @@ from mmssl.data.readers import (
     feature_paths,
     modality_paths,
 )
-from mmssl.data.splits import PROTOCOLS, TRAIN, assign, by_label, check_ratio, k_core
+from mmssl.data.splits import PROTOCOLS, TRAIN, Pairs, assign, by_label, check_ratio, k_core
 from mmssl.data.staging import check_writable, staged
 from mmssl.data.writers import write_files
 from mmssl.errors import InputError
@@ -143,10 +144,10 @@ def split_log(log: InteractionLog, options: SplitOptions) -> Split:
     Raises:
         InputError: The options need ratings or times that the log lacks, or a split would be empty.
     """
-    place = np.arange(log.num_edges)
+    place = row_numbers(log.num_edges) - 1
     dropped: dict[str, int] = {}
 
-    def keep(kept: IntArray, reason: str) -> None:
+    def keep(kept: IdArray, reason: str) -> None:
         nonlocal place
         if kept.size < place.size:
             dropped[reason] = int(place.size - kept.size)
@@ -158,26 +159,31 @@ def split_log(log: InteractionLog, options: SplitOptions) -> Split:
         if log.rating is None:
             raise InputError("min_rating: expected data with ratings, got data without")
         reason = f"rated below {options.min_rating:g}"
-        keep(np.flatnonzero(log.rating >= options.min_rating), reason)
+        keep(place[log.rating >= options.min_rating], reason)
     core = k_core(log.user[place], log.item[place], options.user_core, options.item_core)
     keep(place[core], "not in the k-core")
+    del core
 
-    edges = Interactions(log.user[place], log.item[place])
+    edges = Pairs(log.user[place], log.item[place])
     time = None if log.time is None else log.time[place]
     label = assign(options.protocol, edges, time, options.shares, options.seed)
-    trained = np.bincount(edges.user[label == TRAIN], minlength=log.num_users) > 0
+    del time
+    trained = counts(edges.user[label == TRAIN], log.num_users) > 0
     stays = trained[edges.user]
     keep(place[stays], "user without a train interaction")
-    label, edges = label[stays], Interactions(edges.user[stays], edges.item[stays])
+    label, edges = label[stays], Pairs(edges.user[stays], edges.item[stays])
     if options.cold_items == "drop":
-        trained = np.bincount(edges.item[label == TRAIN], minlength=log.num_items) > 0
+        trained = counts(edges.item[label == TRAIN], log.num_items) > 0
         stays = trained[edges.item]
         keep(place[stays], "item without a train interaction")
-        label, edges = label[stays], Interactions(edges.user[stays], edges.item[stays])
+        label, edges = label[stays], Pairs(edges.user[stays], edges.item[stays])
 
-    users, user = np.unique(edges.user, return_inverse=True)
-    items, item = np.unique(edges.item, return_inverse=True)
-    train, val, test = by_label(Interactions(user.astype(np.int64), item.astype(np.int64)), label)
+    users, user = without_gaps(edges.user, log.num_users)
+    items, item = without_gaps(edges.item, log.num_items)
+    edges = Pairs(user, item)
+    del place, stays, user, item
+    train, val, test = by_label(edges, label)
+    del edges
     drawn = options.protocol in _DRAWS
     dataset = InteractionDataset(
         name=options.name or log.name,

@@ -7,12 +7,22 @@ the set of interactions and the seed but not on their order, and is identical on
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.data.dataset import IntArray, Interactions
+from mmssl.data.blocks import (
+    IdArray,
+    IntArray,
+    blocks,
+    counts,
+    row_numbers,
+    whole_users,
+    without_gaps,
+)
+from mmssl.data.dataset import Interactions
 from mmssl.errors import InputError
 
 Labels = npt.NDArray[np.int8]
@@ -27,10 +37,22 @@ PROTOCOLS = (
 )
 
 
+class Pairs(NamedTuple):
+    """Unique edges sorted by (user, item), of which a hundred million should not take 1.6 GB."""
+
+    user: IdArray
+    """(E,) int32 or int64."""
+    item: IdArray
+    """(E,) likewise."""
+
+
+Edges = Pairs | Interactions
+
+
 def assign(
     protocol: str,
-    edges: Interactions,
-    time: npt.NDArray[np.generic] | None,
+    edges: Edges,
+    time: npt.NDArray[Any] | None,
     ratio: Sequence[float],
     seed: int,
 ) -> Labels:
@@ -62,7 +84,7 @@ def assign(
     if protocol == "random-global":
         return _random_global(edges, ratio, seed)
     if protocol == "leave-one-out-random":
-        return _leave_one_out(edges, _draw(edges.num_edges, seed))
+        return _leave_one_out(edges, _Draw(seed))
     if protocol == "cold-item":
         return _cold_item(edges, ratio, seed)
     if time is None:
@@ -73,7 +95,7 @@ def assign(
             f"--protocol {without} needs none"
         )
     if protocol == "leave-one-out":
-        return _leave_one_out(edges, np.negative(time))
+        return _leave_one_out(edges, lambda part: np.negative(time[part]))
     return _temporal(time, ratio)
 
 
@@ -121,7 +143,7 @@ def random_holdout(
     return by_label(edges, assign("random", edges, None, ratios, seed))
 
 
-def draw_validation(edges: Interactions, share: float, seed: int) -> npt.NDArray[np.bool_]:
+def draw_validation(edges: Edges, share: float, seed: int) -> npt.NDArray[np.bool_]:
     """Choose train interactions for a validation split, for data that come without one.
 
     Of a user's n interactions, round(n * share) are drawn at random, at least one. Users with
@@ -135,21 +157,24 @@ def draw_validation(edges: Interactions, share: float, seed: int) -> npt.NDArray
     Returns:
         (E,) True for the interactions of the validation split.
     """
-    rank, length = _of_each_user(edges, _draw(edges.num_edges, seed))
-    count = np.clip(np.floor(length * share + 0.5), 1, None) * (length >= 3)
-    return rank < count
+    draw, chosen = _Draw(seed), np.empty(edges.user.size, dtype=np.bool_)
+    for part in whole_users(edges.user):
+        rank, length = _of_each_user(edges.user[part], draw(part))
+        count = np.clip(np.floor(length * share + 0.5), 1, None) * (length >= 3)
+        chosen[part] = rank < count
+    return chosen
 
 
-def by_label(edges: Interactions, label: Labels) -> tuple[Interactions, Interactions, Interactions]:
+def by_label(edges: Edges, label: Labels) -> tuple[Interactions, Interactions, Interactions]:
     """Divide sorted edges into train, validation and test by their labels."""
     train, val, test = (
-        Interactions(edges.user[label == split], edges.item[label == split])
+        Interactions(*(ids[label == split].astype(np.int64) for ids in edges))
         for split in (TRAIN, VAL, TEST)
     )
     return train, val, test
 
 
-def k_core(user: IntArray, item: IntArray, user_k: int, item_k: int) -> IntArray:
+def k_core(user: IdArray, item: IdArray, user_k: int, item_k: int) -> IdArray:
     """Find the largest set of edges in which every user and item has a minimum degree.
 
     Args:
@@ -161,19 +186,37 @@ def k_core(user: IntArray, item: IntArray, user_k: int, item_k: int) -> IntArray
     Returns:
         Indices of the remaining edges, ascending and possibly empty.
     """
-    place = np.arange(user.size)
+    place = row_numbers(user.size) - 1
+    if not place.size:
+        return place
+    num_users, num_items = int(user.max()) + 1, int(item.max()) + 1
     while place.size:
-        stays = (np.bincount(user) >= user_k)[user] & (np.bincount(item) >= item_k)[item]
+        stays = (counts(user, num_users) >= user_k)[user]
+        stays &= (counts(item, num_items) >= item_k)[item]
         if stays.all():
             break
         user, item, place = user[stays], item[stays], place[stays]
     return place
 
 
+class _Draw:
+    """Uniform numbers in [0, 1), a stable ``default_rng(seed).random``, drawn part by part."""
+
+    def __init__(self, seed: int) -> None:
+        self._bits = np.random.PCG64(seed)
+
+    def __call__(self, part: slice) -> npt.NDArray[np.float64]:
+        """Draw the numbers of the edges ``part``, which follow those of the last call."""
+        raw = np.asarray(self._bits.random_raw(part.stop - part.start), dtype=np.uint64)
+        uniform: npt.NDArray[np.float64] = (raw >> np.uint64(11)) * 2.0**-53
+        return uniform
+
+
 def _draw(count: int, seed: int) -> npt.NDArray[np.float64]:
-    """Draw (count,) uniform numbers in [0, 1), a stable ``default_rng(seed).random(count)``."""
-    raw = np.asarray(np.random.PCG64(seed).random_raw(count), dtype=np.uint64)
-    uniform: npt.NDArray[np.float64] = (raw >> np.uint64(11)) * 2.0**-53
+    """Draw (count,) uniform numbers in [0, 1)."""
+    draw, uniform = _Draw(seed), np.empty(count)
+    for part in blocks(count):
+        uniform[part] = draw(part)
     return uniform
 
 
@@ -185,38 +228,52 @@ def _share(lengths: IntArray, ratio: Sequence[float]) -> tuple[IntArray, IntArra
     return num_val.astype(np.int64), num_test.astype(np.int64)
 
 
-def _of_each_user(edges: Interactions, order: npt.NDArray[np.generic]) -> tuple[IntArray, IntArray]:
+def _of_each_user(user: IdArray, order: npt.NDArray[Any]) -> tuple[IntArray, IntArray]:
     """Rank each edge among the edges of its user by ``order``; ties stay sorted by item.
 
+    Args:
+        user: (n,) sorted.
+        order: (n,) numbers to rank by.
+
     Returns:
-        (E,) rank of each edge, and (E,) number of edges of its user.
+        (n,) rank of each edge, and (n,) number of edges of its user.
     """
-    ranked = np.lexsort((order, edges.user))  # edges are sorted by user: each stays contiguous
-    _, starts, lengths = np.unique(edges.user, return_index=True, return_counts=True)
-    rank = np.empty(edges.num_edges, dtype=np.int64)
-    rank[ranked] = np.arange(edges.num_edges) - np.repeat(starts, lengths)
+    ranked = np.lexsort((order, user))  # edges are sorted by user: each stays contiguous
+    _, starts, lengths = np.unique(user, return_index=True, return_counts=True)
+    rank = np.empty(user.size, dtype=np.int64)
+    rank[ranked] = np.arange(user.size) - np.repeat(starts, lengths)
     return rank, np.repeat(lengths, lengths)
 
 
-def _random(edges: Interactions, ratio: Sequence[float], seed: int) -> Labels:
-    rank, length = _of_each_user(edges, _draw(edges.num_edges, seed))
-    return _first_val_then_test(rank, *_share(length, ratio))
-
-
-def _random_global(edges: Interactions, ratio: Sequence[float], seed: int) -> Labels:
-    rank = _rank(_draw(edges.num_edges, seed))
-    return _first_val_then_test(rank, *_share(np.array(edges.num_edges), ratio))
-
-
-def _leave_one_out(edges: Interactions, order: npt.NDArray[np.generic]) -> Labels:
-    rank, length = _of_each_user(edges, order)
-    label = np.full(edges.num_edges, TRAIN, dtype=np.int8)
-    label[(rank == 0) & (length >= 3)] = TEST
-    label[(rank == 1) & (length >= 3)] = VAL
+def _random(edges: Edges, ratio: Sequence[float], seed: int) -> Labels:
+    draw, label = _Draw(seed), np.empty(edges.user.size, dtype=np.int8)
+    for part in whole_users(edges.user):
+        rank, length = _of_each_user(edges.user[part], draw(part))
+        label[part] = _first_val_then_test(rank, *_share(length, ratio))
     return label
 
 
-def _temporal(time: npt.NDArray[np.generic], ratio: Sequence[float]) -> Labels:
+def _random_global(edges: Edges, ratio: Sequence[float], seed: int) -> Labels:
+    size = edges.user.size
+    num_val, num_test = (int(count) for count in _share(np.array(size), ratio))
+    ranked = np.argsort(_draw(size, seed), kind="stable")
+    label = np.full(size, TRAIN, dtype=np.int8)
+    label[ranked[:num_val]] = VAL
+    label[ranked[num_val : num_val + num_test]] = TEST
+    return label
+
+
+def _leave_one_out(edges: Edges, order: Callable[[slice], npt.NDArray[Any]]) -> Labels:
+    label = np.full(edges.user.size, TRAIN, dtype=np.int8)
+    for part in whole_users(edges.user):
+        rank, length = _of_each_user(edges.user[part], order(part))
+        of_part = label[part]
+        of_part[(rank == 0) & (length >= 3)] = TEST
+        of_part[(rank == 1) & (length >= 3)] = VAL
+    return label
+
+
+def _temporal(time: npt.NDArray[Any], ratio: Sequence[float]) -> Labels:
     """Split at two points in time; interactions at a point belong to the later split."""
     ordered = np.sort(time)
     places = np.floor(np.array([ratio[0], ratio[0] + ratio[1]]) * time.size + 0.5).astype(np.int64)
@@ -227,8 +284,8 @@ def _temporal(time: npt.NDArray[np.generic], ratio: Sequence[float]) -> Labels:
     return label
 
 
-def _cold_item(edges: Interactions, ratio: Sequence[float], seed: int) -> Labels:
-    items, which = np.unique(edges.item, return_inverse=True)
+def _cold_item(edges: Edges, ratio: Sequence[float], seed: int) -> Labels:
+    items, which = without_gaps(edges.item, int(edges.item.max()) + 1)
     rank = _rank(_draw(items.size, seed))
     return _first_val_then_test(rank, *_share(np.array(items.size), ratio))[which]
 

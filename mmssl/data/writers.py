@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from mmssl.data.blocks import whole_users
 from mmssl.data.dataset import InteractionDataset, Interactions
 from mmssl.data.manifest import Source, write_manifest
 from mmssl.data.npy import save_array
@@ -44,7 +45,7 @@ def write_dataset(
 def write_files(dataset: InteractionDataset, folder: Path, source: Source | None) -> None:
     """Write everything except features and masks into an existing folder."""
     for split, edges in dataset.splits():
-        (folder / f"{split}.json").write_text(_split_text(edges), encoding="utf-8")
+        _write_json(folder / f"{split}.json", edges)
     files = write_id_maps(
         folder, dataset.user_ids, dataset.item_ids, dataset.item_titles, dataset.item_columns
     )
@@ -91,11 +92,16 @@ def write_id_maps(
     return files
 
 
-def _split_text(edges: Interactions) -> str:
-    """Format ``{"user": [item, ...]}``, one line per user with an edge, in order."""
-    users, starts = np.unique(edges.user, return_index=True)
-    lists = np.split(edges.item, starts[1:])
-    lines = [
-        f'"{user}": {json.dumps(items.tolist())}' for user, items in zip(users, lists, strict=True)
-    ]
-    return "{\n" + ",\n".join(lines) + "\n}\n"
+def _write_json(path: Path, edges: Interactions) -> None:
+    """Write ``{"user": [item, ...]}``, one line per user with an edge, in order."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.write("{\n")
+        for part in whole_users(edges.user):
+            users, starts = np.unique(edges.user[part], return_index=True)
+            lists = np.split(edges.item[part], starts[1:])
+            lines = [
+                f'"{user}": {json.dumps(items.tolist())}'
+                for user, items in zip(users, lists, strict=True)
+            ]
+            file.write((",\n" if part.start else "") + ",\n".join(lines))
+        file.write("\n}\n")

@@ -5,20 +5,27 @@ Pyarrow comes with ``pip install "mmssl[data]"`` and is imported when a file is 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from mmssl.data.importing.table import Column, Numbers, RawTable, read_bytes
+from mmssl.data.blocks import blocks, row_numbers
+from mmssl.data.importing.encode import Encoder
+from mmssl.data.importing.progress import rows_bar
+from mmssl.data.importing.table import Column, Numbers, RawTable
 from mmssl.errors import InputError
+from mmssl.files import file_sha256
 
 if TYPE_CHECKING:
     import pyarrow
 
 _BLOCK = 1 << 24  # bytes that pyarrow parses at a time
 _MAX_BLOCK = (1 << 31) - 1
+_ROWS = 1 << 18  # rows of a Parquet file that are read at a time
+_BUFFER = 1 << 20  # bytes of a Parquet file that are read at a time, for each column
 
 
 class BadRow(NamedTuple):
@@ -140,12 +147,12 @@ def _block_size(longest: int) -> int:
 
 
 class ParquetFile:
-    """A Parquet file, see :class:`~mmssl.data.importing.table.TableFile`."""
+    """A Parquet file, see :class:`~mmssl.data.importing.table.TableFile`; larger than memory."""
 
     unit = "row"
 
     def __init__(self, path: Path) -> None:
-        """Read the file and its schema.
+        """Read the schema.
 
         Raises:
             InputError: Pyarrow is missing, or the file is not Parquet.
@@ -155,9 +162,13 @@ class ParquetFile:
         from pyarrow import parquet
 
         self.path = path
-        content, self.sha256 = read_bytes(path)
         try:
-            self._file = parquet.ParquetFile(pa.BufferReader(content))
+            self.sha256 = file_sha256(path)
+        except OSError as error:
+            raise InputError(f"{path}: can't be read: {error.strerror or error}") from None
+        try:
+            # With a buffer, pages are read one by one, not a whole row group at once.
+            self._file = parquet.ParquetFile(pa.OSFile(os.fspath(path)), buffer_size=_BUFFER)
             self._schema = self._file.schema_arrow
         except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(
@@ -172,14 +183,27 @@ class ParquetFile:
         import pyarrow as pa
 
         names = [self._schema.names[position] for position in positions]
+        total = self._file.metadata.num_rows
         try:
-            table = self._file.read(columns=names)
-            columns = tuple(self._column(table.column(name), name) for name in names)
+            readers = [_ParquetColumn(self.path, self._schema.field(at), total) for at in positions]
+            batches = self._file.iter_batches(_ROWS, columns=names)
+            with rows_bar(self.path, total) as bar:
+                for batch in batches:
+                    for name, reader in zip(names, readers, strict=True):
+                        reader.add(batch.column(name))
+                    bar.update(batch.num_rows)
+            columns = tuple(reader.column() for reader in readers)
+            if any(column.size != total for column in columns):
+                raise InputError(f"{self.path}: expected {total} rows, as it states, got others")
+        except MemoryError:
+            raise InputError(
+                f"{self.path}: expected columns that fit in memory, got {total:,} rows"
+            ) from None
         except (pa.ArrowException, OSError, ValueError, KeyError) as error:
             if isinstance(error, InputError):
                 raise
             raise InputError(f"{self.path}: can't be read as Parquet: {_line(error)}") from None
-        return RawTable(columns, np.arange(1, table.num_rows + 1))
+        return RawTable(columns, row_numbers(total))
 
     def unfit_for_ids(self, position: int) -> str | None:
         """Return the type of a column that can't hold ids, such as numbers with fractions."""
@@ -190,39 +214,60 @@ class ParquetFile:
         fits = types.is_string(kind) or types.is_large_string(kind) or types.is_integer(kind)
         return None if fits else str(kind)
 
-    def _column(self, column: pyarrow.ChunkedArray, name: str) -> Column:
+
+class _ParquetColumn:
+    """A column that is read in batches: numbers as they are, all else and null as text."""
+
+    def __init__(self, path: Path, field: pyarrow.Field, total: int) -> None:
         from pyarrow import types
 
-        plain = types.is_integer(column.type) or types.is_floating(column.type)
-        if plain and not column.null_count and column.type != "uint64":
-            array = column.to_numpy()
-            whole = array.astype(np.int64 if types.is_integer(column.type) else np.float64)
-            return Column(np.arange(whole.size), Numbers(whole))
-        return _encoded(self._as_text(column, name))
+        self._path, self._name = path, field.name
+        self._check(field.type)
+        plain = types.is_integer(field.type) or types.is_floating(field.type)
+        plain = plain and field.type != "uint64"
+        self._numbers = np.empty(total, field.type.to_pandas_dtype()) if plain else None
+        self._filled = 0
+        self._texts = Encoder()
 
-    def _as_text(self, column: pyarrow.ChunkedArray, name: str) -> pyarrow.ChunkedArray:
-        """Return the cells as strings, null as the empty one."""
+    def add(self, cells: pyarrow.Array) -> None:
+        """Add a batch."""
         import pyarrow as pa
-        from pyarrow import compute, types
 
-        kind = column.type.value_type if types.is_dictionary(column.type) else column.type
+        if self._numbers is not None and not cells.null_count:
+            self._numbers[self._filled : self._filled + len(cells)] = cells.to_numpy()
+            self._filled += len(cells)
+            return
+        if self._numbers is not None:  # the first null: all become text, null the empty one
+            for part in blocks(self._filled):
+                self._texts.add(pa.array(self._numbers[part]).cast(pa.string()))
+            self._numbers = None
+        self._texts.add(cells.cast(pa.string()).fill_null(""))
+
+    def column(self) -> Column:
+        """Return the column."""
+        if self._numbers is None:
+            return self._texts.column()
+        kind = np.int64 if self._numbers.dtype.kind in "iu" else np.float64
+        return Column(None, Numbers(self._numbers[: self._filled].astype(kind, copy=False)))
+
+    def _check(self, found: Any) -> None:
+        from pyarrow import types
+
+        kind = found.value_type if types.is_dictionary(found) else found
         texts = (types.is_string, types.is_large_string, types.is_integer)
         numbers = (types.is_floating, types.is_decimal, types.is_timestamp, types.is_date)
         if not any(fits(kind) for fits in texts + numbers):
             raise InputError(
-                f"{self.path}: column {name!r}: expected text, numbers or times, got "
-                f"{str(column.type)[:60]}"
+                f"{self._path}: column {self._name!r}: expected text, numbers or times, got "
+                f"{str(found)[:60]}"
             )
-        return compute.fill_null(column.cast(pa.string()), "")
 
 
 def _encoded(column: pyarrow.ChunkedArray) -> Column:
     """Return the codes and the distinct values of a column of strings."""
-    whole = column.dictionary_encode().unify_dictionaries()
-    codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in whole.chunks]
-    values = whole.chunk(0).dictionary.to_pylist() if whole.num_chunks else []
-    joined = np.concatenate(codes) if codes else np.empty(0)
-    return Column(joined.astype(np.int64), values)
+    encoder = Encoder()
+    encoder.add(column)
+    return encoder.column()
 
 
 def _line(error: Exception) -> str:

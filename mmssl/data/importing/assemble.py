@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
+from mmssl.data.blocks import without_gaps
 from mmssl.data.dataset import IntArray, InteractionDataset, Interactions
 from mmssl.data.importing.cells import natural_order
 from mmssl.data.importing.roles import column_name
@@ -27,39 +29,91 @@ class IdMap(NamedTuple):
     """The id of each number, None where the source names no ids."""
 
 
-def joined(parts: Sequence[Rows]) -> Rows:
+def joined(parts: Iterable[Rows]) -> Rows:
     """Concatenate the rows of several files."""
-    dropped: dict[str, int] = {}
+    whole = Joining()
     for part in parts:
+        whole.add(part)
+    return whole.rows()
+
+
+class Joining:
+    """Rows of files that are read one after the other; the texts that files share are kept once."""
+
+    def __init__(self) -> None:
+        self._first: Rows | None = None
+        self._several = False
+        self._user, self._item = _Joined(), _Joined()
+        self._arrays: dict[str, list[Any]] = {"rating": [], "time": [], "label": []}
+        self._dropped: dict[str, int] = {}
+        self._notes: dict[str, None] = {}
+        self._rows_read = 0
+        self._dated: set[bool | None] = set()
+
+    def add(self, part: Rows) -> None:
+        """Add the rows of a file."""
+        if self._first is None and not self._several:
+            self._first = part  # nothing is copied of a single file
+            return
+        self._several = True
+        if self._first is not None:
+            first, self._first = self._first, None
+            self._add(first)
+        self._add(part)
+
+    def _add(self, part: Rows) -> None:
+        self._user.add(part.user)
+        self._item.add(part.item)
+        for name, found in self._arrays.items():
+            found.append(getattr(part, name))
         for reason, count in part.dropped.items():
-            dropped[reason] = dropped.get(reason, 0) + count
-    arrays: dict[str, Any] = {}
-    for name in ("rating", "time", "label"):
-        found = [getattr(part, name) for part in parts]
-        if any(values is None for values in found) != all(values is None for values in found):
-            raise InputError(f"expected a {name} in every file or in none, got it in some")
-        arrays[name] = None if found[0] is None else np.concatenate(found)
-    if len({part.dated for part in parts}) > 1:
-        raise InputError("expected dates in every file or numbers in every file, got both")
-    notes = tuple(dict.fromkeys(note for part in parts for note in part.notes))
-    return Rows(
-        user=_joined_columns([part.user for part in parts]),
-        item=_joined_columns([part.item for part in parts]),
-        **arrays,
-        rows_read=sum(part.rows_read for part in parts),
-        dropped=dropped,
-        notes=notes,
-        dated=parts[0].dated,
-    )
+            self._dropped[reason] = self._dropped.get(reason, 0) + count
+        self._notes.update(dict.fromkeys(part.notes))
+        self._rows_read += part.rows_read
+        self._dated.add(part.dated)
+
+    def rows(self) -> Rows:
+        """Return all rows; once.
+
+        Raises:
+            InputError: The files differ in their columns, or in how times are written.
+        """
+        if self._first is not None:
+            return self._first
+        whole: dict[str, Any] = {}
+        for name, found in self._arrays.items():
+            missing = [values is None for values in found]
+            if any(missing) != all(missing):
+                raise InputError(f"expected a {name} in every file or in none, got it in some")
+            whole[name] = None if missing[0] else np.concatenate(found)
+            found.clear()
+        if len(self._dated) > 1:
+            raise InputError("expected dates in every file or numbers in every file, got both")
+        return Rows(
+            user=self._user.column(),
+            item=self._item.column(),
+            **whole,
+            rows_read=self._rows_read,
+            dropped=self._dropped,
+            notes=tuple(self._notes),
+            dated=self._dated.pop(),
+        )
 
 
-def _joined_columns(columns: Sequence[Column]) -> Column:
-    number: dict[str, int] = {}
-    codes = []
-    for column in columns:
+class _Joined:
+    """A column of several files, each of which numbers its values in its own way."""
+
+    def __init__(self) -> None:
+        self._number: dict[str, int] = {}
+        self._codes: list[npt.NDArray[np.int32]] = []
+
+    def add(self, column: Column) -> None:
+        number = self._number
         merged = [number.setdefault(value, len(number)) for value in column.values]
-        codes.append(np.array(merged, dtype=np.int64)[column.codes])
-    return Column(np.concatenate(codes), list(number))
+        self._codes.append(np.array(merged, dtype=np.int32)[column.codes])
+
+    def column(self) -> Column:
+        return Column(np.concatenate(self._codes), list(self._number))
 
 
 class Numbered(NamedTuple):
@@ -101,8 +155,10 @@ def number_rows(
     """
     if min_rating is not None and rows.rating is None:
         raise InputError("a minimum rating needs a column of ratings (--rating-col), got none")
-    user, item = _numbers(rows.user, users), _numbers(rows.item, items)
-    kept = one_per_pair(user * (int(item.max()) + 1) + item, rows.time, keep)
+    orders = _order(rows.user, users), _order(rows.item, items)
+    user = _numbers(rows.user, orders[0], users)
+    item = _numbers(rows.item, orders[1], items)
+    kept = one_per_pair(user, item, rows.time, keep)
     dropped = dict(rows.dropped)
     if kept.size < user.size:
         dropped[f"repeated, the {keep} one kept"] = int(user.size - kept.size)
@@ -113,8 +169,8 @@ def number_rows(
         kept = kept[liked]
     if not kept.size:
         raise InputError(f"{name}: expected interactions rated {min_rating:g} or more, got none")
-    user, user_map = _compact(user[kept], rows.user, users)
-    item, item_map = _compact(item[kept], rows.item, items)
+    user, user_map = _compact(user[kept], rows.user, orders[0], users)
+    item, item_map = _compact(item[kept], rows.item, orders[1], items)
     log = InteractionLog(
         name=name,
         num_users=user_map.size,
@@ -134,7 +190,8 @@ def split_by_label(
 ) -> InteractionDataset:
     """Make a data set of a log and its labels (E,): 0 train, 1 validation, 2 test."""
     train, val, test = (
-        Interactions(log.user[label == part], log.item[label == part]) for part in range(3)
+        Interactions(*(ids[label == part].astype(np.int64) for ids in (log.user, log.item)))
+        for part in range(3)
     )
     return InteractionDataset(
         name=log.name,
@@ -151,25 +208,30 @@ def split_by_label(
     )
 
 
-def _numbers(column: Column, given: IdMap | None) -> IntArray:
+def _order(column: Column, given: IdMap | None) -> IntArray:
+    """Return the values in the order of their numbers; given numbers are the values themselves."""
     if given is not None:
-        return np.array(list(map(int, column.values)), dtype=np.int64)[column.codes]
-    order = natural_order(column.values)
-    rank = np.empty_like(order)
-    rank[order] = np.arange(order.size)
+        return np.array(list(map(int, column.values)), dtype=np.int64)
+    return natural_order(column.values)
+
+
+def _numbers(column: Column, order: IntArray, given: IdMap | None) -> npt.NDArray[np.int32]:
+    if given is not None:
+        return order.astype(np.int32)[column.codes]
+    rank = np.empty(order.size, dtype=np.int32)
+    rank[order] = np.arange(order.size, dtype=np.int32)
     return rank[column.codes]
 
 
-def _compact(ids: IntArray, column: Column, given: IdMap | None) -> tuple[IntArray, IdMap]:
+def _compact(
+    ids: npt.NDArray[np.int32], column: Column, order: IntArray, given: IdMap | None
+) -> tuple[npt.NDArray[np.int32], IdMap]:
     """Return numbers without gaps and their ids; a given numbering stays as it is."""
     if given is not None:
         return ids, given
-    used = np.flatnonzero(np.bincount(ids))
-    order = natural_order(column.values)
+    used, number = without_gaps(ids, order.size)
     names = tuple(column.values[code] for code in order[used].tolist())
-    number = np.zeros(int(used[-1]) + 1, dtype=np.int64)
-    number[used] = np.arange(used.size)
-    return number[ids], IdMap(int(used.size), names)
+    return number, IdMap(int(used.size), names)
 
 
 def with_items(

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mmssl.data.blocks import blocks, counts
 from mmssl.data.dataset import MAX_ID, IntArray
 from mmssl.data.importing.table import Column, Numbers
 
@@ -176,15 +177,28 @@ def natural_order(values: Sequence[str]) -> IntArray:
 
 def used_values(column: Column) -> BoolArray:
     """Return which values at least one row holds."""
-    return np.bincount(column.codes, minlength=len(column.values)) > 0
+    return counts(column.codes, len(column.values)) > 0
 
 
 def _as_text(column: Column) -> Column:
     """Return a column of ids that are numbers in the file as texts, each once."""
     if not isinstance(column.values, Numbers):
         return column
-    distinct, codes = np.unique(column.values.array[column.codes], return_inverse=True)
-    return Column(codes.astype(np.int64), list(Numbers(distinct)))
+    cells = column.cells(column.values.array)
+    distinct = distinct_numbers(cells)
+    number = np.empty(cells.size, dtype=np.int32)
+    for part in blocks(cells.size):
+        number[part] = np.searchsorted(distinct, cells[part])
+    return Column(number, list(Numbers(distinct)))
+
+
+def distinct_numbers(array: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Return the distinct numbers, ascending; ``np.unique`` would sort a copy of all at once."""
+    found = [np.unique(array[part]) for part in blocks(array.size)]
+    while len(found) > 1:  # in pairs: what two blocks share is dropped early
+        pairs = [found[at : at + 2] for at in range(0, len(found), 2)]
+        found = [np.union1d(*pair) if len(pair) == 2 else pair[0] for pair in pairs]
+    return found[0] if found else np.unique(array)
 
 
 def _is_no_id(text: str) -> bool:
@@ -206,9 +220,9 @@ def _stripped(column: Column, role: str) -> tuple[Column, tuple[str, ...]]:
     padded = [at for at, value in enumerate(clean) if value != column.values[at]]
     if not padded:
         return column, ()
-    count = int(np.isin(column.codes, padded).sum())
+    count = int(np.isin(np.arange(len(clean)), padded)[column.codes].sum())
     number: dict[str, int] = {}
-    merged = np.array([number.setdefault(value, len(number)) for value in clean], dtype=np.int64)
+    merged = np.array([number.setdefault(value, len(number)) for value in clean], dtype=np.int32)
     example = column.values[padded[0]]
     note = f"{count:,} {role} ids had blanks around them, which were removed: {example!r:.40}"
     return Column(merged[column.codes], list(number)), (note,)

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mmssl.data.dataset import IntArray, InteractionDataset, Interactions
+from mmssl.data.dataset import IntArray, InteractionDataset
 from mmssl.data.importing.assemble import split_by_label
 from mmssl.data.importing.options import ImportOptions
 from mmssl.data.importing.rows import Rows
 from mmssl.data.log import InteractionLog
 from mmssl.data.manifest import SplitInfo
-from mmssl.data.splits import TEST, TRAIN, VAL, draw_validation
+from mmssl.data.splits import TEST, TRAIN, VAL, Edges, Pairs, draw_validation
 from mmssl.errors import InputError
 
 SHARE = 0.1
@@ -42,7 +42,7 @@ def checked_splits(rows: Rows, files: Sequence[str], options: ImportOptions) -> 
         rows = _without_validation(rows, label)
         label = rows.label
         assert label is not None
-    key = rows.user.codes * len(rows.item.values) + rows.item.codes
+    key = rows.user.codes.astype(np.int64) * len(rows.item.values) + rows.item.codes
     of_split = {part: np.unique(key[label == part]) for part in (TRAIN, VAL, TEST)}
     for first, second in ((VAL, TEST), (TRAIN, VAL), (TRAIN, TEST)):
         both = np.intersect1d(of_split[first], of_split[second], assume_unique=True)
@@ -91,13 +91,13 @@ def with_splits(
     if (label == VAL).any():
         return split_by_label(log, label), ()
     train = np.flatnonzero(label == TRAIN)
-    chosen, info, note = from_train(Interactions(log.user[train], log.item[train]), options.seed)
+    chosen, info, note = from_train(Pairs(log.user[train], log.item[train]), options.seed)
     label = label.copy()
     label[train[chosen]] = VAL
     return split_by_label(log, label, info), (note,)
 
 
-def from_train(train: Interactions, seed: int) -> tuple[IntArray, SplitInfo, str]:
+def from_train(train: Edges, seed: int) -> tuple[IntArray, SplitInfo, str]:
     """Draw a validation split from train.
 
     Returns:
@@ -115,7 +115,7 @@ def from_train(train: Interactions, seed: int) -> tuple[IntArray, SplitInfo, str
     rule = f"{SHARE:.0%} of each user's train interactions"
     note = (
         f"validation: {chosen.size:,} interactions drawn from train, {rule}, at least one of "
-        f"users with three or more (seed {seed}); train keeps {train.num_edges - chosen.size:,}"
+        f"users with three or more (seed {seed}); train keeps {train.user.size - chosen.size:,}"
     )
     return chosen, SplitInfo(seed=seed, parameters={"validation": rule}), note
 
@@ -129,10 +129,10 @@ def _without_validation(rows: Rows, label: IntArray) -> Rows:
     }
     dropped = dict(rows.dropped)
     reason = "validation of the source, replaced by one from train"
-    dropped[reason] = int(rows.user.codes.size - kept.sum())
+    dropped[reason] = int(rows.user.size - kept.sum())
     return rows._replace(
-        user=rows.user._replace(codes=rows.user.codes[kept]),
-        item=rows.item._replace(codes=rows.item.codes[kept]),
+        user=rows.user._replace(at=rows.user.codes[kept]),
+        item=rows.item._replace(at=rows.item.codes[kept]),
         dropped=dropped,
         **arrays,
     )

@@ -116,6 +116,7 @@ def _rows_of(
     """Return the row of each item, and the number of rows that repeat one."""
     row_of: dict[str, int] = {}
     repeats = 0
+    others = [(column.codes, column.values) for column in table.columns[1:]]
     for row, code in enumerate(table.columns[0].codes.tolist()):
         first = row_of.setdefault(keys[code], row)
         if first == row:
@@ -124,8 +125,7 @@ def _rows_of(
         if repeated == "last":
             row_of[keys[code]] = row
         elif repeated == "stop" and any(
-            column.values[column.codes[row]] != column.values[column.codes[first]]
-            for column in table.columns[1:]
+            values[codes[row]] != values[codes[first]] for codes, values in others
         ):
             raise InputError(
                 f"{file.path}: {file.unit} {table.locations[row]}: expected each item once, got "

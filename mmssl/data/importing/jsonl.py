@@ -19,6 +19,7 @@ import numpy as np
 
 from mmssl.data.dataset import IntArray
 from mmssl.data.importing.arrow import require_pyarrow
+from mmssl.data.importing.encode import Encoder
 from mmssl.data.importing.sources import Stream, open_stream
 from mmssl.data.importing.table import Column, Numbers, RawTable
 from mmssl.errors import InputError
@@ -274,25 +275,16 @@ def _joined(path: Path, parts: list[Any]) -> Column:
     from pyarrow import compute
 
     if all(isinstance(part, np.ndarray) for part in parts):
-        array = np.concatenate(parts)
-        return Column(np.arange(array.size), Numbers(array))
-    texts = [
-        chunk
-        for part in parts
-        for chunk in (
-            pa.chunked_array([compute.cast(pa.array(part), pa.string())]).dictionary_encode()
-            if isinstance(part, np.ndarray)
-            else part
-        ).chunks
-    ]
-    whole = pa.chunked_array(texts, pa.dictionary(pa.int32(), pa.string())).unify_dictionaries()
-    codes = [chunk.indices.to_numpy(zero_copy_only=False) for chunk in whole.chunks]
+        return Column(None, Numbers(np.concatenate(parts)))
+    encoder = Encoder()
+    for part in parts:
+        is_number = isinstance(part, np.ndarray)
+        encoder.add(compute.cast(pa.array(part), pa.string()) if is_number else part)
     try:
-        values = whole.chunk(0).dictionary.to_pylist() if whole.num_chunks else []
+        return encoder.column()
     except UnicodeDecodeError as error:
         got = error.object[error.start]
         raise InputError(
             f"{path}: expected utf-8, got byte 0x{got:02x}: name the encoding of the file, e.g. "
             "--encoding latin-1"
         ) from None
-    return Column(np.concatenate(codes).astype(np.int64), values)

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mmssl.data.importing.arrow import ParquetFile
-from mmssl.data.importing.assemble import describe_source, joined, number_rows
+from mmssl.data.importing.assemble import Joining, describe_source, number_rows
 from mmssl.data.importing.given import checked_splits, with_splits
 from mmssl.data.importing.jsonl import JsonLinesFile
 from mmssl.data.importing.lists import ListsFile
@@ -50,7 +50,6 @@ class Part:
 class _Read(NamedTuple):
     file: TableFile
     roles: Roles
-    rows: Rows
 
 
 def import_tables(
@@ -73,20 +72,25 @@ def import_tables(
     Raises:
         InputError: A file can't be read, a row can't be used, or the files differ in columns.
     """
-    read = [_read_part(part, options) for part in parts]
-    for other in read[1:]:
-        _check_same(read[0], other)
-    file, roles, rows = read[0]
+    read: list[_Read] = []
+    whole = Joining()
+    for part in parts:
+        found, of_part = _read_part(part, options)
+        if read:
+            _check_same(read[0], found)
+        read.append(found)
+        whole.add(of_part)
+    file, roles = read[0]
     told = [*notes, *unused_columns(file, roles)]
-    if len(read) > 1:
-        try:
-            rows = joined([one.rows for one in read])
-            if rows.dated is False and rows.time is not None:
-                one_unit(rows.time, options.time_unit or None, lambda at: f"row {at + 1}")
-        except InputError as error:
-            raise InputError(f"{file.path.parent}: {error}") from None
+    try:
+        rows = whole.rows()
+        if len(read) > 1 and rows.dated is False and rows.time is not None:
+            one_unit(rows.time, options.time_unit or None, lambda at: f"row {at + 1}")
+    except InputError as error:
+        raise InputError(f"{file.path.parent}: {error}") from None
+    del whole, of_part  # the arrays of the rows are freed as soon as they are numbered
     if options.ordered:
-        rows = rows._replace(time=np.arange(rows.user.codes.size))
+        rows = rows._replace(time=np.arange(rows.user.size))
         told.append("times are the positions of the rows (--ordered)")
     names = [next((p.path.name for p in parts if p.label == n), "") for n in range(3)]
     rows = checked_splits(rows, names, options)
@@ -135,7 +139,7 @@ def _refuse_options(kind: str, options: ImportOptions) -> None:
         raise InputError(f"sep and quotes have no effect for the format {kind}")
 
 
-def _read_part(part: Part, options: ImportOptions) -> _Read:
+def _read_part(part: Part, options: ImportOptions) -> tuple[_Read, Rows]:
     file = open_part(part, options)
     roles = Roles(0, 1, None, None) if part.kind == "lists" else find_roles(file, options.columns)
     if options.ordered:
@@ -149,8 +153,8 @@ def _read_part(part: Part, options: ImportOptions) -> _Read:
         dropped = {**rows.dropped, "user without items": file.without}
         rows = rows._replace(dropped=dropped, rows_read=rows.rows_read + file.without)
     if part.label is not None:
-        rows = rows._replace(label=np.full(rows.user.codes.size, part.label, dtype=np.int64))
-    return _Read(file, roles, rows)
+        rows = rows._replace(label=np.full(rows.user.size, part.label, dtype=np.int64))
+    return _Read(file, roles), rows
 
 
 def _check_same(one: _Read, other: _Read) -> None:

@@ -47,7 +47,7 @@ def import_matrices(
             )
     parts = []
     for matrix, (_, label) in zip(matrices, paths, strict=True):
-        labels = None if label is None else np.full(matrix.rows.user.codes.size, label, np.int64)
+        labels = None if label is None else np.full(matrix.rows.user.size, label, np.int64)
         parts.append(matrix.rows._replace(label=labels))
     if len({part.rating is None for part in parts}) > 1:  # one file happens to have equal values
         parts = [part._replace(rating=None) for part in parts]

@@ -113,7 +113,7 @@ def _open(path: Path, dialect: Dialect) -> TextFile:
 def _labelled(rows: Rows, label: int | None) -> Rows:
     if label is None:
         return rows
-    return rows._replace(label=np.full(rows.user.codes.size, label, dtype=np.int64))
+    return rows._replace(label=np.full(rows.user.size, label, dtype=np.int64))
 
 
 def _with_item_file(
@@ -147,13 +147,14 @@ def _vectors(table: TextFile, position: int, items: ItemTable) -> FloatArray:
     parsed = [numbers(value.split()).astype(np.float32) for value in column.values]
     width = max((vector.size for vector in parsed), default=0)
     rows = np.zeros((len(items.found), width), dtype=np.float32)
+    codes = column.codes
     for item, row in enumerate(items.found):
-        vector = np.empty(0) if row is None else parsed[column.codes[row]]
+        vector = np.empty(0) if row is None else parsed[codes[row]]
         if row is not None and (vector.size not in (0, width) or not np.isfinite(vector).all()):
             name = column_name(table, position)
             raise InputError(
                 f"{table.path}: line {content.locations[row]}: expected {width} finite numbers in "
-                f"{name!r}, got {column.values[column.codes[row]]!r:.60}"
+                f"{name!r}, got {column.values[codes[row]]!r:.60}"
             )
         if vector.size:
             rows[item] = vector

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mmssl.data.blocks import IdArray, by_users, without_gaps
 from mmssl.data.dataset import IntArray
 from mmssl.data.importing.cells import (
     CHECKS,
@@ -88,7 +89,7 @@ def usable_rows(
         if check.values is None:
             read[role] = column if bad is None else _without(column, bad)
         else:
-            read[role] = check.values[column.codes if bad is None else column.codes[~bad]]
+            read[role] = column.cells(check.values, None if bad is None else ~bad)
         if role == "time":
             read["dated"] = not check.numeric
     if read.get("dated") is False:
@@ -97,7 +98,7 @@ def usable_rows(
     if read.get("dated") is False:
         notes += _unset_times(read["time"])
     rows = Rows(**read, rows_read=rows_read, dropped=dropped, notes=notes)
-    if not rows.user.codes.size:
+    if not rows.user.size:
         raise InputError(
             f"{file.path}: expected at least one usable row, got none of {rows.rows_read}"
         )
@@ -119,8 +120,8 @@ def describe(unit: str, fault: Fault, bad: int, rows: int) -> str:
 
 def _without(column: Column, bad: BoolArray) -> Column:
     """Return the column without some rows, and without the values that only they have."""
-    used, codes = np.unique(column.codes[~bad], return_inverse=True)
-    return Column(codes.astype(np.int64), [column.values[code] for code in used.tolist()])
+    used, codes = without_gaps(column.codes[~bad], len(column.values))
+    return Column(codes, [column.values[code] for code in used.tolist()])
 
 
 def _collect(
@@ -155,8 +156,8 @@ def _collect(
         for which, reason in ((check.bad & ~null, check.reason), (null, f"{role} id{_OPTIONAL}")):
             if not which.any():
                 continue
-            for row in mark(np.flatnonzero(which[column.codes]), reason):
-                got = column.values[column.codes[row]]
+            for row in mark(np.flatnonzero(column.cells(which)), reason):
+                got = column.values[row if column.at is None else int(column.at[row])]
                 message = f"expected {check.expected}, got {f'{got!r:.60}' if got else 'nothing'}"
                 message += _advice(role, got, optional=which is null, rules=rules)
                 faults.append(Fault(int(table.locations[row]), reason, message))
@@ -209,13 +210,13 @@ def check_times(column: Column, role: str, rules: Rules) -> Checked:
     reason = "time not a number or a date"
     if isinstance(column.values, Numbers):
         array = column.values.array
-        bad = ~np.isfinite(array.astype(np.float64))
+        bad = ~np.isfinite(array)
         return Checked(column, array, bad, reason, "a finite time", numeric=True)
     if any(text != text.strip() for text in column.values):
         column = Column(column.codes, [text.strip() for text in column.values])
     used = used_values(column)
     texts = [text for text, kept in zip(column.values, used, strict=True) if kept]
-    first = column.values[column.codes[0]] if column.codes.size else ""
+    first = column.values[int(column.codes[0])] if column.size else ""
     how = how_written(texts, first, rules.dates)
     if how is not None:
         moments = [microseconds(text, how) for text in column.values]
@@ -247,26 +248,34 @@ def _in_one_unit(
         raise InputError(f"{file.path}: {error}") from None
 
 
-def _unset_times(times: npt.NDArray[np.generic]) -> tuple[str, ...]:
+def _unset_times(times: npt.NDArray[Any]) -> tuple[str, ...]:
     """Report zeros and negative numbers among moments since 1970: probably missing times."""
-    values = times.astype(np.float64)
-    unset = int((values <= 0).sum())
-    if not unset or not (values > 1e8).any():
+    unset = int((times <= 0).sum())
+    if not unset or not (times > 1e8).any():
         return ()
-    return (f"{unset:,} times are 0 or less, such as {times[np.argmax(values <= 0)]}",)
+    return (f"{unset:,} times are 0 or less, such as {times[np.argmax(times <= 0)]}",)
 
 
-def one_per_pair(key: IntArray, time: npt.NDArray[np.generic] | None, keep: str) -> IntArray:
-    """Return the rows to keep, sorted by key: the first or last row of each key.
+def one_per_pair(
+    user: IdArray, item: IdArray, time: npt.NDArray[np.generic] | None, keep: str
+) -> IntArray:
+    """Return the rows to keep, sorted by user and item: the first or last row of each pair.
 
     Args:
-        key: (N,) number of each pair of a user and an item.
-        time: (N,) times that order the rows of a key, None for the order of the file.
+        user: (N,) numbers from 0.
+        item: (N,) numbers from 0.
+        time: (N,) times that order the rows of a pair, None for the order of the file.
         keep: ``first`` or ``last``.
     """
-    # lexsort is stable: rows with the same key and time stay in the order of the file.
-    order = np.argsort(key, kind="stable") if time is None else np.lexsort((time, key))
-    step = np.flatnonzero(np.diff(key[order])) + 1
-    if keep == "first":
-        return order[np.concatenate(([0], step))] if key.size else order
-    return order[np.concatenate((step - 1, [key.size - 1]))] if key.size else order
+    width = int(item.max()) + 1 if item.size else 1
+    kept = []
+    for rows in by_users(user):
+        key = user[rows].astype(np.int64) * width + item[rows]
+        # lexsort is stable: rows with the same key and time stay in the order of the file.
+        stable = np.argsort(key, kind="stable") if time is None else np.lexsort((time[rows], key))
+        step = np.flatnonzero(np.diff(key[stable])) + 1
+        if key.size:
+            ends = (step - 1, [key.size - 1]) if keep == "last" else ([0], step)
+            stable = stable[np.concatenate(ends)]
+        kept.append(rows[stable])
+    return np.concatenate(kept)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, overload
 import numpy as np
 import numpy.typing as npt
 
-from mmssl.data.dataset import IntArray
+from mmssl.data.blocks import IdArray
 from mmssl.errors import InputError
 
 
@@ -42,10 +42,29 @@ class Numbers(Sequence[str]):
 
 
 class Column(NamedTuple):
-    """Cell n is ``values[codes[n]]``; the cells of a log repeat, so the values are few."""
+    """Cell n is ``values[at[n]]``; the cells of a log repeat, so the values are few."""
 
-    codes: IntArray  # (N,)
+    at: IdArray | None  # (N,)
+    """None for a column of numbers, of which cell n is ``values[n]``."""
     values: Sequence[str]
+
+    @property
+    def codes(self) -> IdArray:
+        """(N,) position of each cell among the values."""
+        return np.arange(len(self.values)) if self.at is None else self.at
+
+    @property
+    def size(self) -> int:
+        """Number of rows N."""
+        return len(self.values) if self.at is None else int(self.at.size)
+
+    def cells(
+        self, of_values: npt.NDArray[Any], rows: npt.NDArray[np.bool_] | None = None
+    ) -> npt.NDArray[Any]:
+        """Return what belongs to the value of each row, or of the rows that are True."""
+        if rows is None:
+            return of_values if self.at is None else of_values[self.at]
+        return of_values[rows] if self.at is None else of_values[self.at[rows]]
 
 
 class Fault(NamedTuple):
@@ -64,7 +83,7 @@ class RawTable:
     """Columns of N rows as they stand in a file, nothing interpreted."""
 
     columns: tuple[Column, ...]
-    locations: IntArray  # (N,)
+    locations: IdArray  # (N,)
     """Line or row of each, as in :class:`Fault`."""
     faults: list[Fault] = field(default_factory=list)
     """Rows that have another number of cells and are in none of the columns."""

@@ -101,7 +101,7 @@ class TextFile:
                 message += ": lines of a user and its items are read with --format lists"
             faults.append(Fault(int(lines[number]), "another number of cells", message))
         good = np.delete(lines, [number for number, _ in bad])[1 if self._header else 0 :]
-        assert good.size == columns[0].codes.size  # pyarrow finds the rows of the index
+        assert good.size == columns[0].size  # pyarrow finds the rows of the index
         return RawTable(columns, good, faults)
 
     def unfit_for_ids(self, position: int) -> str | None:

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from mmssl.data.blocks import blocks
+from mmssl.data.dataset import IntArray
 from mmssl.errors import InputError
 
 MICROSECOND = 1_000_000
@@ -111,24 +113,33 @@ def one_unit(
     """
     if unit == "same" or not times.size:
         return times
-    size = np.abs(times.astype(np.float64))
-    scale = np.searchsorted([start for _, start in _SCALES], size, side="right") - 1
     if unit == "mixed":
-        factor = np.array([1e6, 1e3, 1.0, 1e-3])[np.maximum(scale, 0)]
-        converted: npt.NDArray[np.generic] = np.round(times * factor).astype(np.int64)
+        converted = np.empty(times.size, dtype=np.int64)
+        for part in blocks(times.size):
+            factor = np.array([1e6, 1e3, 1.0, 1e-3])[np.maximum(_scale(times[part]), 0)]
+            converted[part] = np.round(times[part] * factor)
         return converted
-    present = np.unique(scale[scale >= 0])
-    if present.size < 2:
+    first: dict[int, int] = {}  # scale -> position of the first time that has it
+    for part in blocks(times.size):
+        scale = _scale(times[part])
+        for kind in np.unique(scale[scale >= 0]).tolist():
+            first.setdefault(kind, part.start + int(np.argmax(scale == kind)))
+    if len(first) < 2:
         return times
     found = [
-        f"{_SCALES[kind][0]} ({line_of(at)}: {times[at]})"
-        for kind in present[:2].tolist()
-        for at in [int(np.argmax(scale == kind))]
+        f"{_SCALES[kind][0]} ({line_of(at)}: {times[at]})" for kind, at in sorted(first.items())[:2]
     ]
     raise InputError(
         f"expected times in one unit, got {found[0]} and {found[1]}: --time-unit mixed reads each "
         "by its size, --time-unit same takes the numbers as they are"
     )
+
+
+def _scale(times: npt.NDArray[np.generic]) -> IntArray:
+    """Return the position in ``_SCALES`` of each time, -1 for one that is close to 1970."""
+    size = np.abs(times.astype(np.float64))
+    found: IntArray = np.searchsorted([start for _, start in _SCALES], size, side="right") - 1
+    return found
 
 
 def _clock_of(rest: str) -> str:

@@ -1,0 +1,148 @@
+"""Time and peak memory from a large Parquet log to a data set, each step in a fresh process.
+
+``python -m benchmarks.import_scale [--rows N ...] [--scratch DIR]`` writes a log of N rows (user,
+item, rating, time; ids are text, items by Zipf's law, users by a power law), imports it, splits its
+5-core and opens the result, all of it and a quarter of the users. The rows of
+``benchmarks/results/import-scale.json`` with the same N are replaced.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.harness.memory import in_fresh_process, peak_mb
+
+RESULT = Path(__file__).with_name("results") / "import-scale.json"
+_BATCH = 1 << 20
+
+
+def write_parquet(path: Path, rows: int) -> None:
+    """Write a log of 20 rows per user and 50 per item on average, ids in no order."""
+    import numpy as np
+    import pyarrow as pa
+    from pyarrow import compute, parquet
+
+    def ids(prefix: str, rank: Any, size: int) -> pa.Array:
+        number = pa.array(rank * 7_368_787 % size).cast(pa.string())  # a prime: another order
+        return compute.binary_join_element_wise(prefix, number, "")
+
+    users, items = max(rows // 20, 1), max(rows // 50, 1)
+    rng = np.random.default_rng(0)
+    writer = None
+    for start in range(0, rows, _BATCH):
+        count = min(_BATCH, rows - start)
+        user = (users * rng.random(count) ** 2).astype(np.int64)
+        item = ((items + 1) ** rng.random(count)).astype(np.int64) - 1  # p(rank) ~ 1 / rank
+        table = pa.table(
+            {
+                "user_id": ids("U", user, users),
+                "item_id": ids("B", item, items),
+                "rating": rng.integers(1, 6, count).astype(np.float32),
+                "timestamp": rng.integers(10**9, 2 * 10**9, count),
+            }
+        )
+        writer = writer or parquet.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
+
+
+def import_step(folder: Path) -> dict[str, Any]:
+    """Import the log."""
+    from mmssl.data.importing import ImportOptions, import_data
+
+    report = import_data(folder / "log.parquet", folder / "log", ImportOptions(name="log"))
+    log = report.imported.data
+    return {
+        "users": log.num_users,
+        "items": log.num_items,
+        "edges": report.imported.source.rows_kept,
+    }
+
+
+def split_step(folder: Path) -> dict[str, Any]:
+    """Split its 5-core."""
+    from mmssl.data.resplit import SplitOptions, split_data
+
+    dataset = split_data(folder / "log", folder / "split", SplitOptions(user_core=5, item_core=5))
+    return _sizes(dataset.dataset)
+
+
+def read_step(folder: Path) -> dict[str, Any]:
+    """Read all of the data set."""
+    from mmssl.data import read_dataset
+
+    return _sizes(read_dataset(folder / "split"))
+
+
+def _sizes(dataset: Any) -> dict[str, Any]:
+    edges = sum(of_split.num_edges for _, of_split in dataset.splits())
+    return {"users": dataset.num_users, "items": dataset.num_items, "edges": edges}
+
+
+def write_step(folder: Path, rows: int) -> dict[str, Any]:
+    """Write the log."""
+    write_parquet(folder / "log.parquet", rows)
+    return {"file_mb": (folder / "log.parquet").stat().st_size / 1e6}
+
+
+STEPS: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "import": import_step,
+    "split, 5-core": split_step,
+    "read": read_step,
+}
+
+
+def measure(rows: int, scratch: Path) -> list[dict[str, Any]]:
+    """Run all steps on a log of N rows."""
+    with tempfile.TemporaryDirectory(prefix="mmssl-bench-", dir=scratch) as folder:
+        file = in_fresh_process("import_scale", "--step", "write", folder, str(rows))
+        found = []
+        for step in STEPS:
+            result = in_fresh_process("import_scale", "--step", step, folder, str(rows))
+            found.append({"rows": rows, **file["sizes"], "step": step, **result})
+            print(
+                f"{rows:>12,} rows  {step:14s} {result['seconds']:8.1f} s "
+                f"{result['peak_mb'] / 1024:6.2f} GiB  {result['sizes']}",
+                flush=True,
+            )
+    return found
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, or run one step in this process."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000, 100_000_000])
+    parser.add_argument("--scratch", type=Path, default=None, help="where the files are written")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    arguments = parser.parse_args(argv)
+    for rows in arguments.rows:
+        found = measure(rows, arguments.scratch)
+        known = json.loads(arguments.out.read_text())["steps"] if arguments.out.exists() else []
+        kept = [entry for entry in known if entry["rows"] != rows]
+        from benchmarks.harness.environment import environment
+
+        steps = sorted([*kept, *found], key=lambda entry: entry["rows"])
+        content = {"suite": "import", "environment": environment(), "steps": steps}
+        arguments.out.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def _one_step(step: str, folder: Path, rows: int) -> None:
+    start = time.perf_counter()
+    sizes = write_step(folder, rows) if step == "write" else STEPS[step](folder)
+    seconds = time.perf_counter() - start
+    print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "sizes": sizes}))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--step"]:
+        _one_step(sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
+    else:
+        main()
