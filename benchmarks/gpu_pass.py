@@ -134,6 +134,27 @@ def differentiable(device: str, dtype: str) -> Iterator[Check]:
 
     yield check("bpr_loss with L2", "bpr_loss", bpr, y, x)
 
+    rows, weight_of = draw(N, D, seed=7), torch.linspace(0.5, 2, D, dtype=torch.float64)
+    yield check(
+        "add_normalized", "add_normalized",
+        lambda _, t, u: ops.add_normalized(t, torch.stack([u, 2 * u, u.flip(0)]), 0.3), a, p,
+    )  # fmt: skip
+    yield check(
+        "view_attention", "view_attention",
+        lambda _, *t: ops.view_attention(*(x.view(3, -1, D) for x in t), 3), a, p, extra,
+    )  # fmt: skip
+
+    def normalized(_: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Sequence[Tensor]:
+        keep = (torch.arange(x.numel(), device=x.device).view_as(x) % 3 > 0).byte()
+        y = ops.norm_act(x, weight, bias, keep=keep, keep_scale=1.5)
+        # The gradient of the gradient runs the third kernel.
+        (slope,) = torch.autograd.grad(y.sin().sum(), x, create_graph=True)
+        return y, slope
+
+    sums = torch.float64 if kind == torch.float64 else torch.float32
+    vectors = weight_of.to(sums), weight_of.flip(0).to(sums)
+    yield check("norm_act", "norm_act", normalized, rows.to(kind), *vectors)
+
     def linear(g: InteractionGraph, user: Tensor, item: Tensor, weight: Tensor) -> Tensor:
         users = torch.arange(0, USERS, 3, device=user.device)
         return ops.masked_similarity_linear(user, item, users, g.ui, weight)
@@ -170,6 +191,17 @@ def sampled(device: str) -> float:
     return float(wrong.any())
 
 
+def masked(device: str) -> bool:
+    """Return whether the mask of dropout differs from that of its seed in plain PyTorch."""
+    torch.manual_seed(0)
+    keep, _ = ops.keep_mask((203, 7), 0.3, device)
+    with ops.backend("reference"):
+        torch.manual_seed(0)
+        expected, _ = ops.keep_mask((203, 7), 0.3, device)
+    assert keep is not None and expected is not None
+    return not torch.equal(keep, expected)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cuda", choices=["cpu", "cuda"])
@@ -196,6 +228,8 @@ def main() -> int:
             print(f"{'WRONG' if wrong else 'ok':5s} {name:40s} {error:.1e}  {backend}", flush=True)
     if not options.only or "sample_bpr" in options.only:
         failures += bool(sampled(options.device))
+    if not options.only or "keep_mask" in options.only:
+        failures += masked(options.device)
     print(f"{failures} wrong" if failures else "every op agrees with its reference in float64")
     return 1 if failures else 0
 

@@ -113,6 +113,19 @@ KERNELS = (
            r"11spmm_kernelIffLi4ELi16ELb0E", "edges of a row"),
     Kernel("masked_topk, float32", "csrc/ops/topk/kernels.cu", r"topk_kernelIffE",
            "features of 128 items x 16 users"),
+    *(Kernel(f"norm_act {way}, {part}, float32", "csrc/ops/norm_act/kernels.cu",
+             rf"{kernel}_kernelINS\w*{job}IffE", "32 columns x 4 rows", longest=True)
+      for way, job in (("forward", "7Forward"), ("backward", "8Backward"),
+                       ("second backward", "14DoubleBackward"))
+      for part, kernel in (("sums", "sums"), ("elements", "write"))),
+    Kernel("view_attention forward, float32", "csrc/ops/view_attention/kernels.cu",
+           r"forward_kernelIffE", "its largest loop", longest=True),
+    Kernel("view_attention backward, float32", "csrc/ops/view_attention/kernels.cu",
+           r"backward_kernelIffE", "its largest loop", longest=True),
+    Kernel("add_normalized forward, float32", "csrc/ops/add_normalized/kernels.cu",
+           r"add_kernelIffE", "128 features of a row", longest=True),
+    Kernel("add_normalized backward, float32", "csrc/ops/add_normalized/kernels.cu",
+           r"grad_kernelIffE", "128 features of a row", longest=True),
 )  # fmt: skip
 
 COLUMNS = ("tensor", "MUFU", "FMA", "shared", "copy", "global", "ALU", "control")

@@ -221,3 +221,13 @@ inline unsigned __ballot_sync(unsigned, bool vote) {
   emu::wait(emu::State::kAtWarpBarrier, true);
   return bits;
 }
+
+// Atomic on a GPU among all blocks; here for ThreadSanitizer.
+inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long expected,
+                                    unsigned long long value) {
+  __atomic_compare_exchange_n(at, &expected, value, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return expected;
+}
+inline int atomicExch(int* at, int value) {
+  return __atomic_exchange_n(at, value, __ATOMIC_RELAXED);
+}

@@ -142,7 +142,7 @@ declare(
         keep_mask,
         Contract(_samples, _bad, derivatives=0),
         Words("the mask and the factor of dropout", "a serial generator", page="norm_act"),
-        dtypes={"cpu": (torch.uint8,)},
+        dtypes={"cpu": (torch.uint8,), "cuda": (torch.uint8,)},
         operators=(Operator("keep_mask", fake=_fake),),
     )
 )

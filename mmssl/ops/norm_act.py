@@ -29,7 +29,7 @@ from mmssl.ops._checks import (
     check_tensor,
     is_cpu_half,
 )
-from mmssl.ops._registry import CPU_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -271,7 +271,7 @@ declare(
             "LeakyReLU, batch normalization, dropout; twice differentiable",
             "intermediate activations",
         ),
-        dtypes={"cpu": CPU_DTYPES},
+        dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_FORWARD, _BACKWARD, _DOUBLE_BACKWARD),
     )
 )

@@ -17,7 +17,7 @@ from mmssl.graph import InteractionGraph
 from mmssl.ops._autograd import Operator
 from mmssl.ops._cases import Bad, Sample, sample_graph
 from mmssl.ops._registry import Contract, Op, Words, declare
-from mmssl.ops.dispatch import requested_backend, use_native
+from mmssl.ops.dispatch import use_native
 
 
 class Triples(NamedTuple):
@@ -37,7 +37,7 @@ def sample_bpr(
     generator determines it, with every backend on one device alike. It costs O(B log B) for any
     number of users. The users are the first B of a shuffle, the negative is the r-th item that its
     user lacks: no draw is rejected and a positive is never returned as a negative. Nothing waits
-    for the device; a GPU uses plain PyTorch.
+    for the device.
 
     Args:
         graph: the train graph.
@@ -55,11 +55,7 @@ def sample_bpr(
     Feedback", UAI 2009, without its rejections; users without replacement as in the released MMSSL.
     """
     draw = _draw(graph, batch_size, generator)
-    device = graph.device.type
-    # Plain PyTorch is the implementation for GPUs, not a fallback to warn about.
-    if device != "cpu" and requested_backend() == "auto":
-        return triples_from_draws(graph, draw)
-    if not use_native("sample_bpr", device):
+    if not use_native("sample_bpr", graph.device.type):
         return triples_from_draws(graph, draw)
     index = graph.index
     return Triples(
@@ -176,9 +172,8 @@ declare(
         Words(
             "a batch of users, positives and exact negatives",
             "a Python loop",
-            notes={"cuda": "plain PyTorch, no wait"},
         ),
-        dtypes={"cpu": ()},
+        dtypes={"cpu": (), "cuda": ()},
         operators=(Operator("sample_bpr", fake=_fake),),
         folder="sampling",
     )

@@ -15,7 +15,7 @@ from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Bad, Sample, normal
 from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor, is_cpu_half, promoted
-from mmssl.ops._registry import CPU_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 
@@ -142,7 +142,7 @@ declare(
         view_attention,
         Contract(_samples, _bad, differentiable=("query", "key", "view")),
         Words("multi-head attention between the M views of a node", "per-head copies of the views"),
-        dtypes={"cpu": CPU_DTYPES},
+        dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_FORWARD, _BACKWARD),
     )
 )

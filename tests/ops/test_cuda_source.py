@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmssl import _extension
+from mmssl.ops._registry import OPS
 from tests.ops.kernels import (
     CXX,
     ROOT,
@@ -57,6 +58,10 @@ temperature = torch.tensor([0.3])
 users, items, triples = torch.randn(9, 8), torch.randn(7, 8), torch.randint(7, (3, 20))
 orders = triples[0].argsort(stable=True), triples[1:].flatten().argsort(stable=True)
 exclude = torch.arange(0, 19, 2), torch.arange(18, dtype=torch.int32) % 7
+views, matrix_of = torch.randn(3, 9, 8), torch.randn(9, 8)
+normed = torch.randn(20, 8), torch.randn(8), torch.randn(8)
+keep = (torch.rand(20, 8) < 0.7).to(torch.uint8)
+draw, seed = torch.rand(3, 2, dtype=torch.float64), torch.tensor([12345])
 
 
 def results():
@@ -73,6 +78,19 @@ def results():
     yield from (*loss, slope)
     yield from op.bpr_loss_backward(*loss, users, items, *triples, slope, *orders)
     yield from op.masked_topk(users, items, 4, None, *exclude)
+    y, mean, rstd = op.norm_act(*normed, keep, 1.4, 0.2, 1e-5)
+    yield from (y, mean, rstd)
+    arguments = (normed[0], normed[1], mean, rstd, keep, 1.4, 0.2)
+    yield from op.norm_act_backward(y, *arguments)
+    yield from op.norm_act_double_backward(y.flip(0), mean, rstd, y, *arguments)
+    yield op.keep_mask(seed, 37, 1000)
+    out, inverse = op.add_normalized(matrix_of, views, 0.3)
+    yield from (out, inverse)
+    yield op.add_normalized_backward(out, views, inverse, 0.3)
+    out = op.view_attention(views, 2 * views, views.flip(0), 2)
+    yield out
+    yield from op.view_attention_backward(out, views, 2 * views, views.flip(0), 2)
+    yield from op.sample_bpr(draw, torch.arange(2), rowptr, col, 5)
 
 
 def rejected(what, name, *arguments):
@@ -99,6 +117,11 @@ def check_rejections():
              "info_nce", anchor, positive[:1], temperature, None, *options)
     rejected("must be (B,) int64", "bpr_loss", users, items, triples[0].int(), *triples[1:])
     rejected("belong together", "masked_topk", users, items, 4, None, exclude[0], None)
+    rejected("must be (H,)", "norm_act", normed[0], normed[1][:3], normed[2], None, 1.0, 0.2, 1e-5)
+    rejected("one int64", "keep_mask", seed.int(), 5, 0)
+    rejected("base must be (N, D)", "add_normalized", matrix_of[:3], views, 0.3)
+    rejected("must divide D", "view_attention", views, views, views, 3)
+    rejected("n >= B", "sample_bpr", draw, torch.arange(1), rowptr, col, 5)
 
 
 on_cpu = list(results())
@@ -114,19 +137,31 @@ rejected("on one device", "spmm_value_grad", grad.to("meta"), x, *matrix, None, 
 rejected("on one device",
          "propagate_layers_backward", grad, x.to("meta"), *matrix[:4], *[None] * 6, 2, 1.0)
 rejected("on one device", "info_nce", anchor, positive.to("meta"), temperature, None, *options)
+wide = torch.randn(200, 1, 1)
+rejected("on a GPU num_heads", "view_attention", wide, wide, wide, 1)
+vectors = normed[1].to("meta"), normed[2]
+rejected("on the device of x", "norm_act", normed[0], *vectors, None, 1.0, 0.2, 1e-5)
+rejected("on the device of x", "add_normalized", matrix_of.to("meta"), views, 0.3)
+rejected("on the device of view", "view_attention", views.to("meta"), views, views, 2)
+rejected("on the device of draw", "sample_bpr", draw, torch.arange(2), rowptr, col.to("meta"), 5)
 rejected("on the device of user_emb", "bpr_loss", users, items.to("meta"), *triples)
 rejected("on the device of user_emb", "masked_topk", users, items.to("meta"), 4, None, None, None)
 print("checked")
 """
 
 
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """The library that replaces the CPU kernels by the CUDA kernels on the emulator."""
+    return build_emulated_bindings(tmp_path_factory.mktemp("emulated"))
+
+
 @needs_compiler
 @needs_cpu_kernel
-def test_cuda_bindings_agree_with_the_cpu_in_results_and_checks(tmp_path):
-    library = build_emulated_bindings(tmp_path)
+def test_cuda_bindings_agree_with_the_cpu_in_results_and_checks(emulated):
     assert _extension.ops is not None
     done = subprocess.run(
-        [sys.executable, "-c", CHECK_BINDINGS, _extension.ops.__file__, str(library)],
+        [sys.executable, "-c", CHECK_BINDINGS, _extension.ops.__file__, str(emulated)],
         capture_output=True,
         text=True,
     )
@@ -134,19 +169,30 @@ def test_cuda_bindings_agree_with_the_cpu_in_results_and_checks(tmp_path):
     assert "checked" in done.stdout
 
 
+# Tests of the CPU kernels that run long on the emulator, or that are about threads, SIMD levels,
+# speed or memory.
+LEFT_OUT = ("any_problem", "many_rows", "every_simd", "memory", "zero_rows_at_any", "captured",
+            "same_bits", "compiles", "either_interface", "whole_shuffle", "are_uniform",
+            "large_batch")  # fmt: skip
+
+
 @pytest.mark.slow
 @needs_compiler
 @needs_cpu_kernel
-def test_info_nce_keeps_its_contract_on_the_emulated_kernels(tmp_path):
-    """The tests of the CPU kernels, run against the CUDA kernels; the long ones are left out."""
-    library = build_emulated_bindings(tmp_path)
-    left_out = ("any_problem", "many_rows", "every_simd", "memory", "zero_rows_at_any", "captured",
-                "same_bits", "compiles", "either_interface")  # fmt: skip
-    chosen = " and not ".join(("info_nce", *left_out))
+@pytest.mark.parametrize("op", [op for op in OPS.values() if op.operators and "cuda" in op.dtypes],
+                         ids=lambda op: op.name)  # fmt: skip
+def test_an_op_keeps_its_contract_on_the_emulated_kernels(op, emulated):
+    """The tests of the CPU kernels, run against the CUDA kernels."""
+    names = dict.fromkeys([op.name, op.folder, op.name.removesuffix("_loss")])
+    files = [f"tests/ops/test_{name}.py" for name in names]
+    files = ["tests/ops/test_all_ops.py", *(f for f in files if (ROOT / f).is_file())]
+    # A name that is part of another's selects the tests of both.
+    longer = [other for other in OPS if op.name in other and other != op.name]
+    left_out = " and not ".join(("", *longer, *LEFT_OUT))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.ops.emulated", "-p", "no:cacheprovider",
-         "tests/ops/test_all_ops.py", "tests/ops/test_info_nce.py", "-k", chosen],
-        cwd=ROOT, env={**os.environ, "MMSSL_EMULATED": str(library)},
+         *files, "-k", f"{op.name}{left_out}"],
+        cwd=ROOT, env={**os.environ, "MMSSL_EMULATED": str(emulated)},
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout

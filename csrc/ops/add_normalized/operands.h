@@ -1,5 +1,8 @@
-// Checks and unpacks the tensors of add_normalized. Shapes and formula: add_normalized.h.
+// Checks and unpacks the tensors of add_normalized, and binds it to the kernels of either device.
+// Shapes and formula: add_normalized.h.
 #pragma once
+#include <tuple>
+
 #include "common/torch.h"
 #include "ops/add_normalized/add_normalized.h"
 
@@ -36,12 +39,44 @@ struct NormalizedOperands {
     x = as_contiguous(x);
     return empty_like(x);
   }
-  cpu::NormalizedSize size() const {
+  NormalizedSize size() const {
     return {x.size(0), x.size(1), x.size(2), x.stride(0), x.stride(1)};
   }
 
   Tensor x;
   ScalarType type, accumulation;
 };
+
+template <class Kernels>
+std::tuple<Tensor, Tensor> add_normalized(const Tensor& base_, const Tensor& x, double weight) {
+  const NormalizedOperands o(x);
+  const Tensor base = o.like_a_view(base_, "base");
+  const Tensor out = empty_like(base);
+  const Tensor inverse = new_empty(o.x, {o.x.size(0), o.x.size(1)}, o.accumulation);
+  const Kernels kernels(o);
+  for_dtype(o.type, [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    kernels.forward(o.size(), data<T>(base), data<T>(o.x), A(weight), mutable_data<T>(out),
+                    mutable_data<A>(inverse));
+  });
+  return {out, inverse};
+}
+
+template <class Kernels>
+Tensor add_normalized_backward(const Tensor& grad_, const Tensor& x, const Tensor& inverse_,
+                               double weight) {
+  NormalizedOperands o(x);
+  const Tensor grad = o.like_a_view(grad_, "grad"), inverse = o.checked_inverse(inverse_);
+  const Tensor grad_x = o.new_grad_x();
+  const Kernels kernels(o);
+  for_dtype(o.type, [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    kernels.backward(o.size(), data<T>(grad), data<T>(o.x), data<A>(inverse), A(weight),
+                     mutable_data<T>(grad_x));
+  });
+  return grad_x;
+}
 
 }  // namespace mmssl

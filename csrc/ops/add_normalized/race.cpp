@@ -8,7 +8,7 @@ namespace {
 Bytes run(const Parallel& pool, auto storage, auto sum) {
   using T = decltype(storage);
   using A = decltype(sum);
-  const cpu::NormalizedSize size{3, 1500, 40, 1500 * 40, 40};
+  const NormalizedSize size{3, 1500, 40, 1500 * 40, 40};
   const int64_t count = size.rows * size.dim;
   const auto base = numbers<T>(count), x = numbers<T>(size.views * count, 2);
   const auto grad = numbers<T>(count, 3);

@@ -1,4 +1,4 @@
-// Checks the operands of keep_mask.
+// Checks the operands of keep_mask, and binds it to the kernel of either device.
 #pragma once
 #include "common/torch.h"
 
@@ -19,5 +19,13 @@ struct KeepMaskOperands {
   int64_t n;
   int16_t limit;
 };
+
+template <class Kernels>
+Tensor keep_mask(const Tensor& seed, int64_t n, int64_t limit) {
+  const KeepMaskOperands o(seed, n, limit);
+  const Tensor keep = o.new_keep();
+  Kernels(o).fill(data<int64_t>(o.seed), o.limit, mutable_data<uint8_t>(keep), o.n);
+  return keep;
+}
 
 }  // namespace mmssl

@@ -9,6 +9,7 @@
 
 #include "common/parallel.h"
 #include "common/simd.h"
+#include "ops/norm_act/columns.h"
 
 namespace mmssl::cpu {
 
@@ -31,26 +32,6 @@ constexpr int64_t kMinTaskElements = 1 << 14;
 //   void finish(column, ChunkSums): statistics of one column
 //   auto factors<L>(column): operands of the results of L columns
 //   void write<L>(factors, row, column)
-
-// The sums of one column, by chunks.
-class ChunkSums {
- public:
-  ChunkSums(const double* totals, int64_t chunks, int64_t sums, int64_t columns, int64_t column)
-      : totals_(totals + column), chunks_(chunks), sums_(sums), columns_(columns) {}
-  int64_t chunks() const { return chunks_; }
-  double operator()(int64_t chunk, int64_t sum) const {
-    return totals_[(chunk * sums_ + sum) * columns_];
-  }
-  double all(int64_t sum) const {
-    double total = 0;
-    for (int64_t chunk = 0; chunk < chunks_; ++chunk) total += (*this)(chunk, sum);
-    return total;
-  }
-
- private:
-  const double* totals_;
-  int64_t chunks_, sums_, columns_;
-};
 
 // Calls f(column, lanes) for all columns, kLanes at a time and the last ones in narrower vectors.
 template <int kLanes, class F>

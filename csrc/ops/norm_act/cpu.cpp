@@ -1,64 +1,34 @@
 // Schemas of norm_act and its two gradients, bound to the CPU kernels.
-#include <tuple>
-
 #include "ops/norm_act/operands.h"
 
 namespace {
 
 using namespace mmssl;
 
-std::tuple<Tensor, Tensor, Tensor> norm_act(const Tensor& x, const Tensor& weight,
-                                            const Tensor& bias_, const OptTensor& keep,
-                                            double keep_scale, double slope, double eps) {
-  const NormActOperands o(x, weight, keep);
-  const Tensor bias = o.vector(bias_, "bias");
-  Tensor y = o.new_matrix(), mean = o.new_vector(), rstd = o.new_vector();
-  for_dtype(o.type, [&](auto storage, auto sum) {
-    using T = decltype(storage);
-    using A = decltype(sum);
-    cpu::norm_act<T, A>(o.args<A>(keep_scale, slope), data<T>(o.x), data<A>(bias), A(eps),
-                        mutable_data<T>(y), mutable_data<A>(mean), mutable_data<A>(rstd),
-                        torch_threads());
-  });
-  return {y, mean, rstd};
-}
+struct Kernels {
+  explicit Kernels(const NormActOperands&) {}
 
-std::tuple<Tensor, Tensor, Tensor> norm_act_backward(const Tensor& grad_y, const Tensor& x,
-                                                     const Tensor& weight, const Tensor& mean,
-                                                     const Tensor& rstd, const OptTensor& keep,
-                                                     double keep_scale, double slope) {
-  const NormActGradOperands o(grad_y, x, weight, mean, rstd, keep);
-  Tensor grad_x = o.new_matrix(), grad_weight = o.new_vector(), grad_bias = o.new_vector();
-  for_dtype(o.type, [&](auto storage, auto sum) {
-    using T = decltype(storage);
-    using A = decltype(sum);
-    cpu::norm_act_backward<T, A>(o.args<A>(keep_scale, slope), data<T>(o.grad_y), data<T>(o.x),
-                                 data<A>(o.mean), data<A>(o.rstd), mutable_data<T>(grad_x),
-                                 mutable_data<A>(grad_weight), mutable_data<A>(grad_bias),
+  template <class T, class A>
+  void forward(const NormActArgs<A>& a, const T* x, const A* bias, A eps, T* y, A* mean,
+               A* rstd) const {
+    cpu::norm_act<T, A>(a, x, bias, eps, y, mean, rstd, torch_threads());
+  }
+
+  template <class T, class A>
+  void backward(const NormActArgs<A>& a, const T* grad_y, const T* x, const A* mean, const A* rstd,
+                T* grad_x, A* grad_weight, A* grad_bias) const {
+    cpu::norm_act_backward<T, A>(a, grad_y, x, mean, rstd, grad_x, grad_weight, grad_bias,
                                  torch_threads());
-  });
-  return {grad_x, grad_weight, grad_bias};
-}
+  }
 
-std::tuple<Tensor, Tensor, Tensor> norm_act_double_backward(
-    const Tensor& up_x_, const Tensor& up_weight_, const Tensor& up_bias_, const Tensor& grad_y,
-    const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& rstd,
-    const OptTensor& keep, double keep_scale, double slope) {
-  const NormActGradOperands o(grad_y, x, weight, mean, rstd, keep);
-  const Tensor up_x = o.matrix(up_x_, "up_x"), up_weight = o.vector(up_weight_, "up_weight");
-  const Tensor up_bias = o.vector(up_bias_, "up_bias");
-  Tensor out_grad_y = o.new_matrix(), out_x = o.new_matrix(), out_weight = o.new_vector();
-  for_dtype(o.type, [&](auto storage, auto sum) {
-    using T = decltype(storage);
-    using A = decltype(sum);
-    cpu::norm_act_double_backward<T, A>(
-        o.args<A>(keep_scale, slope), data<T>(up_x), data<A>(up_weight), data<A>(up_bias),
-        data<T>(o.grad_y), data<T>(o.x), data<A>(o.mean), data<A>(o.rstd),
-        mutable_data<T>(out_grad_y), mutable_data<T>(out_x), mutable_data<A>(out_weight),
-        torch_threads());
-  });
-  return {out_grad_y, out_x, out_weight};
-}
+  template <class T, class A>
+  void double_backward(const NormActArgs<A>& a, const T* up_x, const A* up_weight,
+                       const A* up_bias, const T* grad_y, const T* x, const A* mean, const A* rstd,
+                       T* out_grad_y, T* out_x, A* out_weight) const {
+    cpu::norm_act_double_backward<T, A>(a, up_x, up_weight, up_bias, grad_y, x, mean, rstd,
+                                        out_grad_y, out_x, out_weight, torch_threads());
+  }
+};
 
 }  // namespace
 
@@ -76,7 +46,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {
-  m.impl("norm_act", TORCH_BOX(&norm_act));
-  m.impl("norm_act_backward", TORCH_BOX(&norm_act_backward));
-  m.impl("norm_act_double_backward", TORCH_BOX(&norm_act_double_backward));
+  m.impl("norm_act", TORCH_BOX(&norm_act<Kernels>));
+  m.impl("norm_act_backward", TORCH_BOX(&norm_act_backward<Kernels>));
+  m.impl("norm_act_double_backward", TORCH_BOX(&norm_act_double_backward<Kernels>));
 }

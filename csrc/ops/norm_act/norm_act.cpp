@@ -91,21 +91,12 @@ struct Forward {
     sum[1] += d * d;
   }
 
-  // Chan, Golub and LeVeque, "Updating Formulae and a Pairwise Algorithm for Computing Sample
-  // Variances", 1979.
   void finish(int64_t column, const ChunkSums& sums) {
-    double n = 0, mu = 0, squares = 0;
-    for (int64_t c = 0; c < sums.chunks(); ++c) {
-      const double more = double(std::min(kChunkRows, a.rows - c * kChunkRows));
-      const double d = sums(c, 0) / more;
-      const double own = activation<1>(c * kChunkRows, column) + d, delta = own - mu;
-      squares += sums(c, 1) - sums(c, 0) * d + delta * delta * n * more / (n + more);
-      mu += delta * more / (n + more);
-      n += more;
-    }
-    mean[column] = A(mu);
-    // Not below zero despite rounding, and still NaN where an element was NaN.
-    rstd[column] = A(1 / std::sqrt((squares < 0 ? 0 : squares) / n + double(eps)));
+    const Moments m = moments(sums, a.rows, kChunkRows, [&](int64_t chunk) {
+      return double(activation<1>(chunk * kChunkRows, column));
+    });
+    mean[column] = A(m.mean);
+    rstd[column] = A(1 / std::sqrt(m.variance + double(eps)));
     scale.set(0, column, a.weight[column] * rstd[column]);
   }
 
@@ -184,12 +175,6 @@ struct Backward {
   }
 };
 
-// With g = keep * keep_scale * grad_y, l = leaky'(x) * up_x, m() the mean over the rows, c1 = m(g),
-// c2 = m(g xhat), w the weight and r = rstd, norm_act_backward is
-//   grad_a = w r (g - c1 - xhat c2),  grad_weight = N c2,  grad_bias = N c1.
-// Its gradient for g is the same projection of l. That for xhat is
-//   e = -w r c2 l - q g,  q = w r m(l xhat) - up_weight,
-// and xhat = (a - mean) r depends on a as in the forward, r alone as r' = -r^2 xhat / N.
 template <class T, class A>
 struct DoubleBackward {
   using Sum = A;
@@ -201,8 +186,7 @@ struct DoubleBackward {
   const A *mean, *rstd;
   T *out_grad_y, *out_x;
   A* out_weight;
-  PerColumn<A, 7> own;  // that for g is own[0] l + own[1] + own[2] xhat
-                        // that for a: own[3] l + own[4] g + own[5] + own[6] xhat
+  PerColumn<A, 7> own;  // of SecondFactors
 
   int64_t rows() const { return a.rows; }
   int64_t columns() const { return a.columns; }
@@ -237,20 +221,10 @@ struct DoubleBackward {
   }
 
   void finish(int64_t column, const ChunkSums& sums) {
-    const double n = double(a.rows), w = a.weight[column], r = rstd[column];
-    const double c1 = sums.all(0) / n, c2 = sums.all(1) / n;
-    const double l1 = sums.all(2) / n, l2 = sums.all(3) / n, lg = sums.all(4) / n;
-    const double q = w * r * l2 - up_weight[column];
-    const double product = lg - c1 * l1 - c2 * l2;  // m(l grad_a) / (w r)
-    out_weight[column] = A(n * r * product);
-    const double e1 = -w * r * c2 * l1 - q * c1, e2 = -w * r * c2 * l2 - q * c2;
-    own.set(0, column, w * r);
-    own.set(1, column, up_bias[column] - w * r * l1);
-    own.set(2, column, up_weight[column] - w * r * l2);
-    own.set(3, column, -w * r * r * c2);
-    own.set(4, column, -r * q);
-    own.set(5, column, -r * e1);
-    own.set(6, column, -r * (e2 + w * r * product));
+    const SecondFactors f = second_factors(sums, double(a.rows), a.weight[column], rstd[column],
+                                           up_weight[column], up_bias[column]);
+    out_weight[column] = A(f.weight);
+    for (int k = 0; k < 7; ++k) own.set(k, column, f.own[k]);
   }
 
   template <int L>

@@ -1,4 +1,5 @@
-// LeakyReLU, batch normalization with batch statistics and dropout in one pass, on the CPU:
+// LeakyReLU, batch normalization with batch statistics and dropout in one pass: the arguments of
+// both devices as raw pointers, and the CPU kernels.
 //
 //   a = max(x, slope x),  xhat = (a - mean) * rstd,  y = keep * keep_scale * (weight * xhat + bias)
 //
@@ -8,7 +9,7 @@
 #include "common/bf16.h"
 #include "common/parallel.h"
 
-namespace mmssl::cpu {
+namespace mmssl {
 
 // A is the type of sums, statistics and parameters: float for float and bf16 storage, else double.
 template <class A>
@@ -20,6 +21,8 @@ struct NormActArgs {
   A keep_scale = 1;
   A slope = 0;
 };
+
+namespace cpu {
 
 // y (N, H), mean (H), rstd (H).
 template <class T, class A>
@@ -40,4 +43,5 @@ void norm_act_double_backward(const NormActArgs<A>& a, const T* up_x, const A* u
                               const A* rstd, T* out_grad_y, T* out_x, A* out_weight,
                               const Parallel& pool);
 
-}  // namespace mmssl::cpu
+}  // namespace cpu
+}  // namespace mmssl

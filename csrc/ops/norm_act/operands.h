@@ -1,6 +1,8 @@
-// Checks and unpacks the tensors of norm_act and of its two gradients. Shapes and formula:
-// norm_act.h.
+// Checks and unpacks the tensors of norm_act and of its two gradients, and binds them to the kernels
+// of either device. Shapes and formula: norm_act.h.
 #pragma once
+#include <tuple>
+
 #include "common/torch.h"
 #include "ops/norm_act/norm_act.h"
 
@@ -34,7 +36,7 @@ struct NormActOperands {
   Tensor new_vector() const { return new_empty(x, {x.size(1)}, accumulation); }
 
   template <class A>
-  cpu::NormActArgs<A> args(double keep_scale, double slope) const {
+  NormActArgs<A> args(double keep_scale, double slope) const {
     return {x.size(0),     x.size(1), data<A>(weight), data<uint8_t>(keep), A(keep_scale), A(slope)};
   }
 
@@ -54,5 +56,61 @@ struct NormActGradOperands : NormActOperands {
 
   Tensor grad_y, mean, rstd;
 };
+
+template <class Kernels>
+std::tuple<Tensor, Tensor, Tensor> norm_act(const Tensor& x, const Tensor& weight,
+                                            const Tensor& bias_, const OptTensor& keep,
+                                            double keep_scale, double slope, double eps) {
+  const NormActOperands o(x, weight, keep);
+  const Tensor bias = o.vector(bias_, "bias");
+  const Kernels kernels(o);
+  const Tensor y = o.new_matrix(), mean = o.new_vector(), rstd = o.new_vector();
+  for_dtype(o.type, [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    kernels.forward(o.args<A>(keep_scale, slope), data<T>(o.x), data<A>(bias), A(eps),
+                    mutable_data<T>(y), mutable_data<A>(mean), mutable_data<A>(rstd));
+  });
+  return {y, mean, rstd};
+}
+
+template <class Kernels>
+std::tuple<Tensor, Tensor, Tensor> norm_act_backward(const Tensor& grad_y, const Tensor& x,
+                                                     const Tensor& weight, const Tensor& mean,
+                                                     const Tensor& rstd, const OptTensor& keep,
+                                                     double keep_scale, double slope) {
+  const NormActGradOperands o(grad_y, x, weight, mean, rstd, keep);
+  const Kernels kernels(o);
+  const Tensor grad_x = o.new_matrix(), grad_weight = o.new_vector(), grad_bias = o.new_vector();
+  for_dtype(o.type, [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    kernels.backward(o.args<A>(keep_scale, slope), data<T>(o.grad_y), data<T>(o.x),
+                     data<A>(o.mean), data<A>(o.rstd), mutable_data<T>(grad_x),
+                     mutable_data<A>(grad_weight), mutable_data<A>(grad_bias));
+  });
+  return {grad_x, grad_weight, grad_bias};
+}
+
+template <class Kernels>
+std::tuple<Tensor, Tensor, Tensor> norm_act_double_backward(
+    const Tensor& up_x_, const Tensor& up_weight_, const Tensor& up_bias_, const Tensor& grad_y,
+    const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& rstd,
+    const OptTensor& keep, double keep_scale, double slope) {
+  const NormActGradOperands o(grad_y, x, weight, mean, rstd, keep);
+  const Tensor up_x = o.matrix(up_x_, "up_x"), up_weight = o.vector(up_weight_, "up_weight");
+  const Tensor up_bias = o.vector(up_bias_, "up_bias");
+  const Kernels kernels(o);
+  const Tensor out_grad_y = o.new_matrix(), out_x = o.new_matrix(), out_weight = o.new_vector();
+  for_dtype(o.type, [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    kernels.double_backward(o.args<A>(keep_scale, slope), data<T>(up_x), data<A>(up_weight),
+                            data<A>(up_bias), data<T>(o.grad_y), data<T>(o.x), data<A>(o.mean),
+                            data<A>(o.rstd), mutable_data<T>(out_grad_y), mutable_data<T>(out_x),
+                            mutable_data<A>(out_weight));
+  });
+  return {out_grad_y, out_x, out_weight};
+}
 
 }  // namespace mmssl

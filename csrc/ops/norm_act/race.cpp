@@ -14,7 +14,7 @@ Bytes run(const Parallel& pool, auto storage, auto sum) {
   const auto weight = numbers<A>(h, 4), bias = numbers<A>(h, 5);
   std::vector<uint8_t> keep(n * h);
   cpu::keep_mask(42, 0, keep.data(), n * h, pool);
-  const cpu::NormActArgs<A> a{n, h, weight.data(), keep.data(), A(2), A(0.2)};
+  const NormActArgs<A> a{n, h, weight.data(), keep.data(), A(2), A(0.2)};
   std::vector<T> y(n * h), gx(n * h), ogy(n * h), ox(n * h);
   std::vector<A> mean(h), rstd(h), gw(h), gb(h), ow(h);
   cpu::norm_act<T, A>(a, x.data(), bias.data(), A(1e-5), y.data(), mean.data(), rstd.data(),

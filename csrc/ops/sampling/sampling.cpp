@@ -1,15 +1,9 @@
 #include "ops/sampling/sampling.h"
 
-#include <algorithm>
 #include <vector>
 
 namespace mmssl::cpu {
 namespace {
-
-// floor(draw * count), which rounding may put at count; draw lies in [0, 1).
-int64_t scaled(double draw, int64_t count) {
-  return std::min(static_cast<int64_t>(draw * static_cast<double>(count)), count - 1);
-}
 
 // False for NaN.
 bool is_draw(double draw) { return draw >= 0 && draw < 1; }
@@ -62,19 +56,8 @@ int64_t sample_bpr(const SampleArgs& a, int64_t* user, int64_t* pos, int64_t* ne
     const int64_t degree = end - first;
     const int32_t* items = a.col + first;
     pos[b] = items[scaled(a.draw[a.batch + b], degree)];
-    // items[p] - p of the missing items lie below items[p]. So below the rank-th missing item lie
-    // all items with items[p] - p <= rank.
     const int64_t rank = scaled(a.draw[2 * a.batch + b], a.num_items - degree);
-    int64_t low = 0, high = degree;
-    while (low < high) {
-      const int64_t middle = low + (high - low) / 2;
-      if (items[middle] - middle <= rank) {
-        low = middle + 1;
-      } else {
-        high = middle;
-      }
-    }
-    neg[b] = rank + low;
+    neg[b] = missing_item(items, degree, rank);
   }
   return -1;
 }

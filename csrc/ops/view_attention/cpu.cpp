@@ -1,36 +1,26 @@
 // Schemas of view_attention and its binding to the CPU kernel.
-#include <tuple>
-
 #include "ops/view_attention/operands.h"
 
 namespace {
 
 using namespace mmssl;
 
-Tensor view_attention(const Tensor& query, const Tensor& key, const Tensor& view, int64_t heads) {
-  const ViewAttentionOperands o(query, key, view, heads);
-  Tensor out = o.new_out();
-  for_dtype(o.type, [&](auto storage, auto sum) {
-    using T = decltype(storage);
-    cpu::view_attention<T, decltype(sum)>(o.size, data<T>(o.query), data<T>(o.key),
-                                          data<T>(o.view), mutable_data<T>(out), torch_threads());
-  });
-  return out;
-}
+struct Kernels {
+  explicit Kernels(const ViewAttentionOperands&) {}
 
-std::tuple<Tensor, Tensor, Tensor> view_attention_backward(const Tensor& grad,
-                                                           const Tensor& query, const Tensor& key,
-                                                           const Tensor& view, int64_t heads) {
-  const ViewAttentionGradOperands o(grad, query, key, view, heads);
-  for_dtype(o.type, [&](auto storage, auto sum) {
-    using T = decltype(storage);
-    cpu::view_attention_backward<T, decltype(sum)>(
-        o.size, data<T>(o.grad), data<T>(o.query), data<T>(o.key), data<T>(o.view),
-        mutable_data<T>(o.grad_query), mutable_data<T>(o.grad_key), mutable_data<T>(o.grad_view),
-        torch_threads());
-  });
-  return {o.grad_query, o.grad_key, o.grad_view};
-}
+  template <class T, class A>
+  void forward(const ViewAttentionSize& size, const T* query, const T* key, const T* view,
+               T* out) const {
+    cpu::view_attention<T, A>(size, query, key, view, out, torch_threads());
+  }
+
+  template <class T, class A>
+  void backward(const ViewAttentionSize& size, const T* grad, const T* query, const T* key,
+                const T* view, T* grad_query, T* grad_key, T* grad_view) const {
+    cpu::view_attention_backward<T, A>(size, grad, query, key, view, grad_query, grad_key,
+                                       grad_view, torch_threads());
+  }
+};
 
 }  // namespace
 
@@ -42,6 +32,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {
-  m.impl("view_attention", TORCH_BOX(&view_attention));
-  m.impl("view_attention_backward", TORCH_BOX(&view_attention_backward));
+  m.impl("view_attention", TORCH_BOX(&view_attention<Kernels>));
+  m.impl("view_attention_backward", TORCH_BOX(&view_attention_backward<Kernels>));
 }

@@ -1,5 +1,8 @@
-// Checks and unpacks the tensors of view_attention. Shapes and formula: view_attention.h.
+// Checks and unpacks the tensors of view_attention, and binds it to the kernels of either device.
+// Shapes and formula: view_attention.h.
 #pragma once
+#include <tuple>
+
 #include "common/torch.h"
 #include "ops/view_attention/view_attention.h"
 
@@ -21,7 +24,7 @@ struct ViewAttentionOperands {
 
   Tensor query, key, view;
   ScalarType type;
-  cpu::ViewAttentionSize size;
+  ViewAttentionSize size;
 
  private:
   Tensor like_view(const Tensor& t, const char* what) const {
@@ -47,5 +50,33 @@ struct ViewAttentionGradOperands : ViewAttentionOperands {
 
   Tensor grad, grad_query, grad_key, grad_view;
 };
+
+template <class Kernels>
+Tensor view_attention(const Tensor& query, const Tensor& key, const Tensor& view, int64_t heads) {
+  const ViewAttentionOperands o(query, key, view, heads);
+  const Tensor out = o.new_out();
+  const Kernels kernels(o);
+  for_dtype(o.type, [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    kernels.template forward<T, decltype(sum)>(o.size, data<T>(o.query), data<T>(o.key),
+                                               data<T>(o.view), mutable_data<T>(out));
+  });
+  return out;
+}
+
+template <class Kernels>
+std::tuple<Tensor, Tensor, Tensor> view_attention_backward(const Tensor& grad,
+                                                           const Tensor& query, const Tensor& key,
+                                                           const Tensor& view, int64_t heads) {
+  const ViewAttentionGradOperands o(grad, query, key, view, heads);
+  const Kernels kernels(o);
+  for_dtype(o.type, [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    kernels.template backward<T, decltype(sum)>(
+        o.size, data<T>(o.grad), data<T>(o.query), data<T>(o.key), data<T>(o.view),
+        mutable_data<T>(o.grad_query), mutable_data<T>(o.grad_key), mutable_data<T>(o.grad_view));
+  });
+  return {o.grad_query, o.grad_key, o.grad_view};
+}
 
 }  // namespace mmssl

@@ -8,7 +8,7 @@ namespace {
 Bytes run(const Parallel& pool, auto storage, auto sum) {
   using T = decltype(storage);
   using A = decltype(sum);
-  const cpu::ViewAttentionSize size{3, 900, 32, 4};
+  const ViewAttentionSize size{3, 900, 32, 4};
   const int64_t count = size.views * size.nodes * size.dim;
   const auto query = numbers<T>(count), key = numbers<T>(count, 2), view = numbers<T>(count, 3);
   const auto grad = numbers<T>(size.nodes * size.heads * size.dim, 4);

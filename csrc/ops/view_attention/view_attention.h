@@ -1,5 +1,5 @@
-// Multi-head attention between the M views of one node, averaged over the queries, on the CPU. For
-// a node with views v_b, queries q_a and keys k_b, and heads h of D / H features each:
+// Multi-head attention between the M views of one node, averaged over the queries: the sizes of both
+// devices, and the CPU kernels. For a node with views v_b, queries q_a and keys k_b, and heads h of D / H features each:
 //
 //   p[a, b, h] = softmax over b of <q_a, k_b>_h / sqrt(D / H),  w[b, h] = mean over a of p[a, b, h]
 //   out[h] = sum_b w[b, h] v_b        (every head weighs the full views)
@@ -9,11 +9,13 @@
 #include "common/bf16.h"
 #include "common/parallel.h"
 
-namespace mmssl::cpu {
+namespace mmssl {
 
 struct ViewAttentionSize {
   int64_t views, nodes, dim, heads;  // M, N, D, H; H divides D
 };
+
+namespace cpu {
 
 template <class T, class A>
 void view_attention(const ViewAttentionSize& size, const T* query, const T* key, const T* view,
@@ -25,4 +27,5 @@ void view_attention_backward(const ViewAttentionSize& size, const T* grad, const
                              const T* key, const T* view, T* grad_query, T* grad_key, T* grad_view,
                              const Parallel& pool);
 
-}  // namespace mmssl::cpu
+}  // namespace cpu
+}  // namespace mmssl

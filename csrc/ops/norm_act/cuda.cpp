@@ -1,0 +1,53 @@
+// Binds norm_act and its two gradients to the CUDA kernels.
+#include "common/cuda_binding.h"
+#include "ops/norm_act/kernels.cuh"
+#include "ops/norm_act/operands.h"
+
+namespace {
+
+using namespace mmssl;
+
+class Kernels {
+ public:
+  explicit Kernels(const NormActOperands& o)
+      : device_(o.x),
+        scratch_(new_empty(o.x, {cuda::norm_act_scratch(o.x.size(0), o.x.size(1))},
+                           ScalarType::Double)) {}
+
+  template <class T, class A>
+  void forward(const NormActArgs<A>& a, const T* x, const A* bias, A eps, T* y, A* mean,
+               A* rstd) const {
+    MMSSL_CUDA_CHECK(
+        cuda::launch_norm_act(a, x, bias, eps, y, mean, rstd, scratch(), device_.stream));
+  }
+
+  template <class T, class A>
+  void backward(const NormActArgs<A>& a, const T* grad_y, const T* x, const A* mean, const A* rstd,
+                T* grad_x, A* grad_weight, A* grad_bias) const {
+    MMSSL_CUDA_CHECK(cuda::launch_norm_act_backward(a, grad_y, x, mean, rstd, grad_x, grad_weight,
+                                                    grad_bias, scratch(), device_.stream));
+  }
+
+  template <class T, class A>
+  void double_backward(const NormActArgs<A>& a, const T* up_x, const A* up_weight,
+                       const A* up_bias, const T* grad_y, const T* x, const A* mean, const A* rstd,
+                       T* out_grad_y, T* out_x, A* out_weight) const {
+    MMSSL_CUDA_CHECK(cuda::launch_norm_act_double_backward(a, up_x, up_weight, up_bias, grad_y, x,
+                                                           mean, rstd, out_grad_y, out_x,
+                                                           out_weight, scratch(), device_.stream));
+  }
+
+ private:
+  double* scratch() const { return mutable_data<double>(scratch_); }
+
+  cuda::CurrentDevice device_;
+  Tensor scratch_;
+};
+
+}  // namespace
+
+MMSSL_CUDA_LIBRARY(m) {
+  m.impl("norm_act", TORCH_BOX(&norm_act<Kernels>));
+  m.impl("norm_act_backward", TORCH_BOX(&norm_act_backward<Kernels>));
+  m.impl("norm_act_double_backward", TORCH_BOX(&norm_act_double_backward<Kernels>));
+}

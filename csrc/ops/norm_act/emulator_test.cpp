@@ -1,0 +1,160 @@
+// The CUDA kernels of norm_act, run on the CPU against the CPU kernels in double and against the
+// definition of the forward.
+//   cd csrc/ops/norm_act && g++ -std=c++20 -DMMSSL_EMULATE_CUDA -I../.. -x c++ emulator_test.cpp kernels.cu
+#include <cmath>
+#include <cstdio>
+#include <random>
+#include <vector>
+
+#include "emu/numbers.h"
+#include "ops/norm_act/kernels.cuh"
+
+namespace {
+
+using mmssl::NormActArgs;
+using mmssl::bf16;
+using mmssl::test::as_double;
+using mmssl::test::normal;
+
+constexpr double kEps = 1e-3, kSlope = 0.2, kScale = 1.4;
+
+// The three passes in plain loops. The gradients follow from dual numbers: the forward is evaluated
+// at x + t up in one direction at a time.
+struct Truth {
+  int64_t n, h;
+  std::vector<double> x, weight, bias, keep;  // keep: with its factor
+
+  double act(int64_t at) const { return x[at] > 0 ? x[at] : kSlope * x[at]; }
+  double slope(int64_t at) const { return x[at] > 0 ? 1 : kSlope; }
+
+  // Of a column, given its grad_y: grad_x, grad_weight and grad_bias, as functions of (grad_y, x).
+  struct Column {
+    std::vector<double> grad_x;
+    double weight = 0, bias = 0;
+  };
+  void statistics(int64_t c, double& mean, double& rstd) const {
+    double sum = 0, squares = 0;
+    for (int64_t i = 0; i < n; ++i) sum += act(i * h + c);
+    mean = sum / double(n);
+    for (int64_t i = 0; i < n; ++i) squares += (act(i * h + c) - mean) * (act(i * h + c) - mean);
+    rstd = 1 / std::sqrt(squares / double(n) + kEps);
+  }
+  Column backward(int64_t c, const std::vector<double>& grad_y) const {
+    double mean, rstd;
+    statistics(c, mean, rstd);
+    Column out;
+    for (int64_t i = 0; i < n; ++i) {
+      const double g = grad_y[i * h + c] * keep[i * h + c];
+      out.bias += g, out.weight += g * (act(i * h + c) - mean) * rstd;
+    }
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t at = i * h + c;
+      const double g = grad_y[at] * keep[at], xhat = (act(at) - mean) * rstd;
+      out.grad_x.push_back(slope(at) * weight[c] * rstd *
+                           (g - out.bias / double(n) - xhat * out.weight / double(n)));
+    }
+    return out;
+  }
+  // <(up_x, up_weight, up_bias), backward> of a column, of which the second gradient is the gradient.
+  double pairing(int64_t c, const std::vector<double>& grad_y, const std::vector<double>& up_x,
+                 double up_weight, double up_bias) const {
+    const Column column = backward(c, grad_y);
+    double sum = up_weight * column.weight + up_bias * column.bias;
+    for (int64_t i = 0; i < n; ++i) sum += up_x[i * h + c] * column.grad_x[i];
+    return sum;
+  }
+};
+
+template <class T>
+std::vector<double> widened(const std::vector<T>& values) {
+  std::vector<double> out;
+  for (const T& v : values) out.push_back(as_double(v));
+  return out;
+}
+
+// Returns the number of wrong results.
+template <class T, class A>
+int check(int64_t n, int64_t h, bool dropout, double tolerance) {
+  std::mt19937 random(11);
+  const auto x = normal<T>(n * h, random), grad = normal<T>(n * h, random);
+  const auto up = normal<T>(n * h, random);
+  const auto weight = normal<A>(h, random), bias = normal<A>(h, random);
+  const auto up_weight = normal<A>(h, random), up_bias = normal<A>(h, random);
+  std::vector<uint8_t> keep(n * h);
+  for (auto& k : keep) k = random() % 10 < 7;
+  const NormActArgs<A> a{n, h, weight.data(), dropout ? keep.data() : nullptr, A(kScale), A(kSlope)};
+  std::vector<double> scratch(mmssl::cuda::norm_act_scratch(n, h), NAN);
+  std::vector<T> y(n * h), grad_x(n * h), out_grad_y(n * h), out_x(n * h);
+  std::vector<A> mean(h), rstd(h), grad_weight(h), grad_bias(h), out_weight(h);
+  mmssl::cuda::launch_norm_act<T, A>(a, x.data(), bias.data(), A(kEps), y.data(), mean.data(),
+                                     rstd.data(), scratch.data(), nullptr);
+  mmssl::cuda::launch_norm_act_backward<T, A>(a, grad.data(), x.data(), mean.data(), rstd.data(),
+                                              grad_x.data(), grad_weight.data(), grad_bias.data(),
+                                              scratch.data(), nullptr);
+  mmssl::cuda::launch_norm_act_double_backward<T, A>(
+      a, up.data(), up_weight.data(), up_bias.data(), grad.data(), x.data(), mean.data(),
+      rstd.data(), out_grad_y.data(), out_x.data(), out_weight.data(), scratch.data(), nullptr);
+
+  Truth truth{n, h, widened(x), widened(weight), widened(bias), {}};
+  for (const uint8_t k : keep) truth.keep.push_back(dropout ? k * kScale : 1);
+  std::vector<double> wide_grad = widened(grad);
+  const std::vector<double> wide_up = widened(up);
+  int wrong = 0;
+  const auto close = [&](double found, double exact, double scale) {
+    wrong += !(std::fabs(found - exact) <= tolerance * (scale + std::fabs(exact)));
+  };
+  for (int64_t c = 0; c < h; ++c) {
+    double true_mean, true_rstd;
+    truth.statistics(c, true_mean, true_rstd);
+    close(mean[c], true_mean, 1), close(rstd[c], true_rstd, 1);
+    const Truth::Column column = truth.backward(c, wide_grad);
+    close(grad_weight[c], column.weight, std::sqrt(n)), close(grad_bias[c], column.bias, std::sqrt(n));
+    for (int64_t i = 0; i < n; ++i) {
+      const int64_t at = i * h + c;
+      const double xhat = (truth.act(at) - true_mean) * true_rstd;
+      close(as_double(y[at]), truth.keep[at] * (truth.weight[c] * xhat + truth.bias[c]), 1);
+      close(as_double(grad_x[at]), column.grad_x[i], 1);
+    }
+    // The second gradient is the derivative of a pairing: exact differences where it is linear, in
+    // grad_y and in the weight, and central ones in x, at a few rows.
+    const double w = double(up_weight[c]), b = double(up_bias[c]), step = 1e-5;
+    const auto pairing = [&] { return truth.pairing(c, wide_grad, wide_up, w, b); };
+    const double at_zero = pairing();
+    truth.weight[c] += 1;
+    close(out_weight[c], pairing() - at_zero, n);
+    truth.weight[c] -= 1;
+    for (int64_t i = 0; i < n; i += 1 + n / 5) {
+      const int64_t at = i * h + c;
+      wide_grad[at] += 1;
+      close(as_double(out_grad_y[at]), pairing() - at_zero, 1);
+      wide_grad[at] -= 1;
+      if (std::fabs(truth.x[at]) < 1e-3) continue;  // the slope jumps at 0
+      truth.x[at] += step;
+      const double above = pairing();
+      truth.x[at] -= 2 * step;
+      const double below = pairing();
+      truth.x[at] += step;
+      wrong += !(std::fabs(as_double(out_x[at]) - (above - below) / (2 * step)) <=
+                 std::max(tolerance, 1e-6) * (4 + std::fabs(above - below) / step));
+    }
+  }
+  if (wrong > 0) std::printf("N = %d, H = %d: %d wrong\n", int(n), int(h), wrong);
+  return wrong;
+}
+
+}  // namespace
+
+int main() {
+  int wrong = 0;
+  for (int64_t n : {2, 7, 128, 300}) {
+    for (int64_t h : {1, 31, 32, 65}) {
+      wrong += check<float, float>(n, h, true, 2e-5);
+      wrong += check<double, double>(n, h, n > 100, 1e-11);
+    }
+  }
+  wrong += check<bf16, float>(130, 33, true, 2e-2);
+  wrong += check<float, float>(8400, 3, true, 2e-5);  // more rows than the smallest chunks hold
+  wrong += check<float, float>(5, 0, true, 2e-5);
+  std::printf(wrong == 0 ? "emulated CUDA norm_act: ok\n" : "emulated CUDA norm_act: FAILED\n");
+  return wrong != 0;
+}

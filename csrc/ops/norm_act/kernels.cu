@@ -1,0 +1,285 @@
+// A pass is two launches of the same grid, a block for 32 columns of a chunk of rows. In the first a
+// block sums its chunk; in the second it adds the sums of all chunks in order, which gives what its
+// columns need, and writes its numbers. The first chunk's blocks also write what belongs to a column.
+#include "ops/norm_act/kernels.cuh"
+
+#include <cmath>
+
+#include "ops/norm_act/columns.h"
+
+namespace mmssl::cuda {
+namespace {
+
+constexpr int kColumns = kWarp, kLines = kBlock / kColumns;  // of a block: a warp per row
+// Rows of a thread whose sums are formed in A and then added in double, as in torch.
+constexpr int kPartial = 16;
+// More would only make the second launch add more sums.
+constexpr int64_t kMaxChunks = 64;
+constexpr int64_t kMaxSums = 5;
+
+// Rows of a chunk.
+__host__ __device__ inline int64_t chunk_rows(int64_t rows) {
+  constexpr int64_t kStep = kLines * kPartial;
+  return ceil_div(ceil_div(rows, kMaxChunks), kStep) * kStep;
+}
+
+// The part of a matrix that belongs to this block, and the column of this thread.
+struct Part {
+  __device__ Part(int64_t rows, int64_t columns)
+      : size(chunk_rows(rows)),
+        chunks(ceil_div(rows, size)),
+        chunk(blockIdx.x / ceil_div(columns, kColumns)),
+        first(chunk * size),
+        last(first + size < rows ? first + size : rows),
+        column(blockIdx.x % ceil_div(columns, kColumns) * kColumns + threadIdx.x % kColumns),
+        live(column < columns),
+        line(threadIdx.x / kColumns) {}
+  int64_t size, chunks, chunk, first, last, column;
+  bool live;  // the column exists
+  int line;   // the row of this thread among those of the block
+};
+
+// An element of x, and what the passes make of it.
+template <class T, class A>
+struct Input {
+  NormActArgs<A> a;
+  const T* x;
+
+  __device__ int64_t at(int64_t row, int64_t column) const { return row * a.columns + column; }
+  // keep_scale where the element is kept, 0 elsewhere.
+  __device__ A kept(int64_t at) const { return a.keep == nullptr ? A(1) : a.keep[at] * a.keep_scale; }
+  __device__ A activation(int64_t at) const {
+    const A v = widen(x[at]);
+    return v > 0 ? v : a.slope * v;
+  }
+  // The derivative of the activation, times v. At 0 it is the slope, as in torch.
+  __device__ A through(int64_t at, A v) const { return widen(x[at]) > 0 ? v : a.slope * v; }
+};
+
+// What the forward found out about a column.
+template <class A>
+struct Statistics {
+  A mean, rstd;
+};
+
+// A job defines the sums of a column, kSums of them, and from them kFactors factors of its elements;
+// terms() is what the sums of a chunk need.
+
+template <class T, class A>
+struct Forward : Input<T, A> {
+  static constexpr int kSums = 2, kFactors = 3;
+  using Sum = A;
+  const A* bias;
+  A eps;
+  T* y;
+  A *mean, *rstd;
+
+  __device__ A terms(int64_t first, int64_t column) const {
+    return this->activation(this->at(first, column));
+  }
+  __device__ void add(A origin, int64_t at, A (&sum)[kSums]) const {
+    const A d = this->activation(at) - origin;
+    sum[0] += d;
+    sum[1] += d * d;
+  }
+  __device__ void finish(const Part& part, const ChunkSums& sums, A (&factor)[kFactors]) const {
+    const Moments m = moments(sums, this->a.rows, part.size, [&](int64_t chunk) {
+      return double(terms(chunk * part.size, part.column));
+    });
+    const A r = A(1 / sqrt(m.variance + double(eps)));
+    factor[0] = A(m.mean), factor[1] = this->a.weight[part.column] * r;
+    factor[2] = bias[part.column];
+    if (part.chunk == 0) mean[part.column] = A(m.mean), rstd[part.column] = r;
+  }
+  __device__ void write(const A (&factor)[kFactors], int64_t at) const {
+    const A out = (this->activation(at) - factor[0]) * factor[1] + factor[2];
+    narrow(out * this->kept(at), y[at]);
+  }
+};
+
+template <class T, class A>
+struct Backward : Input<T, A> {
+  static constexpr int kSums = 2, kFactors = 5;
+  using Sum = A;
+  const T* grad_y;
+  const A *mean, *rstd;
+  T* grad_x;
+  A *grad_weight, *grad_bias;
+
+  __device__ Statistics<A> terms(int64_t, int64_t column) const {
+    return {mean[column], rstd[column]};
+  }
+  __device__ void add(const Statistics<A>& of, int64_t at, A (&sum)[kSums]) const {
+    const A g = widen(grad_y[at]) * this->kept(at);
+    sum[0] += g;
+    sum[1] += g * ((this->activation(at) - of.mean) * of.rstd);
+  }
+  __device__ void finish(const Part& part, const ChunkSums& sums, A (&factor)[kFactors]) const {
+    const double g = sums.all(0), gx = sums.all(1), n = double(this->a.rows);
+    factor[0] = mean[part.column], factor[1] = rstd[part.column];
+    factor[2] = this->a.weight[part.column] * rstd[part.column];
+    factor[3] = A(g / n), factor[4] = A(gx / n);
+    if (part.chunk == 0) grad_bias[part.column] = A(g), grad_weight[part.column] = A(gx);
+  }
+  // grad_x = leaky' * weight * rstd * (g - mean(g) - xhat * mean(g xhat))
+  __device__ void write(const A (&factor)[kFactors], int64_t at) const {
+    const A g = widen(grad_y[at]) * this->kept(at);
+    const A xhat = (this->activation(at) - factor[0]) * factor[1];
+    narrow(this->through(at, factor[2] * (g - factor[3] - xhat * factor[4])), grad_x[at]);
+  }
+};
+
+template <class T, class A>
+struct DoubleBackward : Input<T, A> {
+  static constexpr int kSums = 5, kFactors = 9;
+  using Sum = A;
+  const T* up_x;
+  const A *up_weight, *up_bias;
+  const T* grad_y;
+  const A *mean, *rstd;
+  T *out_grad_y, *out_x;
+  A* out_weight;
+
+  __device__ Statistics<A> terms(int64_t, int64_t column) const {
+    return {mean[column], rstd[column]};
+  }
+  __device__ void add(const Statistics<A>& of, int64_t at, A (&sum)[kSums]) const {
+    const A g = widen(grad_y[at]) * this->kept(at);
+    const A xhat = (this->activation(at) - of.mean) * of.rstd;
+    const A l = this->through(at, widen(up_x[at]));
+    sum[0] += g;
+    sum[1] += g * xhat;
+    sum[2] += l;
+    sum[3] += l * xhat;
+    sum[4] += l * g;
+  }
+  __device__ void finish(const Part& part, const ChunkSums& sums, A (&factor)[kFactors]) const {
+    const int64_t c = part.column;
+    const SecondFactors f = second_factors(sums, double(this->a.rows), this->a.weight[c], rstd[c],
+                                           up_weight[c], up_bias[c]);
+#pragma unroll
+    for (int k = 0; k < 7; ++k) factor[k] = A(f.own[k]);
+    factor[7] = mean[c], factor[8] = rstd[c];
+    if (part.chunk == 0) out_weight[c] = A(f.weight);
+  }
+  __device__ void write(const A (&factor)[kFactors], int64_t at) const {
+    const A keep = this->kept(at), g = widen(grad_y[at]) * keep;
+    const A xhat = (this->activation(at) - factor[7]) * factor[8];
+    const A l = this->through(at, widen(up_x[at]));
+    narrow(keep * (factor[0] * l + factor[1] + factor[2] * xhat), out_grad_y[at]);
+    const A to_a = factor[3] * l + factor[4] * g + factor[5] + factor[6] * xhat;
+    narrow(this->through(at, to_a), out_x[at]);
+  }
+};
+
+// totals (chunks, kSums, H)
+template <class Job>
+__global__ void __launch_bounds__(kBlock)
+    sums_kernel(const __grid_constant__ Job job, double* __restrict__ totals) {
+  using A = typename Job::Sum;
+  __shared__ double line_sums[Job::kSums][kLines][kColumns];
+  const Part part(job.a.rows, job.a.columns);
+  double total[Job::kSums] = {};
+  if (part.live) {
+    const auto terms = job.terms(part.first, part.column);
+    for (int64_t begin = part.first + part.line; begin < part.last; begin += kLines * kPartial) {
+      A sum[Job::kSums] = {};
+#pragma unroll 4
+      for (int n = 0; n < kPartial; ++n) {
+        const int64_t row = begin + n * kLines;
+        if (row < part.last) job.add(terms, job.at(row, part.column), sum);
+      }
+#pragma unroll
+      for (int k = 0; k < Job::kSums; ++k) total[k] += sum[k];
+    }
+  }
+  const int lane = threadIdx.x % kColumns;
+#pragma unroll
+  for (int k = 0; k < Job::kSums; ++k) line_sums[k][part.line][lane] = total[k];
+  __syncthreads();
+  if (part.line >= Job::kSums || !part.live) return;
+  double sum = 0;  // a warp for each of the sums
+  for (int line = 0; line < kLines; ++line) sum += line_sums[part.line][line][lane];
+  totals[(part.chunk * Job::kSums + part.line) * job.a.columns + part.column] = sum;
+}
+
+template <class Job>
+__global__ void __launch_bounds__(kBlock)
+    write_kernel(const __grid_constant__ Job job, const double* __restrict__ totals) {
+  using A = typename Job::Sum;
+  __shared__ A factors[Job::kFactors][kColumns];
+  const Part part(job.a.rows, job.a.columns);
+  const int lane = threadIdx.x % kColumns;
+  A factor[Job::kFactors];
+  if (part.line == 0 && part.live) {
+    job.finish(part, ChunkSums(totals, part.chunks, Job::kSums, job.a.columns, part.column), factor);
+#pragma unroll
+    for (int k = 0; k < Job::kFactors; ++k) factors[k][lane] = factor[k];
+  }
+  __syncthreads();
+  if (!part.live) return;
+#pragma unroll
+  for (int k = 0; k < Job::kFactors; ++k) factor[k] = factors[k][lane];
+#pragma unroll 4
+  for (int64_t row = part.first + part.line; row < part.last; row += kLines) {
+    job.write(factor, job.at(row, part.column));
+  }
+}
+
+template <class Job>
+cudaError_t launch(const Job& job, double* scratch, cudaStream_t stream) {
+  const int64_t rows = job.a.rows, columns = job.a.columns;
+  if (rows == 0 || columns == 0) return cudaSuccess;
+  const unsigned grid =
+      unsigned(ceil_div(rows, chunk_rows(rows)) * ceil_div(columns, kColumns));
+  MMSSL_LAUNCH((sums_kernel<Job>), grid, kBlock, stream, job, scratch);
+  MMSSL_LAUNCH((write_kernel<Job>), grid, kBlock, stream, job, scratch);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+int64_t norm_act_scratch(int64_t rows, int64_t columns) {
+  return rows == 0 ? 0 : ceil_div(rows, chunk_rows(rows)) * kMaxSums * columns;
+}
+
+template <class T, class A>
+cudaError_t launch_norm_act(const NormActArgs<A>& a, const T* x, const A* bias, A eps, T* y,
+                            A* mean, A* rstd, double* scratch, cudaStream_t stream) {
+  return launch(Forward<T, A>{{a, x}, bias, eps, y, mean, rstd}, scratch, stream);
+}
+
+template <class T, class A>
+cudaError_t launch_norm_act_backward(const NormActArgs<A>& a, const T* grad_y, const T* x,
+                                     const A* mean, const A* rstd, T* grad_x, A* grad_weight,
+                                     A* grad_bias, double* scratch, cudaStream_t stream) {
+  const Backward<T, A> job{{a, x}, grad_y, mean, rstd, grad_x, grad_weight, grad_bias};
+  return launch(job, scratch, stream);
+}
+
+template <class T, class A>
+cudaError_t launch_norm_act_double_backward(const NormActArgs<A>& a, const T* up_x,
+                                            const A* up_weight, const A* up_bias, const T* grad_y,
+                                            const T* x, const A* mean, const A* rstd,
+                                            T* out_grad_y, T* out_x, A* out_weight,
+                                            double* scratch, cudaStream_t stream) {
+  const DoubleBackward<T, A> job{{a, x}, up_x,       up_weight, up_bias,   grad_y,
+                                 mean,   rstd,       out_grad_y, out_x,    out_weight};
+  return launch(job, scratch, stream);
+}
+
+#define MMSSL_INSTANTIATE(T, A)                                                                  \
+  template cudaError_t launch_norm_act(const NormActArgs<A>&, const T*, const A*, A, T*, A*, A*, \
+                                       double*, cudaStream_t);                                   \
+  template cudaError_t launch_norm_act_backward(const NormActArgs<A>&, const T*, const T*,       \
+                                                const A*, const A*, T*, A*, A*, double*,         \
+                                                cudaStream_t);                                   \
+  template cudaError_t launch_norm_act_double_backward(                                          \
+      const NormActArgs<A>&, const T*, const A*, const A*, const T*, const T*, const A*,         \
+      const A*, T*, T*, A*, double*, cudaStream_t);
+MMSSL_INSTANTIATE(float, float)
+MMSSL_INSTANTIATE(bf16, float)
+MMSSL_INSTANTIATE(double, double)
+#undef MMSSL_INSTANTIATE
+
+}  // namespace mmssl::cuda

@@ -1,0 +1,29 @@
+// LeakyReLU, batch normalization and dropout on the GPU: launchers over raw pointers. Formula and
+// shapes: norm_act.h.
+#pragma once
+#include "common/cuda_kernel.h"
+#include "ops/norm_act/norm_act.h"
+
+namespace mmssl::cuda {
+
+// Sums that any of the passes needs as scratch.
+int64_t norm_act_scratch(int64_t rows, int64_t columns);
+
+// Each pass in two launches; the same bits every time.
+template <class T, class A>
+cudaError_t launch_norm_act(const NormActArgs<A>& a, const T* x, const A* bias, A eps, T* y,
+                            A* mean, A* rstd, double* scratch, cudaStream_t stream);
+
+template <class T, class A>
+cudaError_t launch_norm_act_backward(const NormActArgs<A>& a, const T* grad_y, const T* x,
+                                     const A* mean, const A* rstd, T* grad_x, A* grad_weight,
+                                     A* grad_bias, double* scratch, cudaStream_t stream);
+
+template <class T, class A>
+cudaError_t launch_norm_act_double_backward(const NormActArgs<A>& a, const T* up_x,
+                                            const A* up_weight, const A* up_bias, const T* grad_y,
+                                            const T* x, const A* mean, const A* rstd,
+                                            T* out_grad_y, T* out_x, A* out_weight,
+                                            double* scratch, cudaStream_t stream);
+
+}  // namespace mmssl::cuda
