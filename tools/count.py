@@ -94,7 +94,7 @@ PLACES = {
     "tests/ops/truth.py": "tests/ops/truth.py",
     "tests/ops/test_x.py and calls past the Python checks": "tests/ops/test_.*",
     "benchmarks": "benchmarks/.*",
-    "the page in the docs": "docs/ops/{op}.md|docs/reference/ops.md|mkdocs.yml",
+    "the page in the docs": "docs/ops/{op}.md|docs/reference/ops.md|docs/cuda.md|mkdocs.yml",
     "generated tables": "README.md|docs/ops/index.md",
     "CHANGELOG.md": "CHANGELOG.md",
 }
