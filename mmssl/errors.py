@@ -15,3 +15,11 @@ class Diverged(RuntimeError):  # noqa: N818
     The message is one line that names the loss term or tensor and the step. The command line prints
     it as ``error: ...`` and exits with code 2.
     """
+
+
+class LostProcess(RuntimeError):  # noqa: N818
+    """Another process of a run in several processes has ended.
+
+    The message is one line. The command line prints it, from one of the remaining processes, as
+    ``error: ...`` and exits with code 1.
+    """

@@ -26,7 +26,8 @@ from mmssl.cli import (
     tune,
 )
 from mmssl.cli.common import Parser, printable
-from mmssl.errors import Diverged, InputError
+from mmssl.distributed import reports_early
+from mmssl.errors import Diverged, InputError, LostProcess
 
 _COMMANDS = (data, features, train, tune, evaluate, recommend, report, export, bench, doctor)
 
@@ -37,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for stream in (sys.stdout, sys.stderr):
             if isinstance(stream, io.TextIOWrapper):  # titles may not be encodable on the terminal
                 stream.reconfigure(errors="backslashreplace")
-        arguments = build_parser().parse_args(argv)
+        arguments = _parsed(argv)
         code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
@@ -51,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except LostProcess as error:
+        print(f"error: {printable(str(error))}", file=sys.stderr)
+        return 1
     except (MemoryError, RuntimeError) as error:
         if not _out_of_memory(error):
             raise
@@ -59,6 +63,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(f"error: {printable(message)}", file=sys.stderr)
     return 2
+
+
+def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return build_parser().parse_args(argv)
+    except InputError:
+        if not reports_early():
+            raise SystemExit(2) from None
+        raise
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mmssl.cli.common import (
     Commands,
@@ -16,8 +16,19 @@ from mmssl.cli.common import (
     resolve_device,
 )
 from mmssl.cli.stop import StopOnSignal
+from mmssl.distributed import MODES
 from mmssl.errors import InputError
-from mmssl.models.registry import DEFAULT_MODEL, DEFAULT_VARIANT, model_names, model_spec
+from mmssl.models.registry import (
+    DEFAULT_MODEL,
+    DEFAULT_VARIANT,
+    model_names,
+    model_spec,
+    model_specs,
+)
+
+if TYPE_CHECKING:
+    from mmssl.distributed.group import Group
+    from mmssl.training.run import RunDirectory
 
 
 def add(commands: Commands) -> None:
@@ -37,6 +48,12 @@ def add(commands: Commands) -> None:
         metavar="TRACKER",
         help="tensorboard, wandb, mlflow; log.jsonl is always written",
     )
+    train.add_argument(
+        "--parallel",
+        choices=MODES,
+        help="train in the processes that torchrun has started (docs/distributed.md): data: every "
+        "process has the whole model and a part of each batch",
+    )
     add_device_options(train)
     train.add_argument("--quiet", action="store_true", help="no progress")
     train.add_argument(
@@ -48,11 +65,21 @@ def add(commands: Commands) -> None:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    with StopOnSignal() as stop, ExitStack() as locks:
-        return _train_until(stop, locks, arguments)
+    from mmssl.distributed.launch import joined
+
+    device = resolve_device(arguments)
+    with StopOnSignal() as stop, joined(arguments.parallel, device) as (group, device):
+        with ExitStack() as locks:
+            return _train_until(stop, locks, arguments, group, device)
 
 
-def _train_until(stop: StopOnSignal, locks: ExitStack, arguments: argparse.Namespace) -> int:
+def _train_until(
+    stop: StopOnSignal,
+    locks: ExitStack,
+    arguments: argparse.Namespace,
+    group: Group,
+    device: str,
+) -> int:
     from mmssl.locks import DirectoryLock
     from mmssl.memory import keep_freed_memory
     from mmssl.tracking import Tracking, check_installed
@@ -61,7 +88,6 @@ def _train_until(stop: StopOnSignal, locks: ExitStack, arguments: argparse.Names
     from mmssl.training.seeds import fit_seeds, summary_lines
 
     keep_freed_memory()
-    device = resolve_device(arguments)
     check_installed(arguments.track)
     model, variant = arguments.model or DEFAULT_MODEL, arguments.variant or DEFAULT_VARIANT
     if arguments.profile and (
@@ -70,9 +96,11 @@ def _train_until(stop: StopOnSignal, locks: ExitStack, arguments: argparse.Names
         or model_spec(model, variant).schedule is None
     ):
         raise InputError("train: --profile needs one new run of a model that is trained in epochs")
-    if arguments.out is not None:
+    if arguments.out is not None and group.leads:
         DirectoryLock(arguments.out).check()  # before the data is read
-    runs, dataset, out = (_resumed if arguments.resume else _new)(arguments, locks)
+    runs, dataset, out = (_resumed if arguments.resume else _new)(arguments, locks, group)
+    if arguments.parallel is not None:
+        _check_parallel(arguments, runs[0])
     several = runs[0].path != out
     if arguments.profile:
         return _profile(runs[0], dataset, device)
@@ -88,6 +116,7 @@ def _train_until(stop: StopOnSignal, locks: ExitStack, arguments: argparse.Names
             resume=arguments.resume,
             should_stop=stop.requested,
             tracking=Tracking(run, arguments.track),
+            group=group,
         )
 
     try:
@@ -97,8 +126,12 @@ def _train_until(stop: StopOnSignal, locks: ExitStack, arguments: argparse.Names
             return 0
         metrics = fit(runs[0])
     except Interrupted:
-        print(f"stopped; continue with: mmssl train --resume --out {out}")
+        if group.leads:
+            parallel = f" --parallel {arguments.parallel}" if arguments.parallel else ""
+            print(f"stopped; continue with: mmssl train --resume --out {out}{parallel}")
         return stop.exit_code
+    if not group.leads:
+        return 0
     print(f"test of epoch {metrics['best_epoch']}:" if metrics.get("best_epoch") else "test:")
     print_metrics(metrics["test"])
     print(f"run directory: {out}")
@@ -120,11 +153,37 @@ def _profile(run: Any, dataset: Any, device: str) -> int:
     return 0
 
 
-def _new(arguments: argparse.Namespace, locks: ExitStack) -> tuple[list[Any], Any, Path]:
+def _check_parallel(arguments: argparse.Namespace, run: Any) -> None:
+    mode = arguments.parallel
+    for option in ("seeds", "profile"):
+        if getattr(arguments, option):
+            raise InputError(f"train: --{option} can't be used with --parallel")
+    spec = model_spec(run.info.model, run.config.variant)
+    if mode not in spec.parallel:
+        have = ", ".join(
+            f"--variant {s.variants[0]}" if s.variants else f"--model {s.name}"
+            for s in model_specs()
+            if mode in s.parallel
+        )
+        name = f"--variant {run.config.variant}" if spec.variants else f"--model {spec.name}"
+        raise InputError(f"--parallel {mode}: expected {have}, got {name}")
+
+
+def _kind(group: Group) -> type[RunDirectory]:
+    """Return the class of run directories; only the leading process writes."""
+    from mmssl.distributed.run import FollowedRun
+    from mmssl.training.run import RunDirectory
+
+    return RunDirectory if group.leads else FollowedRun
+
+
+def _new(
+    arguments: argparse.Namespace, locks: ExitStack, group: Group
+) -> tuple[list[Any], Any, Path]:
     from mmssl.cli.common import build_config
     from mmssl.data.readers import read_dataset
     from mmssl.locks import DirectoryLock
-    from mmssl.training.run import RunDirectory, default_run_path
+    from mmssl.training.run import default_run_path
     from mmssl.training.seeds import new_seeds
 
     if arguments.data is None:
@@ -135,16 +194,17 @@ def _new(arguments: argparse.Namespace, locks: ExitStack) -> tuple[list[Any], An
     default = default_run_path(dataset, model, config)
     if arguments.seeds is None:
         out = arguments.out or default
-        return [RunDirectory.new(out, model, arguments.data, dataset, config)], dataset, out
+        return [_kind(group).new(out, model, arguments.data, dataset, config)], dataset, out
     out = arguments.out or default.with_name(f"{default.name}-{arguments.seeds}-seeds")
     runs = new_seeds(out, model, arguments.data, dataset, config, arguments.seeds)
     locks.enter_context(DirectoryLock(out))
     return list(runs), dataset, out
 
 
-def _resumed(arguments: argparse.Namespace, locks: ExitStack) -> tuple[list[Any], Any, Path]:
+def _resumed(
+    arguments: argparse.Namespace, locks: ExitStack, group: Group
+) -> tuple[list[Any], Any, Path]:
     from mmssl.locks import DirectoryLock
-    from mmssl.training.run import RunDirectory
     from mmssl.training.seeds import add_seeds, is_seeds_directory, open_seeds
 
     out = arguments.out
@@ -158,7 +218,7 @@ def _resumed(arguments: argparse.Namespace, locks: ExitStack) -> tuple[list[Any]
     several = is_seeds_directory(out)
     if several:
         locks.enter_context(DirectoryLock(out))
-    runs = open_seeds(out) if several else [RunDirectory.open(out)]
+    runs = open_seeds(out) if several else [_kind(group).open(out)]
     if arguments.seeds is not None and not several:
         raise InputError(f"train: --seeds: {out} is one run, not several seeds")
     dataset = runs[0].read_data(arguments.data)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from mmssl.distributed.group import SINGLE, Group
 from mmssl.errors import InputError
 from mmssl.evaluation import metrics as M
 from mmssl.graph import InteractionGraph
@@ -48,6 +49,7 @@ class Evaluator:
         *,
         ks: tuple[int, ...] = (10, 20, 50),
         metrics: tuple[str, ...] = M.STANDARD,
+        group: Group = SINGLE,
     ) -> None:
         """Prepare the relevant items of a split.
 
@@ -58,6 +60,8 @@ class Evaluator:
                 its device, on which the scores must be.
             ks: Cutoffs of the metrics.
             metrics: Names of metrics, keys of `mmssl.evaluation.METRICS`.
+            group: The processes that share the users of :meth:`evaluate`; all of them get the
+                metrics of all users.
 
         Raises:
             InputError: The split, a metric or a cutoff is invalid, the graph has other numbers of
@@ -73,6 +77,7 @@ class Evaluator:
         self.metrics = tuple(metrics)
         self.keys = M.keys(self.metrics, self.ks)
         self.split = split
+        self.group = group
         self._view = graph.ui
         self._num_items = dataset.num_items
 
@@ -109,7 +114,9 @@ class Evaluator:
             InputError: A tensor has the wrong shape or device, or contains NaN or infinity, which
                 leaves the ranking undefined.
         """
-        return self._mean(self._rank(self._checked(scorer, item_emb)))
+        part = self.group.part(self.users.numel())
+        total = self._total(self._rank(self._checked(scorer, item_emb), part))
+        return self._mean(self.group.sum(total))
 
     def per_user(self, scorer: Scorer | Tensor, item_emb: Tensor | None = None) -> Tensor:
         """Compute the metrics of each user, for paired tests between models.
@@ -124,7 +131,7 @@ class Evaluator:
         Raises:
             InputError: As `evaluate`.
         """
-        lists = self._rank(self._checked(scorer, item_emb))
+        lists = self._rank(self._checked(scorer, item_emb), slice(0, self.users.numel()))
         return torch.cat([self._score(*block) for block in lists])
 
     def evaluate_lists(self, items: Tensor) -> dict[str, float]:
@@ -151,13 +158,14 @@ class Evaluator:
             )
         items = items.to(self.users.device)
         blocks = range(0, self.users.numel(), _BLOCK_USERS)
-        return self._mean((start, items[start : start + _BLOCK_USERS]) for start in blocks)
+        lists = ((start, items[start : start + _BLOCK_USERS]) for start in blocks)
+        return self._mean(self._total(lists))
 
     @torch.no_grad()
-    def _rank(self, scorer: Scorer) -> Iterator[tuple[int, Tensor]]:
-        """Yield (first index into `users`, (B, K) ranked items) for each block of users."""
-        for start in range(0, self.users.numel(), _BLOCK_USERS):
-            users = self.users[start : start + _BLOCK_USERS]
+    def _rank(self, scorer: Scorer, part: slice) -> Iterator[tuple[int, Tensor]]:
+        """Yield (first index into `users`, (B, K) ranked items) for each block of a part."""
+        for start in range(part.start, part.stop, _BLOCK_USERS):
+            users = self.users[start : min(start + _BLOCK_USERS, part.stop)]
             _, items = scorer.best(users, self.list_length, self._view)
             yield start, items
 
@@ -176,10 +184,14 @@ class Evaluator:
         )
         return M.compute(ranked, self.metrics, self.ks)
 
-    def _mean(self, lists: Iterable[tuple[int, Tensor]]) -> dict[str, float]:
+    def _total(self, lists: Iterable[tuple[int, Tensor]]) -> Tensor:
+        """Sum the metrics (len(keys),) over users."""
         total = torch.zeros(len(self.keys), dtype=torch.float64, device=self.users.device)
         for start, items in lists:
             total += self._score(start, items).sum(dim=0)
+        return total
+
+    def _mean(self, total: Tensor) -> dict[str, float]:
         return dict(zip(self.keys, (total / self.users.numel()).tolist(), strict=True))
 
     def _checked(self, scorer: Scorer | Tensor, item_emb: Tensor | None) -> Scorer:

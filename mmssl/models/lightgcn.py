@@ -125,4 +125,6 @@ class LightGCNTask(PairwiseTask[LightGCN, LightGCNConfig]):
 
     def losses(self, batch: Triples) -> dict[str, Tensor]:
         """See the base class."""
-        return bpr_with_l2(self.model(), self.model.ego(), batch, self.settings.reg)
+        part, share = self.part(batch)
+        terms = bpr_with_l2(self.model(), self.model.ego(), part, self.settings.reg)
+        return {name: share * term for name, term in terms.items()}

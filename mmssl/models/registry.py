@@ -29,6 +29,8 @@ class ModelSpec:
     """Section that holds ``epochs``, ``patience`` and ``lr``; None for a model in closed form."""
     changeable: tuple[str, ...] = ()
     """Fields that a resumed run may change; none on which the data or a tensor's shape depends."""
+    parallel: tuple[str, ...] = ()
+    """Values of ``--parallel`` that its task supports."""
     variants: tuple[str, ...] = ()
     """Values of ``--variant`` that this entry stands for; empty if the model has no variants."""
 
@@ -42,7 +44,7 @@ class ModelSpec:
         return getattr(importlib.import_module(module), name)
 
 
-def _pairwise(name: str, task: str) -> ModelSpec:
+def _pairwise(name: str, task: str, parallel: tuple[str, ...] = ()) -> ModelSpec:
     """Return the entry of a model in one file whose section of the configuration has its name."""
     return ModelSpec(
         name=name,
@@ -50,6 +52,7 @@ def _pairwise(name: str, task: str) -> ModelSpec:
         reads=(name, "model.embedding_dim", "training.seed"),
         schedule=name,
         changeable=(f"{name}.epochs", f"{name}.patience", f"{name}.lr"),
+        parallel=parallel,
     )
 
 
@@ -68,6 +71,7 @@ _SPECS = (
             *("training.epochs", "training.patience", "training.lr", "training.lr_decay"),
             *("training.clip_norm", "critic.lr", "critic.clip_norm"),
         ),
+        parallel=("data",),
         variants=("paper", "released"),
     ),
     ModelSpec(
@@ -76,6 +80,7 @@ _SPECS = (
         reads=("plus", "model.embedding_dim", "training.seed"),
         schedule="plus",
         changeable=("plus.epochs", "plus.patience", "plus.lr"),
+        parallel=("data",),
         variants=("plus",),
     ),
     _closed_form("ease", "EASETask"),
@@ -85,7 +90,7 @@ _SPECS = (
     _closed_form("itemknn", "ItemKNNTask"),
     _closed_form("contentknn", "ContentKNNTask"),
     _pairwise("bprmf", "BPRMFTask"),
-    _pairwise("lightgcn", "LightGCNTask"),
+    _pairwise("lightgcn", "LightGCNTask", parallel=("data",)),
     _pairwise("layergcn", "LayerGCNTask"),
     _pairwise("sgl", "SGLTask"),
     _pairwise("xsimgcl", "XSimGCLTask"),

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from mmssl.data.dataset import InteractionDataset
+from mmssl.distributed.group import SINGLE, Group
 from mmssl.tracking import Status, Tracking
 from mmssl.training.guards import Interrupted
-from mmssl.training.run import RunDirectory, check_new
+from mmssl.training.run import RunDirectory
 from mmssl.training.task import create_task
 from mmssl.training.trainer import Trainer
 
@@ -27,6 +28,7 @@ def fit_run(
     on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
     tracking: Tracking | None = None,
     test: bool = True,
+    group: Group = SINGLE,
 ) -> dict[str, Any]:
     """Train the model that ``run.info.model`` names and return its metrics.
 
@@ -45,10 +47,12 @@ def fit_run(
             training.
         tracking: Experiment trackers of the run.
         test: False leaves the test split unread.
+        group: The processes that train the model together.
 
     Raises:
         Interrupted: Requested by ``should_stop``.
         Diverged: Training produced NaN or Inf.
+        LostProcess: Another process of the group has ended.
         InputError: Data that can't be trained on, a file that can't be written, or another process
             that is training in the directory.
     """
@@ -61,22 +65,24 @@ def fit_run(
     device = torch.device(device)
     generators = [device] if device.type == "cuda" else []
     with run.lock, torch.random.fork_rng(devices=generators):
-        if not resume:  # another process may have trained here since the run was described
-            check_new(run.path, allowed=("config.toml",))
+        if not resume:
+            run.check_free()
         trainer = Trainer(
-            create_task(run.info.model, dataset, run.config, device),
+            create_task(run.info.model, dataset, run.config, device, group),
             dataset,
             run,
-            show_progress=show_progress,
+            show_progress=show_progress and group.leads,
             should_stop=should_stop,
             on_epoch=finish_epoch,
+            group=group,
         )
         if resume:
             trainer.resume()
         run.initialize()
         status: Status = "failed"
         try:
-            tracking.start(trainer.progress.history)
+            if group.leads:
+                tracking.start(trainer.progress.history)
             on_start(trainer.progress.history)
             metrics = trainer.fit(test=test)
             status = "finished"

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
+from mmssl.distributed.group import SINGLE, Group
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
@@ -66,6 +67,7 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         dataset: The data.
         config: The complete configuration.
         device: "cpu" or a CUDA device.
+        group: The processes that share the batches.
 
     Raises:
         InputError: No train edge whose user lacks an item.
@@ -79,9 +81,13 @@ class PairwiseTask(Task, Generic[Model, Settings]):
     model: Model
 
     def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
+        self,
+        dataset: InteractionDataset,
+        config: Config,
+        device: torch.device | str,
+        group: Group = SINGLE,
     ) -> None:
-        super().__init__(dataset, config, device)
+        super().__init__(dataset, config, device, group)
         settings: Settings = getattr(config, self.section)
         self.settings = settings
         self.objective = self.terms
@@ -108,9 +114,25 @@ class PairwiseTask(Task, Generic[Model, Settings]):
     def losses(self, batch: Triples) -> Mapping[str, Tensor]:
         """Compute the weighted scalar terms of a batch, by the names in ``terms``.
 
+        In a group of processes, every process gets the whole batch and returns its summand of each
+        term, for which it takes its :meth:`part`.
+
         Args:
             batch: (B,) triples.
         """
+
+    def part(self, batch: Triples) -> tuple[Triples, float]:
+        """Return this process's part of a batch and its share of it, the weight of its mean.
+
+        Args:
+            batch: (B,) triples.
+        """
+        count = batch.user.numel()
+        rows = self.group.part(count)
+        share = (rows.stop - rows.start) / count
+        if share == 0:  # fewer triples than processes; an empty batch has no mean
+            rows = slice(1)
+        return Triples(*(ids[rows] for ids in batch)), share
 
     def start_epoch(self, epoch: int, step: int) -> None:
         """See the base class."""
@@ -138,9 +160,10 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         self.optimizer.zero_grad(set_to_none=True)
         with record_function("mmssl::backward"):
             terms.sum().backward()
+            self.group.sum_gradients(self.model.parameters())
         with record_function("mmssl::optimizer"):
             self.optimizer.step()
-        return terms.detach()
+        return self.group.sum(terms.detach())
 
     @property
     def learning_rate(self) -> float:

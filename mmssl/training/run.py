@@ -101,9 +101,15 @@ class RunDirectory:
         lock = lock or DirectoryLock(path)
         lock.check()
         check_new(path)
-        split = {**dataset.split.record(), "hash": dataset.interactions_hash()}
-        info = RunInfo(model, str(data.resolve()), dataset.content_hash(), split, mmssl.__version__)
-        return cls(path, info, config, lock=lock)
+        return cls(path, describe(model, data, dataset), config, lock=lock)
+
+    def check_free(self) -> None:
+        """Refuse a directory that another process has used since the run was described.
+
+        Raises:
+            InputError: It holds files other than ``config.toml``.
+        """
+        check_new(self.path, allowed=("config.toml",))
 
     def initialize(self) -> None:
         """Create the directory and write ``config.toml``.
@@ -313,6 +319,18 @@ class RunDirectory:
                 raise InputError(f"{file}: expected an object with numbers under {split!r}")
         found: dict[str, Any] = metrics
         return found
+
+
+def describe(model: str, data: Path, dataset: InteractionDataset) -> RunInfo:
+    """Return the ``[run]`` section of a new run.
+
+    Args:
+        model: A name in :mod:`mmssl.models.registry`.
+        data: Directory of the data set.
+        dataset: Its content.
+    """
+    split = {**dataset.split.record(), "hash": dataset.interactions_hash()}
+    return RunInfo(model, str(data.resolve()), dataset.content_hash(), split, mmssl.__version__)
 
 
 def check_new(path: Path, allowed: Container[str] = ()) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from mmssl.distributed.group import SINGLE, Group
 from mmssl.graph import InteractionGraph, Normalization
 from mmssl.models.registry import model_spec
 from mmssl.models.scorer import Scorer
@@ -40,6 +41,9 @@ class Task(ABC):
             may select a setting on validation, as the trainer selects the epoch.
         config: The complete configuration.
         device: "cpu" or a CUDA device.
+        group: The processes that train the model together. A task that takes it is listed with
+            ``parallel`` in the registry; every process runs the same calls, and each holds the
+            complete state.
     """
 
     normalization: Normalization = "sym"
@@ -62,8 +66,13 @@ class Task(ABC):
     """Profiler ranges of a step, without the prefix ``mmssl::``, in order; none inside another."""
 
     def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
+        self,
+        dataset: InteractionDataset,
+        config: Config,
+        device: torch.device | str,
+        group: Group = SINGLE,
     ) -> None:
+        self.group = group
         self.config = config
         self.device = torch.device(device)
         torch.manual_seed(config.training.seed)
@@ -126,12 +135,21 @@ class Task(ABC):
 
 
 def create_task(
-    model: str, dataset: InteractionDataset, config: Config, device: torch.device | str = "cpu"
+    model: str,
+    dataset: InteractionDataset,
+    config: Config,
+    device: torch.device | str = "cpu",
+    group: Group = SINGLE,
 ) -> Task:
     """Create the task of a model by its name and the variant in ``config``.
 
     Raises:
         InputError: An unknown model, or data that the model can't be trained on.
     """
-    task: Task = model_spec(model, config.variant).load_task()(dataset, config, device)
+    kind = model_spec(model, config.variant).load_task()
+    task: Task = (
+        kind(dataset, config, device)
+        if group.size == 1
+        else kind(dataset, config, device, group=group)
+    )
     return task

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mmssl.data.dataset import InteractionDataset
+from mmssl.distributed.group import SINGLE, Group
 from mmssl.errors import Diverged, InputError
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.models.registry import ModelSpec, model_spec
@@ -57,6 +58,7 @@ class Trainer:
             :class:`Interrupted`.
         on_epoch: Called with the epoch's record once its checkpoint is on disk; an exception that
             it raises ends :meth:`fit`.
+        group: The processes that train the task together.
     """
 
     def __init__(
@@ -68,8 +70,10 @@ class Trainer:
         show_progress: bool = True,
         should_stop: Callable[[], bool] = lambda: False,
         on_epoch: Callable[[dict[str, Any]], None] = lambda record: None,
+        group: Group = SINGLE,
     ) -> None:
         self.task = task
+        self.group = group
         self.dataset = dataset
         self.run = run
         self.show_progress = show_progress
@@ -93,7 +97,7 @@ class Trainer:
                 newest checkpoint is from before that.
             InputError: A file can't be written; the newest checkpoint is unchanged.
         """
-        validation = Evaluator(self.dataset, "val", self.task.graph)
+        validation = Evaluator(self.dataset, "val", self.task.graph, group=self.group)
         scores: dict[str, Any] = {}
         with deterministic(self.task.device, self.run.config.training.deterministic):
             try:
@@ -121,7 +125,8 @@ class Trainer:
         Raises:
             InputError: No checkpoint is whole, or they belong to another configuration.
         """
-        newest = recover_newest(self.run.checkpoint_path)
+        with self.group.leader_first():  # it renames damaged files
+            newest = recover_newest(self.run.checkpoint_path)
         if newest is None:
             self.run.truncate_log(0)
             return False
@@ -135,7 +140,7 @@ class Trainer:
         task, progress = self.task, self.progress
         self.losses.start(progress.epoch + 1, progress.step, progress.loss_sums)
         # A checkpoint without a step of the epoch must not hold the random numbers of its start.
-        self._stop_if_requested()
+        self._save_if_needed()
         task.start_epoch(progress.epoch, progress.step)
         with self._bar() as bar:
             while progress.step < task.steps_per_epoch:
@@ -146,13 +151,14 @@ class Trainer:
                 if bar is not None:
                     bar.update()
                 if progress.step < task.steps_per_epoch:  # after the last one it is saved anyway
-                    if self._is_time_to_save():
-                        self._save()
-                    self._stop_if_requested()
+                    self._save_if_needed(self._is_time_to_save())
 
-    def _stop_if_requested(self) -> None:
-        if self.should_stop():
+    def _save_if_needed(self, due: bool = False) -> None:
+        """Save if it is due, and save and stop if that is requested, in any process."""
+        due, stop = self.group.any(due, self.should_stop())
+        if due or stop:
             self._save()
+        if stop:
             raise Interrupted
 
     def _bar(self) -> AbstractContextManager[Any]:
@@ -236,8 +242,9 @@ class Trainer:
 
     def _test(self) -> dict[str, float]:
         """Evaluate what is on disk; the only place that reads the test split."""
+        self.group.wait()  # until it is written
         scorer = self.run.load_scorer(self.dataset).to(self.task.device)
-        return Evaluator(self.dataset, "test", self.task.graph).evaluate(scorer)
+        return Evaluator(self.dataset, "test", self.task.graph, group=self.group).evaluate(scorer)
 
     def _write_metrics(self, scores: dict[str, Any]) -> dict[str, Any]:
         config, info, history = self.run.config, self.run.info, self.progress.history

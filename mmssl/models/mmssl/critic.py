@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl import ops
+from mmssl.distributed.group import SINGLE, Group
+from mmssl.distributed.losses import shared_norm_act
 from mmssl.models.linear import Linear
 from mmssl.models.mmssl.config import CriticConfig
 from mmssl.models.mmssl.rows import Rows, multiply
@@ -28,7 +30,13 @@ _PENALTY_SCALE = 0.3
 
 
 class HiddenLayer(nn.BatchNorm1d):
-    """LeakyReLU, BatchNorm and dropout, as they follow a linear layer."""
+    """LeakyReLU, BatchNorm and dropout, as they follow a linear layer.
+
+    In a group of processes, the statistics and the dropout mask are those of the rows of all.
+    """
+
+    group: Group = SINGLE
+    batch_size: int = 0  # B, over all processes of the group
 
     def __init__(self, width: int, negative_slope: float, rate: float) -> None:
         super().__init__(width)
@@ -41,6 +49,8 @@ class HiddenLayer(nn.BatchNorm1d):
             return super().forward(F.leaky_relu(x, self.negative_slope).to(self.weight.dtype))
         assert self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
+        if self.group.size > 1:
+            return self._shared(x)
         keep, scale = ops.keep_mask(x.shape, self.rate, x.device)
         return ops.norm_act(
             x,
@@ -51,6 +61,28 @@ class HiddenLayer(nn.BatchNorm1d):
             keep_scale=scale,
             running_mean=self.running_mean,
             running_var=self.running_var,
+            eps=self.eps,
+        )
+
+    def _shared(self, x: Tensor) -> Tensor:
+        """Map this process's part of every block of B rows."""
+        mine = self.group.part(self.batch_size)
+        blocks = x.shape[0] // (mine.stop - mine.start)
+        shape = (blocks, self.batch_size, x.shape[1])
+        keep, scale = ops.keep_mask(shape, self.rate, x.device)  # the same in every process
+        assert self.running_mean is not None and self.running_var is not None
+        return shared_norm_act(
+            self.group,
+            x,
+            self.weight,
+            self.bias,
+            blocks * self.batch_size,
+            negative_slope=self.negative_slope,
+            keep=None if keep is None else keep[:, mine].flatten(0, 1),
+            keep_scale=scale,
+            running_mean=self.running_mean,
+            running_var=self.running_var,
+            momentum=0.1 if self.momentum is None else self.momentum,
             eps=self.eps,
         )
 
@@ -82,6 +114,17 @@ class Critic(nn.Module):
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
+
+    def divide(self, group: Group, batch_size: int) -> None:
+        """Score this process's part of every block of rows from now on.
+
+        Args:
+            group: The processes that divide the rows.
+            batch_size: B, rows of a block over all processes.
+        """
+        for layer in self.head:
+            if isinstance(layer, HiddenLayer):
+                layer.group, layer.batch_size = group, batch_size
 
     def product_weight(self) -> Tensor:
         """Convert the first layer's weight (I, h) to the dtype of the products, once per pass."""

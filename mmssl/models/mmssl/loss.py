@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from mmssl import ops
+from mmssl.distributed.group import SINGLE, Group
+from mmssl.distributed.losses import shared_info_nce
 from mmssl.models.mmssl.config import LossConfig
 from mmssl.models.mmssl.model import MultiModalEmbeddings
 from mmssl.ops import Triples
@@ -37,34 +39,39 @@ def recommender_loss(
     config: LossConfig,
     *,
     batch_size: int,
+    group: Group = SINGLE,
 ) -> LossTerms:
-    """Compute all terms of the recommender's loss.
+    """Compute all terms of the recommender's loss, or this process's summand of each.
 
     Args:
         embeddings: Embeddings of the whole graph.
         batch: The (B,) triples.
-        fake_score: (M B,) critic scores of the generated rows, or None without a critic.
+        fake_score: (M B,) critic scores of the generated rows, or None without a critic; those of
+            this process's part of the batch.
         config: The weights.
         batch_size: Divisor of the L2 term.
+        group: The processes that divide the batch; each of them has the whole of it.
     """
     user, item = embeddings.user, embeddings.item
+    users, share = batch.user, 1.0
+    if group.size > 1:
+        mine = group.part(users.numel())
+        batch = Triples(*(ids[mine] for ids in batch))
+        share = batch.user.numel() / users.numel()
     bpr, squares = ops.bpr_loss(
         user, item, batch.user, batch.pos_item, batch.neg_item, with_l2=True
     )
     l2 = config.decay * 0.5 * squares
     contrastive = bpr.new_zeros(())
     if config.cl_weight > 0:
-        contrastive = config.cl_weight * contrastive_loss(embeddings, batch.user, config)
+        contrastive = config.cl_weight * contrastive_loss(embeddings, users, config, group)
     adversarial = bpr.new_zeros(())
     if fake_score is not None:
         adversarial = -config.g_weight * fake_score.mean()
-    return LossTerms(
-        bpr,
-        l2 / batch_size,
-        config.feat_reg_decay * feature_regularizer(embeddings),
-        contrastive,
-        adversarial,
-    )
+    feat_reg = config.feat_reg_decay * feature_regularizer(embeddings)
+    if group.size > 1:
+        bpr, feat_reg, adversarial = share * bpr, share * feat_reg, share * adversarial
+    return LossTerms(bpr, l2 / batch_size, feat_reg, contrastive, adversarial)
 
 
 def feature_regularizer(embeddings: MultiModalEmbeddings) -> Tensor:
@@ -73,7 +80,9 @@ def feature_regularizer(embeddings: MultiModalEmbeddings) -> Tensor:
     return 0.5 * total / embeddings.item.shape[0]
 
 
-def contrastive_loss(embeddings: MultiModalEmbeddings, users: Tensor, config: LossConfig) -> Tensor:
+def contrastive_loss(
+    embeddings: MultiModalEmbeddings, users: Tensor, config: LossConfig, group: Group = SINGLE
+) -> Tensor:
     """Compute InfoNCE of every modality view against the final user embedding, summed over M.
 
     The positive is z_u, the final embedding, although the paper writes h_u, the same vector before
@@ -84,7 +93,14 @@ def contrastive_loss(embeddings: MultiModalEmbeddings, users: Tensor, config: Lo
         embeddings: Embeddings of the whole graph.
         users: (B,), the users of the batch.
         config: Temperature and eps.
+        group: The processes that divide the anchors, for this process's summand.
     """
     anchor = embeddings.user_modality[:, users]  # (M, B, D)
     positive = embeddings.user[users].expand_as(anchor)  # z_u, not h_u
+    if group.size > 1:
+        summands = [
+            shared_info_nce(group, *pair, config.temperature, config.cl_eps)
+            for pair in zip(anchor, positive, strict=True)
+        ]
+        return torch.stack(summands).sum()
     return ops.info_nce(anchor, positive, config.temperature, eps=config.cl_eps).sum()

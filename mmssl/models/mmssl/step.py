@@ -5,7 +5,7 @@ Legend: I items, B batch, M modalities, d_m raw feature dim of modality m.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -15,7 +15,9 @@ from torch.profiler import record_function
 
 from mmssl import ops
 from mmssl.config import Config
-from mmssl.graph import InteractionGraph
+from mmssl.distributed.group import SINGLE, Group
+from mmssl.errors import InputError
+from mmssl.graph import GraphView, InteractionGraph
 from mmssl.models.mmssl.critic import Critic, CriticLoss, critic_loss
 from mmssl.models.mmssl.loss import LossTerms, recommender_loss
 from mmssl.models.mmssl.model import MMSSL, MultiModalEmbeddings
@@ -39,6 +41,26 @@ class StepInput(NamedTuple):
     uniform: Tensor | None  # Gumbel noise of shape rows.uniform_shape; None without a critic
     alpha: Tensor | None  # (M B, 1) shares of the mixed rows
 
+    def part(self, rows: slice, interactions: GraphView) -> StepInput:
+        """Return the input of some of the B users.
+
+        Args:
+            rows: Positions in the batch, one after the other.
+            interactions: (U, I) view.
+        """
+        batch = Triples(*(ids[rows] for ids in self.batch))
+        edges = batch_edges(interactions, batch.user)
+        if self.uniform is None or self.alpha is None:
+            return StepInput(batch, edges, None, None)
+        uniform = self.uniform
+        if uniform.dim() == 2:
+            uniform = uniform[rows]
+        elif uniform.numel():
+            first, last = self.edges.view.rowptr[[rows.start, rows.stop]].tolist()
+            uniform = uniform[first:last]
+        alpha = self.alpha.view(-1, self.batch.user.numel())[:, rows].reshape(-1, 1)
+        return StepInput(batch, edges, uniform, alpha)
+
 
 class StepLosses(NamedTuple):
     """Scalars on the device, detached."""
@@ -61,6 +83,10 @@ class TrainingStep:
         structure: The modality graphs.
         config: The complete configuration.
         generator: Source of batches and noise, on the model's device.
+        group: The processes that divide every batch.
+
+    Raises:
+        InputError: Fewer users in a batch than processes.
     """
 
     def __init__(
@@ -70,14 +96,23 @@ class TrainingStep:
         structure: StructureLearner,
         config: Config,
         generator: torch.Generator,
+        group: Group = SINGLE,
     ) -> None:
         self.model = model
+        self.group = group
         self.critic = critic
         self.structure = structure
         self.config = config
         self.generator = generator
         self.form = gumbel_form(config.critic, model.graph.num_items)
         self.batch_size = min(config.training.batch_size, model.graph.trainable_users.numel())
+        if self.batch_size < group.size:
+            raise InputError(
+                "training.batch_size: expected at least one user of a batch per process, got "
+                f"{self.batch_size} users for {group.size} processes"
+            )
+        if critic is not None:
+            critic.divide(group, self.batch_size)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.training.lr, fused=True)
         self.critic_optimizer = (
             None
@@ -114,8 +149,15 @@ class TrainingStep:
         return torch.rand(shape, generator=self.generator, device=self.model.graph.device)
 
     def __call__(self, inputs: StepInput, step_of_epoch: int) -> StepLosses:
-        """Update critic, modality graphs and recommender once."""
+        """Update critic, modality graphs and recommender once.
+
+        In a group of processes, every process gets the whole input and returns the same losses.
+        """
         self.model.train()
+        batch = inputs.batch
+        if self.group.size > 1:
+            rows = self.group.part(self.batch_size)
+            inputs = inputs.part(rows, self.model.graph.ui)
         users, edges = inputs.batch.user, inputs.edges
         critic_terms: CriticLoss | None = None
         norms: list[Tensor] = []
@@ -128,7 +170,7 @@ class TrainingStep:
         if self.critic is not None and self.config.training.shared_forward:
             critic_terms = self._critic_step(embeddings.detach(), inputs, step_of_epoch, norms)
         with record_function("mmssl::structure"):
-            self.structure.step(users, embeddings.detach(), step_of_epoch)
+            self.structure.step(batch.user, embeddings.detach(), step_of_epoch)
             self.model.modality_graphs = self.structure.graphs  # from the next forward on
         with record_function("mmssl::recommender_loss"):
             fake_score = None
@@ -136,15 +178,21 @@ class TrainingStep:
                 with _frozen(self.critic):
                     fake_score = self.critic(_generated_rows(embeddings, users, edges))
             terms = recommender_loss(
-                embeddings, inputs.batch, fake_score, self.config.loss, batch_size=self.batch_size
+                embeddings,
+                batch,
+                fake_score,
+                self.config.loss,
+                batch_size=self.batch_size,
+                group=self.group,
             )
         self.optimizer.zero_grad(set_to_none=True)
         with record_function("mmssl::backward"):
             terms.total().backward()
+            self.group.sum_gradients(self.model.parameters())
         with record_function("mmssl::optimizer"):
             norms += _clip(self.model, self.config.training.clip_norm)
             self.optimizer.step()
-        detached = LossTerms(*(term.detach() for term in terms))
+        detached = LossTerms(*self._summed(terms))
         return StepLosses(detached, critic_terms, tuple(norms))
 
     def _critic_step(
@@ -172,17 +220,31 @@ class TrainingStep:
                 config.gp_weight * config.penalty_interval,
                 with_penalty=step_of_epoch % config.penalty_interval == 0,
             )
+            if self.group.size > 1:
+                share = users.numel() / self.batch_size
+                terms = CriticLoss(*(share * term for term in terms))
         self.critic_optimizer.zero_grad(set_to_none=True)
         with record_function("mmssl::critic_backward"):
             terms.total().backward()
+            self.group.sum_gradients(self.critic.parameters())
         with record_function("mmssl::critic_optimizer"):
             norms += _clip(self.critic, config.clip_norm)
             self.critic_optimizer.step()
-        return CriticLoss(*(term.detach() for term in terms))
+        return CriticLoss(*self._summed(terms))
+
+    def _summed(self, terms: Sequence[Tensor]) -> list[Tensor]:
+        """Return the terms of the whole batch, detached."""
+        detached = [term.detach() for term in terms]
+        if self.group.size == 1:
+            return detached
+        return list(self.group.sum(torch.stack(detached)).unbind())
 
 
 def build_step(
-    graph: InteractionGraph, features: Mapping[str, Tensor], config: Config
+    graph: InteractionGraph,
+    features: Mapping[str, Tensor],
+    config: Config,
+    group: Group = SINGLE,
 ) -> TrainingStep:
     """Create model, critic, modality graphs and optimizers, ready to train.
 
@@ -193,6 +255,7 @@ def build_step(
         graph: The train graph, on the device to train on.
         features: Modality name -> (I, d_m) raw features.
         config: The complete configuration.
+        group: The processes that divide every batch.
     """
     device = graph.device
     model = MMSSL(graph, features, config.model).to(device)
@@ -201,7 +264,7 @@ def build_step(
         critic = Critic(graph.num_items, config.critic).to(device)
     structure = structure_learner(graph, len(features), config.structure)
     generator = torch.Generator(device).manual_seed(config.training.seed)
-    return TrainingStep(model, critic, structure, config, generator)
+    return TrainingStep(model, critic, structure, config, generator, group)
 
 
 def _generated_rows(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from mmssl.distributed.group import SINGLE, Group
 from mmssl.errors import InputError
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.mmssl.loss import LossTerms
@@ -27,6 +28,7 @@ class MMSSLTask(Task):
         dataset: Data with at least one modality.
         config: The complete configuration.
         device: "cpu" or a CUDA device.
+        group: The processes that divide every batch.
 
     Raises:
         InputError: No modality, or fewer than two users that can be sampled.
@@ -39,17 +41,21 @@ class MMSSLTask(Task):
     )
 
     def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
+        self,
+        dataset: InteractionDataset,
+        config: Config,
+        device: torch.device | str,
+        group: Group = SINGLE,
     ) -> None:
         self.normalization = config.model.normalization
-        super().__init__(dataset, config, device)
+        super().__init__(dataset, config, device, group)
         if self.graph.trainable_users.numel() < 2:
             raise InputError(
                 "train: expected at least two users with both a train item and a missing one, "
                 f"got {self.graph.trainable_users.numel()}"
             )
         features = {name: torch.from_numpy(rows) for name, rows in dataset.features.items()}
-        self.training_step = build_step(self.graph, features, config)
+        self.training_step = build_step(self.graph, features, config, group)
         self.model = self.training_step.model
         self.critic = self.training_step.critic
         self.structure = self.training_step.structure

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl import ops
+from mmssl.distributed.group import SINGLE, Group
+from mmssl.distributed.losses import shared_info_nce
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.plus.config import PlusConfig
@@ -39,9 +41,13 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
     terms = ("ranking", "contrast", "l2")
 
     def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
+        self,
+        dataset: InteractionDataset,
+        config: Config,
+        device: torch.device | str,
+        group: Group = SINGLE,
     ) -> None:
-        super().__init__(dataset, config, device)
+        super().__init__(dataset, config, device, group)
         given = self.settings.temperature
         if given == "density":
             given = density_temperature(self.graph)
@@ -53,7 +59,7 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         popularity = (degree.log1p() - degree.log1p().mean())[:, None]
         self._popularity = popularity.float()  # (I, 1)
         self._largest = float(popularity.abs().max())
-        self._validation = Evaluator(dataset, "val", self.graph)
+        self._validation = Evaluator(dataset, "val", self.graph, group=group)
 
     def build(self, dataset: InteractionDataset) -> Plus:
         """See the base class."""
@@ -74,23 +80,22 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
     def losses(self, batch: Triples) -> dict[str, Tensor]:
         """See the base class."""
         settings = self.settings
+        part, share = self.part(batch)
         views: PlusViews = self.model(self.pruned, views=settings.contrast_weight > 0)
         final = views.final
         if settings.ranking == "bpr":
-            ranking = ops.bpr_loss(
-                final.user, final.item, batch.user, batch.pos_item, batch.neg_item
-            )
+            ranking = ops.bpr_loss(final.user, final.item, part.user, part.pos_item, part.neg_item)
         else:
             user, item, temperature = self._scored(
-                final.user[batch.user], final.item, settings.popularity
+                final.user[part.user], final.item, settings.popularity
             )
             drawn = self._draw_items()
-            ranking = catalog_softmax(user, item, batch.pos_item, temperature, drawn)
+            ranking = catalog_softmax(user, item, part.pos_item, temperature, drawn)
         contrast = ranking.new_zeros(())
         if views.interaction is not None and views.modality is not None:
             contrast = self._contrast(views.interaction, views.modality, batch)
             contrast = settings.contrast_weight * contrast
-        return {"ranking": ranking, "contrast": contrast, "l2": self._l2(batch)}
+        return {"ranking": share * ranking, "contrast": contrast, "l2": share * self._l2(part)}
 
     @torch.no_grad()
     def embed(self) -> Embeddings:
@@ -131,11 +136,18 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         return order[: self.settings.negatives]
 
     def _contrast(self, interaction: Embeddings, modality: Embeddings, batch: Triples) -> Tensor:
-        """InfoNCE between interaction view and modality view, of users and of items."""
+        """InfoNCE between interaction view and modality view, of users and of items.
+
+        In a group of processes, this process's summand.
+        """
         tau = self.settings.contrast_temperature
         users, items = batch.user.unique(), batch.pos_item.unique()
-        of_users = ops.info_nce(interaction.user[users], modality.user[users], tau)
-        return of_users + ops.info_nce(interaction.item[items], modality.item[items], tau)
+        pairs = (
+            (interaction.user[users], modality.user[users]),
+            (interaction.item[items], modality.item[items]),
+        )
+        of_users, of_items = (shared_info_nce(self.group, *pair, tau) for pair in pairs)
+        return of_users + of_items
 
     def _l2(self, batch: Triples) -> Tensor:
         user, item = self.model.user_embedding, self.model.item_embedding

@@ -1,0 +1,150 @@
+"""The processes that train one model, as a task, the trainer and the evaluator see them.
+
+A single process is a :class:`Group`, whose methods return their arguments. Several processes are
+:class:`Processes`. They hold the same configuration, data set and random numbers and run the same
+statements, so that every collective call is reached by all of them in the same order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from mmssl.errors import LostProcess
+
+T = TypeVar("T")
+
+
+class Group:
+    """A single process."""
+
+    rank: int = 0
+    """Number of this process, from 0."""
+    size: int = 1
+    """Number of processes."""
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process writes files and shows progress."""
+        return self.rank == 0
+
+    def part(self, count: int) -> slice:
+        """Return this process's part of ``count`` rows; the parts differ by one row at most."""
+        first, last = (count * rank // self.size for rank in (self.rank, self.rank + 1))
+        return slice(first, last)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """Add a tensor over the processes, in place and without a gradient; return it."""
+        return tensor
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """Add a tensor over the processes, differentiable any number of times.
+
+        The objective is the sum of the processes' losses. A summand has a part in the loss of every
+        process, so its gradient is the sum of their gradients.
+        """
+        return tensor
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Add the gradient of every parameter over the processes."""
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Return for every flag whether a process has set it."""
+        return flags
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """Run a block in the leading process before the others, for files that it may change."""
+        yield
+
+
+SINGLE = Group()
+"""Training in one process."""
+
+
+class Processes(Group):
+    """Several processes, connected by torch.distributed.
+
+    Its default process group must be initialized, for tensors on the CPU and on ``device``.
+
+    Raises:
+        LostProcess: By every method, if another process has ended.
+    """
+
+    def __init__(self) -> None:
+        import torch.distributed as dist
+
+        self.rank, self.size = dist.get_rank(), dist.get_world_size()
+        self.sent = 0
+        """Bytes that this process has given to collective calls."""
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """See the base class."""
+        import torch.distributed as dist
+
+        self.sent += tensor.numel() * tensor.element_size()
+        connected(dist.all_reduce, tensor)
+        return tensor
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """See the base class."""
+        out: Tensor = _Total.apply(tensor, self)
+        return out
+
+    def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """See the base class; the order of the summands depends on nothing but their number."""
+        for parameter in parameters:
+            if parameter.grad is not None:
+                self.sum(parameter.grad)
+
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """See the base class."""
+        return tuple(bool(n) for n in self.sum(torch.tensor(flags, dtype=torch.int32)).tolist())
+
+    def wait(self) -> None:
+        """See the base class."""
+        self.any(False)  # unlike dist.barrier, it needs no device
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """See the base class."""
+        if not self.leads:
+            self.wait()
+        yield
+        if self.leads:
+            self.wait()
+
+
+def connected(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    """Run a collective call.
+
+    Raises:
+        LostProcess: It failed, as it does when another process has ended.
+    """
+    try:
+        return call(*arguments, **options)
+    except RuntimeError as error:
+        raise LostProcess(
+            "lost the connection to another process of the run, which failed or was killed: "
+            + (str(error).splitlines() or ["no reason given"])[0][:200]
+        ) from error
+
+
+class _Total(torch.autograd.Function):
+    """The sum over the processes, whose gradient is the sum of the gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, group: Processes) -> Tensor:
+        ctx.group = group
+        return group.sum(tensor.detach().clone())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.group.total(grad.contiguous()), None

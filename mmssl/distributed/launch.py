@@ -1,0 +1,119 @@
+"""Joining the processes that torchrun has started, and their end."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from typing import Any
+
+import torch
+
+from mmssl.distributed import reports_early
+from mmssl.distributed.group import SINGLE, Group, Processes
+from mmssl.errors import InputError, LostProcess
+
+_VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+# A process may wait this long for another, for example while the first one writes a checkpoint.
+_TIMEOUT = timedelta(hours=1)
+
+
+@contextmanager
+def joined(mode: str | None, device: str) -> Iterator[tuple[Group, str]]:
+    """Join the processes of this run, and end with them.
+
+    Whatever raises in one process ends all of them: the others lose their connection to it. The
+    first process that raises is the only one to say why; the others exit without a word.
+
+    Args:
+        mode: One of :data:`mmssl.distributed.MODES`; None for training in a single process.
+        device: "cpu" or "cuda".
+
+    Yields:
+        The group and the device of this process.
+
+    Raises:
+        InputError: Not started by torchrun, or by torchrun without a mode.
+    """
+    try:
+        _check_environment(mode)
+    except InputError:
+        if not reports_early():
+            raise SystemExit(2) from None
+        raise
+    if mode is None:
+        yield SINGLE, device
+        return
+    if device == "cuda":
+        device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    store = _connect(device)
+    try:
+        yield Processes(), device
+    except Exception as error:
+        if not _is_first(store):
+            raise SystemExit(1 if isinstance(error, LostProcess) else 2) from None
+        raise
+    finally:
+        _disconnect()
+
+
+def _check_environment(mode: str | None) -> None:
+    if mode is None:
+        several = os.environ.get("WORLD_SIZE", "1") != "1"
+        if several and "TORCHELASTIC_RUN_ID" in os.environ:
+            raise InputError(
+                "train: expected --parallel data or --parallel sharded under torchrun with several "
+                "processes, got neither"
+            )
+        return
+    missing = [name for name in _VARIABLES if name not in os.environ]
+    if missing:
+        raise InputError(
+            f"--parallel {mode}: expected to be started by torchrun, as in: torchrun "
+            f"--nproc-per-node 2 -m mmssl train --parallel {mode} ..., got no {missing[0]} in the "
+            "environment"
+        )
+
+
+def _connect(device: str) -> Any:
+    """Initialize torch's default process group; return the store that all processes share."""
+    import torch.distributed as dist
+
+    # torch's deterministic mode imports this. Imported after the process group exists, some of its
+    # modules keep the group as a default argument, and its threads abort the process at its end.
+    importlib.import_module("torch._inductor.config")
+
+    backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+    if device != "cpu":
+        count = torch.cuda.device_count()
+        if int(device.removeprefix("cuda:")) >= count:
+            raise InputError(
+                "--parallel: expected a CUDA device for every process of a machine, got "
+                f"{count} devices and no {device}"
+            )
+        torch.cuda.set_device(device)
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
+        store.set_timeout(_TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        line = str(error).splitlines()[0]
+        raise InputError(f"--parallel: the processes can't connect: {line}") from error
+    return store
+
+
+def _disconnect() -> None:
+    """End the threads of the connections, which would abort the process at its end."""
+    import torch.distributed as dist
+
+    with suppress(RuntimeError):
+        dist.destroy_process_group()
+
+
+def _is_first(store: Any) -> bool:
+    """Whether this process is the first that reports an error."""
+    with suppress(RuntimeError):  # the store may have ended with the process that holds it
+        return bool(store.add("mmssl/reported", 1) == 1)
+    return True

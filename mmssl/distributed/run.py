@@ -1,0 +1,72 @@
+"""The run directory as the processes see it that do not lead: they read it and write nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from mmssl.config import Config
+from mmssl.data.dataset import InteractionDataset
+from mmssl.locks import DirectoryLock
+from mmssl.training.run import RunDirectory, describe
+
+
+class FollowedRun(RunDirectory):
+    """The run directory that the leading process writes."""
+
+    def __init__(
+        self, path: Path, info: Any, config: Config, *, lock: DirectoryLock | None = None
+    ) -> None:
+        super().__init__(path, info, config, lock=_NoLock(path))
+
+    @classmethod
+    def new(
+        cls,
+        path: Path,
+        model: str,
+        data: Path,
+        dataset: InteractionDataset,
+        config: Config,
+        *,
+        lock: DirectoryLock | None = None,
+    ) -> RunDirectory:
+        """Describe a new run; the leading process checks that the directory is free."""
+        return cls(path, describe(model, data, dataset), config)
+
+    def check_free(self) -> None:
+        """Do nothing: the leading process checks."""
+
+    def initialize(self) -> None:
+        """Do nothing."""
+
+    def save_model(self, tensors: Mapping[str, Tensor]) -> None:
+        """Do nothing."""
+
+    def save_state(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def log(self, event: str, **values: Any) -> int:
+        """Do nothing; return 0."""
+        return 0
+
+    def truncate_log(self, size: int, history: Sequence[Mapping[str, Any]] = ()) -> None:
+        """Do nothing."""
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+
+class _NoLock(DirectoryLock):
+    """Locks nothing: the leading process holds the lock for all."""
+
+    def check(self) -> None:
+        pass
+
+    def acquire(self, *, wait: bool = False) -> bool:
+        return True
+
+    def release(self) -> None:
+        pass

@@ -1,0 +1,111 @@
+"""Models trained step by step in one process or several."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from mmssl.config import Config, load_config
+from mmssl.distributed.group import SINGLE, Group, Processes
+from mmssl.evaluation.evaluator import Evaluator
+from mmssl.models.mmssl.task import MMSSLTask
+from mmssl.training.task import Task, create_task
+from tests.conftest import make_dataset
+
+STEPS = 50
+
+SETTINGS = (
+    *("model.embedding_dim=16", "model.num_heads=2", "critic.hidden=24", "structure.min_k=2"),
+    *("training.batch_size=17", "plus.batch_size=41", "lightgcn.batch_size=41"),
+    *("training.lr=0.003", "lightgcn.lr=0.003"),
+)
+MODELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "lightgcn": ("lightgcn", "paper", ()),
+    "plus": ("mmssl", "plus", ("plus.prune=0.2",)),
+    "plus, drawn negatives": ("mmssl", "plus", ("plus.negatives=12", "plus.contrast_weight=0")),
+    "paper": ("mmssl", "paper", ("training.clip_norm=2",)),
+    "paper, float64": ("mmssl", "paper", ("critic.clip_norm=2", "structure.refresh_interval=3")),
+}
+FAST = ("lightgcn", "plus", "paper, float64")
+# Rounding in float32 grows a thousandfold in the critic within 50 steps, as it does in one process
+# between the kernels and plain PyTorch. In float64 these terms are equal to 1e-5 as well.
+CRITIC_TERMS = ("adversarial", "critic_fake", "critic_real", "critic_penalty")
+
+
+def configuration(name: str) -> tuple[str, Config]:
+    model, variant, settings = MODELS[name]
+    return model, load_config(variant, settings=(*SETTINGS, *settings))
+
+
+def train(name: str, group: Group = SINGLE) -> dict[str, np.ndarray]:
+    """Train for ``STEPS`` steps; return the losses, the embeddings and the test metrics."""
+    dataset = make_dataset()
+    model, config = configuration(name)
+    task = create_task(model, dataset, config, group=group)
+    if name.endswith("float64"):
+        widen(task)
+    losses = []
+    for number in range(STEPS):
+        epoch, step = divmod(number, task.steps_per_epoch)
+        if step == 0:
+            task.start_epoch(epoch, 0)
+        losses.append(task.step(step).numpy())
+    scorer = task.embed()
+    metrics = Evaluator(dataset, "test", task.graph, group=group).evaluate(scorer)
+    tensors = {key: tensor.numpy() for key, tensor in scorer.tensors().items()}
+    terms = dict(zip(task.terms, np.stack(losses, 1), strict=True))
+    if name == "paper":
+        terms = {key: values for key, values in terms.items() if key not in CRITIC_TERMS}
+    losses = {f"loss {key}": values for key, values in terms.items()}
+    return {**losses, "metrics": np.array(list(metrics.values())), **tensors}
+
+
+def widen(task: Task) -> None:
+    """Train MMSSL in float64."""
+    assert isinstance(task, MMSSLTask) and task.critic is not None
+    task.model.double()
+    task.critic.double()
+    draw = task.training_step._rand
+    task.training_step._rand = lambda shape: draw(shape).double()
+
+
+def _work(rank: int, size: int, folder: str, names: Sequence[str]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size)
+    for name in names:
+        np.savez(Path(folder) / f"{name}.{rank}.npz", **train(name, Processes()))
+    dist.destroy_process_group()
+
+
+def train_in_processes(
+    size: int, folder: Path, names: Sequence[str]
+) -> dict[str, dict[str, np.ndarray]]:
+    """Train models in ``size`` processes; what all of them return must be equal bits."""
+    folder.mkdir()
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.multiprocessing.spawn(_work, (size, str(folder), names), nprocs=size)
+    results = {}
+    for name in names:
+        first, *others = (np.load(folder / f"{name}.{rank}.npz") for rank in range(size))
+        for other in others:
+            for key in first:
+                np.testing.assert_array_equal(first[key], other[key], err_msg=f"{name}: {key}")
+        results[name] = dict(first)
+    return results
+
+
+def assert_close(got: dict[str, np.ndarray], expected: dict[str, np.ndarray], name: str) -> None:
+    """Losses and embeddings to 1e-5, relative to the size of the array; equal metrics."""
+    for key, wanted in expected.items():
+        if key == "metrics":
+            np.testing.assert_allclose(got[key], wanted, rtol=0, atol=1e-12, err_msg=name)
+        else:
+            norm = np.inf if key.startswith("loss") else None
+            scale = np.linalg.norm(wanted.ravel(), norm)
+            difference = np.linalg.norm((got[key] - wanted).ravel(), norm)
+            assert difference <= 1e-5 * scale, (name, key, difference / scale)

@@ -1,0 +1,158 @@
+"""Real training processes under torchrun: one run directory, kills, and another number of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from mmssl.cli import main
+from mmssl.training.checkpoint import load_checkpoint
+from mmssl.training.run import RunDirectory
+
+needs_gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
+
+OPTIONS = ("--model=lightgcn", "--seed=3", "--set=model.embedding_dim=16", "--set=lightgcn.lr=0.01")
+
+
+def start(size: int, *arguments: str | Path) -> subprocess.Popen:
+    """Start ``mmssl train`` in ``size`` processes on the CPU."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}")
+    return subprocess.Popen(
+        [sys.executable, *launcher, "-m", "mmssl", "train", "--device=cpu", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def error_lines(err: str) -> list[str]:
+    """The lines that the package itself has written; torchrun writes a report of its own."""
+    return [line for line in err.splitlines() if line.startswith("error:")]
+
+
+def wait_for_epochs(process: subprocess.Popen, run: Path, count: int) -> None:
+    deadline = time.monotonic() + 120
+    while not (run / "log.jsonl").exists() or (run / "log.jsonl").read_text().count("\n") < count:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def workers(process: subprocess.Popen) -> list[int]:
+    """The process ids of the started processes, by rank."""
+    listed = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    found = {}
+    for pid in map(int, listed):
+        environment = Path(f"/proc/{pid}/environ").read_bytes()
+        rank = re.search(rb"\0RANK=(\d+)\0", environment)
+        if rank:
+            found[int(rank[1])] = pid
+    return [found[rank] for rank in sorted(found)]
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def assert_same_curve(run: Path, expected: Path) -> None:
+    got, wanted = (json.loads((path / "metrics.json").read_text()) for path in (run, expected))
+    assert len(got["epochs"]) == len(wanted["epochs"])
+    for epoch, other in zip(got["epochs"], wanted["epochs"], strict=True):
+        assert epoch["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert epoch["val"] == pytest.approx(other["val"], abs=1e-12)
+    assert got["test"] == pytest.approx(wanted["test"], abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "message"),
+    [
+        (["--parallel", "data"], {}, "--parallel data: expected to be started by torchrun, as in"),
+        ([], {"TORCHELASTIC_RUN_ID": "1", "WORLD_SIZE": "2"}, "train: expected --parallel data"),
+    ],
+)
+def test_started_in_another_way(
+    tiny_directory, tmp_path, monkeypatch, capsys, arguments, environment, message
+):
+    for name in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    out = tmp_path / "run"
+    assert main(["train", "--data", str(tiny_directory), "--out", str(out), *arguments]) == 2
+    assert message in capsys.readouterr().err
+    assert not out.exists()
+
+
+@needs_gloo
+@pytest.mark.slow
+def test_one_run_directory_and_one_display(tiny_directory, tmp_path):
+    alone, two = tmp_path / "alone", tmp_path / "two"
+    options = ("--data", tiny_directory, *OPTIONS, "--epochs=3")
+    assert main(["train", *map(str, options), "--device=cpu", "--out", str(alone)]) == 0
+    out = finish(start(2, *options, "--out", two, "--parallel=data"))
+    assert out.count("run directory:") == 1 and out.count("test of epoch") == 1
+    assert_same_curve(two, alone)
+    assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in alone.iterdir())
+    assert (two / "log.jsonl").read_text().count("\n") == 3
+    run = RunDirectory.open(two)
+    assert load_checkpoint(run.checkpoint_path).state["finished"]
+
+
+@needs_gloo
+@pytest.mark.slow
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_process_ends_all_and_others_continue(tiny_directory, tmp_path, killed):
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    options = ("--data", tiny_directory, *OPTIONS, "--epochs=40", "--set=lightgcn.patience=40")
+    assert main(["train", *map(str, options), "--device=cpu", "--quiet", f"--out={alone}"]) == 0
+    process = start(3, *options, "--out", run, "--parallel=data", "--quiet")
+    wait_for_epochs(process, run, 3)
+    pids = workers(process)
+    assert len(pids) == 3
+    os.kill(pids[killed], signal.SIGKILL)
+    start_of_end = time.monotonic()
+    _, err = process.communicate(timeout=30)  # the limit that the documentation states
+    assert time.monotonic() - start_of_end < 30
+    assert process.returncode != 0 and not any(map(is_running, pids))
+    (line,) = error_lines(err)
+    assert line.startswith("error: lost the connection to another process of the run")
+    # Two processes continue, then one.
+    process = start(2, "--resume", "--out", run, "--parallel=data", "--quiet")
+    wait_for_epochs(process, run, 8)
+    os.kill(workers(process)[0], signal.SIGTERM)  # any process may be asked to stop
+    process.communicate(timeout=60)
+    assert main(["train", "--resume", "--device=cpu", "--quiet", f"--out={run}"]) == 0
+    assert_same_curve(run, alone)
+
+
+@needs_gloo
+@pytest.mark.slow
+def test_an_error_is_reported_once(tiny_directory, tmp_path):
+    for arguments in (
+        ("--data", tiny_directory, "--model=unknown"),
+        ("--data", tmp_path / "nowhere", "--model=lightgcn"),
+        ("--data", tiny_directory, "--model=ease"),
+        ("--data", tiny_directory, "--model=lightgcn", "--seeds=2"),
+    ):
+        process = start(2, *arguments, "--out", tmp_path / "run", "--parallel=data")
+        _, err = process.communicate(timeout=120)
+        assert process.returncode != 0
+        assert len(error_lines(err)) == 1, err
