@@ -98,7 +98,9 @@ class SLMRecTask(PairwiseTask[SLMRec, SLMRecConfig]):
     def build_optimizer(self) -> torch.optim.Optimizer:
         """See the base class."""
         lr, weight_decay = self.settings.lr, self.settings.weight_decay
-        return torch.optim.Adam(self.model.parameters(), lr=lr, weight_decay=weight_decay)
+        return torch.optim.Adam(
+            self.model.parameters(), lr=lr, weight_decay=weight_decay, fused=True
+        )
 
     def build(self, dataset: InteractionDataset) -> SLMRec:
         """See the base class."""

@@ -6,7 +6,6 @@ Legend: U users, I items, E edges, D features, L layers.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -46,11 +45,10 @@ def propagate_layers(
             items.append(ops.spmm(graph.iu, below[0]))
         out = tuple(sum(layers) * (1 / (num_layers + 1)) for layers in (users, items))
 
-    On the CPU, float32 and float64 results and first gradients have the bits of this loop, for any
-    number of threads. In bfloat16 every layer is rounded to bfloat16, as in the loop, but the sum
-    over the layers is kept in float32 and rounded once; in the backward pass each partial gradient
-    is rounded. Gradients flow to ``user`` and ``item`` and can be differentiated any number of
-    times; no layer is stored for the backward pass.
+    The kernels add in another order, ``x + M (x + M (x + ...))`` for one hop M of both sides, and
+    give the same bits every time, on the CPU for any number of threads. Half types are computed in
+    float32 and rounded once, gradients as well. Gradients flow to ``user`` and ``item`` and can be
+    differentiated any number of times; no layer is stored for the backward pass.
 
     Args:
         graph: the graph, of any normalization; its edge values must not require a gradient.
@@ -71,7 +69,7 @@ def propagate_layers(
     """
     user, item = promoted(user, item)
     _check(graph, user, item, num_layers, combine)
-    if is_cpu_half(user):
+    if user.dtype == torch.bfloat16 or is_cpu_half(user):
         wide = propagate_layers(graph, user.float(), item.float(), num_layers, combine)
         return wide[0].to(user.dtype), wide[1].to(item.dtype)
     if not use_native("propagate_layers", user.device.type, user.dtype):
@@ -82,8 +80,6 @@ def propagate_layers(
     acc = accumulation_dtype(user.dtype)
     factors = (ui.row_scale, ui.col_scale, iu.row_scale, iu.col_scale, graph.value)
     out: tuple[Tensor, Tensor] = _call(
-        user,
-        item,
         user,
         item,
         index.rowptr,
@@ -138,73 +134,48 @@ def _check(graph: Any, user: Any, item: Any, num_layers: Any, combine: Any) -> N
         raise InputError(f"combine: expected {' or '.join(COMBINATIONS)}, got {combine!r:.60}")
 
 
-# The operator separates base, which is only added to the sum, from the tables that are propagated:
-#
-#     out = scale * (base + M x + M^2 x + ... + M^L x)
-#
-# Autograd then adds the two gradients of an embedding in the order in which it would add those of
-# the single hops, and the derivative of the backward operator is the operator again.
-_INDEX = 4  # position of the index among the inputs of the forward operator
+_INDEX, _FACTORS = 2, 6  # positions of the index and of the four scales among the inputs
 
 
-def _fake(base_user: Tensor, base_item: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return base_user.new_empty(base_user.shape), base_item.new_empty(base_item.shape)
+def _fake(user: Tensor, item: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return user.new_empty(user.shape), item.new_empty(item.shape)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.rest = inputs[_INDEX:]  # nothing here needs a gradient, so it bypasses autograd
 
 
-def _backward(ctx: Any, grad_user: Tensor, grad_item: Tensor) -> tuple[Tensor, ...]:
-    grads: tuple[Tensor, ...] = _call_backward(grad_user, grad_item, *ctx.rest)
-    return grads
-
-
-def _backward_fake(grad_user: Tensor, grad_item: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape) for t in (grad_user, grad_item) * 2)
-
-
-def _backward_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    ctx.rest = inputs[2:]
-
-
-def _backward_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
-    out: tuple[Tensor, Tensor] = _call(*grads, *ctx.rest)
+def _backward(ctx: Any, grad_user: Tensor, grad_item: Tensor) -> tuple[Tensor, Tensor]:
+    """The same sum over the powers of the transposed matrix, which swaps the scales."""
+    first, end = _FACTORS - _INDEX, _FACTORS - _INDEX + 4
+    ui_row, ui_col, iu_row, iu_col = ctx.rest[first:end]
+    rest = (*ctx.rest[:first], iu_col, iu_row, ui_col, ui_row, *ctx.rest[end:])
+    out: tuple[Tensor, Tensor] = _call(grad_user, grad_item, *rest)
     return out
 
 
-def _vmap(
-    tables: int, call: Any, info: Any, in_dims: Sequence[Any], *inputs: Any
-) -> tuple[Any, Any]:
-    """A batch of tables, which are the first inputs of both operators, is one wide table."""
-    if any(dim is not None for dim in in_dims[tables:]):
+def _vmap(call: Any, info: Any, in_dims: Sequence[Any], *inputs: Any) -> tuple[Any, Any]:
+    """A batch of tables is one wide table."""
+    if any(dim is not None for dim in in_dims[_INDEX:]):
         return one_by_one(call, info, in_dims, *inputs)
     size = info.batch_size
     wide = [
         x.movedim(dim, 1) if dim is not None else x[:, None].expand(-1, size, -1)  # (rows, B, D)
-        for x, dim in zip(inputs[:tables], in_dims, strict=False)
+        for x, dim in zip(inputs[:_INDEX], in_dims, strict=False)
     ]
-    out = call(*(x.flatten(1) for x in wide), *inputs[tables:])
+    out = call(*(x.flatten(1) for x in wide), *inputs[_INDEX:])
     return tuple(t.unflatten(1, (size, -1)) for t in out), (1,) * len(out)
 
 
-_FORWARD = Operator(
+_OPERATOR = Operator(
     "propagate_layers",
     fake=_fake,
     save=_save,
     backward=_backward,
-    differentiable=(0, 1, 2, 3),
-    vmap=partial(_vmap, _INDEX),
-)
-_BACKWARD = Operator(
-    "propagate_layers_backward",
-    fake=_backward_fake,
-    save=_backward_save,
-    backward=_backward_backward,
     differentiable=(0, 1),
-    vmap=partial(_vmap, 2),
+    vmap=_vmap,
 )
-_call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
+_call = eager(_OPERATOR)
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
@@ -268,6 +239,6 @@ declare(
             "the layers, once the next one is computed",
         ),
         dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
-        operators=(_FORWARD, _BACKWARD),
+        operators=(_OPERATOR,),
     )
 )

@@ -108,7 +108,7 @@ class PairwiseTask(Task, Generic[Model, Settings]):
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Create the optimizer of ``model``, by default Adam."""
-        return torch.optim.Adam(self.model.parameters(), lr=self.settings.lr)
+        return torch.optim.Adam(self.model.parameters(), lr=self.settings.lr, fused=True)
 
     @abstractmethod
     def losses(self, batch: Triples) -> Mapping[str, Tensor]:

@@ -68,8 +68,7 @@ def results():
     yield op.spmm(x, *matrix, None, None, None)
     yield op.spmm_value_grad(grad, x, *matrix, None, None)
     layers = (rowptr, col, t_rowptr, t_col, weights[:2], weights, weights, weights[:2], None, perm)
-    yield from op.propagate_layers(grad, x, 2 * grad, x, *layers, 3, 0.25)
-    yield from op.propagate_layers_backward(grad, x, *layers, 3, 0.25)
+    yield from op.propagate_layers(grad, x, *layers, 3, 0.25)
     loss, saved = op.info_nce(anchor, positive, temperature, negatives, *options)
     yield from (loss, saved)
     yield from op.info_nce_backward(
@@ -112,7 +111,7 @@ def check_rejections():
                  "spmm_value_grad", grad, x, *rowptrs, t_col, None, None, None, None)
     for wrong in (grad[0], grad[:1], grad[:, :4], grad.double()):
         rejected("user must be (U, D) and item (I, D)",
-                 "propagate_layers_backward", wrong, x, *matrix[:4], *[None] * 6, 2, 1.0)
+                 "propagate_layers", wrong, x, *matrix[:4], *[None] * 6, 2, 1.0)
     rejected("anchor and positive must be (B, N, D)",
              "info_nce", anchor, positive[:1], temperature, None, *options)
     rejected("must be (B,) int64", "bpr_loss", users, items, triples[0].int(), *triples[1:])
@@ -135,7 +134,7 @@ rejected("have no CUDA kernel",
 # A meta tensor stands for one of another device: its memory can't be read.
 rejected("on one device", "spmm_value_grad", grad.to("meta"), x, *matrix, None, None)
 rejected("on one device",
-         "propagate_layers_backward", grad, x.to("meta"), *matrix[:4], *[None] * 6, 2, 1.0)
+         "propagate_layers", grad, x.to("meta"), *matrix[:4], *[None] * 6, 2, 1.0)
 rejected("on one device", "info_nce", anchor, positive.to("meta"), temperature, None, *options)
 wide = torch.randn(200, 1, 1)
 rejected("on a GPU num_heads", "view_attention", wide, wide, wide, 1)

@@ -113,21 +113,19 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
             calls[f"spmm_value_grad: {label}"] = call
         if "edge" not in label:  # the operator reads t_edge alone
             rest = (*view[:6], view[5], view[4], view[6], view[8], 2, 0.5)
-            forward, backward = op.propagate_layers, op.propagate_layers_backward
-            calls[f"propagate_layers: {label}"] = partial(forward, *both, *both, *rest)
-            calls[f"propagate_layers_backward: {label}"] = partial(backward, *both, *rest)
+            calls[f"propagate_layers: {label}"] = partial(op.propagate_layers, *both, *rest)
     calls["spmm: x is short"] = lambda: op.spmm(table(ITEMS - 1), *raw_view())
     calls["spmm: x is float16"] = lambda: op.spmm(table(ITEMS).half(), *raw_view())
     view = raw_view()
     good = (*view[:6], view[5], view[4], view[6], view[8], 2, 0.5)
     layers = {
-        "user is short": (*both, table(USERS - 1), both[1], *good),
-        "item is wide": (*both, both[0], table(ITEMS, DIM + 1), *good),
-        "base_user is short": (table(USERS - 1), both[1], *both, *good),
-        "base_item is float64": (both[0], both[1].double(), *both, *good),
-        "t_col is short": (*both, *both, *good[:3], view[3][:-1], *good[4:]),
-        "t_edge is too large": (*both, *both, *good[:9], view[8] + 12, 2, 0.5),
-        "no layer": (*both, *both, *good[:-2], 0, 0.5),
+        "user is short": (table(USERS - 1), both[1], *good),
+        "item is wide": (both[0], table(ITEMS, DIM + 1), *good),
+        "item is float64": (both[0], both[1].double(), *good),
+        "both are bfloat16": (both[0].bfloat16(), both[1].bfloat16(), *good),
+        "t_col is short": (*both, *good[:3], view[3][:-1], *good[4:]),
+        "t_edge is too large": (*both, *good[:9], view[8] + 12, 2, 0.5),
+        "no layer": (*both, *good[:-2], 0, 0.5),
     }
     calls |= {f"propagate_layers: {k}": partial(op.propagate_layers, *v) for k, v in layers.items()}
 

@@ -97,29 +97,22 @@ __device__ __forceinline__ int product_of_block(const Table<T, A>& table) {
   return n;
 }
 
-// The epilogue for columns [at, at + kVec) of all of y, whose values are y.
+// Columns [k, k + kVec) of a row of y, from their sums times row_scale.
 template <int kVec, class T, class A>
-__device__ __forceinline__ void finish(const Epilogue<T, A>& e, int64_t at,
-                                       const Pack<T, kVec>& y) {
-  if (e.base == nullptr && e.sums == nullptr) return;
-  Pack<A, kVec> v;
-  if (e.base != nullptr) {
-    const Pack<T, kVec> base = load<T, kVec>(e.base + at);
+__device__ __forceinline__ void write_columns(const SparseProduct<T, A>& p, int64_t row, int64_t k,
+                                              const Pack<A, kVec>& sum) {
+  const Epilogue<T, A>& e = p.epilogue;
+  Pack<T, kVec> result;
+  if (e.base == nullptr) {
 #pragma unroll
-    for (int i = 0; i < kVec; ++i) v.v[i] = widen(base.v[i]) + widen(y.v[i]);
+    for (int i = 0; i < kVec; ++i) narrow(sum.v[i], result.v[i]);
   } else {
-    v = load<A, kVec>(e.sums + at);
+    const A factor = e.factor == nullptr ? e.scale : e.scale * e.factor[row];
+    const Pack<T, kVec> base = load<T, kVec>(e.base + row * e.base_stride + k);
 #pragma unroll
-    for (int i = 0; i < kVec; ++i) v.v[i] += widen(y.v[i]);
+    for (int i = 0; i < kVec; ++i) narrow(factor * (widen(base.v[i]) + sum.v[i]), result.v[i]);
   }
-  if (e.out == nullptr) {
-    *reinterpret_cast<Pack<A, kVec>*>(e.sums + at) = v;
-    return;
-  }
-  Pack<T, kVec> out;
-#pragma unroll
-  for (int i = 0; i < kVec; ++i) narrow(e.scale * v.v[i], out.v[i]);
-  *reinterpret_cast<Pack<T, kVec>*>(e.out + at) = out;
+  *reinterpret_cast<Pack<T, kVec>*>(p.y + row * p.y_stride + k) = result;
 }
 
 // Tasks [0, R) of a product are its rows, the next 2 * chunks the pieces of its long rows; each is
@@ -144,27 +137,22 @@ __global__ void __launch_bounds__(kBlock, 4)
   if (whole_row ? span.end - span.begin > kChunkEdges : span.begin == span.end) return;
   const A scale = whole_row && a.row_scale != nullptr ? a.row_scale[group] : A(1);
   const T* __restrict__ x = e.p.x;
-  T* __restrict__ y = e.p.y;
-  A sum[kVec] = {};
+  Pack<A, kVec> sum = {};
 #pragma unroll 8
   for (int64_t p = span.begin; p < span.end; ++p) {
     const int32_t c = a.col[p];
-    const Pack<T, kVec> row = load<T, kVec>(x + c * d + k);
+    const Pack<T, kVec> row = load<T, kVec>(x + c * e.p.x_stride + k);
     const A weight = kWeighted ? edge_weight(a, p, c) : A(1);
 #pragma unroll
-    for (int i = 0; i < kVec; ++i) sum[i] += weight * widen(row.v[i]);
+    for (int i = 0; i < kVec; ++i) sum.v[i] += weight * widen(row.v[i]);
   }
 #pragma unroll
-  for (int i = 0; i < kVec; ++i) sum[i] *= scale;
+  for (int i = 0; i < kVec; ++i) sum.v[i] *= scale;
   if (whole_row) {
-    Pack<T, kVec> result;
-#pragma unroll
-    for (int i = 0; i < kVec; ++i) narrow(sum[i], result.v[i]);
-    *reinterpret_cast<Pack<T, kVec>*>(y + group * d + k) = result;
-    finish(e.p.epilogue, group * d + k, result);
+    write_columns(e.p, group, k, sum);
   } else {
 #pragma unroll
-    for (int i = 0; i < kVec; ++i) e.scratch[(group - a.rows) * d + k + i] = sum[i];
+    for (int i = 0; i < kVec; ++i) e.scratch[(group - a.rows) * d + k + i] = sum.v[i];
   }
 }
 
@@ -187,10 +175,7 @@ __global__ void __launch_bounds__(kBlock) join_kernel(const __grid_constant__ Ta
   const int64_t last = (stop - 1) / kChunkEdges;
   A sum = e.scratch[(2 * chunk + (first == begin ? 0 : 1)) * d + k];
   for (int64_t c = chunk + 1; c <= last; ++c) sum += e.scratch[2 * c * d + k];
-  Pack<T, 1> result;
-  narrow(scale * sum, result.v[0]);
-  e.p.y[row * d + k] = result.v[0];
-  finish(e.p.epilogue, row * d + k, result);
+  write_columns(e.p, row, k, Pack<A, 1>{scale * sum});
 }
 
 // Group j takes positions [j, j + 1) * kEdgesPerGroup. Every lane of a warp runs every iteration,
@@ -266,14 +251,13 @@ void choose(Layout layout, const F& f) {
   }
 }
 
-bool is_aligned(const void* p, int64_t bytes = 16) {
-  return reinterpret_cast<uintptr_t>(p) % bytes == 0;
-}
+bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 template <class T, class A>
 bool is_aligned(const SparseProduct<T, A>& p) {
+  constexpr int64_t kWide = 16 / sizeof(T);
   return is_aligned(p.x) && is_aligned(p.y) && is_aligned(p.epilogue.base) &&
-         is_aligned(p.epilogue.out) && is_aligned(p.epilogue.sums, 16 * sizeof(A) / sizeof(T));
+         p.x_stride % kWide == 0 && p.y_stride % kWide == 0 && p.epilogue.base_stride % kWide == 0;
 }
 
 int64_t num_chunks(int64_t nnz) {

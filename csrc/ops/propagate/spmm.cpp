@@ -15,15 +15,34 @@ namespace {
 
 template <class T, class A>
 struct Spmm {
-  SparseArgs<A> a;
-  const T* x;  // (C, d)
-  T* y;        // (R, d)
-  int64_t d;
-  A* partial;     // (slots, d): chunk sums of the rows that are shared between tasks
-  int64_t ahead;  // edges
+  SparseProduct<T, A> p;
+  A* partial;      // (slots, d): chunk sums of the rows that are shared between tasks
+  int64_t ahead;   // edges
   bool far_scale;  // whether col_scale is prefetched too
-  Epilogue<T, A> epilogue;
 };
+
+// How a sum becomes a row of the result: factor * (base + scale * sum), or scale * sum without base.
+template <class T, class A>
+struct Finish {
+  A scale;
+  const T* base = nullptr;
+  A factor = 1;
+
+  Finish columns_from(int64_t k) const { return {scale, base == nullptr ? base : base + k, factor}; }
+  template <class V, class B>
+  MMSSL_INLINE V operator()(const V& sum, const B& before) const {
+    return factor * (before + scale * sum);
+  }
+};
+
+template <class T, class A>
+MMSSL_INLINE Finish<T, A> finish_of(const SparseProduct<T, A>& p, int64_t row) {
+  const Epilogue<T, A>& e = p.epilogue;
+  const A scale = p.a.row_scale == nullptr ? A(1) : p.a.row_scale[row];
+  if (e.base == nullptr) return {scale};
+  const A factor = e.factor == nullptr ? e.scale : e.scale * e.factor[row];
+  return {scale, e.base + row * e.base_stride, factor};
+}
 
 // The factors of an edge's row. The common cases have separate loops: a loop that tests for all of
 // them takes a fifth more time.
@@ -73,122 +92,124 @@ MMSSL_INLINE void add_row(Vec<A, kLanes> (&sum)[kVecs], const T* x, A weight) {
 }
 
 template <class T, class A, int kLanes, int kVecs, class Out>
-MMSSL_INLINE void store_row(Out* out, const Vec<A, kLanes> (&sum)[kVecs], A scale) {
+MMSSL_INLINE void store_row(Out* out, const Vec<A, kLanes> (&sum)[kVecs], const Finish<T, A>& f) {
   if constexpr (std::is_same_v<T, bf16> && kVecs > 1) {
 #pragma GCC unroll 16
     for (int i = 0; i < kVecs; i += 2) {
-      store_pair<kLanes>(out + i * kLanes, scale * sum[i], scale * sum[i + 1]);
+      Vec<A, kLanes> even = f.scale * sum[i], odd = f.scale * sum[i + 1];
+      if (f.base != nullptr) {
+        load_pair<kLanes>(f.base + i * kLanes, even, odd);
+        even = f(sum[i], even), odd = f(sum[i + 1], odd);
+      }
+      store_pair<kLanes>(out + i * kLanes, even, odd);
     }
   } else if constexpr (kLanes == 1) {
-    for (int i = 0; i < kVecs; ++i) write(out + i, scale * sum[i]);
+    for (int i = 0; i < kVecs; ++i) {
+      write(out + i, f.base == nullptr ? f.scale * sum[i] : f(sum[i], widen(f.base[i])));
+    }
+  } else if (f.base == nullptr) {
+#pragma GCC unroll 16
+    for (int i = 0; i < kVecs; ++i) store<A, kLanes>(out + i * kLanes, f.scale * sum[i]);
   } else {
 #pragma GCC unroll 16
-    for (int i = 0; i < kVecs; ++i) store<A, kLanes>(out + i * kLanes, scale * sum[i]);
+    for (int i = 0; i < kVecs; ++i) {
+      store<A, kLanes>(out + i * kLanes, f(sum[i], load_as<A, T, kLanes>(f.base + i * kLanes)));
+    }
   }
 }
 
-// out[k, k + kLanes * kVecs) = scale * the sum over positions [begin, end), kept in registers. Each
-// column is summed edge by edge, so that all SIMD levels give the same bits.
+// Columns [k, k + kLanes * kVecs) of out, from the sum over positions [begin, end), which is kept in
+// registers. Each column is summed edge by edge, so that all SIMD levels give the same bits.
 template <class T, class A, int kLanes, int kVecs, Weights kWeights, class Out>
-MMSSL_INLINE void sum_columns(const Spmm<T, A>& s, int64_t begin, int64_t end, int64_t k, A scale,
-                              Out* out) {
+MMSSL_INLINE void sum_columns(const Spmm<T, A>& s, int64_t begin, int64_t end, int64_t k,
+                              const Finish<T, A>& finish, Out* out) {
   if constexpr (std::is_same_v<T, bf16> && kVecs == 1 && kLanes > 1) {
-    sum_columns<T, A, kLanes / 2, 2, kWeights>(s, begin, end, k, scale, out);
+    sum_columns<T, A, kLanes / 2, 2, kWeights>(s, begin, end, k, finish, out);
   } else {
     Vec<A, kLanes> sum[kVecs] = {};
-    const int32_t* col = s.a.col;
+    const int32_t* col = s.p.a.col;
+    const T* x = s.p.x + k;
     constexpr int64_t kBytes = int64_t(kLanes) * kVecs * sizeof(T);
     for (int64_t p = begin; p < end; ++p) {
-      if (p + s.ahead < s.a.nnz) {
+      if (p + s.ahead < s.p.a.nnz) {
         const int64_t c = col[p + s.ahead];
-        const char* next = reinterpret_cast<const char*>(s.x + c * s.d + k);
+        const char* next = reinterpret_cast<const char*>(x + c * s.p.x_stride);
 #pragma GCC unroll 16
         for (int64_t byte = 0; byte < kBytes; byte += 64) __builtin_prefetch(next + byte);
-        if (kWeights == Weights::kColumns && s.far_scale) __builtin_prefetch(s.a.col_scale + c);
+        if (kWeights == Weights::kColumns && s.far_scale) __builtin_prefetch(s.p.a.col_scale + c);
       }
-      const A weight = edge_weight<kWeights>(s.a, p, col[p]);
-      add_row<T, A, kLanes, kVecs, kWeights>(sum, s.x + col[p] * s.d + k, weight);
+      const A weight = edge_weight<kWeights>(s.p.a, p, col[p]);
+      add_row<T, A, kLanes, kVecs, kWeights>(sum, x + col[p] * s.p.x_stride, weight);
     }
-    store_row<T, A, kLanes, kVecs>(out + k, sum, scale);
+    store_row<T, A, kLanes, kVecs>(out + k, sum, finish.columns_from(k));
   }
 }
 
 // The last d % kLanes columns: by one vector that overlaps columns already done (which get the same
 // results again), or by narrower vectors where the whole row is shorter than one.
 template <class T, class A, int kLanes, Weights kWeights, class Out>
-MMSSL_INLINE void sum_tail(const Spmm<T, A>& s, int64_t begin, int64_t end, int64_t k, A scale,
-                           Out* out) {
-  if (s.d >= kLanes) {
-    if (k + kLanes <= s.d) {
-      sum_columns<T, A, kLanes, 1, kWeights>(s, begin, end, k, scale, out);
+MMSSL_INLINE void sum_tail(const Spmm<T, A>& s, int64_t begin, int64_t end, int64_t k,
+                           const Finish<T, A>& finish, Out* out) {
+  const int64_t d = s.p.d;
+  if (d >= kLanes) {
+    if (k + kLanes <= d) {
+      sum_columns<T, A, kLanes, 1, kWeights>(s, begin, end, k, finish, out);
       k += kLanes;
     }
-    if (k < s.d) {
-      sum_columns<T, A, kLanes, 1, kWeights>(s, begin, end, s.d - kLanes, scale, out);
-    }
+    if (k < d) sum_columns<T, A, kLanes, 1, kWeights>(s, begin, end, d - kLanes, finish, out);
   } else if constexpr (kLanes > 1) {
-    sum_tail<T, A, kLanes / 2, kWeights>(s, begin, end, k, scale, out);
+    sum_tail<T, A, kLanes / 2, kWeights>(s, begin, end, k, finish, out);
   }
 }
 
-// out[0, d) = scale * sum over positions [begin, end), widest blocks first.
+// A row of out from the sum over positions [begin, end), widest blocks first.
 template <class T, class A, int kLanes, int kMaxVecs, Weights kWeights, class Out>
-MMSSL_INLINE void sum_row(const Spmm<T, A>& s, int64_t begin, int64_t end, A scale, Out* out) {
+MMSSL_INLINE void sum_row(const Spmm<T, A>& s, int64_t begin, int64_t end,
+                          const Finish<T, A>& finish, Out* out) {
+  const int64_t d = s.p.d;
   int64_t k = 0;
-  for (; k + kMaxVecs * kLanes <= s.d; k += kMaxVecs * kLanes) {
-    sum_columns<T, A, kLanes, kMaxVecs, kWeights>(s, begin, end, k, scale, out);
+  for (; k + kMaxVecs * kLanes <= d; k += kMaxVecs * kLanes) {
+    sum_columns<T, A, kLanes, kMaxVecs, kWeights>(s, begin, end, k, finish, out);
   }
   if constexpr (kMaxVecs > 8) {
-    if (k + 8 * kLanes <= s.d) {
-      sum_columns<T, A, kLanes, 8, kWeights>(s, begin, end, k, scale, out);
+    if (k + 8 * kLanes <= d) {
+      sum_columns<T, A, kLanes, 8, kWeights>(s, begin, end, k, finish, out);
       k += 8 * kLanes;
     }
   }
-  if (k + 4 * kLanes <= s.d) {
-    sum_columns<T, A, kLanes, 4, kWeights>(s, begin, end, k, scale, out);
+  if (k + 4 * kLanes <= d) {
+    sum_columns<T, A, kLanes, 4, kWeights>(s, begin, end, k, finish, out);
     k += 4 * kLanes;
   }
-  if (k + 2 * kLanes <= s.d) {
-    sum_columns<T, A, kLanes, 2, kWeights>(s, begin, end, k, scale, out);
+  if (k + 2 * kLanes <= d) {
+    sum_columns<T, A, kLanes, 2, kWeights>(s, begin, end, k, finish, out);
     k += 2 * kLanes;
   }
-  if (k < s.d) sum_tail<T, A, kLanes, kWeights>(s, begin, end, k, scale, out);
+  if (k < d) sum_tail<T, A, kLanes, kWeights>(s, begin, end, k, finish, out);
 }
 
-template <class T, class A, int kLanes>
-MMSSL_INLINE void finish_columns(const Spmm<T, A>& s, int64_t at) {
-  const Epilogue<T, A>& e = s.epilogue;
-  const Vec<A, kLanes> before = e.base != nullptr ? load_as<A, T, kLanes>(e.base + at)
-                                                  : load<A, kLanes>(e.sums + at);
-  const Vec<A, kLanes> v = before + load_as<A, T, kLanes>(s.y + at);
-  if (e.out != nullptr) {
-    store_as<A, T, kLanes>(e.out + at, e.scale * v);
-  } else {
-    store<A, kLanes>(e.sums + at, v);
+// A row of y from the sum of its chunks.
+template <class T, class A>
+MMSSL_INLINE void write_row(const Spmm<T, A>& s, int64_t row, const A* sum) {
+  const Finish<T, A> f = finish_of(s.p, row);
+  T* y = s.p.y + row * s.p.y_stride;
+  for (int64_t k = 0; k < s.p.d; ++k) {
+    write(y + k, f.base == nullptr ? f.scale * sum[k] : f(sum[k], widen(f.base[k])));
   }
-}
-
-// The epilogue of a row, which is still in the first-level cache.
-template <class T, class A, int kLanes>
-MMSSL_INLINE void finish_row(const Spmm<T, A>& s, int64_t row) {
-  if (s.epilogue.base == nullptr && s.epilogue.sums == nullptr) return;
-  int64_t k = 0;
-  for (; k + kLanes <= s.d; k += kLanes) finish_columns<T, A, kLanes>(s, row * s.d + k);
-  for (; k < s.d; ++k) finish_columns<T, A, 1>(s, row * s.d + k);
 }
 
 template <class T, class A, int kLanes, int kMaxVecs, Weights kWeights>
 MMSSL_INLINE bool run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) {
-  if (!check(s.a, from, to)) return false;
+  const SparseArgs<A>& a = s.p.a;
+  if (!check(a, from, to)) return false;
+  const int64_t d = s.p.d;
   std::unique_ptr<A[]> own;  // sum and current chunk of a long row that no other task touches
   const int64_t last = to.slot < 0 ? to.row : to.row + 1;
   for (int64_t row = from.row; row < last; ++row) {
-    const int64_t first = s.a.rowptr[row], end = s.a.rowptr[row + 1];
-    const A scale = s.a.row_scale == nullptr ? A(1) : s.a.row_scale[row];
-    T* y = s.y + row * s.d;
+    const int64_t first = a.rowptr[row], end = a.rowptr[row + 1];
     if (end - first <= kChunkEdges) {
-      sum_row<T, A, kLanes, kMaxVecs, kWeights>(s, first, end, scale, y);
-      finish_row<T, A, kLanes>(s, row);
+      T* y = s.p.y + row * s.p.y_stride;
+      sum_row<T, A, kLanes, kMaxVecs, kWeights>(s, first, end, finish_of(s.p, row), y);
       continue;
     }
     const bool cut_before = row == from.row && from.slot >= 0;
@@ -196,18 +217,17 @@ MMSSL_INLINE bool run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) 
     const bool shared = cut_before || cut_after;
     const int64_t begin = cut_before ? from.position : first;
     const int64_t stop = cut_after ? to.position : end;
-    if (!shared && !own) own.reset(new A[2 * s.d]);
-    A* sum = shared ? s.partial + (cut_before ? from.slot : to.slot) * s.d : own.get();
+    if (!shared && !own) own.reset(new A[2 * d]);
+    A* sum = shared ? s.partial + (cut_before ? from.slot : to.slot) * d : own.get();
     for (int64_t p = begin; p < stop; p += kChunkEdges) {
       const int64_t chunk = (p - first) / kChunkEdges;
-      A* out = sum + (shared ? chunk : std::min<int64_t>(chunk, 1)) * s.d;
-      sum_row<T, A, kLanes, kMaxVecs, kWeights>(s, p, std::min(p + kChunkEdges, stop), A(1), out);
+      A* out = sum + (shared ? chunk : std::min<int64_t>(chunk, 1)) * d;
+      const Finish<T, A> plain{A(1)};
+      sum_row<T, A, kLanes, kMaxVecs, kWeights>(s, p, std::min(p + kChunkEdges, stop), plain, out);
       if (shared || chunk == 0) continue;
-      for (int64_t k = 0; k < s.d; ++k) sum[k] += out[k];
+      for (int64_t k = 0; k < d; ++k) sum[k] += out[k];
     }
-    if (shared) continue;
-    for (int64_t k = 0; k < s.d; ++k) write(y + k, scale * sum[k]);
-    finish_row<T, A, kLanes>(s, row);
+    if (!shared) write_row(s, row, sum);
   }
   return true;
 }
@@ -215,15 +235,14 @@ MMSSL_INLINE bool run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) 
 // Adds the chunk sums of the shared rows, in the order of the chunks.
 template <class T, class A>
 void join_split_rows(const Spmm<T, A>& s, const Partition& partition) {
+  const int64_t d = s.p.d;
   for (const Cut& cut : partition.split_rows) {
-    const int64_t chunks = num_chunks(s.a.rowptr[cut.row + 1] - s.a.rowptr[cut.row]);
-    A* sum = s.partial + cut.slot * s.d;
+    const int64_t chunks = num_chunks(s.p.a.rowptr[cut.row + 1] - s.p.a.rowptr[cut.row]);
+    A* sum = s.partial + cut.slot * d;
     for (int64_t c = 1; c < chunks; ++c) {
-      for (int64_t k = 0; k < s.d; ++k) sum[k] += sum[c * s.d + k];
+      for (int64_t k = 0; k < d; ++k) sum[k] += sum[c * d + k];
     }
-    const A scale = s.a.row_scale == nullptr ? A(1) : s.a.row_scale[cut.row];
-    for (int64_t k = 0; k < s.d; ++k) write(s.y + cut.row * s.d + k, scale * sum[k]);
-    finish_row<T, A, 1>(s, cut.row);
+    write_row(s, cut.row, sum);
   }
 }
 
@@ -275,15 +294,15 @@ bool launch_spmm(std::span<const SparseProduct<T, A>> products, const Parallel& 
     Partition partition = make_partition(p.a, p.d, double(work_of(p.a, p.d)) / work, pool);
     const int64_t first_task = tasks;
     tasks += partition.tasks(), partials += partition.slots * p.d;
-    const Spmm<T, A> s{p.a, p.x, p.y, p.d, nullptr, edges_ahead(p.a.columns, p.d * sizeof(T)),
-                       p.a.columns * int64_t(sizeof(A)) > kScaleBytesInCache, p.epilogue};
+    const Spmm<T, A> s{p, nullptr, edges_ahead(p.a.columns, p.d * sizeof(T)),
+                       p.a.columns * int64_t(sizeof(A)) > kScaleBytesInCache};
     jobs.push_back({s, std::move(partition), kernel<T, A>(weights_of(p.a)), first_task});
   }
   const std::unique_ptr<A[]> partial(new A[partials]);
   partials = 0;
   for (auto& job : jobs) {
     job.s.partial = partial.get() + partials;
-    partials += job.partition.slots * job.s.d;
+    partials += job.partition.slots * job.s.p.d;
   }
   std::atomic<bool> good = true;
   for_each_task(pool, tasks, [&](int64_t task) {

@@ -26,25 +26,25 @@ struct SparseArgs {
   int64_t columns = 0;              // C
 };
 
-// What follows a finished row of y: v = base + y, or sums + y where base is null; then
-// out = scale * v, or sums = v where out is null. Nothing if base and sums are null. All are (R, D);
-// out may be y.
+// What becomes of a finished row r of the product: scale * factor[r] * (base[r] + row). A null factor
+// is all ones; a null base leaves the row as it is.
 template <class T, class A>
 struct Epilogue {
-  const T* base = nullptr;
-  A* sums = nullptr;
-  T* out = nullptr;
+  const T* base = nullptr;    // (R, D), rows base_stride apart
+  int64_t base_stride = 0;
+  const A* factor = nullptr;  // (R) or null
   A scale = 1;
 };
 
-// One product of a batch: y (R, D) = a (R, C) @ x (C, D), row-major and contiguous. T is the type x
-// and y are stored in.
+// One product of a batch: y (R, D) = a (R, C) @ x (C, D), row-major. T is the type x and y are
+// stored in. A stride is the distance of two rows; y overlaps neither x nor base.
 template <class T, class A>
 struct SparseProduct {
   SparseArgs<A> a;
   const T* x = nullptr;
   T* y = nullptr;
   int64_t d = 0;
+  int64_t x_stride = d, y_stride = d;
   Epilogue<T, A> epilogue{};
 };
 

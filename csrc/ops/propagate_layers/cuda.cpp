@@ -1,4 +1,4 @@
-// Binds propagate_layers and its gradient to the CUDA kernels of propagate.
+// Binds propagate_layers to the CUDA kernels of propagate.
 #include "common/cuda_binding.h"
 #include "ops/propagate_layers/kernels.cuh"
 #include "ops/propagate_layers/operands.h"
@@ -10,29 +10,21 @@ using namespace mmssl;
 class Kernels {
  public:
   explicit Kernels(const LayersOperands& o)
-      : device_(o.user),
-        scratch_(new_empty(o.user, {cuda::hop_scratch(o.layers<float>())},
-                           accumulation_type(o.user.scalar_type()))) {}
+      : device_(o.user), sums_(new_empty(o.user, {cuda::hop_scratch(o.layers<float>())})) {}
 
-  // The scratch is that of the hop before, which has ended: they follow each other on the stream.
-  template <class T, class A>
-  void operator()(std::span<const SparseProduct<T, A>> products) const {
-    MMSSL_CUDA_CHECK(cuda::launch_spmm(products, mutable_data<A>(scratch_), device_.stream));
-  }
-
-  template <class T, class A>
-  void scaled(const T* x, T* y, int64_t n, A factor) const {
-    MMSSL_CUDA_CHECK(cuda::launch_scaled(x, y, n, factor, device_.stream));
+  // The sums are those of the hop before, which has ended: they follow each other on the stream.
+  template <class A>
+  void operator()(const Layers<A>& m, Sides<const A> x, Sides<A> out, A* scratch) const {
+    run_layers(m, x, out, scratch, [&](auto products) {
+      MMSSL_CUDA_CHECK(cuda::launch_spmm(products, mutable_data<A>(sums_), device_.stream));
+    });
   }
 
  private:
   cuda::CurrentDevice device_;
-  Tensor scratch_;
+  Tensor sums_;
 };
 
 }  // namespace
 
-MMSSL_CUDA_LIBRARY(m) {
-  m.impl("propagate_layers", TORCH_BOX(&propagate_layers<Kernels>));
-  m.impl("propagate_layers_backward", TORCH_BOX(&propagate_layers_backward<Kernels>));
-}
+MMSSL_CUDA_LIBRARY(m) { m.impl("propagate_layers", TORCH_BOX(&propagate_layers<Kernels>)); }
