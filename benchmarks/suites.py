@@ -16,6 +16,7 @@ from benchmarks import (
     bench_evaluate,
     bench_info_nce,
     bench_layers,
+    bench_models,
     bench_propagate,
     bench_propagate_layers,
     bench_scale,
@@ -99,11 +100,17 @@ def scale_cases(options: Options) -> Iterator[Case]:
     return bench_scale.cases(_size(options), options.device)
 
 
+def models_cases(options: Options) -> Iterator[Case]:
+    """Light models: steps by phases, epochs against peers."""
+    return bench_models.cases(_size(options), options.peers, options.only)
+
+
 SUITES: dict[str, Callable[[Options], Iterator[Case | Failure]]] = {
     "ops": ops_cases,
     "step": step_cases,
     "evaluate": evaluate_cases,
     "scale": scale_cases,
+    "models": models_cases,
 }
 
 
@@ -111,7 +118,8 @@ def peer_names() -> list[str]:
     """Return the names that ``--peers`` accepts."""
     tables = (
         peers_of_ops.SPARSE, peers_of_ops.INFO_NCE, peers_of_ops.CROSS_VIEW, peers_of_ops.RANKING,
-        bench_train_step.BY_NAME, ("released, 1 process", "released, 2 processes", "Python loop"),
+        bench_train_step.BY_NAME, bench_models.PEERS,
+        ("released, 1 process", "released, 2 processes", "Python loop"),
     )  # fmt: skip
     return list(dict.fromkeys(itertools.chain.from_iterable(tables)))
 
@@ -175,6 +183,10 @@ def show(case: Case) -> None:
         print(f"  limit {case.limit.ms:.3f} ms: {parts}")
     for name, row in case.rows.items():
         print(f"  {name:36s} {_line(row)}")
+        if case.limit is not None and "phases_ms" in row.extra:
+            for phase, spent in row.extra["phases_ms"].items():
+                least = case.limit.parts_ms.get(phase, 0.0)
+                print(f"    {phase:22s} {spent:8.3f} ms, limit {least:7.3f}, {least / spent:4.0%}")
     for name, reason in case.missing.items():
         print(f"  {name:36s} not measured: {reason}", flush=True)
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mmssl.data.dataset import Interactions
+from mmssl.data.dataset import InteractionDataset, Interactions
 from mmssl.graph import InteractionGraph
 
 
@@ -33,6 +33,8 @@ SHAPES = {
     "sports": (35_598, 18_357, 218_409),
     "ml1m": (6_036, 2_928, 438_275),
     "gowalla": (29_858, 40_981, 810_128),
+    "microlens": (50_000, 19_220, 259_708),
+    "power-law-2m": (200_000, 100_000, 2_000_000),
     "power-law-10m": (1_000_000, 500_000, 10_000_000),
     "power-law-100m": (10_000_000, 5_000_000, 100_000_000),
     "smoke": (300, 150, 2_000),
@@ -44,6 +46,7 @@ WIDTHS = {
     "tiktok": {"image": 128, "audio": 128},
     "baby": {"image": 128, "text": 128},
     "sports": {"image": 4096, "text": 1024},
+    "microlens": {"image": 128, "text": 128},
     "smoke": {"image": 12, "text": 7},
 }
 
@@ -93,8 +96,60 @@ def load(name: str) -> Workload:
         return Workload(
             name, InteractionGraph.from_edges(*data.train, data.num_users, data.num_items)
         )
-    label = name if name.startswith("power-law") else f"{name}-like"
-    return Workload(label, power_law(users, items, edges))
+    if folder := _folder(name, "pairs.tsv"):
+        return Workload(name, InteractionGraph.from_edges(*_leave_one_out(folder / "pairs.tsv")))
+    return Workload(label(name), power_law(users, items, edges))
+
+
+def label(name: str) -> str:
+    """Return the name of a set as :func:`load` does, without loading it."""
+    real = any(_folder(name, file) for file in ("train.npz", "train.json", "pairs.tsv"))
+    return name if real or name.startswith("power-law") else f"{name}-like"
+
+
+def dataset(name: str, *, with_features: bool = False) -> InteractionDataset:
+    """Return a set for training: the real one, or random held-out edges around a loaded graph.
+
+    Args:
+        name: Name of the set.
+        with_features: Whether to add features; random ones if the set has none.
+    """
+    if _folder(name, "train.json"):
+        from mmssl.data import read_dataset
+
+        found = read_dataset(_folder(name, "train.json"))
+        if found.features or not with_features:
+            return found
+        splits = dict(found.splits())
+    else:
+        graph = load(name).graph
+        train = Interactions(graph.ui.row_of_edge().numpy(), graph.index.col.long().numpy())
+        rng = np.random.default_rng(1)
+        users = np.unique(rng.choice(graph.trainable_users.numpy(), 200))
+        draw = torch.from_numpy(rng.random(len(users)))
+        items = graph.missing_item(torch.from_numpy(users), draw).numpy()
+        held = [Interactions(users[n::2], items[n::2]) for n in (0, 1)]
+        splits = {"train": train, "val": held[0], "test": held[1]}
+        found = InteractionDataset(
+            name=name, num_users=graph.num_users, num_items=graph.num_items, **splits
+        )
+    if not with_features:
+        return found
+    drawn = features(name, found.num_items)
+    return InteractionDataset(
+        name=name, num_users=found.num_users, num_items=found.num_items, **splits,
+        features={modality: rows.numpy() for modality, rows in drawn.items()},
+    )  # fmt: skip
+
+
+def _leave_one_out(path: Path) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Read MicroLens' pairs.tsv: users, items by time; the last two of a user are held out."""
+    lines = [line.split("\t") for line in path.read_text().splitlines()]
+    lists = [[int(item) for item in items.split()] for _, items in lines]
+    num_items = 1 + max(max(items) for items in lists)
+    pairs = {(user, item) for user, items in enumerate(lists) for item in items[:-2]}
+    edges = np.array(sorted(pairs))
+    return edges[:, 0], edges[:, 1], len(lists), num_items
 
 
 def features(name: str, num_items: int) -> dict[str, Tensor]:

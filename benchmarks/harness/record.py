@@ -163,7 +163,7 @@ def read_all(paths: Iterable[Path]) -> list[Results]:
 
 
 def _order(suite: str) -> int:
-    order = ("ops", "step", "evaluate", "scale")
+    order = ("ops", "step", "evaluate", "scale", "models")
     return order.index(suite) if suite in order else len(order)
 
 

@@ -66,7 +66,10 @@ def label(case: Case) -> str:
 
 def tables(results: Results) -> list[Table]:
     """Of a file."""
-    makers = {"step": step_tables, "evaluate": evaluate_table, "scale": scale_table}
+    makers = {
+        "step": step_tables, "evaluate": evaluate_table, "scale": scale_table,
+        "models": model_tables,
+    }  # fmt: skip
     if results.suite == "ops":
         return op_tables(results.cases)
     return makers.get(results.suite, other_tables)(results.cases)
@@ -102,7 +105,7 @@ def _op_row(case: Case, peers: Sequence[str]) -> list[str]:
         "-" if case.limit is None else ms(case.limit.ms),
         quartiles(own),
         both,
-        "-" if own.of_limit is None else f"{100 * own.of_limit:.0f} %",
+        _share(own),
         "-" if own.peak_mb is None else f"{own.peak_mb:.0f}",
         *(times(ratio(case, peer)) if peer in case.rows else "-" for peer in peers),
     ]
@@ -166,6 +169,29 @@ def other_tables(cases: Sequence[Case]) -> list[Table]:
         )
         for case in cases
     ]
+
+
+def model_tables(cases: Sequence[Case]) -> list[Table]:
+    """A table of all steps by phase, and one for every epoch."""
+    rows = []
+    for case in cases:
+        if case.limit is None:
+            continue
+        row = case.rows[case.baseline]
+        least = case.limit.ms
+        rows.append([f"{case.op}, {label(case)}", "all", quartiles(row), ms(least), _share(row)])
+        for phase, spent in row.extra["phases_ms"].items():
+            part = case.limit.parts_ms.get(phase)
+            cells = ["-", "-"] if part is None else [ms(part), f"{100 * part / spent:.0f} %"]
+            rows.append(["", phase, ms(spent), *cells])
+    header = ["", "phase", "ms (quartiles)", "limit, ms", "of the limit"]
+    text = "The limit of a step is the sum over its phases; nothing in `rest` is needed."
+    steps = [Table("steps by phase", text, header, rows)] if rows else []
+    return steps + other_tables([case for case in cases if case.limit is None])
+
+
+def _share(row: Row) -> str:
+    return "-" if row.of_limit is None else f"{100 * row.of_limit:.0f} %"
 
 
 def scale_table(cases: Sequence[Case]) -> list[Table]:

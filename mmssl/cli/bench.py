@@ -21,6 +21,7 @@ _SUITES = {
     "step": "a training step against the released arithmetic",
     "evaluate": "full ranking against the released evaluation",
     "scale": "a step's time and memory against the size of the data",
+    "models": "light models: a step by phases against its limits, an epoch against others",
 }
 
 

@@ -101,10 +101,9 @@ def bpr_with_l2(
         batch: (B,) triples.
         reg: Weight of the penalty ``(|u|^2 + |pos|^2 + |neg|^2) / (2 B)``.
     """
-    rows = (ego.user[batch.user], ego.item[batch.pos_item], ego.item[batch.neg_item])  # (B, D)
-    squares = torch.stack([row.square().sum() for row in rows]).sum()
-    bpr = ops.bpr_loss(*embeddings, batch.user, batch.pos_item, batch.neg_item)
-    return {"bpr": bpr, "l2": reg * 0.5 * squares / batch.user.numel()}
+    # One gather and one scatter of the batch's rows; the loss of the ego embeddings is not used.
+    _, squares = ops.bpr_loss(*ego, *batch, with_l2=True)
+    return {"bpr": ops.bpr_loss(*embeddings, *batch), "l2": reg * 0.5 * squares / len(batch.user)}
 
 
 class LightGCNTask(PairwiseTask[LightGCN, LightGCNConfig]):

@@ -154,6 +154,14 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         self.model.train()
         with record_function("mmssl::sample"):
             batch = self._draw(number)
+        return self.train_on(batch)
+
+    def train_on(self, batch: Triples) -> Tensor:
+        """Take one step of the optimizer on the given (B,) triples.
+
+        Returns:
+            (K,) values of ``terms`` before the step, detached.
+        """
         with record_function("mmssl::forward"):
             losses = self.losses(batch)
             terms = torch.stack([losses[name] for name in self.terms])

@@ -44,7 +44,7 @@ def smoke(tmp_path_factory):
 @pytest.mark.slow
 def test_every_suite_writes_its_file(smoke):
     folder, text = smoke
-    for suite in ("ops", "step", "evaluate", "scale"):
+    for suite in ("ops", "step", "evaluate", "scale", "models"):
         found = read(folder / f"{suite}-cpu-smoke.json")
         assert found.suite == suite and found.environment["smoke"]
         for key in ("name", "threads", "simd", "torch", "commit", "versions", "rates"):

@@ -3,7 +3,7 @@
 //   out = scale * (x + M x + ... + M^L x) = scale * (x + M (x + M (x + ...)))
 //
 // on pairs of tables: M (user, item) = (ui item, iu user). U users, I items, D features, L layers.
-// The two products of a hop are one batch. The right-hand form needs no sum beside the tables of
+// The two products of a hop are one batch. The right-hand form needs no sum next to the tables of
 // the hops. Every hop but the last stores its rows times the column scale of the next one, which
 // then adds them up as they are.
 #pragma once

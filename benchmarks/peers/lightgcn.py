@@ -1,0 +1,172 @@
+"""LightGCN by hand in plain PyTorch, and with torch_geometric: what an epoch is compared with.
+
+Imports numpy, scipy and torch only, and torch_geometric where it is asked for, so that a peer can
+run in an environment of its own: ``python lightgcn.py NAME PROBLEM.npz`` answers every line on
+stdin, "losses" or "epoch", by one line of JSON.
+
+Legend: U users, I items, D embedding dim, n train edges, B batch.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+import warnings
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Array = npt.NDArray[Any]
+
+
+class LightGCNPeer(ABC):
+    """BPR with L2 on shuffled train edges, Adam; negatives drawn again until they are none.
+
+    Args:
+        problem: ``user`` and ``item`` (n,) train edges; ``user_table`` (U, D) and ``item_table``
+            (I, D), where training starts; ``batches`` (k, 3, B), the triples of :meth:`losses`;
+            ``layers``, ``lr``, ``reg`` and ``batch_size``.
+    """
+
+    def __init__(self, problem: Mapping[str, Array]) -> None:
+        self.user, self.item = problem["user"].astype(np.int64), problem["item"].astype(np.int64)
+        self.num_users, self.num_items = len(problem["user_table"]), len(problem["item_table"])
+        self.layers, self.batch_size = int(problem["layers"]), int(problem["batch_size"])
+        self.reg, self.batches = float(problem["reg"]), problem["batches"]
+        self.edges = np.sort(self.user * self.num_items + self.item)
+        self.rng = np.random.default_rng(0)
+        tables = np.concatenate([problem["user_table"], problem["item_table"]])
+        self.table = torch.nn.Parameter(torch.from_numpy(tables.astype(np.float32)))
+        self.optimizer = torch.optim.Adam([self.table], lr=float(problem["lr"]))
+
+    @abstractmethod
+    def loss(self, users: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """Return BPR plus ``reg (|u|^2 + |pos|^2 + |neg|^2) / (2 B)`` of a batch of (B,) ids."""
+
+    def step(self, users: Array, pos: Array, neg: Array) -> Tensor:
+        """Train on a batch and return its loss."""
+        loss = self.loss(*(torch.from_numpy(ids) for ids in (users, pos, neg)))
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        return loss.detach()
+
+    def losses(self) -> list[float]:
+        """Train on the given batches and return the loss of each."""
+        return [float(self.step(*batch)) for batch in self.batches]
+
+    def epoch(self) -> None:
+        """Pass once through the train edges."""
+        order = self.rng.permutation(len(self.user))
+        for start in range(0, len(order), self.batch_size):
+            batch = order[start : start + self.batch_size]
+            users = self.user[batch]
+            self.step(users, self.item[batch], self.negatives(users))
+
+    def negatives(self, users: Array) -> Array:
+        """Draw an item for each user; up to three times again where it is a train item."""
+        drawn = self.rng.integers(0, self.num_items, len(users))
+        for _ in range(3):
+            key = users * self.num_items + drawn
+            at = np.minimum(np.searchsorted(self.edges, key), len(self.edges) - 1)
+            again = self.rng.integers(0, self.num_items, len(users))
+            drawn = np.where(self.edges[at] == key, again, drawn)
+        return drawn
+
+
+class PlainPyTorch(LightGCNPeer):
+    """The symmetric matrix of both sides in torch's CSR, which is its own transpose in backward."""
+
+    def __init__(self, problem: Mapping[str, Array]) -> None:
+        super().__init__(problem)
+        edges = (np.ones(len(self.user)), (self.user, self.item))
+        one_side = scipy.sparse.csr_matrix(edges, (self.num_users, self.num_items))
+        both = scipy.sparse.bmat([[None, one_side], [one_side.T, None]]).tocsr()
+        degree = np.asarray(both.sum(1)).ravel()
+        scale = scipy.sparse.diags(np.where(degree > 0, np.maximum(degree, 1) ** -0.5, 0))
+        matrix = (scale @ both @ scale).tocsr()
+        self.matrix = torch.sparse_csr_tensor(
+            torch.from_numpy(matrix.indptr.astype(np.int64)),
+            torch.from_numpy(matrix.indices.astype(np.int64)),
+            torch.from_numpy(matrix.data.astype(np.float32)),
+            matrix.shape,
+        )
+
+    def loss(self, users: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """See the base class."""
+        layers = [self.table]
+        for _ in range(self.layers):
+            layers.append(_Product.apply(layers[-1], self.matrix))
+        final = torch.stack(layers).mean(0)
+        pos, neg = pos + self.num_users, neg + self.num_users
+        user, liked, other = final[users], final[pos], final[neg]
+        bpr = F.softplus((user * other).sum(1) - (user * liked).sum(1)).mean()
+        squares = sum(self.table[ids].square().sum() for ids in (users, pos, neg))
+        return bpr + self.reg * squares / 2 / len(users)
+
+
+class _Product(torch.autograd.Function):
+    """A product with a symmetric matrix."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, matrix: Tensor) -> Tensor:
+        ctx.matrix = matrix
+        return matrix @ x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.matrix @ grad.contiguous(), None
+
+
+class Geometric(LightGCNPeer):
+    """``torch_geometric.nn.LightGCN`` with its own loss, on the graph as an edge index."""
+
+    def __init__(self, problem: Mapping[str, Array]) -> None:
+        super().__init__(problem)
+        from torch_geometric.nn import LightGCN
+
+        self.model = LightGCN(len(self.table), self.table.shape[1], self.layers)
+        self.model.embedding.weight = self.table
+        user = torch.from_numpy(self.user)
+        item = torch.from_numpy(self.item + self.num_users)
+        self.graph = torch.stack([torch.cat([user, item]), torch.cat([item, user])])
+
+    def loss(self, users: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+        """See the base class."""
+        pos, neg = pos + self.num_users, neg + self.num_users
+        pairs = torch.stack([torch.cat([users, users]), torch.cat([pos, neg])])
+        liked, other = self.model(self.graph, pairs).chunk(2)
+        rows = torch.cat([users, pos, neg])
+        loss: Tensor = self.model.recommendation_loss(liked, other, rows, self.reg / 2)
+        return loss
+
+
+PEERS: dict[str, type[LightGCNPeer]] = {
+    "plain PyTorch": PlainPyTorch,
+    "torch_geometric": Geometric,
+}
+
+
+def answer(name: str, path: str) -> None:
+    """Serve one peer on stdin and stdout."""
+    with np.load(path, allow_pickle=False) as arrays:
+        peer = PEERS[name](dict(arrays))
+    warnings.filterwarnings("ignore", message="Sparse")
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        found = peer.losses() if line.strip() == "losses" else peer.epoch()
+        seconds = time.perf_counter() - start
+        print(json.dumps(found if found is not None else seconds), flush=True)
+
+
+if __name__ == "__main__":
+    answer(*sys.argv[1:])
