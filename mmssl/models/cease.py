@@ -42,9 +42,8 @@ class CEASETask(ClosedFormTask):
 
     def prepare(self, dataset: InteractionDataset) -> None:
         """See the base class."""
-        names = modalities_of(dataset, "model cease")
-        parts = [_directions(torch.from_numpy(dataset.features[name])) for name in names]
-        self._features = torch.cat(parts, 1).to(self.device)  # (I, d)
+        modalities_of(dataset, "model cease")  # at least one
+        self._features = feature_directions(dataset).to(self.device)  # (I, d)
 
     def embed(self) -> ItemWeights:
         """See the base class."""
@@ -63,9 +62,16 @@ class CEASETask(ClosedFormTask):
         return self.best_of("cease.weight", FEATURE_WEIGHTS, lambda weight: fit(reg, weight))
 
 
-def _directions(features: Tensor) -> Tensor:
-    """Subtract the mean of the items with content; scale rows to unit length, (I, d) float64."""
-    known = features.any(1)
-    rows = features.double()
-    rows = rows - rows[known].mean(0)
-    return F.normalize(rows) * known[:, None]
+def feature_directions(dataset: InteractionDataset) -> Tensor:
+    """Return the features of all modalities side by side, (I, d) float64.
+
+    The mean of the items with content is subtracted; the rows of each modality have unit length.
+    """
+    parts = []
+    for _, rows in sorted(dataset.features.items()):
+        features = torch.from_numpy(rows)
+        known = features.any(1)
+        features = features.double()
+        features = features - features[known].mean(0)
+        parts.append(F.normalize(features) * known[:, None])
+    return torch.cat(parts, 1)

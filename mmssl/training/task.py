@@ -87,6 +87,13 @@ class Task(ABC):
         Its tensors are detached.
         """
 
+    def finish(self, best: Scorer) -> Scorer:
+        """Return what is tested and stored, given the scorer of the best epoch: by default itself.
+
+        Called once, after the last epoch, also by a run that was resumed after its end.
+        """
+        return best
+
     def start_epoch(self, epoch: int, step: int) -> None:
         """Prepare an epoch: set the learning rate, draw the order of the samples.
 

@@ -17,6 +17,7 @@ from mmssl.data.dataset import InteractionDataset
 from mmssl.distributed.group import SINGLE, Group
 from mmssl.errors import Diverged, InputError
 from mmssl.evaluation.evaluator import Evaluator
+from mmssl.models.embeddings import stored_embeddings
 from mmssl.models.registry import ModelSpec, model_spec
 from mmssl.models.scorer import Scorer
 from mmssl.training import SELECTION_METRIC
@@ -111,7 +112,7 @@ class Trainer:
             except Diverged as error:
                 raise Diverged(self._diverged(error)) from None
         if self.progress.history:
-            scores["val"] = self.progress.history[self.progress.best_epoch - 1]["val"]
+            scores["val"] = self._finish(validation)
         if test:
             scores["test"] = self._test()
         return self._write_metrics(scores)
@@ -239,6 +240,18 @@ class Trainer:
         )
 
     # ---- results -----------------------------------------------------------------------------
+
+    def _finish(self, validation: Evaluator) -> dict[str, float]:
+        """Store the final scorer of the task; return its validation metrics."""
+        # Only models in closed form, which have no epochs, have other scorers than embeddings.
+        best = stored_embeddings(self.best, self.run.path).to(self.task.device)
+        final = self.task.finish(best)
+        if final is best:
+            metrics: dict[str, float] = self.progress.history[self.progress.best_epoch - 1]["val"]
+            return metrics
+        self._check(final.tensors())
+        self.run.save_model({**self.best, **final.tensors()})
+        return validation.evaluate(final)
 
     def _test(self) -> dict[str, float]:
         """Evaluate what is on disk; the only place that reads the test split."""

@@ -13,6 +13,7 @@ from mmssl.cli import main
 from mmssl.config import load_config
 from mmssl.data.neighbors import Neighbors
 from mmssl.errors import InputError
+from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
 from mmssl.models.popularity import popularity
 from mmssl.training.checkpoint import load_checkpoint
@@ -53,6 +54,7 @@ def test_commands(tiny_directory, tmp_path, capsys):
     out = tmp_path / "run"
     command = ["train", "--data", str(tiny_directory), "--variant", "plus", "--quiet"]
     settings = ["--set", "plus.temperature=0.3", "--set", "plus.modality_weights.text=2"]
+    settings = [*settings, "--set", "plus.mix=0"]
     assert main([*command, *settings, "--epochs", "4", "--out", str(out)]) == 0
     run = RunDirectory.open(out)
     assert run.config.plus.temperature == 0.3 and run.config.plus.epochs == 4
@@ -69,6 +71,23 @@ def test_commands(tiny_directory, tmp_path, capsys):
         torch.testing.assert_close(table.norm(dim=1), torch.ones(len(table)))
     assert main(["train", "--resume", "--out", str(out), "--epochs", "5", "--quiet"]) == 0
     assert len(json.loads((out / "metrics.json").read_text())["epochs"]) == 5
+
+
+def test_a_run_stores_and_reports_the_mix(tiny_dataset, tmp_path):
+    settings = (*SMALL, "plus.mix=0.5", "plus.mix_rank=7", "plus.ranking_popularity=0.5")
+    columns = 16 + 1 + 7
+    config = load_config("plus", settings=settings)
+    run = RunDirectory.new(tmp_path / "run", "mmssl", tmp_path, tiny_dataset, config)
+    metrics = fit_run(run, tiny_dataset, show_progress=False)
+    vectors = run.load_embeddings()
+    assert vectors.user.shape == (80, columns) and vectors.item.shape == (50, columns)
+    graph = InteractionGraph.from_edges(*tiny_dataset.train, 80, 50, normalization="sym")
+    for split in ("val", "test"):
+        assert Evaluator(tiny_dataset, split, graph).evaluate(vectors) == metrics[split]
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    again = fit_run(run, tiny_dataset, show_progress=False, resume=True)
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+    assert (again["val"], again["test"]) == (metrics["val"], metrics["test"])
 
 
 def test_default_run_directory_and_profile(tiny_directory, tmp_path, monkeypatch, capsys):

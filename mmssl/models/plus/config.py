@@ -50,6 +50,16 @@ class PlusConfig(Section):
     """Weight of InfoNCE between the interaction view and the modality view of users and items."""
     contrast_temperature: Annotated[float, "> 0"] = 0.5
     """Temperature of that InfoNCE."""
+    mix: Annotated[float | Literal["validation"], '>= 0 or "validation"'] = "validation"
+    """Weight, relative to their spread, of the scores of CEASE (EASE without features) that are
+    added after training; `validation`: the one of a few weights that has the highest Recall@20 on
+    validation, or 0 for a catalog that is too large for CEASE."""
+    mix_reg: Annotated[float, "> 0"] = 100.0
+    """Penalty of these scores, see `cease.reg`."""
+    mix_content: Annotated[float, ">= 0"] = 100.0
+    """Weight of the features in them, see `cease.weight`."""
+    mix_rank: Annotated[int, ">= 1"] = 256
+    """Number of columns that they add to the vectors of users and items."""
     prune: Annotated[float, "in [0, 1)"] = 0.0
     """Share of the train edges left out of the propagation, drawn again every epoch with
     probabilities that grow with the degrees of both ends."""

@@ -17,11 +17,14 @@ from mmssl.distributed.group import SINGLE, Group
 from mmssl.distributed.losses import shared_info_nce
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.models.embeddings import Embeddings
+from mmssl.models.item_weights import MAX_DENSE_ITEMS, check_dense
 from mmssl.models.plus.config import PlusConfig
 from mmssl.models.plus.item_graph import build_item_graph
 from mmssl.models.plus.loss import Scored, catalog_softmax, density_temperature, with_offset
+from mmssl.models.plus.mix import SHARES, history_vectors, mixed
 from mmssl.models.plus.model import Plus, PlusViews
 from mmssl.models.pruning import EdgePruning
+from mmssl.models.scorer import Scorer
 from mmssl.ops import Triples
 from mmssl.training.pairwise import PairwiseTask
 from mmssl.training.selection import best_on_validation
@@ -48,6 +51,7 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         group: Group = SINGLE,
     ) -> None:
         super().__init__(dataset, config, device, group)
+        self.dataset = dataset
         given = self.settings.temperature
         if given == "density":
             given = density_temperature(self.graph)
@@ -114,6 +118,30 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
             self._validation, _RANKING_POPULARITY, partial(self._ranked, final)
         )
         return best
+
+    @torch.no_grad()
+    def finish(self, best: Scorer) -> Scorer:
+        """Add the scores of CEASE to those of the best epoch, see :mod:`mmssl.models.plus.mix`.
+
+        Raises:
+            InputError: ``plus.mix`` is a number, and there are too many items for CEASE.
+        """
+        given = self.settings.mix
+        if given == 0:
+            return best
+        if given == "validation" and self.graph.num_items > MAX_DENSE_ITEMS:
+            self.selected = {**self.selected, "plus.mix": 0.0}
+            return best
+        check_dense(self.graph.num_items, "plus with plus.mix > 0")
+        assert isinstance(best, Embeddings)
+        seed = self.config.training.seed
+        history = history_vectors(self.dataset, self.graph, self.settings, seed)
+        mix = partial(mixed, best, history)
+        if given != "validation":
+            return mix(given)
+        share, vectors = best_on_validation(self._validation, SHARES, mix)
+        self.selected = {**self.selected, "plus.mix": share}
+        return vectors
 
     def _ranked(self, final: Embeddings, popularity: float) -> Embeddings:
         user, item, _ = self._scored(*final, popularity)
