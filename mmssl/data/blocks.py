@@ -92,3 +92,10 @@ def whole_users(user: IdArray) -> Iterator[slice]:
             last = int(np.searchsorted(user, user[first], side="right"))
         yield slice(first, last)
         first = last
+
+
+def row_blocks(rows: npt.NDArray[np.generic]) -> Iterator[slice]:
+    """Yield slices of the rows of an (N, d) array, each of about ``BLOCK`` numbers."""
+    step = max(1, BLOCK // max(1, rows.shape[1]))
+    for start in range(0, len(rows), step):
+        yield slice(start, min(start + step, len(rows)))

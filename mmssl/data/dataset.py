@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,12 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.columns import id_column
-from mmssl.data.blocks import IntArray, ascending
+from mmssl.data.blocks import IntArray, ascending, row_blocks
 from mmssl.data.manifest import SplitInfo
 from mmssl.data.neighbors import Neighbors
 from mmssl.errors import InputError
 
 FloatArray = npt.NDArray[np.float32]
+FeatureArray = npt.NDArray[np.float16] | npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
 MAX_ID = 2**31 - 1
@@ -78,7 +79,7 @@ class InteractionDataset:
 
     Raises:
         InputError: An id is out of range, an edge occurs twice, a split is empty, features are not
-            one finite float32 row per item, or an id map has the wrong length.
+            one finite row of float16 or float32 per item, or an id map has the wrong length.
     """
 
     name: str
@@ -93,8 +94,9 @@ class InteractionDataset:
     """Edges for model selection."""
     test: Interactions
     """Edges for the final evaluation."""
-    features: dict[str, FloatArray] = field(default_factory=dict)
-    """Modality name -> (I, d_m) float32, C-contiguous, sorted by name when read; may be empty."""
+    features: Mapping[str, FeatureArray] = field(default_factory=dict)
+    """Modality name -> (I, d_m) float32, C-contiguous, sorted by name when read; may be empty.
+    float16 stays as it is: large files are mapped into memory (:mod:`mmssl.data.npy`)."""
     masks: dict[str, BoolArray] = field(default_factory=dict)
     """Modality name -> (I,) bool, True where the item has content; all other feature rows are zero.
     A modality without a mask has content for every item. Models do not read the masks."""
@@ -174,7 +176,8 @@ class InteractionDataset:
         for modality in sorted(self.features):
             rows = self.features[modality]
             digest.update(f"{modality} {rows.shape[0]} {rows.shape[1]}\n".encode())
-            digest.update(rows.astype("<f4", copy=False).data)
+            for part in row_blocks(rows):
+                digest.update(rows[part].astype("<f4", copy=False).data)
         for modality in sorted(self.neighbors):
             row, col, value = self.neighbors[modality]
             digest.update(f"{modality} neighbors {row.size} {value is not None}\n".encode())
@@ -243,11 +246,11 @@ def _check_modality(modality: str) -> None:
         )
 
 
-def _check_features(modality: str, rows: FloatArray, num_items: int) -> None:
+def _check_features(modality: str, rows: FeatureArray, num_items: int) -> None:
     _check_modality(modality)
-    if not isinstance(rows, np.ndarray) or rows.dtype != np.float32:
+    if not isinstance(rows, np.ndarray) or rows.dtype not in (np.float32, np.float16):
         got = rows.dtype if isinstance(rows, np.ndarray) else type(rows).__name__
-        raise InputError(f"features of {modality!r} must be a float32 array, got {got}")
+        raise InputError(f"features of {modality!r} must be a float16 or float32 array, got {got}")
     if rows.ndim != 2 or rows.shape[0] != num_items or rows.shape[1] == 0:
         raise InputError(
             f"features of {modality!r} must have shape ({num_items}, d) with d >= 1, "
@@ -263,13 +266,13 @@ def _check_features(modality: str, rows: FloatArray, num_items: int) -> None:
         )
 
 
-def _check_mask(modality: str, mask: BoolArray, rows: FloatArray | None) -> None:
+def _check_mask(modality: str, mask: BoolArray, rows: FeatureArray | None) -> None:
     if rows is None:
         raise InputError(f"a mask must belong to a modality, got {modality!r} without features")
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != rows.shape[:1]:
         got = f"{mask.dtype}, {mask.shape}" if isinstance(mask, np.ndarray) else type(mask).__name__
         raise InputError(f"mask of {modality!r} must be {len(rows)} booleans, got {got}")
-    filled = np.flatnonzero(~mask & rows.any(axis=1))
+    filled = np.flatnonzero(~mask & has_content(rows))
     if filled.size:
         raise InputError(
             f"features of {modality!r} must be zero where its mask is False, got row {filled[0]} "
@@ -279,11 +282,20 @@ def _check_mask(modality: str, mask: BoolArray, rows: FloatArray | None) -> None
 
 def first_non_finite(rows: npt.NDArray[np.generic]) -> tuple[int, int] | None:
     """Return (row, column) of the first NaN or infinity in an (N, d) array, None if all finite."""
-    finite = np.isfinite(rows)
-    if finite.all():
-        return None
-    row, column = divmod(int(np.argmin(finite)), rows.shape[1])
-    return row, column
+    for part in row_blocks(rows):
+        finite = np.isfinite(rows[part])
+        if not finite.all():
+            row, column = divmod(int(np.argmin(finite)), rows.shape[1])
+            return part.start + row, column
+    return None
+
+
+def has_content(rows: FeatureArray) -> BoolArray:
+    """Return (N,) which rows of an (N, d) array are not all zero."""
+    known = np.empty(len(rows), dtype=np.bool_)
+    for part in row_blocks(rows):
+        known[part] = rows[part].any(axis=1)
+    return known
 
 
 def _check_names(what: str, names: tuple[str, ...] | None, count: int, *, unique: bool) -> None:

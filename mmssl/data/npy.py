@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,9 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.data.blocks import blocks
-from mmssl.data.dataset import BoolArray, FloatArray, first_non_finite
+from mmssl.data.dataset import BoolArray, FeatureArray, first_non_finite
 from mmssl.errors import InputError
 from mmssl.files import open_regular
+
+MAPPED_FROM = 1 << 28
+"""Bytes of a file of features from which it is mapped into memory instead of read."""
 
 _MAGIC = b"\x93NUMPY"
 _HEADER_READERS = {
@@ -61,14 +65,36 @@ def read_header(path: Path) -> NpyHeader:
     return NpyHeader((rows, columns), bool(fortran_order), dtype, offset)
 
 
-def read_features(path: Path) -> FloatArray:
+def map_features(path: Path) -> FeatureArray | None:
+    """Map a matrix of float16 or float32 in C order into memory; None for any other.
+
+    The mapping is private: what is written to it stays in this process. A file that is cut while
+    it is mapped ends the process; one that is replaced, as ``mmssl features`` does, stays mapped.
+
+    Raises:
+        InputError: :func:`read_header` fails.
+    """
+    header = read_header(path)
+    if header.fortran_order or header.dtype.str not in ("<f2", "<f4"):
+        return None
+    with open_regular(path) as file:
+        return np.memmap(file, header.dtype, "c", header.offset, header.shape)
+
+
+def read_features(path: Path) -> FeatureArray:
     """Read a matrix as (rows, columns) float32, C-contiguous and finite.
+
+    A file of :data:`MAPPED_FROM` bytes or more that holds float16 or float32 is mapped into memory
+    as it is (:func:`map_features`).
 
     Raises:
         InputError: :func:`read_header` fails, the matrix does not fit in memory, or a value is NaN,
             infinite or outside the range of float32.
     """
     header = read_header(path)
+    if os.path.getsize(path) >= MAPPED_FROM and (mapped := map_features(path)) is not None:
+        _check_finite(path, mapped)
+        return mapped
     try:
         raw = _read_data(path, header)
         with np.errstate(over="ignore", invalid="ignore"):  # infinities are reported below
@@ -77,13 +103,20 @@ def read_features(path: Path) -> FloatArray:
         raise InputError(
             f"{path}: expected an array that fits in memory, got shape {header.shape}"
         ) from None
+    _check_finite(path, rows, raw)
+    return rows
+
+
+def _check_finite(
+    path: Path, rows: FeatureArray, raw: npt.NDArray[np.generic] | None = None
+) -> None:
     where = first_non_finite(rows)
     if where is not None:
+        got = (rows if raw is None else raw)[where]
         raise InputError(
-            f"{path}: expected finite float32 values, got {raw[where]} at row {where[0]}, "
+            f"{path}: expected finite float32 values, got {got} at row {where[0]}, "
             f"column {where[1]}"
         )
-    return rows
 
 
 def _read_data(path: Path, header: NpyHeader) -> npt.NDArray[np.generic]:
@@ -134,16 +167,24 @@ class RecordFile(NamedTuple):
         Raises:
             InputError: The file was cut while it was read.
         """
+        yield from zip(blocks(self.size), self.read(0, self.size), strict=True)
+
+    def read(self, first: int, last: int) -> Iterator[npt.NDArray[np.void]]:
+        """Yield the records of [first, last) in blocks.
+
+        Raises:
+            InputError: As :meth:`blocks`.
+        """
         with open_regular(self.path) as file:
-            file.seek(self.offset)
-            for part in blocks(self.size):
+            file.seek(self.offset + first * self.dtype.itemsize)
+            for part in blocks(last - first):
                 records = np.fromfile(file, dtype=self.dtype, count=part.stop - part.start)
                 if records.size != part.stop - part.start:
                     raise InputError(
                         f"{self.path}: expected {self.size} records, got fewer: the file changed "
                         "while it was read"
                     )
-                yield part, records
+                yield records
 
 
 def open_records(

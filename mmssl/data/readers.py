@@ -2,7 +2,7 @@
 
 A directory contains::
 
-    train.json  val.json  test.json    {"user": [item, ...], ...}
+    train.json  val.json  test.json    {"user": [item, ...], ...}; or .npy, see split_files.py
     <modality>_feat.npy                optional, any number: one feature row per item id
     <modality>_knn.npz                 optional: similar items, next to or in place of features
     <modality>_mask.npy                optional: True for items with content; other rows are zero
@@ -15,31 +15,28 @@ the train matrix as a pickle, ``train_mat``, which is never opened: it repeats `
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from mmssl.data.dataset import (
-    MAX_ID,
     MODALITY_NAME,
     BoolArray,
     InteractionDataset,
     Interactions,
     hash_of_splits,
+    overlap,
 )
 from mmssl.data.manifest import Manifest, read_manifest
 from mmssl.data.npy import read_features, read_header, read_mask
 from mmssl.data.npz import read_neighbors
+from mmssl.data.split_files import SPLITS, read_split, split_path
 from mmssl.data.tables import Table, read_table
 from mmssl.errors import InputError
-from mmssl.files import read_bytes
 
-SPLITS = ("train", "val", "test")
 FEATURE_SUFFIX = "_feat.npy"
 MASK_SUFFIX = "_mask.npy"
 NEIGHBORS_SUFFIX = "_knn.npz"
@@ -87,7 +84,7 @@ def read_dataset(
             f"{next(iter(paths.values())).name}, got {info.num_items}"
         )
     for split, of_split in edges.items():
-        _check_items(folder / f"{split}.json", of_split, num_items)
+        _check_items(split_path(folder, split), of_split, num_items)
     _check_disjoint(folder, edges, num_items)
     if splits is None:
         _check_hash(info, edges)
@@ -149,107 +146,6 @@ def read_id_maps(folder: Path, num_users: int, num_items: int) -> IdMaps:
     )
 
 
-def _read_json(path: Path) -> dict[str, object]:
-    """Parse a JSON object; reject duplicate keys, NaN and infinity, which json accepts."""
-
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        table = dict(pairs)
-        if len(table) != len(pairs):
-            seen: set[str] = set()
-            for key, _ in pairs:
-                if key in seen:
-                    raise InputError(f"{path}: expected unique keys, got duplicate key {key!r}")
-                seen.add(key)
-        return table
-
-    def no_constant(constant: str) -> object:
-        raise InputError(f"{path}: expected JSON numbers, got {constant}")
-
-    content = read_bytes(path)
-    try:
-        table = json.loads(content, object_pairs_hook=unique, parse_constant=no_constant)
-    except InputError:
-        raise
-    except MemoryError:
-        raise InputError(
-            f"{path}: expected JSON that fits in memory, got {len(content)} bytes"
-        ) from None
-    except (ValueError, RecursionError) as error:  # bad UTF-8 and huge ints are ValueErrors
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{path}: expected JSON, got invalid JSON: {reason}") from None
-    if not isinstance(table, dict):
-        raise InputError(f"{path}: expected a JSON object, got {_kind(table)}")
-    return table
-
-
-def read_split(folder: Path, split: str, *, may_be_empty: bool = False) -> Interactions:
-    """Read ``train.json``, ``val.json`` or ``test.json``; item ids are not checked for a maximum.
-
-    Raises:
-        InputError: The file is missing, malformed or, unless it may be, without interactions.
-    """
-    path = folder / f"{split}.json"
-    if not os.path.lexists(path):
-        hint = ""
-        if split == "train" and (folder / "train_mat").exists():
-            hint = "; train_mat is a pickle, which is never opened: convert it to train.json"
-        if split == "val":
-            hint = f": mmssl data import {folder} --out NEW draws one from train"
-        raise InputError(f"{path}: expected a file, got none{hint}")
-    table = _read_json(path)
-    users: list[int] = []
-    lists: list[list[int]] = []
-    for key, items in table.items():
-        users.append(_user_id(path, key))
-        lists.append(_item_list(path, key, items))
-    lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
-    total = int(lengths.sum())
-    if total == 0 and not may_be_empty:
-        hint = f": mmssl data import {folder} --out NEW draws some from train"
-        hint = hint if split == "val" else ""
-        raise InputError(f"{path}: expected at least one interaction, got none{hint}")
-    return Interactions.from_edges(
-        np.repeat(np.array(users, dtype=np.int64), lengths),
-        np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=total),
-    )
-
-
-def _user_id(path: Path, key: str) -> int:
-    # Only the canonical spelling: "01" and "1" would be duplicates that no JSON parser detects.
-    canonical = key.isascii() and key.isdigit() and (key == "0" or key[0] != "0")
-    if not canonical or len(key) > 10 or int(key) >= MAX_ID:
-        raise InputError(
-            f"{path}: expected user keys to be integers in 0 .. {MAX_ID - 1}, got {key!r:.60}"
-        )
-    return int(key)
-
-
-def _item_list(path: Path, user: str, items: object) -> list[int]:
-    if not isinstance(items, list):
-        raise InputError(f"{path}: expected a list of items for user {user}, got {_kind(items)}")
-    if not set(map(type, items)) <= {int}:  # isinstance would accept True
-        wrong = next(item for item in items if type(item) is not int)
-        raise InputError(
-            f"{path}: expected integer items for user {user}, got {_kind(wrong)} {wrong!r:.60}"
-        )
-    if items and not (min(items) >= 0 and max(items) < MAX_ID):
-        wrong = next(item for item in items if not 0 <= item < MAX_ID)
-        # str() raises ValueError for integers of more than 4300 digits.
-        shown = wrong if abs(wrong) < 10**20 else "a number far out of range"
-        raise InputError(
-            f"{path}: expected items in 0 .. {MAX_ID - 1} for user {user}, got {shown}"
-        )
-    if len(set(items)) != len(items):
-        seen: set[int] = set()
-        for item in items:
-            if item in seen:
-                raise InputError(
-                    f"{path}: expected unique items for user {user}, got item {item} twice"
-                )
-            seen.add(item)
-    return items
-
-
 def _count(info: Manifest, what: str, edges: dict[str, Interactions]) -> int:
     """Return the number of users or items: from ``dataset.toml``, else the highest id plus one."""
     column = Interactions._fields.index(what)
@@ -288,14 +184,15 @@ def _check_disjoint(folder: Path, edges: dict[str, Interactions], num_items: int
     """Check that splits do not overlap; unlike the data set, this can name the files."""
     keys = {split: of_split.user * num_items + of_split.item for split, of_split in edges.items()}
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-        both = np.intersect1d(keys[first], keys[second], assume_unique=True)
+        both = overlap(keys[first], keys[second])
         if both.size:
             user, item = divmod(int(both[0]), num_items)
             way = "--validation from-train draws val.json from train.json"
             if "val" not in (first, second):
                 way = "--splits join makes a log, to be split by mmssl data split"
             raise InputError(
-                f"{folder / f'{second}.json'}: expected no edge of {first}.json, got overlap: "
+                f"{split_path(folder, second)}: expected no edge of "
+                f"{split_path(folder, first).name}, got overlap: "
                 f"user {user}, item {item} ({both.size} such edges); "
                 f"mmssl data import {folder} --out NEW {way}"
             )
@@ -383,11 +280,3 @@ def _further_columns(items: Table | None) -> dict[str, tuple[str, ...]]:
         for place, name in places
         if name not in known and name != "item"
     }
-
-
-def _kind(value: object) -> str:
-    """Return the JSON type of a value, for error messages."""
-    if value is None:
-        return "null"
-    words = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return words.get(type(value), "a number")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mmssl.data.dataset import BoolArray, FloatArray, IntArray, InteractionDataset
-from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX, NEIGHBORS_SUFFIX, SPLITS
+from mmssl.data.blocks import IntArray
+from mmssl.data.dataset import BoolArray, FeatureArray, InteractionDataset, has_content
+from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX, NEIGHBORS_SUFFIX
+from mmssl.data.split_files import SPLITS, split_path
 
 QUANTILES = {"min": 0.0, "q25": 0.25, "median": 0.5, "q75": 0.75, "q95": 0.95, "max": 1.0}
 
@@ -107,7 +110,12 @@ def summary_lines(dataset: InteractionDataset, unread: Sequence[str] = ()) -> li
 
 def passed_over(folder: Path) -> list[str]:
     """Return the files of a directory that ``read_dataset`` does not read, without hidden ones."""
-    read = {*(f"{split}.json" for split in SPLITS), "users.tsv", "items.tsv", "dataset.toml"}
+    read = {
+        *(split_path(folder, split).name for split in SPLITS),
+        "users.tsv",
+        "items.tsv",
+        "dataset.toml",
+    }
     suffixes = (FEATURE_SUFFIX, MASK_SUFFIX, "_feat.toml", NEIGHBORS_SUFFIX)
     return [
         name
@@ -121,12 +129,14 @@ def _quantiles(degree: IntArray) -> dict[str, float]:
     return {name: float(value) for name, value in zip(QUANTILES, values, strict=True)}
 
 
-def _describe(rows: FloatArray, mask: BoolArray | None) -> dict[str, int]:
+def _describe(rows: FeatureArray, mask: BoolArray | None) -> dict[str, int]:
     """Count zero, repeated and masked rows of (I, d_m) features; rows are compared bytewise."""
-    as_bytes = rows.view(np.dtype((np.void, rows.shape[1] * rows.itemsize)))
+    digest = np.empty(len(rows), dtype="V16")
+    for at, row in enumerate(rows):
+        digest[at] = np.void(hashlib.blake2b(row.tobytes(), digest_size=16).digest())
     return {
         "dim": rows.shape[1],
-        "zero_rows": int((~rows.any(axis=1)).sum()),
-        "repeated_rows": rows.shape[0] - np.unique(as_bytes).size,
+        "zero_rows": int((~has_content(rows)).sum()),
+        "repeated_rows": rows.shape[0] - np.unique(digest).size,
         "without_content": 0 if mask is None else int((~mask).sum()),
     }

@@ -14,6 +14,7 @@ from mmssl.data.manifest import Source, write_manifest
 from mmssl.data.npy import save_array
 from mmssl.data.npz import write_neighbors
 from mmssl.data.readers import FEATURE_SUFFIX, MASK_SUFFIX, NEIGHBORS_SUFFIX
+from mmssl.data.split_files import RECORDS_FROM, write_records
 from mmssl.data.staging import staged
 from mmssl.data.tables import table_text
 
@@ -44,8 +45,12 @@ def write_dataset(
 
 def write_files(dataset: InteractionDataset, folder: Path, source: Source | None) -> None:
     """Write everything except features and masks into an existing folder."""
+    records = sum(edges.num_edges for _, edges in dataset.splits()) > RECORDS_FROM
     for split, edges in dataset.splits():
-        _write_json(folder / f"{split}.json", edges)
+        if records:
+            write_records(folder / f"{split}.npy", edges)
+        else:
+            _write_json(folder / f"{split}.json", edges)
     files = write_id_maps(
         folder, dataset.user_ids, dataset.item_ids, dataset.item_titles, dataset.item_columns
     )

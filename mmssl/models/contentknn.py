@@ -44,7 +44,7 @@ class ContentKNNTask(ClosedFormTask):
                 graph = InteractionGraph.from_edges(
                     row, column, size, size, normalization="none", value=value
                 )
-                rows = torch.from_numpy(dataset.features[name])
+                rows = torch.from_numpy(dataset.features[name]).float()
                 directions = F.normalize(rows - rows[rows.any(1)].mean(0))
                 value = edge_products(graph, directions, directions)
                 row, column = graph.ui.row_of_edge(), graph.index.col.long()

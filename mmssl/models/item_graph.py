@@ -15,19 +15,25 @@ from torch import Tensor
 from mmssl import ops
 from mmssl.graph import InteractionGraph
 from mmssl.models.edges import laplacian_values
+from mmssl.models.linear import row_slices
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
+
+RESIDENT = 1 << 26
+"""Numbers of the directions of features that are held at once: 256 MB."""
 
 
 def nearest_neighbors(features: Tensor, k: int, *, centered: bool = True) -> tuple[Tensor, Tensor]:
     """Find the k items with the highest cosine to each item.
 
     The search is exact and holds no I x I matrix; equal cosines rank by smaller id. A zero row
-    stands for an item without content; it has no neighbors and is not a neighbor.
+    stands for an item without content; it has no neighbors and is not a neighbor. The features are
+    read block by block. Their directions are held in float32 if they have at most ``RESIDENT``
+    numbers, else formed again for every pair of blocks.
 
     Args:
-        features: (I, d) float32.
+        features: (I, d) float32 or float16.
         k: Number of neighbors; may exceed the number of items.
         centered: Whether to subtract the mean row first: features of real encoders share a large
             common component, which puts all cosines close together. A row equal to the mean then
@@ -36,21 +42,84 @@ def nearest_neighbors(features: Tensor, k: int, *, centered: bool = True) -> tup
     Returns:
         item and neighbor, (P,) int64 each, sorted by item, nearest neighbor first.
     """
-    known = features.any(1).nonzero().squeeze(1)  # (n,)
-    rows = features[known].double()
-    shifted = rows - rows.mean(0) if centered else rows
-    # What rounding leaves of rows that are all the same is no direction.
-    distinct = shifted.norm(dim=1) > 1e-6 * rows.norm(dim=1)
-    known, shifted = known[distinct], shifted[distinct]
-    count = known.numel()
+    rows = _Directions(features, centered=centered)
+    known, count = rows.known, rows.known.numel()
     k = min(k, max(count - 1, 0))
     if k == 0:
         return known.new_empty(0), known.new_empty(0)
-    directions = F.normalize(shifted).float().contiguous()  # (n, d)
-    each = torch.arange(count, device=features.device)
-    itself = InteractionGraph.from_edges(each, each, count, count, normalization="none").ui
-    _, nearest = ops.masked_topk(directions, directions, k, exclude=itself)  # (n, k)
+    size = features.shape[1]
+    if count * size <= RESIDENT:
+        nearest = _ranked(whole := rows[slice(0, count)], whole, k, 0)[1]
+    else:
+        step = max(RESIDENT // (4 * size), 1)
+        parts = [slice(at, min(at + step, count)) for at in range(0, count, step)]
+        nearest = torch.empty(count, k, dtype=torch.int64, device=features.device)
+        for part in parts:
+            nearest[part] = _nearest_of(rows, part, parts, k)
     return known.repeat_interleave(k), known[nearest.flatten()]
+
+
+class _Directions:
+    """Unit rows, float32, of the features of the items that have any.
+
+    Attributes:
+        known: (n,) int64 ids of these items, ascending.
+    """
+
+    def __init__(self, features: Tensor, *, centered: bool) -> None:
+        self._features = features
+        self._mean: Tensor | None = None
+        blocks = list(row_slices(*features.shape))
+        content = torch.cat([features[part].any(1) for part in blocks])
+        self.known = content.nonzero().squeeze(1)  # (n,)
+        if centered and self.known.numel():
+            sums = [self._rows(part).sum(0) for part in self._slices()]
+            self._mean = torch.stack(sums).sum(0) / self.known.numel()
+        # What rounding leaves of rows that are all the same is no direction.
+        distinct = [self._shifted(part).norm(dim=1) > self._least(part) for part in self._slices()]
+        if distinct:
+            self.known = self.known[torch.cat(distinct)]
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return F.normalize(self._shifted(part)).float().contiguous()
+
+    def _slices(self) -> list[slice]:
+        return list(row_slices(self.known.numel(), self._features.shape[1]))
+
+    def _rows(self, part: slice) -> Tensor:
+        return self._features[self.known[part]].double()
+
+    def _shifted(self, part: slice) -> Tensor:
+        rows = self._rows(part)
+        return rows if self._mean is None else rows - self._mean
+
+    def _least(self, part: slice) -> Tensor:
+        return 1e-6 * self._rows(part).norm(dim=1)
+
+
+def _ranked(queries: Tensor, rows: Tensor, k: int, offset: int) -> tuple[Tensor, Tensor]:
+    """Rank rows (n, d) by their cosine to queries (B, d), of which row b is query b + offset."""
+    each = torch.arange(queries.shape[0], device=rows.device)
+    inside = (each + offset >= 0) & (each + offset < rows.shape[0])
+    itself = InteractionGraph.from_edges(
+        each[inside], (each + offset)[inside], *(len(queries), len(rows)), normalization="none"
+    ).ui
+    return ops.masked_topk(queries, rows, k, exclude=itself)
+
+
+def _nearest_of(rows: _Directions, part: slice, parts: list[slice], k: int) -> Tensor:
+    """Find the k nearest of a block of items among all of them, block by block: (b, k)."""
+    queries = rows[part]
+    scores = queries.new_full((len(queries), k), -torch.inf)
+    nearest = torch.full((len(queries), k), -1, device=queries.device)
+    for other in parts:
+        of_other, found = _ranked(queries, rows[other], k, part.start - other.start)
+        # Earlier blocks have the smaller ids, which a stable sort leaves in front.
+        both = torch.cat((scores, of_other), 1)
+        order = both.sort(dim=1, descending=True, stable=True).indices[:, :k]
+        scores = both.gather(1, order)
+        nearest = torch.cat((nearest, found + other.start), 1).gather(1, order)
+    return nearest
 
 
 def modality_edges(

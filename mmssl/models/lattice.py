@@ -22,6 +22,7 @@ from mmssl.models.configs import LatticeConfig
 from mmssl.models.edges import edge_products, laplacian_values
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.item_graph import with_itself
+from mmssl.models.linear import row_slices
 from mmssl.models.modalities import FeatureProjections, MultiModalLightGCN, modalities_of
 from mmssl.ops import Triples
 from mmssl.training.pairwise import PairwiseTask
@@ -175,8 +176,13 @@ def initial_graph(dataset: InteractionDataset, name: str, num_neighbors: int) ->
     """
     row, column, value = with_itself(dataset, name, num_neighbors)
     if name not in dataset.neighbors:
-        rows = F.normalize(torch.from_numpy(dataset.features[name]).double())
-        value = torch.where(row == column, value, (rows[row] * rows[column]).sum(1))
+        features = torch.from_numpy(dataset.features[name])
+        value = value.double()
+        for part in row_slices(row.numel(), features.shape[1]):
+            first, second = (F.normalize(features[at[part]].double()) for at in (row, column))
+            value[part] = torch.where(
+                row[part] == column[part], value[part], (first * second).sum(1)
+            )
     size = dataset.num_items
     value = laplacian_values(row, column, value.double(), size).float()
     return InteractionGraph.from_edges(row, column, size, size, normalization="none", value=value)

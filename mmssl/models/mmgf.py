@@ -21,13 +21,13 @@ from mmssl.models.item_weights import ItemWeights
 from mmssl.models.modalities import modalities_of
 
 if TYPE_CHECKING:
-    from mmssl.data.dataset import FloatArray, InteractionDataset
+    from mmssl.data.dataset import FeatureArray, InteractionDataset
 
 WEIGHTS = (0.0, 0.1, 1.0, 10.0, 100.0, 1000.0)
 """What is tried on validation for the weight of a modality."""
 
 
-def refined_features(features: FloatArray, alpha: float) -> Tensor:
+def refined_features(features: FeatureArray, alpha: float) -> Tensor:
     """Scale features robustly, shift them to be positive and normalize them asymmetrically.
 
     ``Y = (X - median) / IQR`` by column, ``Z = Y - min Y``, ``D_row^-alpha Z D_col^(alpha - 1)``

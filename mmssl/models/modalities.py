@@ -6,18 +6,19 @@ Legend: I items, D embedding dim, M modalities, d_m width of modality m.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.lightgcn import LightGCN
-from mmssl.models.linear import Linear
+from mmssl.models.linear import Linear, project
 
 if TYPE_CHECKING:
-    from mmssl.data.dataset import FloatArray, InteractionDataset
+    from mmssl.data.dataset import FeatureArray, InteractionDataset
 
 
 def modalities_of(dataset: InteractionDataset, model: str, *, lists: bool = False) -> list[str]:
@@ -49,14 +50,20 @@ class FeatureProjections(nn.Module):
     Args:
         features: Modality name -> (I, d_m) raw features.
         width: D.
+        unit: Whether rows are scaled to unit length first.
     """
 
-    def __init__(self, features: Mapping[str, FloatArray], width: int) -> None:
+    def __init__(
+        self, features: Mapping[str, FeatureArray], width: int, *, unit: bool = False
+    ) -> None:
         super().__init__()
         # Indexed by position: a modality may have any name, including those of module attributes.
         self.layers = nn.ModuleList()
         for position, rows in enumerate(features.values()):
-            self.register_buffer(f"raw_{position}", torch.from_numpy(rows), persistent=False)
+            raw = torch.from_numpy(rows)
+            if unit:
+                raw = F.normalize(raw.float())
+            self.register_buffer(f"raw_{position}", raw, persistent=False)
             layer = Linear(rows.shape[1], width)
             nn.init.xavier_uniform_(layer.weight)
             self.layers.append(layer)
@@ -67,9 +74,8 @@ class FeatureProjections(nn.Module):
         Args:
             item: (n,) int64, which items; None means all.
         """
-        rows = slice(None) if item is None else item
         return [
-            layer(self.get_buffer(f"raw_{position}")[rows])
+            project(cast(Linear, layer), self.get_buffer(f"raw_{position}"), item)
             for position, layer in enumerate(self.layers)
         ]
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl import ops
@@ -106,13 +105,11 @@ class SLMRecTask(PairwiseTask[SLMRec, SLMRecConfig]):
         """See the base class."""
         names = modalities_of(dataset, "model slmrec")
         names.sort(key=lambda name: name != "image")  # the paper's order: visual, acoustic, textual
-        unit = {
-            name: F.normalize(torch.from_numpy(dataset.features[name])).numpy() for name in names
-        }
+        features = {name: dataset.features[name] for name in names}
         width = self.config.model.embedding_dim
         return SLMRec(
             self.graph,
-            FeatureProjections(unit, width),
+            FeatureProjections(features, width, unit=True),
             embedding_dim=width,
             num_layers=self.settings.num_layers,
         )

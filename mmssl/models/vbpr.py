@@ -58,7 +58,8 @@ class VBPR(nn.Module):
         """
         rows = slice(None) if item is None else item
         users = self.user_embedding if user is None else self.user_embedding[user]
-        visual = product(self.get_buffer("features")[rows], self.projection)  # (m, D + 1)
+        features = self.get_buffer("features")[rows].to(self.projection.dtype)
+        visual = product(features, self.projection)  # (m, D + 1)
         offset = self.item_offset[rows] + visual[:, -1:]
         return Embeddings(
             torch.cat((users, users.new_ones(users.shape[0], 1)), 1),

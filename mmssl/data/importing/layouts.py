@@ -86,7 +86,7 @@ def find_layout(path: Path, kind: str | None = None) -> Layout:
     """
     names = sorted(os.listdir(path))
     visible = [name for name in names if not name.startswith((".", "_"))]
-    if "train.json" in names and _is_mmssl(path / "train.json"):
+    if "train.npy" in names or ("train.json" in names and _is_mmssl(path / "train.json")):
         return Layout("mmssl")
     if any(name.endswith(".inter") for name in names):
         return Layout("inter")

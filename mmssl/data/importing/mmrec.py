@@ -18,7 +18,8 @@ from mmssl.data.importing.rows import usable_rows
 from mmssl.data.importing.tensors import left_out, tensor_features
 from mmssl.data.importing.text import Dialect, TextFile
 from mmssl.data.npy import read_features
-from mmssl.data.readers import SPLITS, feature_paths
+from mmssl.data.readers import feature_paths
+from mmssl.data.split_files import SPLITS
 from mmssl.errors import InputError
 
 MAPPINGS = {"user": "u_id_mapping.csv", "item": "i_id_mapping.csv"}

@@ -11,7 +11,6 @@ import numpy as np
 from mmssl.data.dataset import FloatArray, InteractionDataset, Interactions
 from mmssl.data.importing.given import from_train
 from mmssl.data.importing.options import Imported, ImportOptions
-from mmssl.data.importing.table import read_bytes
 from mmssl.data.importing.tensors import tensor_features
 from mmssl.data.log import joined
 from mmssl.data.manifest import Source
@@ -19,12 +18,12 @@ from mmssl.data.readers import (
     FEATURE_SUFFIX,
     MASK_SUFFIX,
     NEIGHBORS_SUFFIX,
-    SPLITS,
     read_dataset,
-    read_split,
 )
+from mmssl.data.split_files import SPLITS, read_split, split_path
 from mmssl.data.summary import passed_over
 from mmssl.errors import InputError
+from mmssl.files import file_sha256
 
 
 def import_mmssl(path: Path, options: ImportOptions) -> Imported:
@@ -52,10 +51,10 @@ def import_mmssl(path: Path, options: ImportOptions) -> Imported:
             )
         features[name] = rows
     edges = sum(edges.num_edges for _, edges in dataset.splits())
-    present = [split for split in SPLITS if (path / f"{split}.json").exists()]
+    present = [file for split in SPLITS if (file := split_path(path, split)).exists()]
     source = Source(
         format="mmssl",
-        files={f"{split}.json": read_bytes(path / f"{split}.json")[1] for split in present},
+        files={file.name: file_sha256(file) for file in present},
         rows_read=edges,
         rows_kept=edges,
     )
@@ -70,11 +69,12 @@ def import_mmssl(path: Path, options: ImportOptions) -> Imported:
 
 def _with_validation(path: Path, options: ImportOptions) -> tuple[InteractionDataset, list[str]]:
     """Read the directory; draw a validation split from train if it has none or is told to."""
-    if not os.path.lexists(path / "train.json"):
+    if not os.path.lexists(split_path(path, "train")):
         return read_dataset(path), []  # says what is missing
     join = options.splits == "join"
     given = None
-    if os.path.lexists(path / "val.json") and (options.validation == "given" or join):
+    given_file = split_path(path, "val")
+    if os.path.lexists(given_file) and (options.validation == "given" or join):
         given = read_split(path, "val", may_be_empty=True)
     if given is not None and given.num_edges and not join:
         return read_dataset(path), []
@@ -91,9 +91,11 @@ def _with_validation(path: Path, options: ImportOptions) -> tuple[InteractionDat
     }
     dataset = dataclasses.replace(read_dataset(path, splits=splits), split=info)
     notes = [note]
-    if os.path.lexists(path / "val.json"):
+    if os.path.lexists(given_file):
         count = read_split(path, "val", may_be_empty=True).num_edges
-        notes.append(f"val.json is left out: {count:,} interactions (--validation from-train)")
+        notes.append(
+            f"{given_file.name} is left out: {count:,} interactions (--validation from-train)"
+        )
     return dataset, notes
 
 

@@ -6,7 +6,7 @@ Legend: U users, I items, D embedding dim, M modalities, d_m raw feature dim of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mmssl import ops
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
-from mmssl.models.linear import Linear
+from mmssl.models.linear import Linear, project
 from mmssl.models.mmssl.attention import CrossModalAttention, IdentityAttention
 from mmssl.models.mmssl.config import ModelConfig
 from mmssl.ops.keep_mask import dropout
@@ -108,7 +108,11 @@ class MMSSL(nn.Module):
             (M, U, D) and (M, I, D).
         """
         projected = [
-            dropout(layer(self.get_buffer(f"raw_{position}")), self.config.dropout, self.training)
+            dropout(
+                project(cast(Linear, layer), self.get_buffer(f"raw_{position}")),
+                self.config.dropout,
+                self.training,
+            )
             for position, layer in enumerate(self.projection)
         ]
         item = torch.cat(projected, 1)  # (I, M D)
