@@ -193,6 +193,8 @@ class ParquetFile:
                         reader.add(batch.column(name))
                     bar.update(batch.num_rows)
             columns = tuple(reader.column() for reader in readers)
+            del readers, batches
+            pa.default_memory_pool().release_unused()
             if any(column.size != total for column in columns):
                 raise InputError(f"{self.path}: expected {total} rows, as it states, got others")
         except MemoryError:
@@ -227,7 +229,7 @@ class _ParquetColumn:
         plain = plain and field.type != "uint64"
         self._numbers = np.empty(total, field.type.to_pandas_dtype()) if plain else None
         self._filled = 0
-        self._texts = Encoder()
+        self._texts = Encoder(0 if plain else total)
 
     def add(self, cells: pyarrow.Array) -> None:
         """Add a batch."""

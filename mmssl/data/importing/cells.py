@@ -132,7 +132,7 @@ def check_ratings(column: Column, role: str, rules: Rules) -> Checked:
 def parsed(values: Sequence[str], decimal: str = ".") -> npt.NDArray[np.float64]:
     """Return the numbers of a column, NaN for all else."""
     if isinstance(values, Numbers):
-        return values.array.astype(np.float64)
+        return values.array.astype(np.float64, copy=False)
     return numbers(values, decimal)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mmssl.data.importing.table import Column
 
@@ -19,10 +18,16 @@ class Encoder:
     more new ones than distinct ones so far, so that every value is merged a few times only.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rows: int = 0) -> None:
+        """Create an empty column.
+
+        Args:
+            rows: Number of rows, if it is known.
+        """
         self._values: Any = None  # array of pyarrow
-        self._new: list[Any] = []
-        self._codes: list[npt.NDArray[np.int32]] = []
+        self._new: list[tuple[slice, Any]] = []  # rows of a batch, and its values
+        self._codes = np.empty(rows, dtype=np.int32)
+        self._size = 0
 
     def add(self, cells: Any) -> None:
         """Add the cells of a batch, an array of pyarrow: strings without null, encoded or not."""
@@ -30,23 +35,25 @@ class Encoder:
 
         for chunk in cells.chunks if isinstance(cells, pa.ChunkedArray) else [cells]:
             encoded = chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode()
-            self._new.append(encoded.dictionary.cast(pa.large_string()))
-            self._codes.append(encoded.indices.to_numpy(zero_copy_only=False).astype(np.int32))
+            part = slice(self._size, self._size + len(encoded))
+            if part.stop > self._codes.size:  # one array that grows leaves no holes behind
+                self._codes.resize(part.stop + part.stop // 2, refcheck=False)
+            self._codes[part] = encoded.indices.to_numpy(zero_copy_only=False)
+            self._new.append((part, encoded.dictionary.cast(pa.large_string())))
+            self._size = part.stop
         known = 0 if self._values is None else len(self._values)
-        if sum(map(len, self._new)) > max(known, _MERGE):
+        if sum(len(values) for _, values in self._new) > max(known, _MERGE):
             self._merge()
 
     def column(self) -> Column:
-        """Return the column.
+        """Return the column; once.
 
         Raises:
             UnicodeDecodeError: A cell is not UTF-8.
         """
-        if not self._codes:
-            return Column(np.empty(0, dtype=np.int32), [])
         self._merge()
-        values = self._values.to_pylist()
-        return Column(np.concatenate(self._codes), values)
+        self._codes.resize(self._size, refcheck=False)
+        return Column(self._codes, [] if self._values is None else self._values.to_pylist())
 
     def _merge(self) -> None:
         import pyarrow as pa
@@ -54,11 +61,10 @@ class Encoder:
         if not self._new:
             return
         known = [] if self._values is None else [self._values]
-        encoded = pa.concat_arrays([*known, *self._new]).dictionary_encode()
+        encoded = pa.concat_arrays(known + [values for _, values in self._new]).dictionary_encode()
         number = encoded.indices.to_numpy(zero_copy_only=False)
         start = sum(map(len, known))
-        first = len(self._codes) - len(self._new)
-        for at, values in enumerate(self._new, start=first):
-            self._codes[at] = number[start : start + len(values)][self._codes[at]]
+        for part, values in self._new:
+            self._codes[part] = number[start : start + len(values)][self._codes[part]]
             start += len(values)
         self._values, self._new = encoded.dictionary, []
