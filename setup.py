@@ -34,6 +34,8 @@ STABLE_API = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
 CSRC = str(Path(__file__).resolve().parent / "csrc")  # absolute: ninja runs elsewhere
 
+# What makes every module load on the systems of manylinux_2_28.
+OLD_SYSTEMS = Path("csrc/common/old_systems.cpp")
 # Files of csrc/ops/<op>/ that are not part of mmssl._C: the CUDA binding and the tests of kernels.
 NOT_OF_CPU = ("cuda.cpp", "emulator_test.cpp", "race.cpp")
 
@@ -92,11 +94,13 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
 
     sanitize = os.environ.get("MMSSL_SANITIZE")
     flags = ["-std=c++20", "-fvisibility=hidden", "-Wall", "-Wno-psabi", "-ffp-contract=off"]
+    flags += ["-include", f"{CSRC}/common/old_systems.h"]
     if sanitize:
         flags += [f"-fsanitize={sanitize}", "-fno-sanitize-recover=undefined", "-O1", "-g1"]
     else:
         flags += ["-O3", "-g0"]
-    link = [f"-fsanitize={sanitize}"] if sanitize else []
+    link = [f"-Wl,--version-script={CSRC}/exports.map"]
+    link += [f"-fsanitize={sanitize}"] if sanitize else []
 
     def common() -> dict[str, Any]:  # new lists each time: torch's extensions append to them
         return {
@@ -116,7 +120,7 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
         options = common()
         options["include_dirs"].append(pybind11.get_include())
         options["extra_link_args"].append("-pthread")
-        sources = named(Path("csrc/host").glob("*.cpp"))
+        sources = named([OLD_SYSTEMS, *Path("csrc/host").glob("*.cpp")])
         extensions.append(
             Extension("mmssl._host", sources, extra_compile_args=[*flags, "-pthread"], **options)
         )
@@ -162,6 +166,7 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
                 "mmssl._C_cuda",
                 named(
                     [
+                        OLD_SYSTEMS,
                         csrc / "library_cuda.cpp",
                         *csrc.glob("ops/*/cuda.cpp"),
                         *csrc.glob("ops/*/*.cu"),

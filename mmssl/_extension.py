@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +19,7 @@ missing: dict[str, str] = {}
 """Module name -> why it is not loaded, in one line."""
 
 _BUILD_INFO = Path(__file__).resolve().parent / "_build_info.json"
+_CSRC = Path(__file__).resolve().parents[1] / "csrc"
 
 
 def _build_reason(name: str) -> str:
@@ -52,8 +54,33 @@ def _load_cuda() -> ModuleType | None:
     return None
 
 
+def source_schemas() -> dict[str, str]:
+    """Return the schema of each operator in the C++ files of this checkout, by name.
+
+    An installed package has none of these files, and needs none: its modules and its Python files
+    come from one build. In a checkout either can be newer than the other.
+    """
+    files = [_CSRC / "library.cpp", *_CSRC.glob("ops/*/cpu.cpp")]
+    text = "".join(path.read_text(encoding="utf-8") for path in files if path.is_file())
+    calls = re.findall(r'\bm\.def\(\s*((?:"[^"]*"\s*)+)\)', text)
+    schemas = ["".join(re.findall('"([^"]*)"', literals)) for literals in calls]
+    return {schema.split("(")[0]: schema for schema in schemas}
+
+
+def _why_stale(names: Iterable[str]) -> str:
+    """Return in which operator the loaded ``mmssl._C`` differs from this version; empty if none."""
+    expected = source_schemas()
+    for name in names:
+        operator = getattr(torch.ops.mmssl, name, None)
+        if operator is None:
+            return f"without {name}"
+        if name in expected and str(operator.default._schema) != f"mmssl::{expected[name]}":
+            return f"whose {name} takes or returns something else"
+    return ""
+
+
 def require_operators(names: Iterable[str]) -> None:
-    """Discard ``mmssl._C`` if it is an older build that lacks one of the operators.
+    """Discard ``mmssl._C`` if it is an older build: an operator is missing or has another schema.
 
     Args:
         names: every operator that the Python files of this version call, without ``mmssl::``.
@@ -61,9 +88,8 @@ def require_operators(names: Iterable[str]) -> None:
     global ops, cuda
     if ops is None:
         return
-    absent = [name for name in names if not hasattr(torch.ops.mmssl, name)]
-    if absent:
-        missing["_C"] = f"mmssl._C is an older build without {absent[0]}; build it again"
+    if stale := _why_stale(names):
+        missing["_C"] = f"mmssl._C is an older build {stale}; build it again"
         missing["_C_cuda"] = missing["_C"]
         ops = cuda = None
 

@@ -83,15 +83,48 @@ def test_cuda_kernels_are_right_under_the_emulator(folder, sanitizer, tmp_path):
     run_emulated(tmp_path, folder, sanitizer)
 
 
-def test_a_build_without_a_declared_operator_is_not_used(monkeypatch):
-    """Backward operators included: each is declared, and each declared one is required."""
+@pytest.fixture
+def extension(monkeypatch):
+    """What is loaded, to be discarded by the test alone."""
     monkeypatch.setattr(_extension, "ops", object())
     monkeypatch.setattr(_extension, "cuda", None)
     monkeypatch.setattr(_extension, "missing", {})
-    _extension.require_operators(["no_such_operator_backward"])
-    assert _extension.ops is None
+    return _extension
+
+
+def test_a_build_without_a_declared_operator_is_not_used(extension):
+    """Backward operators included: each is declared, and each declared one is required."""
+    extension.require_operators(["no_such_operator_backward"])
+    assert extension.ops is None
     reason = "mmssl._C is an older build without no_such_operator_backward; build it again"
-    assert _extension.missing == {"_C": reason, "_C_cuda": reason}
+    assert extension.missing == {"_C": reason, "_C_cuda": reason}
+
+
+@needs_cpu_kernel
+def test_a_build_with_another_schema_is_not_used(extension, monkeypatch, tmp_path):
+    """Sources whose operator has a parameter more than the build that is loaded."""
+    names = [*operators(), *QUERIES]
+    assert sorted(extension.source_schemas()) == sorted(names)  # each was found in the sources
+    extension.require_operators(names)
+    assert extension.ops is not None and not extension.missing
+
+    folder = tmp_path / "csrc" / "ops" / "products"
+    folder.mkdir(parents=True)
+    source = (ROOT / "csrc/ops/products/cpu.cpp").read_text()
+    (folder / "cpu.cpp").write_text(source.replace("gram(Tensor x)", "gram(Tensor x, bool half)"))
+    monkeypatch.setattr(_extension, "_CSRC", tmp_path / "csrc")
+    extension.require_operators(names)
+    assert extension.ops is None
+    reason = "an older build whose gram takes or returns something else; build it again"
+    assert extension.missing["_C"] == extension.missing["_C_cuda"] == f"mmssl._C is {reason}"
+
+
+@needs_cpu_kernel
+def test_an_installed_package_has_no_sources_to_compare(extension, monkeypatch, tmp_path):
+    monkeypatch.setattr(_extension, "_CSRC", tmp_path / "csrc")
+    assert extension.source_schemas() == {}
+    extension.require_operators([*operators(), *QUERIES])
+    assert extension.ops is not None
 
 
 @needs_cpu_kernel

@@ -1,0 +1,90 @@
+"""What can be checked of the distributions without building a wheel or downloading anything."""
+
+from __future__ import annotations
+
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from mmssl import _extension
+from tests.ops.kernels import CXX, needs_compiler
+from tools import wheels
+from tools.symbols import symbols, violations
+from tools.tree import under
+
+MODULES = {"_C": _extension.ops, "_host": _extension.host, "_C_cuda": _extension.cuda}
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_loads_on_older_systems_pythons_and_torches(name):
+    """No symbol of a newer glibc or libstdc++, of torch's C++, or outside Python's limited API."""
+    module = MODULES[name]
+    if module is None:
+        pytest.skip(_extension.missing[name])
+    assert module.__file__ is not None
+    assert violations(Path(module.__file__)) == []
+    assert any(symbol.name.startswith("PyInit_") for symbol in symbols(Path(module.__file__)))
+
+
+@needs_compiler
+def test_each_violation_is_found(tmp_path):
+    (tmp_path / "bad.cpp").write_text("""
+        #include <string>
+        extern "C" int pthread_once_of_glibc(); extern "C" void* PyObject_Str(void*);
+        __asm__(".symver pthread_once_of_glibc,pthread_once@GLIBC_2.34");
+        namespace c10 { struct Device { void print(); }; }
+        namespace std { void __throw_regex_error(int, const char*); }
+        int own() {
+          c10::Device().print();
+          std::__throw_regex_error(0, "");
+          return pthread_once_of_glibc() + (PyObject_Str(0) != 0);
+        }
+    """)
+    module = tmp_path / "bad.abi3.so"
+    command = [str(CXX), "-shared", "-fPIC", "-O1", "bad.cpp", "-nostdlib", "-o", str(module)]
+    libc = subprocess.run(
+        [str(CXX), "-print-file-name=libc.so.6"], capture_output=True, text=True, check=True
+    )
+    subprocess.run([*command, libc.stdout.strip()], cwd=tmp_path, check=True)
+    found = sorted(violations(module))
+    assert [line.split()[0] for line in found] == [
+        "exports",
+        "imports",
+        "imports",
+        "imports",
+        "needs",
+    ]
+    for part in ("limited API", "c10", "than libstdc++", "pthread_once of GLIBC_2.34"):
+        assert sum(part in line for line in found) == 1, found
+
+
+def test_the_source_distribution_has_everything_that_is_tracked(tmp_path):
+    sdist = wheels.build_sdist(tmp_path)
+    with tarfile.open(sdist) as archive:
+        names = {name.split("/", 1)[1] for name in archive.getnames() if "/" in name}
+    assert {*wheels.SOURCES, *under("csrc", "mmssl")} <= names
+    assert not [name for name in names if name.endswith((".so", ".pyc", "_build_info.json"))]
+
+
+def test_the_ops_are_added_to_the_wheel_of_another_python(tmp_path):
+    def wheel(name: str, **files: str) -> Path:
+        path = tmp_path / name
+        with zipfile.ZipFile(path, "w") as archive:
+            for file, content in files.items():
+                archive.writestr(f"mmssl/{file}", content)
+        return path
+
+    complete = wheel("a.whl", **{"_C.abi3.so": "ops", "_host.cpython-311.so": "1",
+                                 "_build_info.json": "all"})  # fmt: skip
+    other = wheel("b.whl", **{"_host.cpython-312.so": "2", "_build_info.json": "no _C"})
+    wheels.add_ops(other, complete)
+    with zipfile.ZipFile(other) as archive:
+        assert {name: archive.read(name).decode() for name in archive.namelist()} == {
+            "mmssl/_C.abi3.so": "ops",
+            "mmssl/_build_info.json": "all",
+            "mmssl/_host.cpython-312.so": "2",
+        }
