@@ -36,6 +36,7 @@ BUILD_TOOLS = ("setuptools>=77", "pybind11>=2.13", "numpy>=1.26", "ninja")
 SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
 # What the op tests read, without the package and its sources, which they must not find.
 TESTED = ("tests", "docs", "examples", "benchmarks", "README.md", "pyproject.toml")
+TESTING = ("pytest>=8", "pytest-benchmark", "pytest-xdist", "hypothesis", "scipy")
 LEVELS = ("default", "avx2")
 IMPORT_ROUNDS = 11
 
@@ -193,7 +194,7 @@ def test_one(torch: str, scratch: Path, options: argparse.Namespace) -> None:
     # First from the built wheels alone, then what it requires from the index.
     install: list[str | Path] = [python, "-m", "pip", "install", "--quiet"]
     run([*install, "--force-reinstall", "--no-index", "--no-deps", "--find-links", DIST, "mmssl"])
-    run([*install, "mmssl[text]", "pytest>=8", "pytest-xdist", "hypothesis", "scipy"])
+    run([*install, "mmssl[text]", *TESTING])
     away = scratch / "away"
     shutil.rmtree(away, ignore_errors=True)
     away.mkdir()
@@ -237,7 +238,7 @@ def main() -> int:
     add = tester.add_argument
     add("--python", default=sys.executable, help="interpreter of the environments")
     add("--scratch", type=Path, metavar="DIR", help="keep the environments, gigabytes, here")
-    add("--levels", nargs="*", choices=LEVELS, default=[], help="SIMD levels besides the best")
+    add("--levels", nargs="*", choices=LEVELS, default=[], help="more SIMD levels than the best")
     add("--slow", action="store_true", help="also the tests marked slow")
     add("--workers", default="2", help="processes that run tests")
     tester.set_defaults(job=test)
