@@ -54,6 +54,8 @@ for dtype in DTYPES:
     for d, k in ((1, 7), (5, 40), (64, 10), (100, 300), (64, 2000)):
         view = random_view(37, 1500, 4000)
         for name, make in (("whole scores", whole_numbers), ("real scores", normal)):
+            if name == "real scores" and dtype == torch.bfloat16:
+                continue  # two features at a time where the processor can
             note(name, topk(make(37, d, dtype), make(1500, d, dtype, 1), k, exclude=view))
 print(json.dumps([call.cpu_capability(), {k: v.hexdigest() for k, v in found.items()}]))
 """

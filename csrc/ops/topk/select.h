@@ -82,7 +82,6 @@ struct Candidates {
   A* score;       // (capacity + one vector)
   int32_t* item;  // the same; ascending
   int64_t count;
-  A threshold;  // k candidates are at least this good, so that a later item has to be better
 };
 
 // The number of scores that are at least t among the first `padded`, a multiple of the lanes, none
@@ -99,9 +98,10 @@ MMSSL_INLINE int64_t count_at_least(const typename S::A* score, int64_t padded, 
 }
 
 // Keeps the best k of more than k candidates, and at most `slack` more where that ends the search
-// sooner. Ties go to the smaller item.
+// sooner. Ties go to the smaller item. Returns the least score that is kept: k candidates are at
+// least this good, so that a later item has to be better.
 template <class S>
-MMSSL_INLINE void cut(Candidates<typename S::A>& c, int64_t k, int64_t slack) {
+MMSSL_INLINE typename S::A cut(Candidates<typename S::A>& c, int64_t k, int64_t slack) {
   using A = typename S::A;
   constexpr int L = S::kLanes;
   constexpr A kWorst = -std::numeric_limits<A>::infinity();
@@ -142,7 +142,7 @@ MMSSL_INLINE void cut(Candidates<typename S::A>& c, int64_t k, int64_t slack) {
     kept += std::popcount(above | equal);
   }
   c.count = kept;
-  c.threshold = t;
+  return t;
 }
 
 // Sorts best first, ties in their present order: a candidate's rank is the number of better ones.
