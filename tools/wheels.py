@@ -3,8 +3,8 @@
 ``python -m tools.wheels build`` writes ``dist/``: the source distribution and, built from it
 without asking a package index, ``manylinux_2_28`` wheels for the interpreter that runs this and for
 ``--pythons``. ``_C`` is built once, with the torch of that interpreter, ``_host`` for each.
-``--cuda`` adds ``_C_cuda``, for which that torch has to be a CUDA build, and marks the version with
-the CUDA version.
+``--cuda`` adds ``_C_cuda``, for which that torch has to be a CUDA build, marks the version with the
+CUDA version and writes to a directory of ``dist/`` with that name.
 
 ``python -m tools.wheels test 2.11.0 2.13.0`` installs the wheel next to each of these versions of
 torch and runs the op tests against what is installed, from a directory without the package.
@@ -143,25 +143,26 @@ def cuda_version() -> str:
 
 
 def build(options: argparse.Namespace) -> None:
-    """Build everything into ``dist/``."""
-    DIST.mkdir(exist_ok=True)
-    for old in DIST.glob("mmssl-*"):
+    """Build everything into ``dist/``, with CUDA into a directory of its own there."""
+    cuda = cuda_version() if options.cuda else ""
+    dist = DIST / cuda
+    dist.mkdir(parents=True, exist_ok=True)
+    for old in dist.glob("mmssl-*"):
         old.unlink()
-    sdist = build_sdist(DIST)
+    sdist = build_sdist(dist)
     wheels = []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        cuda = cuda_version() if options.cuda else ""
         complete = build_wheel(sys.executable, sdist, folder / "complete", cuda)
-        wheels.append(repair(complete, DIST))
+        wheels.append(repair(complete, dist))
         for number, name in enumerate(options.pythons):
             other = folder / f"other-{number}"
             python = make_environment(other / "environment", name, BUILD_TOOLS)
-            wheel = build_wheel(python, sdist, other / "wheel")
+            wheel = build_wheel(python, sdist, other / "wheel", cuda)
             if wheel.name == complete.name:
                 continue  # the interpreter that runs this, by another name
             add_ops(wheel, complete)
-            wheels.append(repair(wheel, DIST))
+            wheels.append(repair(wheel, dist))
     for path in [sdist, *wheels]:
         print(f"{path.relative_to(ROOT)}  {path.stat().st_size / 1e6:.2f} MB")
 

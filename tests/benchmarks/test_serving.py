@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import bench_cold, bench_serving
+from benchmarks import bench_cold, bench_http, bench_serving
 from benchmarks.harness.record import read
 
 
@@ -21,6 +21,14 @@ def test_serving(tmp_path, capsys):
     assert all(0 < row.full.median_ms <= row.extra["p99_ms"] for row in case.rows.values())
     assert case.rows["NumPy by hand"].extra["same_items"] == 1
     assert "users a second" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_http(capsys):
+    bench_http.main(["--smoke"])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()[-2:]]
+    assert [row[:2] for row in rows] == [["1", "1"], ["1", "2"]]
+    assert all(0 < float(p50) <= float(p99) for *_, p50, p99 in rows)
 
 
 def test_cold(tmp_path, capsys):
