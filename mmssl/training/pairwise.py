@@ -29,6 +29,10 @@ if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
 
 
+# Few enough that the intermediate arrays stay in the cache.
+_NEGATIVES_AT_ONCE = 1 << 15
+
+
 class PairwiseConfig(Protocol):
     """The fields that a model's section of the configuration must have."""
 
@@ -101,6 +105,7 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         self.generator = torch.Generator(self.device).manual_seed(config.training.seed)
         self._epoch_start = self.generator.get_state()
         self._order = torch.empty(0, dtype=torch.int64, device=self.device)  # (n,)
+        self._negative = self._order  # (n,), of the edges in their own order
 
     @abstractmethod
     def build(self, dataset: InteractionDataset) -> Model:
@@ -148,6 +153,7 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         """
         count = self.edge_user.numel()
         self._order = torch.randperm(count, generator=self.generator, device=self.device)
+        self._negative = self._draw_negatives()
 
     def step(self, number: int) -> Tensor:
         """See the base class."""
@@ -205,11 +211,20 @@ class PairwiseTask(Task, Generic[Model, Settings]):
 
     def _draw(self, number: int) -> Triples:
         index = self._order[number * self.batch_size : (number + 1) * self.batch_size]
-        user, pos_item = self.edge_user[index], self.edge_item[index]
-        draw = torch.rand(
-            user.numel(), generator=self.generator, device=self.device, dtype=torch.float64
-        )
-        return Triples(user, pos_item, self.graph.missing_item(user, draw))
+        return Triples(self.edge_user[index], self.edge_item[index], self._negative[index])
+
+    def _draw_negatives(self) -> Tensor:
+        """Return an item that its user lacks for every train edge, (n,) int64.
+
+        All at once, because the searches are several times faster in the order of the users.
+        """
+        found = []
+        for user in self.edge_user.split(_NEGATIVES_AT_ONCE):
+            draw = torch.rand(
+                user.numel(), generator=self.generator, device=self.device, dtype=torch.float64
+            )
+            found.append(self.graph.missing_item(user, draw))
+        return torch.cat(found)
 
 
 def trainable_edges(graph: InteractionGraph) -> tuple[Tensor, Tensor]:

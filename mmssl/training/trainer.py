@@ -142,7 +142,9 @@ class Trainer:
         self.losses.start(progress.epoch + 1, progress.step, progress.loss_sums)
         # A checkpoint without a step of the epoch must not hold the random numbers of its start.
         self._save_if_needed()
+        start = time.perf_counter()
         task.start_epoch(progress.epoch, progress.step)
+        progress.epoch_seconds += time.perf_counter() - start
         with self._bar() as bar:
             while progress.step < task.steps_per_epoch:
                 start = time.perf_counter()

@@ -198,10 +198,12 @@ MMSSL_INLINE void write_row(const Spmm<T, A>& s, int64_t row, const A* sum) {
   }
 }
 
-template <class T, class A, int kLanes, int kMaxVecs, Weights kWeights>
-MMSSL_INLINE bool run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) {
+// kVecs: the vectors of a row, or 0 for rows of any width. Most of the time of a short row is in
+// what comes before and after its edges, so the copy of s, which no store can change, and the known
+// width save a third of it.
+template <class T, class A, int kLanes, int kMaxVecs, Weights kWeights, int kVecs>
+MMSSL_INLINE void run_rows(const Spmm<T, A> s, const Cut& from, const Cut& to) {
   const SparseArgs<A>& a = s.p.a;
-  if (!check(a, from, to)) return false;
   const int64_t d = s.p.d;
   std::unique_ptr<A[]> own;  // sum and current chunk of a long row that no other task touches
   const int64_t last = to.slot < 0 ? to.row : to.row + 1;
@@ -209,7 +211,11 @@ MMSSL_INLINE bool run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) 
     const int64_t first = a.rowptr[row], end = a.rowptr[row + 1];
     if (end - first <= kChunkEdges) {
       T* y = s.p.y + row * s.p.y_stride;
-      sum_row<T, A, kLanes, kMaxVecs, kWeights>(s, first, end, finish_of(s.p, row), y);
+      if constexpr (kVecs > 0) {
+        sum_columns<T, A, kLanes, kVecs, kWeights>(s, first, end, 0, finish_of(s.p, row), y);
+      } else {
+        sum_row<T, A, kLanes, kMaxVecs, kWeights>(s, first, end, finish_of(s.p, row), y);
+      }
       continue;
     }
     const bool cut_before = row == from.row && from.slot >= 0;
@@ -228,6 +234,18 @@ MMSSL_INLINE bool run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) 
       for (int64_t k = 0; k < d; ++k) sum[k] += out[k];
     }
     if (!shared) write_row(s, row, sum);
+  }
+}
+
+template <class T, class A, int kLanes, int kMaxVecs, Weights kWeights>
+MMSSL_INLINE bool run_task(const Spmm<T, A>& s, const Cut& from, const Cut& to) {
+  if (!check(s.p.a, from, to)) return false;
+  if (s.p.d == 4 * kLanes) {
+    run_rows<T, A, kLanes, kMaxVecs, kWeights, 4>(s, from, to);
+  } else if (s.p.d == 2 * kLanes) {
+    run_rows<T, A, kLanes, kMaxVecs, kWeights, 2>(s, from, to);
+  } else {
+    run_rows<T, A, kLanes, kMaxVecs, kWeights, 0>(s, from, to);
   }
   return true;
 }
