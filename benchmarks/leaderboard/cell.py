@@ -126,13 +126,8 @@ class Cell:
         return {n: record for n, record in every if self._agrees(record["config"], config)}
 
     def _agrees(self, recorded: dict[str, Any], config: Config) -> bool:
-        """Whether recorded fields have the same values; one that is new since is not compared."""
-        current = self.entry.read_fields(config)
-        return all(
-            current.get(section, {}).get(name) == value
-            for section, fields in recorded.items()
-            for name, value in fields.items()
-        )
+        """Whether the model reads the same fields with the same values as when it was recorded."""
+        return bool(recorded == self.entry.read_fields(config))
 
     # ---- tuning ------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 
@@ -173,14 +174,17 @@ def test_records_of_another_setting_are_replaced(board):
     board.run(cell)
     path = cell.folder / "seed-1.json"
     record = records.read(path)
-    del record["config"]["lightgcn"]["patience"]  # a field that the record does not know yet
-    records.write(path, {k: v for k, v in record.items() if k != "schema"})
     assert board.run(cell) == []
-    record["config"]["lightgcn"]["reg"] *= 2
-    records.write(path, {k: v for k, v in record.items() if k != "schema"})
-    removed, again = board.run(cell)
-    assert "removed" in removed and again.startswith("seed 1: test recall@20")
-    assert records.read(path)["config"]["lightgcn"]["reg"] == 1e-4
+    other = copy.deepcopy(record["config"])
+    other["lightgcn"]["reg"] *= 2
+    older = copy.deepcopy(record["config"])
+    del older["lightgcn"]["patience"]  # as if the field had come later, with a default
+    for config in (other, older):
+        content = {**record, "config": config}
+        records.write(path, {k: v for k, v in content.items() if k != "schema"})
+        removed, again = board.run(cell)
+        assert "removed" in removed and again.startswith("seed 1: test recall@20")
+        assert records.read(path)["config"] == record["config"]
 
 
 def test_more_trials_keep_those_that_are_done(board, monkeypatch):
