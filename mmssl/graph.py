@@ -248,18 +248,20 @@ class InteractionGraph:
                 index = index._replace(perm=item_order(index.col))
             return InteractionGraph(index, self.normalization, value)
 
-    def with_lists(self, lists: Tensor) -> list[InteractionGraph]:
+    def with_lists(self, lists: Tensor, *, padded: bool = False) -> list[InteractionGraph]:
         """Build binary graphs of every user's list, one per modality.
 
         Costs two passes over the edges, where :meth:`from_edges` has to sort. A GPU waits once, for
-        the numbers of edges.
+        the numbers of edges, unless ``padded``.
 
         Args:
             lists: (M, U, k) int32 or int64 of distinct items, -1 where a list is shorter. A user
                 with an empty list keeps the edges of this graph.
+            padded: on a GPU, leave the arrays of edges longer than the edges, see
+                :func:`mmssl.indexing.index_of_lists`. Such graphs are for products only.
         """
         with plain_tensors():
-            indices = index_of_lists(lists, self.index)
+            indices = index_of_lists(lists, self.index, padded=padded)
         return [InteractionGraph(index, self.normalization) for index in indices]
 
     def __repr__(self) -> str:

@@ -29,7 +29,11 @@ class GraphIndex(NamedTuple):
 
 
 class RowEdges(NamedTuple):
-    """The edges of B rows of a matrix, as a (B, C) matrix sorted both ways."""
+    """The edges of B rows of a matrix, as a (B, C) matrix sorted both ways.
+
+    With a capacity the arrays hold more than the n edges at which both row pointers end. What is
+    behind them repeats the last edge by row, so that values that are computed for it are finite.
+    """
 
     position: Tensor  # (n,) int64, row in [0, B) of each edge
     item: Tensor  # (n,) int64
@@ -38,6 +42,7 @@ class RowEdges(NamedTuple):
     t_rowptr: Tensor  # (C + 1,) int64
     t_col: Tensor  # (n,) int32, ascending within an item
     t_edge: Tensor  # (n,) int64: position by item -> by row
+    live: Tensor | None = None  # (n,) bool with a capacity: what is an edge
 
 
 def check_range(name: str, ids: Tensor, limit: int) -> None:
@@ -113,12 +118,14 @@ def index_of_values(
     return build_index(user, item, num_users, num_items), summed
 
 
-def index_of_lists(lists: Tensor, other: GraphIndex) -> list[GraphIndex]:
+def index_of_lists(lists: Tensor, other: GraphIndex, *, padded: bool = False) -> list[GraphIndex]:
     """Build the index of every user's list, one per modality.
 
     Args:
         lists: (M, U, k) distinct items; -1 where a list is shorter.
         other: index of the same users and items; a user with an empty list gets its edges.
+        padded: on a GPU, leave the edge arrays as long as the lists and ``other`` together, instead
+            of waiting for the numbers of edges. The pointers end where the edges do.
 
     Raises:
         InputError: the shape is wrong, or an item is outside [-1, I) (not checked on a GPU, where
@@ -148,6 +155,8 @@ def index_of_lists(lists: Tensor, other: GraphIndex) -> list[GraphIndex]:
     listed = torch.where(present, user * num_items + lists, end).flatten(1)
     rest = torch.where(unseen, other_user * num_items + other.col, end)
     key = torch.cat([listed, rest], 1).sort(1).values
+    if padded:
+        return [_index_of_keys(row, num_users, num_items) for row in key]
     counts = (key < end).sum(1).tolist()
     return [
         _index_of_keys(row[:count], num_users, num_items)
@@ -155,15 +164,22 @@ def index_of_lists(lists: Tensor, other: GraphIndex) -> list[GraphIndex]:
     ]
 
 
-def edges_of_rows(rowptr: Tensor, col: Tensor, num_cols: int, rows: Tensor) -> RowEdges:
-    """Gather the edges of some rows, sorted both ways. A GPU waits once, for their number n.
+def edges_of_rows(
+    rowptr: Tensor, col: Tensor, num_cols: int, rows: Tensor, capacity: int | None = None
+) -> RowEdges:
+    """Gather the edges of some rows, sorted both ways.
+
+    Without a capacity a GPU waits once, for their number n.
 
     Args:
         rowptr: (R + 1,) int64.
         col: (E,) int32.
         num_cols: C.
         rows: (B,) int64.
+        capacity: length of the arrays, at least n, which is then at least 1; for GPUs only.
     """
+    if capacity is not None:
+        return _padded_edges(rowptr, col, num_cols, rows, capacity)
     host = _host_for(rowptr)
     if host is not None:
         arrays = host.edges_of_rows(rowptr.numpy(), col.numpy(), num_cols, rows.numpy())
@@ -179,6 +195,30 @@ def edges_of_rows(rowptr: Tensor, col: Tensor, num_cols: int, rows: Tensor) -> R
         pointers(by_item, num_cols),
         position[order].int(),
         order,
+    )
+
+
+def _padded_edges(
+    rowptr: Tensor, col: Tensor, num_cols: int, rows: Tensor, capacity: int
+) -> RowEdges:
+    first = rowptr[rows]
+    pointer = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
+    torch.cumsum(rowptr[rows + 1] - first, 0, out=pointer[1:])
+    slot = torch.arange(capacity, device=rows.device)
+    live = slot < pointer[-1]
+    slot = torch.minimum(slot, pointer[-1] - 1)
+    position = torch.searchsorted(pointer, slot, right=True) - 1
+    narrow = col[first[position] + slot - pointer[position]]
+    by_item, order = torch.sort(torch.where(live, narrow, num_cols), stable=True)
+    return RowEdges(
+        position,
+        narrow.long(),
+        pointer,
+        narrow,
+        pointers(by_item, num_cols),
+        position[order].int(),
+        order,
+        live,
     )
 
 
@@ -248,8 +288,12 @@ def item_order(col: Tensor) -> Tensor:
 
 
 def _index_of_keys(key: Tensor, num_users: int, num_items: int) -> GraphIndex:
-    """Build the index from ascending, distinct (E,) keys ``user * I + item``."""
+    """Build the index from ascending, distinct (E,) keys ``user * I + item``.
+
+    Keys of user U, which may follow, are behind the end of the row pointers both ways.
+    """
     user, item = key // max(num_items, 1), key % max(num_items, 1)
+    item = torch.where(user < num_users, item, num_items)
     by_item, perm = torch.sort(item, stable=True)
     return GraphIndex(
         rowptr=pointers(user, num_users),

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmssl import _extension, indexing
 from mmssl.graph import InteractionGraph
+from mmssl.indexing import edges_of_rows
 from mmssl.ops.masked_similarity import batch_edges
 
 needs_host = pytest.mark.skipif(
@@ -142,6 +143,44 @@ def test_edges_of_any_batch(way, drawn, batch):
     by_item, order = torch.sort(item, stable=True)  # equal items in the order of the batch
     assert torch.equal(view.t_col.long(), position[order]) and torch.equal(view.t_edge, order)
     assert torch.equal(by_item, view.transpose().row_of_edge())
+
+
+@pytest.mark.parametrize("more", [0, 1, 9])
+def test_edges_with_a_capacity_begin_like_those_without(more):
+    graph = random_graph(np.random.default_rng(1), 12, 8, 40)
+    rows = torch.tensor([3, 0, 7, 11])
+    view = graph.ui
+    with in_way("torch"):
+        exact = edges_of_rows(view.rowptr, view.col, 8, rows)
+    count = exact.item.numel()
+    padded = edges_of_rows(view.rowptr, view.col, 8, rows, count + more)
+    for name, want in exact._asdict().items():
+        got = getattr(padded, name)
+        if name == "live":
+            assert torch.equal(got, torch.arange(count + more) < count)
+        elif name in ("rowptr", "t_rowptr"):
+            assert torch.equal(got, want), name
+        else:
+            assert torch.equal(got[:count], want) and got.dtype == want.dtype, name
+    # What is behind the edges repeats the last one.
+    assert (padded.position[count:] == exact.position[-1]).all()
+    assert (padded.item[count:] == exact.item[-1]).all()
+
+
+def test_padded_graphs_begin_like_the_others():
+    rng = np.random.default_rng(2)
+    graph, lists = random_graph(rng, 12, 8, 30), random_lists(rng, 2, 12, 8, 3)
+    with in_way("torch"):
+        pairs = zip(graph.with_lists(lists), graph.with_lists(lists, padded=True), strict=True)
+        for exact, padded in pairs:
+            count = exact.nnz
+            assert padded.nnz >= count
+            for name, want in exact.index._asdict().items():
+                got = getattr(padded.index, name)
+                assert torch.equal(got[: len(want)], want), name
+            for name in ("row_scale", "col_scale"):
+                got, want = getattr(padded.ui, name), getattr(exact.ui, name)
+                assert (got is None and want is None) or torch.equal(got, want)
 
 
 @needs_host

@@ -86,7 +86,7 @@ def _pipelined(way: str, terms: int, depth: int) -> Kernel:
     return Kernel(
         f"info_nce {way}, {operands}, D <= {depth}", "csrc/ops/info_nce/mma.cu",
         rf"{way}_kernelINS\w?_5ShapeILi{terms}ELi{depth}E", "16 x 64 scores",
-        trips=2 if way == "grad" and terms == 3 else 1,
+        trips=4 if way == "grad" and terms == 3 else 1,
         passes=_passes(way, 64), l2_bytes=64 * (depth * 2 * terms + 8) / 8,
     )  # fmt: skip
 

@@ -13,6 +13,8 @@
   STABLE_TORCH_LIBRARY_IMPL(mmssl, Meta, library) { register_cuda_kernels(library); } \
   static void register_cuda_kernels(torch::stable::detail::StableLibrary& m)
 #define MMSSL_CUDA_CHECK(call) STD_TORCH_CHECK((call) == cudaSuccess, "mmssl: a launch failed")
+// For the test that counts the launches of a training step.
+extern "C" __attribute__((weak)) int64_t mmssl_emu_started() { return emu_started(); }
 #else
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/macros.h>
@@ -58,5 +60,17 @@ class CurrentDevice {
 inline Tensor new_scratch(const Tensor& x, int64_t bytes) {
   return new_empty(x, {bytes}, ScalarType::Byte);
 }
+
+// What the kernels of an op run with: the device and the stream of a tensor, and scratch memory.
+struct Launch {
+  Launch(const Tensor& on, int64_t bytes) : device(on), memory(new_scratch(on, bytes)) {}
+  template <class T>
+  T* scratch() const {
+    return static_cast<T*>(memory.mutable_data_ptr());
+  }
+
+  CurrentDevice device;
+  Tensor memory;
+};
 
 }  // namespace mmssl::cuda

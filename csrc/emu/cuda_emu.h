@@ -20,7 +20,13 @@
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess = 0 };
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
+// What was started on the device so far: kernels, and fillings of memory.
+inline int64_t& emu_started() {
+  static int64_t count = 0;
+  return count;
+}
 inline cudaError_t cudaMemsetAsync(void* p, int value, size_t bytes, cudaStream_t) {
+  ++emu_started();
   if (bytes > 0) std::memset(p, value, bytes);
   return cudaSuccess;
 }
@@ -170,6 +176,7 @@ inline void launch(unsigned grid, unsigned threads, size_t shared, cudaStream_t,
     throw std::runtime_error("emulator: a launch of " + std::to_string(grid) + " blocks of " +
                              std::to_string(threads) + " threads, which a GPU refuses");
   }
+  ++emu_started();
   static thread_local Block b;
   b.body = &body;
   b.grid.x = grid;
@@ -209,6 +216,7 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 inline void __syncwarp() { emu::wait(emu::State::kAtWarpBarrier); }
 
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __ffs(int bits) { return __builtin_ffs(bits); }
 
 inline unsigned __ballot_sync(unsigned, bool vote) {
   const emu::races::Unwatched unwatched;
@@ -230,4 +238,11 @@ inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long e
 }
 inline int atomicExch(int* at, int value) {
   return __atomic_exchange_n(at, value, __ATOMIC_RELAXED);
+}
+inline int atomicMin(int* at, int value) {
+  int found = __atomic_load_n(at, __ATOMIC_RELAXED);
+  while (value < found && !__atomic_compare_exchange_n(at, &found, value, false, __ATOMIC_RELAXED,
+                                                       __ATOMIC_RELAXED)) {
+  }
+  return found;
 }

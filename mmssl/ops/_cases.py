@@ -17,8 +17,6 @@ class Sample(NamedTuple):
     arguments: dict[str, Any]
     tiny: bool = True
     """Small enough for numerical differentiation."""
-    devices: tuple[str, ...] = ("cpu", "cuda")
-    """Device types with a kernel for these arguments, among those of the op."""
 
 
 class Bad(NamedTuple):

@@ -151,13 +151,18 @@ def _backward(ctx: Any, grad_loss: Tensor, grad_squares: Tensor) -> tuple[Tensor
     inputs = ctx.saved_tensors
     users, pos_items, neg_items = inputs[2:5]
     user_order = item_order = None
-    if users.is_cuda:  # the kernel wants the positions of a row sorted; the CPU links them
+    if _takes_orders(users):
         user_order = torch.argsort(users, stable=True)
         item_order = torch.argsort(torch.cat([pos_items, neg_items]), stable=True)
     grads: tuple[Tensor, Tensor] = _call_backward(
         grad_loss, grad_squares, *inputs, user_order, item_order
     )
     return grads
+
+
+def _takes_orders(users: Tensor) -> bool:
+    """Whether the kernel wants the positions of a row sorted; the one of the CPU links them."""
+    return users.is_cuda
 
 
 _FORWARD = Operator(

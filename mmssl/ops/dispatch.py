@@ -94,21 +94,20 @@ def why_not_native(op: str, device: str, dtype: torch.dtype | None = None) -> st
     return _extension.missing.get(module, "")
 
 
-def use_native(op: str, device: str, dtype: torch.dtype | None = None, missing: str = "") -> bool:
+def use_native(op: str, device: str, dtype: torch.dtype | None = None) -> bool:
     """Decide whether to call the kernel.
 
     Args:
         op: name of the op.
         device: type of the device of its arguments.
         dtype: their dtype; None for an op without floating point arguments.
-        missing: why these arguments have no kernel, if the op knows that.
 
     Raises:
         RuntimeError: "native" was requested and no kernel exists.
     """
     if _requested == "reference":
         return False
-    reason = missing or why_not_native(op, device, dtype)
+    reason = why_not_native(op, device, dtype)
     if not reason:
         return True
     if _requested == "native":

@@ -65,8 +65,7 @@ def info_nce(
     bfloat16 arithmetic the weights of the gradient are rounded to bfloat16 as well. On a GPU,
     float32 products follow ``torch.backends.cuda.matmul.fp32_precision``, which
     ``torch.set_float32_matmul_precision`` sets as well: at least the 11 bits of TF32 where it is
-    "tf32", all 24 otherwise; ``target``, ``labels`` and ``in_batch=False`` are computed by plain
-    PyTorch there, with the scores in memory. Under autocast the inputs keep their dtype; mixed ones
+    "tf32", all 24 otherwise. Under autocast the inputs keep their dtype; mixed ones
     are promoted to the widest.
 
     Args:
@@ -123,10 +122,7 @@ def info_nce(
         negatives = None if negatives is None else negatives.float()
         options = form._replace(negatives=negatives)._asdict()
         return info_nce(anchor.float(), positive.float(), temperature, **options)
-    missing = ""
-    if anchor.is_cuda and (target is not None or labels is not None or not in_batch):
-        missing = "target, labels and in_batch=False have no kernel on cuda"
-    if not use_native("info_nce", anchor.device.type, anchor.dtype, missing):
+    if not use_native("info_nce", anchor.device.type, anchor.dtype):
         with without_autocast(anchor):
             return info_nce_reference(anchor, positive, temperature, **form._asdict())
     acc = accumulation_dtype(anchor.dtype)
@@ -291,8 +287,7 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
             arguments["positive"] = rows.to(dtype)
             if "labels" not in options:
                 options["target"] = torch.randint(m, (*batch, n), generator=generator)
-        devices = ("cpu",) if {"target", "labels", "in_batch"} & set(options) else ("cpu", "cuda")
-        return Sample(label, {**arguments, **options}, tiny=n < 20, devices=devices)
+        return Sample(label, {**arguments, **options}, tiny=n < 20)
 
     alone: dict[str, Any] = {"in_batch": False, "intra_view": False}
     yield sample("typical", 5, 3, 4, eps=1e-8)

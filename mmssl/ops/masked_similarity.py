@@ -45,6 +45,7 @@ class BatchEdges(NamedTuple):
     view: GraphView  # (B, I), without scales or values
     position: Tensor  # (n,) int64, each edge's row in the batch
     item: Tensor  # (n,) int64
+    live: Tensor | None = None  # (n,) bool: what is an edge, where the arrays have a capacity
 
     def with_value(self, value: Tensor) -> GraphView:
         """Return the (B, I) sparse matrix of (n,) edge values."""
@@ -78,17 +79,34 @@ class BatchEdges(NamedTuple):
         return spmm(self.with_value(value), ones).squeeze(1)
 
 
-def batch_edges(interactions: GraphView, users: Tensor) -> BatchEdges:
-    """Gather the edges of a batch; on a GPU this waits once, for their number.
+def edge_capacity(interactions: GraphView, batch_size: int) -> int | None:
+    """Return the most edges of a batch of distinct users, for :func:`batch_edges` on a GPU.
+
+    Args:
+        interactions: (U, I) view.
+        batch_size: B.
+
+    Returns:
+        None on the CPU and without kernels, which need no capacity or don't take one.
+    """
+    device = interactions.device.type
+    if device == "cpu" or not use_native("spmm", device):
+        return None
+    return int(interactions.rowptr.diff().topk(batch_size).values.sum())
+
+
+def batch_edges(interactions: GraphView, users: Tensor, capacity: int | None = None) -> BatchEdges:
+    """Gather the edges of a batch; on a GPU this waits once, for their number, or has a capacity.
 
     Args:
         interactions: (U, I) view.
         users: (B,) int64.
+        capacity: Result of :func:`edge_capacity`.
     """
     view = interactions
-    edges = edges_of_rows(view.rowptr, view.col, view.num_cols, users)
-    position, item, rowptr, col, t_rowptr, t_col, t_edge = edges
-    return BatchEdges(GraphView(rowptr, col, t_rowptr, t_col, t_edge=t_edge), position, item)
+    edges = edges_of_rows(view.rowptr, view.col, view.num_cols, users, capacity)
+    position, item, rowptr, col, t_rowptr, t_col, t_edge, live = edges
+    return BatchEdges(GraphView(rowptr, col, t_rowptr, t_col, t_edge=t_edge), position, item, live)
 
 
 def similarity_factors(

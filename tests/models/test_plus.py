@@ -17,7 +17,7 @@ from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
 from mmssl.models.plus.loss import catalog_softmax, density_temperature, with_offset
 from mmssl.models.plus.model import Plus
-from mmssl.models.plus.task import PlusTask
+from mmssl.models.plus.task import PlusTask, distinct_of_batches
 from mmssl.models.pruning import prune
 from mmssl.ops import Triples
 
@@ -205,6 +205,15 @@ def test_a_step_computes_the_documented_loss(tiny_dataset):
     ego_user, ego_item = task.model.user_embedding, task.model.item_embedding
     squares = ego_user[batch.user].square().sum() + ego_item[batch.pos_item].square().sum()
     torch.testing.assert_close(got["l2"], 0.01 / 2 * squares / batch.user.numel())
+
+
+def test_distinct_ids_of_every_batch():
+    ids = torch.randint(9, (50,), generator=torch.Generator().manual_seed(0))
+    found = distinct_of_batches(ids, 16)
+    assert len(found) == 4
+    for batch, got in zip(ids.split(16), found, strict=True):
+        assert torch.equal(got, batch.unique())
+    assert [len(t) for t in distinct_of_batches(ids[:0], 16)] in ([], [0])
 
 
 def test_bpr_compares_dot_products(tiny_dataset):

@@ -85,11 +85,6 @@ def sample(op: Op, dtype: torch.dtype, label: str) -> dict[str, Any]:
     return next(s.arguments for s in op.contract.samples(dtype) if s.label == label)
 
 
-def cases_on(op: Op, dtype: torch.dtype, device: str) -> list[Sample]:
-    """Return the samples that have a kernel on a device, if the op has one there."""
-    return [s for s in op.contract.samples(dtype) if device in s.devices]
-
-
 def tensors(op: Op, arguments: dict[str, Any]) -> list[Tensor]:
     """Return the tensors that get a gradient."""
     found: list[Tensor] = []

@@ -20,7 +20,6 @@ from tests.ops import truth as truths
 from tests.ops.cases import (
     NATIVE,
     call,
-    cases_on,
     each,
     each_dtype,
     each_kernel,
@@ -83,7 +82,7 @@ def test_result_is_that_of_the_definition(op, dtype, backend):
 @each_kernel(NATIVE)
 def test_errors_are_within_those_of_the_reference(op, dtype, device):
     """Compare results and gradients with the reference in float64."""
-    for case, wide in zip(*(cases_on(op, d, device) for d in (dtype, torch.float64)), strict=True):
+    for case, wide in zip(*(op.contract.samples(d) for d in (dtype, torch.float64)), strict=True):
         exact_arguments = {
             name: value.double()
             if isinstance(value, Tensor) and value.is_floating_point()
@@ -116,7 +115,7 @@ def test_errors_are_within_those_of_the_reference(op, dtype, device):
     ],
 )
 def test_gradients_by_differences(op, device):
-    cases = small(cases_on(op, torch.float64, device), op)
+    cases = small(op.contract.samples(torch.float64), op)
     assert cases
     for case in cases:
         arguments = moved(case.arguments, device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -195,6 +196,40 @@ def test_an_op_keeps_its_contract_on_the_emulated_kernels(op, emulated):
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
+
+
+# What a step may start on the device; the first steps whose loss terms, and how many of these, are
+# those of the CPU kernels, up to a relative error. On a GPU `paper` draws as many numbers for the
+# edges of a batch as it has space for, so that only what comes before is equal; the critic of
+# `released` amplifies rounding, since Adam divides gradients by their size.
+STEPS = {
+    "plus": (200, 3, None, 1e-4),
+    "paper": (860, 1, 4, 1e-4),
+    "released": (930, 3, None, 0.05),
+}
+
+
+@pytest.mark.slow
+@needs_compiler
+@needs_cpu_kernel
+@pytest.mark.parametrize("variant", STEPS)
+def test_training_steps_on_the_emulated_kernels(variant, emulated):
+    """Backend "native" trains on CUDA kernels; a step waits for nothing and starts few of them."""
+    most, steps, terms, error = STEPS[variant]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ops.emulated_step", str(emulated), variant],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    for found, expected in list(zip(result["found"], result["expected"], strict=True))[:steps]:
+        assert found[:terms] == pytest.approx(expected[:terms], rel=error)
+    if variant == "released":  # merges repeated edges when it rebuilds the graphs
+        assert all("unique" in wait or "normalization.py" in wait for wait in result["waits"])
+    else:
+        assert result["waits"] == []
+    started = result["kernels"] + sum(sum(c.values()) for c in result["operators"].values())
+    assert started <= most, result["operators"]
 
 
 @needs_compiler

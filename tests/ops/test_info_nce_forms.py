@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 from mmssl import ops
-from mmssl.ops.dispatch import use_native
 from tests.ops.info_nce import native, problem
 from tests.ops.kernels import needs_cpu_kernel
 
@@ -179,17 +176,6 @@ def test_no_anchor_and_no_row():
     labels = {"labels": torch.arange(3), "positive_labels": empty}
     loss = native(rows, none, 0.2, **labels, reduction="none")
     assert (loss == 0).all()
-
-
-def test_arguments_without_a_kernel_say_so():
-    reason = "target has no kernel on cuda"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        assert not use_native("info_nce", "cpu", torch.float32, reason)
-    with ops.backend("native"), pytest.raises(RuntimeError, match=f"'native' is .*{reason}"):
-        use_native("info_nce", "cpu", torch.float32, reason)
-    with ops.backend("reference"):
-        assert not use_native("info_nce", "cpu", torch.float32, reason)
 
 
 @needs_cpu_kernel

@@ -1,4 +1,6 @@
 // Binds info_nce to its CUDA kernels.
+#include <algorithm>
+
 #include "common/cuda_binding.h"
 #include "ops/info_nce/kernels.cuh"
 #include "ops/info_nce/operands.h"
@@ -10,14 +12,16 @@ using namespace mmssl;
 class Kernels {
  public:
   explicit Kernels(const InfoNceOperands& o)
-      : anchor_(o.anchor), temperature_(o.temperature), device_(o.anchor), shape_(shape_of(o)) {}
+      : device_(o.anchor), shape_(shape_of(o)), anchor_(o.anchor), temperature_(o.temperature),
+        target_(o.target) {}
 
   template <class T, class A>
   void forward(const T* anchor, const T* positive, const T* negatives, A* loss,
                double* saved) const {
     const Tensor scratch = new_scratch<T, A>(false);
     MMSSL_CUDA_CHECK((cuda::launch_info_nce<T, A>(shape_, anchor, positive, negatives,
-                                                  data<A>(temperature_), loss, saved,
+                                                  data<int64_t>(target_), data<A>(temperature_),
+                                                  loss, saved,
                                                   scratch.mutable_data_ptr(), device_.stream)));
   }
 
@@ -27,19 +31,21 @@ class Kernels {
                 A* grad_temperature) const {
     const Tensor scratch = new_scratch<T, A>(true);
     MMSSL_CUDA_CHECK((cuda::launch_info_nce_backward<T, A>(
-        shape_, anchor, positive, negatives, data<A>(temperature_), saved, grad, grad_anchor,
-        grad_positive, grad_negatives, grad_temperature, scratch.mutable_data_ptr(),
-        device_.stream)));
+        shape_, anchor, positive, negatives, data<int64_t>(target_), data<A>(temperature_), saved,
+        grad, grad_anchor, grad_positive, grad_negatives, grad_temperature,
+        scratch.mutable_data_ptr(), device_.stream)));
   }
 
  private:
   cuda::InfoNceShape shape_of(const InfoNceOperands& o) const {
-    STD_TORCH_CHECK(o.options.in_batch && !o.target.has_value(),
-                    "mmssl::info_nce: target and in_batch=False have no CUDA kernel");
+    STD_TORCH_CHECK(o.pairs * std::max({o.n, o.m, o.k}) < int64_t(1) << 30,
+                    "mmssl::info_nce: on a GPU at most 2^30 - 1 rows");
     return {o.pairs,
             o.n,
+            o.m,
             o.k,
             o.d,
+            o.options.in_batch,
             o.options.intra_view,
             o.options.symmetric,
             o.options.eps,
@@ -48,12 +54,14 @@ class Kernels {
   }
   template <class T, class A>
   Tensor new_scratch(bool backward) const {
-    return cuda::new_scratch(anchor_, cuda::info_nce_scratch<T, A>(shape_, backward));
+    return cuda::new_scratch(
+        anchor_, cuda::info_nce_scratch<T, A>(shape_, target_.has_value(), backward));
   }
 
-  Tensor anchor_, temperature_;
   cuda::CurrentDevice device_;
   cuda::InfoNceShape shape_;  // uses the device
+  Tensor anchor_, temperature_;
+  OptTensor target_;
 };
 
 }  // namespace

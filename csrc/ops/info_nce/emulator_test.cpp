@@ -27,6 +27,7 @@ struct Expected {
 struct Plain {
   const InfoNceShape& s;
   double t;
+  const int64_t* target;  // null: row i
   Rows z[3], dz[3];
   double dt = 0;
 
@@ -35,14 +36,19 @@ struct Plain {
     for (int64_t k = 0; k < s.d; ++k) sum += z[a][i * s.d + k] * z[b][j * s.d + k];
     return sum;
   }
-  double direction(int a, int b, int64_t first, int64_t i, double weight) {
+  double direction(int a, int b, int64_t pair, int64_t i, double weight) {
+    const int64_t firsts[] = {pair * s.n, pair * s.m}, first = firsts[a];
+    const int64_t y = target == nullptr ? i : target[first + i];
     struct Term {
       int set;
       int64_t row;
       double score;
     };
     std::vector<Term> terms;
-    for (int64_t j = 0; j < s.n; ++j) terms.push_back({b, first + j, 0});
+    if (y >= 0) terms.push_back({b, firsts[b] + y, 0});  // the positive, if there is one
+    for (int64_t j = 0; s.in_batch && j < s.m; ++j) {
+      if (j != y) terms.push_back({b, firsts[b] + j, 0});
+    }
     for (int64_t j = 0; s.intra_view && j < s.n; ++j) {
       if (j != i) terms.push_back({a, first + j, 0});
     }
@@ -53,11 +59,12 @@ struct Plain {
       most = std::max(most, term.score / t);
     }
     for (const Term& term : terms) sum += std::exp(term.score / t - most);
-    const double lse = most + std::log(sum), p = std::exp(terms[i].score / t - lse);
+    const double lse = most + std::log(sum);
+    const double p = std::exp((y < 0 ? 0 : terms[0].score / t) - lse);
     const double w = weight * p / (p + s.eps);
     for (size_t n = 0; n < terms.size(); ++n) {
       const Term& term = terms[n];
-      const double g = w / t * (std::exp(term.score / t - lse) - (int64_t(n) == i ? 1 : 0));
+      const double g = w / t * (std::exp(term.score / t - lse) - (n == 0 && y >= 0 ? 1 : 0));
       dt -= g * term.score / t;
       for (int64_t k = 0; k < s.d; ++k) {
         dz[a][(first + i) * s.d + k] += g * z[term.set][term.row * s.d + k];
@@ -68,8 +75,9 @@ struct Plain {
   }
 };
 
-Expected plain(const InfoNceShape& s, const Rows (&x)[3], double t, const Rows& grad) {
-  Plain p{s, t, {x[0], x[1], x[2]}, {}};
+Expected plain(const InfoNceShape& s, const Rows (&x)[3], double t, const int64_t* target,
+               const Rows& grad) {
+  Plain p{s, t, target, {x[0], x[1], x[2]}, {}};
   std::vector<double> norms[3];
   for (int set = 0; set < 3; ++set) {
     p.dz[set].assign(x[set].size(), 0);
@@ -83,10 +91,9 @@ Expected plain(const InfoNceShape& s, const Rows (&x)[3], double t, const Rows& 
   Expected e;
   const int directions = s.symmetric ? 2 : 1;
   for (int64_t row = 0; row < s.pairs * s.n; ++row) {
-    const int64_t first = row / s.n * s.n;
     double loss = 0;
     for (int way = 0; way < directions; ++way) {
-      loss += p.direction(way, 1 - way, first, row - first, grad[row] / directions);
+      loss += p.direction(way, 1 - way, row / s.n, row % s.n, grad[row] / directions);
     }
     e.loss.push_back(loss / directions);
   }
@@ -118,16 +125,22 @@ double worst(const V& got, const Rows& expected, double floor) {
 }
 
 template <class T, class A>
-int check(const char* name, InfoNceShape s, double t, double tolerance) {
+int check(const char* name, InfoNceShape s, double t, double tolerance, bool targeted = false) {
   std::mt19937 random(3);
   std::normal_distribution<double> normal;
-  const int64_t rows = s.pairs * s.n, counts[3] = {rows, rows, s.k};
+  const int64_t rows = s.pairs * s.n, counts[3] = {rows, s.pairs * s.m, s.k};
+  std::vector<int64_t> targets;
+  // Many anchors share a positive; one has none.
+  for (int64_t row = 0; targeted && row < rows; ++row) {
+    targets.push_back(row == 2 ? -1 : row % 3 == 0 ? s.m / 2 : int64_t(random() % s.m));
+  }
+  const int64_t* target = targeted ? targets.data() : nullptr;
   std::vector<T> x[3], out[3];
   Rows wide[3], grad_wide;
   for (int set = 0; set < 3; ++set) {
     x[set].resize(counts[set] * s.d), out[set].resize(counts[set] * s.d);
     for (T& v : x[set]) assign(normal(random), v);
-    for (int64_t k = 0; set == 1 && s.n > 5 && k < s.d; ++k) assign(0, x[1][3 * s.d + k]);
+    for (int64_t k = 0; set == 1 && s.m > 5 && k < s.d; ++k) assign(0, x[1][3 * s.d + k]);
     for (const T& v : x[set]) wide[set].push_back(as_double(v));
   }
   std::vector<A> grad, loss(rows), temperature{A(t)}, grad_temperature(1);
@@ -135,23 +148,24 @@ int check(const char* name, InfoNceShape s, double t, double tolerance) {
   for (A g : grad) grad_wide.push_back(double(g));
   std::vector<double> saved(3 * rows);
   for (const bool backward : {false, true}) {
-    std::vector<char> scratch(mmssl::cuda::info_nce_scratch<T, A>(s, backward) + 256, char(0xff));
+    std::vector<char> scratch(mmssl::cuda::info_nce_scratch<T, A>(s, targeted, backward) + 256, char(0xff));
     char* at = scratch.data() + (256 - reinterpret_cast<uintptr_t>(scratch.data()) % 256) % 256;
     if (backward) {
       mmssl::cuda::launch_info_nce_backward<T, A>(
-          s, x[0].data(), x[1].data(), x[2].data(), temperature.data(), saved.data(), grad.data(),
-          out[0].data(), out[1].data(), out[2].data(), grad_temperature.data(), at, nullptr);
+          s, x[0].data(), x[1].data(), x[2].data(), target, temperature.data(), saved.data(),
+          grad.data(), out[0].data(), out[1].data(), out[2].data(), grad_temperature.data(), at,
+          nullptr);
     } else {
       mmssl::cuda::launch_info_nce<T, A>(s, x[0].data(), x[1].data(), x[2].data(),
-                                         temperature.data(), loss.data(), saved.data(), at, nullptr);
+                                         target, temperature.data(), loss.data(), saved.data(), at, nullptr);
     }
   }
-  const Expected e = plain(s, wide, double(temperature[0]), grad_wide);
+  const Expected e = plain(s, wide, double(temperature[0]), target, grad_wide);
   double errors[5] = {worst(loss, e.loss, 1)};
   for (int set = 0; set < 3; ++set) {
     // The zero row's gradient is 1e12 times the others; it is left out of the scale.
     Rows expected = e.grad[set];
-    for (int64_t k = 0; set == 1 && s.n > 5 && k < s.d; ++k) {
+    for (int64_t k = 0; set == 1 && s.m > 5 && k < s.d; ++k) {
       const double got = as_double(out[1][3 * s.d + k]) * 1e-12;
       assign(got, out[1][3 * s.d + k]);
       expected[3 * s.d + k] *= 1e-12;
@@ -162,9 +176,11 @@ int check(const char* name, InfoNceShape s, double t, double tolerance) {
   bool wrong = false;
   for (double error : errors) wrong |= !(error <= tolerance);
   if (wrong) {
-    std::printf("%s B %d N %d K %d D %d t %g intra %d symmetric %d: %.1e %.1e %.1e %.1e %.1e\n", name,
-                int(s.pairs), int(s.n), int(s.k), int(s.d), t, s.intra_view, s.symmetric, errors[0],
-                errors[1], errors[2], errors[3], errors[4]);
+    std::printf("%s B %d N %d M %d K %d D %d t %g in batch %d intra %d symmetric %d target %d: "
+                "%.1e %.1e %.1e %.1e %.1e\n",
+                name, int(s.pairs), int(s.n), int(s.m), int(s.k), int(s.d), t, s.in_batch,
+                s.intra_view, s.symmetric, targeted, errors[0], errors[1], errors[2], errors[3],
+                errors[4]);
   }
   return wrong;
 }
@@ -184,8 +200,8 @@ int main() {
         if (size.pairs * size.n > 50 && (t < 0.1 || (size.n == 200 && !flag))) continue;  // slow
         // Slower still with ThreadSanitizer: one small problem, and one with tiles to wait for.
         if (emu::races::kDetected && (!flag || (size.n != 7 && size.n != 200))) continue;
-        const InfoNceShape s{size.pairs, size.n, size.k, size.d, size.n == 70 || !flag, flag,
-                             flag ? 1e-3 : 0.0, Precision::kFull, size.processors};
+        const InfoNceShape s{size.pairs, size.n, size.n, size.k, size.d, true, size.n == 70 || !flag,
+                             flag, flag ? 1e-3 : 0.0, Precision::kFull, size.processors};
         InfoNceShape fast = s;
         fast.precision = Precision::kTf32;
         const double hotter = t < 0.1 ? 20 : 1;  // errors of scores grow with 1 / t
@@ -202,6 +218,30 @@ int main() {
         unsetenv("MMSSL_INFO_NCE");
         cases += 3;
       }
+    }
+  }
+  // Positives by index, and without negatives in the batch.
+  for (const Size& size : {Size{1, 70, 140, 18, 2}, Size{2, 33, 5, 130, 4}, Size{2, 7, 9, 5, 4}}) {
+    for (const bool in_batch : {true, false}) {
+      if (emu::races::kDetected && size.n == 70) continue;
+      const bool targeted = in_batch || size.n == 7, pairs = !targeted;
+      InfoNceShape s{size.pairs, size.n, pairs ? size.n : size.k, size.n == 7 ? 3 : 0, size.d,
+                     in_batch, size.n == 7, pairs, 1e-3, Precision::kFull, size.processors};
+      for (const bool tiles : {false, true}) {
+        if (tiles) setenv("MMSSL_INFO_NCE", "tiles", 1);
+        for (const double t : {0.3, 0.01}) {
+          const double hotter = t < 0.1 ? 20 : 1;
+          wrong += check<float, float>("float", s, t, 2e-6 * hotter, targeted);
+          wrong += check<bf16, float>("bf16", s, t, 1e-2, targeted);
+          s.precision = Precision::kTf32;
+          wrong += check<float, float>("tf32", s, t, (tiles ? 4e-3 : 1e-4) * hotter, targeted);
+          s.precision = Precision::kFull;
+          cases += 3;
+        }
+        unsetenv("MMSSL_INFO_NCE");
+      }
+      wrong += check<double, double>("double", s, 0.3, 1e-13, targeted);
+      ++cases;
     }
   }
   if (wrong == 0) std::printf("ok: %d cases\n", cases);

@@ -23,7 +23,7 @@ __global__ void __launch_bounds__(kThreads, kResident) sum_kernel(Problem<T, A> 
   const A range_scale = A(range.scale), range_shift = A(range.shift);
   const int lane = threadIdx.x % kWarp;
   const int64_t row[2] = {threadIdx.x / kWarp * 16 + lane / 4, threadIdx.x / kWarp * 16 + lane / 4 + 8};
-  const int64_t tile_row = w.first - w.pair * p.shape.n;
+  const int64_t tile_row = w.first - w.pair * copy_rows(p.shape, set);
   A factor[2], most[2], sum[2] = {};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -37,7 +37,9 @@ __global__ void __launch_bounds__(kThreads, kResident) sum_kernel(Problem<T, A> 
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int column = t * 8 + lane % 4 * 2 + i % 2, h = i / 2;
-        const bool out = column >= count || (index >= 0 && index + column == tile_row + row[h]);
+        const bool out = column >= count ||
+                         (index >= 0 && row[h] < w.count &&
+                          p.left_out(set, from, w.pair, tile_row + row[h], index + column));
         score[t][i] = out ? A(-INFINITY)
                           : score[t][i] * (factor[h] * p.inverse[from][first + column]);
       }
@@ -97,7 +99,7 @@ __global__ void __launch_bounds__(kThreads, kResident) grad_kernel(Problem<T, A>
   const A range_scale = A(range.scale), range_shift = A(range.shift);
   const int lane = threadIdx.x % kWarp;
   const int64_t row[2] = {threadIdx.x / kWarp * 16 + lane / 4, threadIdx.x / kWarp * 16 + lane / 4 + 8};
-  const int64_t tile_row = w.first - w.pair * p.shape.n;
+  const int64_t tile_row = w.first - w.pair * copy_rows(p.shape, set);
   A inverse[2] = {}, weight[2] = {}, shift[2] = {};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -115,7 +117,8 @@ __global__ void __launch_bounds__(kThreads, kResident) grad_kernel(Problem<T, A>
       for (int i = 0; i < 4; ++i) {
         const int column = t * 8 + lane % 4 * 2 + i % 2, h = i / 2;
         A g = 0;
-        if (column < count && !(index >= 0 && index + column == tile_row + row[h])) {
+        if (column < count && row[h] < w.count &&
+            !(index >= 0 && p.left_out(set, from, w.pair, tile_row + row[h], index + column))) {
           const A its_inverse = p.inverse[from][first + column];
           const A its_weight = p.weight[from][first + column];
           const A both = inverse[h] * its_inverse, x = score[t][i] * (both * range_scale);
@@ -157,7 +160,7 @@ bool wants_tiles() {
 
 template <class T, class A>
 int64_t row_blocks(const InfoNceShape& s, int set, bool backward) {
-  const int64_t of_set = set == 2 ? ceil_div(s.k, kRows) : s.pairs * ceil_div(s.n, kRows);
+  const int64_t of_set = (set == 2 ? 1 : s.pairs) * ceil_div(copy_rows(s, set), kRows);
   return of_set * (backward ? ceil_div(s.d, TileShape<T>::kDepth) : 1);
 }
 
@@ -175,7 +178,8 @@ char* place(Problem<T, A>& p, bool backward, char* base) {
   const int64_t blocks = form.terms > 0 ? pipelined::padded(s, 0) / pipelined::kRows
                                         : row_blocks<T, A>(s, 0, backward);
   const int64_t most = std::max(blocks, int64_t(1));
-  const int64_t columns = std::max(ceil_div(s.n, TileShape<T>::kCols), int64_t(1));
+  const int64_t longest = std::max({s.n, s.m, s.k});  // of a set of columns
+  const int64_t columns = std::max(ceil_div(longest, TileShape<T>::kCols), int64_t(1));
   p.splits = int(std::clamp<int64_t>(s.processors * kResident / most, 1,
                                      std::min<int64_t>(columns, kMaxSplits)));
   for (int set = 0; set < kSets; ++set) {
@@ -189,10 +193,12 @@ char* place(Problem<T, A>& p, bool backward, char* base) {
     take(p.column[set], 2 * rows);
     if (backward) take(p.column_shift[set], rows);
   }
+  if (form.terms > 0 && p.target != nullptr) take(p.padded_target, pipelined::padded(s, 0));
   if (backward) {
     take(p.diagonal, p.rows(0));
-    take(p.part_grad, p.splits * std::max(p.rows(0), p.rows(2)) * s.d);
-    take(p.dots, 2 * p.rows(0) + p.rows(2));
+    take(p.part_grad, p.splits * std::max({p.rows(0), p.rows(1), p.rows(2)}) * s.d);
+    take(p.dots, p.rows(0) + p.rows(1) + p.rows(2));
+    if (p.target != nullptr) take(p.first_anchor, p.rows(1)), take(p.next_anchor, p.rows(0));
   } else {
     take(p.part_max, p.splits * p.directions() * p.rows(0));
     take(p.part_sum, p.splits * p.directions() * p.rows(0));
@@ -202,10 +208,11 @@ char* place(Problem<T, A>& p, bool backward, char* base) {
 
 template <class T, class A>
 Problem<T, A> make_problem(const InfoNceShape& shape, const T* anchor, const T* positive,
-                           const T* negatives, const A* temperature, bool backward, void* scratch,
-                           cudaStream_t stream) {
+                           const T* negatives, const int64_t* target, const A* temperature,
+                           bool backward, void* scratch, cudaStream_t stream) {
   Problem<T, A> p{};
   p.shape = shape;
+  p.target = target;
   p.x[0] = anchor, p.x[1] = positive, p.x[2] = negatives;
   p.temperature = temperature;
   place(p, backward, static_cast<char*>(scratch));
@@ -262,20 +269,22 @@ void launch_gradients(const Problem<T, A>& p, int set, cudaStream_t stream) {
 }  // namespace
 
 template <class T, class A>
-int64_t info_nce_scratch(const InfoNceShape& shape, bool backward) {
+int64_t info_nce_scratch(const InfoNceShape& shape, bool targeted, bool backward) {
   Problem<T, A> p{};
   p.shape = shape;
+  static constexpr int64_t kAny = 0;
+  p.target = targeted ? &kAny : nullptr;
   char* const none = nullptr;
   return place(p, backward, none) - none;
 }
 
 template <class T, class A>
 cudaError_t launch_info_nce(const InfoNceShape& shape, const T* anchor, const T* positive,
-                            const T* negatives, const A* temperature, A* loss, double* saved,
-                            void* scratch, cudaStream_t stream) {
+                            const T* negatives, const int64_t* target, const A* temperature,
+                            A* loss, double* saved, void* scratch, cudaStream_t stream) {
   if (shape.pairs * shape.n == 0) return cudaSuccess;
   const auto p =
-      make_problem(shape, anchor, positive, negatives, temperature, false, scratch, stream);
+      make_problem(shape, anchor, positive, negatives, target, temperature, false, scratch, stream);
   make_panels(p, false, stream);
   for (int set = 0; set < p.directions(); ++set) launch_sums(p, set, stream);
   MMSSL_LAUNCH((loss_kernel<T, A>), warps(p.rows(0)), kThreads, stream, p, loss, saved);
@@ -284,13 +293,13 @@ cudaError_t launch_info_nce(const InfoNceShape& shape, const T* anchor, const T*
 
 template <class T, class A>
 cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor, const T* positive,
-                                     const T* negatives, const A* temperature, const double* saved,
-                                     const A* grad, T* grad_anchor, T* grad_positive,
-                                     T* grad_negatives, A* grad_temperature, void* scratch,
-                                     cudaStream_t stream) {
+                                     const T* negatives, const int64_t* target,
+                                     const A* temperature, const double* saved, const A* grad,
+                                     T* grad_anchor, T* grad_positive, T* grad_negatives,
+                                     A* grad_temperature, void* scratch, cudaStream_t stream) {
   const auto p =
-      make_problem(shape, anchor, positive, negatives, temperature, true, scratch, stream);
-  const int64_t most = std::max(p.rows(0), p.rows(2));
+      make_problem(shape, anchor, positive, negatives, target, temperature, true, scratch, stream);
+  const int64_t most = std::max({p.rows(0), p.rows(1), p.rows(2)});
   T* const out[kSets] = {grad_anchor, grad_positive, grad_negatives};
   if (most > 0) {
     MMSSL_LAUNCH((weight_kernel<T, A>), blocks(most), kThreads, stream, p, grad, saved);
@@ -299,6 +308,14 @@ cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor,
   for (int set = 0; set < kSets; ++set) {
     if (p.rows(set) == 0) continue;
     launch_gradients(p, set, stream);
+    if (set == 1 && target != nullptr && p.rows(0) > 0) {
+      // Bytes of 0x7f make a number that is larger than any row.
+      const cudaError_t cleared =
+          cudaMemsetAsync(p.first_anchor, 0x7f, p.rows(1) * sizeof(int), stream);
+      if (cleared != cudaSuccess) return cleared;
+      MMSSL_LAUNCH((anchors_kernel<T, A>), warps(p.rows(0)), kThreads, stream, p);
+      MMSSL_LAUNCH((positives_kernel<T, A>), warps(p.rows(1)), kThreads, stream, p);
+    }
     MMSSL_LAUNCH((finish_kernel<T, A>), warps(p.rows(set)), kThreads, stream, p, set, out[set]);
   }
   MMSSL_LAUNCH((temperature_kernel<T, A>), 1, kThreads, stream, p, grad_temperature);
@@ -306,12 +323,13 @@ cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor,
 }
 
 #define MMSSL_INSTANTIATE(T, A)                                                                   \
-  template int64_t info_nce_scratch<T, A>(const InfoNceShape&, bool);                             \
+  template int64_t info_nce_scratch<T, A>(const InfoNceShape&, bool, bool);                       \
   template cudaError_t launch_info_nce<T, A>(const InfoNceShape&, const T*, const T*, const T*,   \
-                                             const A*, A*, double*, void*, cudaStream_t);         \
+                                             const int64_t*, const A*, A*, double*, void*,        \
+                                             cudaStream_t);                                       \
   template cudaError_t launch_info_nce_backward<T, A>(                                            \
-      const InfoNceShape&, const T*, const T*, const T*, const A*, const double*, const A*, T*,   \
-      T*, T*, A*, void*, cudaStream_t);
+      const InfoNceShape&, const T*, const T*, const T*, const int64_t*, const A*, const double*, \
+      const A*, T*, T*, T*, A*, void*, cudaStream_t);
 MMSSL_INSTANTIATE(float, float)
 MMSSL_INSTANTIATE(bf16, float)
 MMSSL_INSTANTIATE(double, double)

@@ -14,29 +14,30 @@ namespace mmssl::cuda {
 enum class Precision { kFull, kTf32 };
 
 struct InfoNceShape {
-  int64_t pairs, n, k, d;  // B, N, K, D
-  bool intra_view, symmetric;
+  int64_t pairs, n, m, k, d;  // B, N, M, K, D
+  bool in_batch, intra_view, symmetric;
   double eps;
   Precision precision;
   int processors;  // multiprocessors to keep busy
 };
 
-// Bytes of scratch that a launch needs, aligned to 256.
+// Bytes of scratch that a launch needs, aligned to 256; targeted: there is a target.
 template <class T, class A>
-int64_t info_nce_scratch(const InfoNceShape& shape, bool backward);
+int64_t info_nce_scratch(const InfoNceShape& shape, bool targeted, bool backward);
 
-// loss (B, N); saved (directions + 1, B, N): lse of each direction, then s12_ii.
+// loss (B, N); saved (directions + 1, B, N): lse of each direction, then s12_iy. target (B, N), or
+// null for y = i; on the device, so that its entries are not checked.
 template <class T, class A>
 cudaError_t launch_info_nce(const InfoNceShape& shape, const T* anchor, const T* positive,
-                            const T* negatives, const A* temperature, A* loss, double* saved,
-                            void* scratch, cudaStream_t stream);
+                            const T* negatives, const int64_t* target, const A* temperature,
+                            A* loss, double* saved, void* scratch, cudaStream_t stream);
 
 template <class T, class A>
 cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor, const T* positive,
-                                     const T* negatives, const A* temperature, const double* saved,
-                                     const A* grad, T* grad_anchor, T* grad_positive,
-                                     T* grad_negatives, A* grad_temperature, void* scratch,
-                                     cudaStream_t stream);
+                                     const T* negatives, const int64_t* target,
+                                     const A* temperature, const double* saved, const A* grad,
+                                     T* grad_anchor, T* grad_positive, T* grad_negatives,
+                                     A* grad_temperature, void* scratch, cudaStream_t stream);
 
 #if defined(__CUDACC__) || defined(MMSSL_EMULATE_CUDA)
 // The rest of this header is what the kernels share: products of tiles, the operands, the work of a
@@ -144,6 +145,7 @@ template <class T, class A>
 struct Problem {
   InfoNceShape shape;
   const T* x[kSets];
+  const int64_t* target;  // (B, N), each in [-1, M); null: the positive of row i is row i
   const A* temperature;
   T* z[kSets];        // rows of norm 1 (bfloat16: x times a power of two, norm in [1, 2))
   A* inverse[kSets];  // 1 / norm of those
@@ -153,14 +155,29 @@ struct Problem {
   A *weight[kSets], *shift[kSets], *diagonal;  // backward, per row
   A* part_grad;                                // (splits, rows of the largest set, D)
   double* dots;                                // <z, dz> per row of all sets
+  int *first_anchor, *next_anchor;  // backward, with target: the anchors of each positive, ascending
 
   // Of the pipelined kernels (mma.cuh), for which these are laid out; 0 where they don't serve.
   int form_terms, form_depth;
   bf16* panel[kSets];
   float *column[kSets], *column_shift[kSets];  // per padded row: (1 / norm, weight / norm); shift
+  int* padded_target;                          // per padded anchor, where there is a target
 
   __host__ __device__ int64_t rows(int set) const {
-    return set == 2 ? shape.k : shape.pairs * shape.n;
+    return set == 2 ? shape.k : shape.pairs * (set == 0 ? shape.n : shape.m);
+  }
+  // The row of the positive among the rows of set 1, or -1, for a row of set 0.
+  __host__ __device__ int64_t positive_of(int64_t row) const {
+    if (target == nullptr) return row;
+    return target[row] < 0 ? -1 : row / shape.n * shape.m + target[row];
+  }
+  // Whether a column of a pair's copy of a set is left out of a row of its copy of another: it is the
+  // row itself, or one is the positive of the other.
+  __host__ __device__ bool left_out(int set, int from, int64_t pair, int64_t row,
+                                    int64_t column) const {
+    if (target == nullptr || set == from) return row == column;
+    const int64_t anchor = pair * shape.n + (set == 0 ? row : column);
+    return target[anchor] == (set == 0 ? column : row);
   }
   __host__ __device__ int directions() const { return shape.symmetric ? 2 : 1; }
 };
@@ -168,19 +185,26 @@ struct Problem {
 __device__ __forceinline__ float power_of_two(float x) { return exp2f(x); }
 __device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
 
-// The columns that pair with the rows of a set: `count` rows of another, without i == j if
-// `same_index`.
+// The rows of a pair's copy of a set; of all negatives.
+__host__ __device__ inline int64_t copy_rows(const InfoNceShape& s, int set) {
+  return set == 0 ? s.n : set == 1 ? s.m : s.k;
+}
+
+// The columns that pair with the rows of a set: `count` rows of another, without what
+// Problem::left_out names if `same_index`.
 struct Source {
   int set;
   int64_t first, count;
   bool same_index;
 };
 __host__ __device__ inline Source source(const InfoNceShape& s, int set, int64_t pair, int index) {
-  const int64_t all = s.pairs * s.n;
+  const int64_t rows = copy_rows(s, set), others = copy_rows(s, 1 - set);
   const bool is_anchor = set == 0 || (set == 1 && s.symmetric);
-  if (set == 2) return {index, 0, index == 0 || (index == 1 && s.symmetric) ? all : 0, false};
-  if (index == 0) return {1 - set, pair * s.n, s.n, true};
-  if (index == 1) return {set, pair * s.n, s.intra_view && is_anchor ? s.n : 0, true};
+  if (set == 2) {  // the anchors of all pairs
+    return {index, 0, index == 0 || (index == 1 && s.symmetric) ? s.pairs * s.n : 0, false};
+  }
+  if (index == 0) return {1 - set, pair * others, s.in_batch ? others : 0, true};
+  if (index == 1) return {set, pair * rows, s.intra_view && is_anchor ? rows : 0, true};
   return {2, 0, is_anchor ? s.k : 0, false};
 }
 // The work of a block: rows [first, first + count) of a set, columns of tiles [begin, end).
@@ -191,7 +215,7 @@ struct Work {
 };
 template <class T, class A>
 __device__ Work<T> work_of_block(const Problem<T, A>& p, int set, int chunks) {
-  const int64_t rows = set == 2 ? p.shape.k : p.shape.n, row_tiles = ceil_div(rows, kRows);
+  const int64_t rows = copy_rows(p.shape, set), row_tiles = ceil_div(rows, kRows);
   int64_t block = blockIdx.x;
   Work<T> w;
   w.split = int(block % p.splits), block /= p.splits;
@@ -273,7 +297,9 @@ constexpr int kThreads = 256;
 struct Form {
   int terms = 0, depth = 0;
   // Of shared memory, at most; see Shape in mma_tiles.cuh.
-  constexpr int bytes() const { return (terms * depth > 192 ? 4 : 3) * kCols * (terms * (depth + 8) * 2 + 12); }
+  constexpr int bytes() const {
+    return (terms * depth > 192 ? 4 : 3) * kCols * (terms * (depth + 8) * 2 + 16);
+  }
 };
 template <class T, class A>
 Form form(const InfoNceShape& s) {
@@ -286,7 +312,7 @@ Form form(const InfoNceShape& s) {
 
 // Rows of all copies of a set, each padded to whole blocks.
 __host__ __device__ inline int64_t padded(const InfoNceShape& s, int set) {
-  return set == 2 ? ceil_div(s.k, kRows) * kRows : s.pairs * ceil_div(s.n, kRows) * kRows;
+  return (set == 2 ? 1 : s.pairs) * ceil_div(copy_rows(s, set), kRows) * kRows;
 }
 
 // Fills the panels and what belongs to their columns; after the weights in the backward.

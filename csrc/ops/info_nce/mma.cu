@@ -15,9 +15,10 @@ __device__ __forceinline__ void sum_rows(const P& p, int set, const Block& b, ch
                                          float (&most)[2], float (&sum)[2]) {
   const float factor[2] = {inverse[0] * scale, inverse[1] * scale};
   Own<S> own;
-  for_each_tile<S, false>(
+  for_each_tile<S, false, true>(
       p, set, b, base, [&](const bf16* rows) { own.load(rows); },
-      [&](const bf16* tile, const Column* columns, const float*, bool masked, const Cursor& at) {
+      [&](const bf16* tile, const Column* columns, const float*, const Mask& mask) {
+        const bool masked = mask.any();
 #pragma unroll(kFixed ? 4 : 1)
         for (int u = 0; u < kCols / 16; ++u) {
           float x[2][4];
@@ -36,12 +37,7 @@ __device__ __forceinline__ void sum_rows(const P& p, int set, const Block& b, ch
               }
             }
           }
-          if (masked) {
-#pragma unroll
-            for (int n = 0; n < 8; ++n) {
-              if (left_out(b, at, u, n / 4, n % 4)) x[n / 4][n % 4] = kFixed ? 0.0f : -INFINITY;
-            }
-          }
+          if (masked) mask.apply(u, kFixed ? 0.0f : -INFINITY, x);
 #pragma unroll
           for (int h = 0; h < 2; ++h) {
             if constexpr (!kFixed) {
@@ -71,9 +67,9 @@ __global__ void __launch_bounds__(kThreads, S::kTerms* S::kDepth <= 128 ? 2 : 1)
     sum_kernel(const __grid_constant__ Problem<T, float> p, int set) {
   MMSSL_DYNAMIC_SHARED(base);
   const Block b = block_of(p, set);
+  const int64_t first = int64_t(b.pair) * p.shape.n + b.first;  // M = N in a second direction
   const Range<float> range{double(*p.temperature)};
   const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp * 16 + lane / 4;
-  const int64_t first = int64_t(b.pair) * p.shape.n + b.first;
   float inverse[2], most[2], sum[2] = {};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -112,11 +108,11 @@ __device__ __forceinline__ void add_gradients(const P& p, int set, const Block& 
                                               float (&out)[S::kDepth / 8][4]) {
   const float factor[2] = {inverse[0] * scale, inverse[1] * scale};
   Own<S> own;
-  for_each_tile<S, !kFixed>(
+  for_each_tile<S, !kFixed, false>(
       p, set, b, base, [&](const bf16* rows) { own.load(rows); },
-      [&](const bf16* tile, const Column* columns, const float* column_shift, bool masked,
-          const Cursor& at) {
-#pragma unroll(!kFixed ? 1 : S::kTerms == 3 ? 2 : 4)  // without spilling a register
+      [&](const bf16* tile, const Column* columns, const float* column_shift, const Mask& mask) {
+        const bool masked = mask.any();
+#pragma unroll(!kFixed || S::kTerms == 3 ? 1 : 4)  // without spilling a register
         for (int u = 0; u < kCols / 16; ++u) {
           float x[2][4];
           multiply<S>(x, own, tile, u);
@@ -139,12 +135,7 @@ __device__ __forceinline__ void add_gradients(const P& p, int set, const Block& 
               }
             }
           }
-          if (masked) {
-#pragma unroll
-            for (int n = 0; n < 8; ++n) {
-              if (left_out(b, at, u, n / 4, n % 4)) x[n / 4][n % 4] = 0.0f;
-            }
-          }
+          if (masked) mask.apply(u, 0.0f, x);
           multiply_weights<S>(out, x, tile, u);
         }
       });
@@ -157,7 +148,7 @@ __global__ void __launch_bounds__(kThreads, S::kTerms* S::kDepth <= 64 ? 2 : 1)
   const Block b = block_of(p, set);
   const Range<float> range{double(*p.temperature)};
   const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp * 16 + lane / 4;
-  const int64_t first = int64_t(b.pair) * (set == 2 ? 0 : p.shape.n) + b.first;
+  const int64_t first = (set == 2 ? 0 : int64_t(b.pair) * copy_rows(p.shape, set)) + b.first;
   float inverse[2] = {}, weight[2] = {}, shift[2] = {};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
@@ -192,7 +183,7 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t thread = global_thread<kThreads>(), row = thread / (kDepth / 2);
   const int64_t feature = thread % (kDepth / 2) * 2;
   if (row >= padded(p.shape, set)) return;
-  const int64_t count = set == 2 ? p.shape.k : p.shape.n, whole = ceil_div(count, kRows) * kRows;
+  const int64_t count = copy_rows(p.shape, set), whole = ceil_div(count, kRows) * kRows;
   const bool live = row % whole < count;
   const int64_t from = row / whole * count + row % whole;
   float value[2] = {};
@@ -210,6 +201,7 @@ __global__ void __launch_bounds__(kThreads)
   if (feature != 0) return;
   const float inverse = live ? p.inverse[set][from] : 0.0f;
   p.column[set][2 * row] = inverse;
+  if (set == 0 && p.target != nullptr) p.padded_target[row] = live ? int(p.target[from]) : -1;
   p.column[set][2 * row + 1] = live && backward ? p.weight[set][from] * inverse : 0.0f;
   if (backward) p.column_shift[set][row] = live ? p.shift[set][from] : 0.0f;
 }

@@ -15,7 +15,7 @@ struct Shape {
   static constexpr int kPitch = kDepth + 8;    // of a row in shared memory: no bank conflicts
   static constexpr int kPlane = kCols * kPitch, kTile = kTerms * kPlane;
   static constexpr int kOwnTile = kOwnShared ? 2 * kTile : 0;
-  static constexpr int kBytes = kOwnTile * 2 + kStages * (kTile * 2 + kCols * 12);
+  static constexpr int kBytes = kOwnTile * 2 + kStages * (kTile * 2 + kCols * 16);
 };
 
 // What a column has in addition to its features.
@@ -71,7 +71,7 @@ struct Cursor {
 
 template <class P>
 __device__ Block block_of(const P& p, int set) {
-  const int64_t rows = set == 2 ? p.shape.k : p.shape.n, row_blocks = ceil_div(rows, kRows);
+  const int64_t rows = copy_rows(p.shape, set), row_blocks = ceil_div(rows, kRows);
   int64_t index = blockIdx.x;
   Block b;
   b.split = int(index % p.splits), index /= p.splits;
@@ -89,7 +89,7 @@ __device__ Block block_of(const P& p, int set) {
 // The first row of a pair's copy of a set among its padded rows.
 template <class P>
 __device__ __forceinline__ int64_t padded_first(const P& p, int set, int64_t pair) {
-  return set == 2 ? 0 : pair * (ceil_div(p.shape.n, kRows) * kRows);
+  return set == 2 ? 0 : pair * (ceil_div(copy_rows(p.shape, set), kRows) * kRows);
 }
 
 // Starts to copy a tile of 64 rows of a panel.
@@ -180,9 +180,55 @@ __device__ __forceinline__ void multiply(float (&score)[2][4], Own<S>& own, cons
   }
 }
 
-// Calls visit(tile in shared memory, its columns, their shifts, masked, cursor) for the block's
-// tiles. `base` is the dynamic shared memory.
-template <class S, bool kShifts, class P, class Prepare, class Visit>
+// Which entries of a tile are left out: those behind the end of a set, a row with itself, and
+// positives.
+enum class Leave { kNothing, kSameIndex, kPositivesOfRows, kPositivesOfColumns };
+struct Mask {
+  const Block& block;
+  int first, count;    // the columns begin there, and end with the set
+  Leave leave;
+  const int* targets;  // the positives of the block's rows, or those of the columns
+
+  // Whether any entry is: the same for all lanes of the warp.
+  __device__ __forceinline__ bool any() const {
+    const int lane = threadIdx.x % kWarp;
+    if (first + kCols > count) return true;
+    const int own = int(threadIdx.x) / kWarp * 16;  // the first of the warp's rows
+    if (leave == Leave::kPositivesOfRows) {
+      return __ballot_sync(kAllLanes, unsigned(targets[own + lane % 16] - first) < unsigned(kCols));
+    }
+    if (leave == Leave::kPositivesOfColumns) {
+      return __ballot_sync(kAllLanes, unsigned(targets[lane] - block.first - own) < 16u ||
+                                          unsigned(targets[lane + 32] - block.first - own) < 16u);
+    }
+    return leave == Leave::kSameIndex && first < block.first + kRows &&
+           block.first < first + kCols;
+  }
+  // Writes `out` over what is left out of columns [16 u, 16 u + 16).
+  __device__ __forceinline__ void apply(int u, float out, float (&x)[2][4]) const {
+    const int lane = threadIdx.x % kWarp, own = int(threadIdx.x) / kWarp * 16 + lane / 4;
+    int skip[2] = {-1, -1};  // the column that is left out of a row
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      if (leave == Leave::kSameIndex) skip[h] = block.first + own + 8 * h;
+      if (leave == Leave::kPositivesOfRows) skip[h] = targets[own + 8 * h];
+    }
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const int at = u * 16 + n / 2 * 8 + lane % 4 * 2 + n % 2;
+      const int row = leave == Leave::kPositivesOfColumns ? targets[at] - block.first - own : -1;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        const bool left_out = first + at >= count || first + at == skip[h] || row == 8 * h;
+        if (left_out) x[n / 2][2 * h + n % 2] = out;
+      }
+    }
+  }
+};
+
+// Calls visit(tile in shared memory, its columns, their shifts, mask) for the block's tiles. `base` is
+// the dynamic shared memory. In the forward only anchors have positives.
+template <class S, bool kShifts, bool kForward, class P, class Prepare, class Visit>
 __device__ __forceinline__ void for_each_tile(const P& p, int set, const Block& b, char* base,
                                               const Prepare& prepare, const Visit& visit) {
   constexpr int kStages = S::kStages;
@@ -190,11 +236,19 @@ __device__ __forceinline__ void for_each_tile(const P& p, int set, const Block& 
   bf16* const tiles = rows + S::kOwnTile;
   Column* const columns = reinterpret_cast<Column*>(tiles + kStages * S::kTile);
   float* const shifts = reinterpret_cast<float*>(columns + kStages * kCols);
+  // The positives of the block's rows where these are anchors, else of the columns that are.
+  int* const targets = reinterpret_cast<int*>(shifts + kStages * kCols);
+  static_assert(kRows <= kStages * kCols);
+  const bool targeted = p.target != nullptr;
   constexpr int64_t kInPanel = S::kTerms * kCols * S::kDepth;
 
   const bf16* own = p.panel[set] + (padded_first(p, set, b.pair) + b.first) / kCols * kInPanel;
   copy_tile<S>(own, rows);
   copy_tile<S>(own + kInPanel, rows + S::kTile);
+  if (targeted && set == 0 && threadIdx.x < kRows / 4) {
+    copy_async(targets + threadIdx.x * 4,
+               p.padded_target + padded_first(p, 0, b.pair) + b.first + threadIdx.x * 4);
+  }
   commit_copies();
   wait_for_copies<0>();
   __syncthreads();
@@ -210,6 +264,9 @@ __device__ __forceinline__ void for_each_tile(const P& p, int set, const Block& 
     } else if (kShifts && threadIdx.x < kCols / 2 + kCols / 4) {
       const int n = threadIdx.x - kCols / 2;
       copy_async(shifts + stage * kCols + n * 4, p.column_shift[at.from.set] + row + n * 4);
+    } else if (!kForward && targeted && set == 1 && threadIdx.x >= kThreads - kCols / 4) {
+      const int n = threadIdx.x - (kThreads - kCols / 4);
+      if (at.from.set == 0) copy_async(targets + stage * kCols + n * 4, p.padded_target + row + n * 4);
     }
   };
   Cursor ahead, now;
@@ -231,20 +288,15 @@ __device__ __forceinline__ void for_each_tile(const P& p, int set, const Block& 
       more = ahead.next(p, set, b);
     }
     commit_copies();
-    const int first = now.tile * kCols;
-    const bool masked = first + kCols > now.from.count ||
-                        (now.from.same_index && first < b.first + kRows && b.first < first + kCols);
-    visit(tiles + stage * S::kTile, columns + stage * kCols, shifts + stage * kCols, masked, now);
+    Leave leave = now.from.same_index ? Leave::kSameIndex : Leave::kNothing;
+    if (targeted && now.from.same_index && now.from.set != set) {
+      leave = kForward || set == 0 ? Leave::kPositivesOfRows : Leave::kPositivesOfColumns;
+    }
+    visit(tiles + stage * S::kTile, columns + stage * kCols, shifts + stage * kCols,
+          Mask{b, now.tile * kCols, now.from.count, leave,
+               kForward || set == 0 ? targets : targets + stage * kCols});
     stage = stage + 1 == kStages ? 0 : stage + 1;
   }
-}
-
-// Whether entry i of n-tile t of a group of 16 columns is left out.
-__device__ __forceinline__ bool left_out(const Block& b, const Cursor& at, int u, int t, int i) {
-  const int lane = threadIdx.x % kWarp;
-  const int column = at.tile * kCols + u * 16 + t * 8 + lane % 4 * 2 + i % 2;
-  const int row = b.first + int(threadIdx.x) / kWarp * 16 + lane / 4 + i / 2 * 8;
-  return column >= at.from.count || (at.from.same_index && column == row);
 }
 
 // The two columns of n-tile t that this lane holds.

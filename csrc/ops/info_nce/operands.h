@@ -1,5 +1,5 @@
 // Checks and unpacks the arguments of info_nce, and binds it to the kernels of either device.
-// Shapes and formula: info_nce.h. The CPU alone reads target, and checks its entries.
+// Shapes and formula: info_nce.h. The CPU alone checks the entries of target.
 #pragma once
 #include <tuple>
 

@@ -40,13 +40,15 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
   const int64_t rows = p.rows(0);
   if (row >= rows) return;
+  const int64_t y = p.positive_of(row);
   double dot = 0;
-  for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
-    dot += double(widen(p.z[0][row * d + k])) * double(widen(p.z[1][row * d + k]));
+  for (int64_t k = threadIdx.x % kWarp; y >= 0 && k < d; k += kWarp) {
+    dot += double(widen(p.z[0][row * d + k])) * double(widen(p.z[1][y * d + k]));
   }
-  const double s = sum_of_lanes(dot) * double(p.inverse[0][row]) * double(p.inverse[1][row]);
+  dot = sum_of_lanes(dot);
   if (threadIdx.x % kWarp != 0) return;
-  const double t = double(*p.temperature), positive = s * kLog2E / t;
+  const double s = y < 0 ? 0 : dot * double(p.inverse[0][row]) * double(p.inverse[1][y]);
+  const double t = double(*p.temperature), positive = y < 0 ? -INFINITY : s * kLog2E / t;
   double total = 0;
   for (int direction = 0; direction < p.directions(); ++direction) {
     double most = positive, sum = 0;
@@ -58,7 +60,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
       const int64_t at = (int64_t(split) * p.directions() + direction) * rows + row;
       if (p.part_sum[at] != A(0)) sum += double(p.part_sum[at]) * exp2(p.part_max[at] - most);
     }
-    const double lse = kLn2 * (most + log2(sum + exp2(positive - most)));
+    if (y >= 0) sum += exp2(positive - most);
+    const double lse = kLn2 * (most + log2(sum));  // -inf where there is no term at all
     saved[direction * rows + row] = lse;
     const double log_ratio = s / t - lse;
     total -= p.shape.eps > 0 ? log(exp(log_ratio) + p.shape.eps) : log_ratio;
@@ -67,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
   loss[row] = A(total / p.directions());
 }
 
-// Row weights w_i = -dL/d(log ratio), and the gradient of s12_ii. Sets without anchors have weight
+// Row weights w_i = -dL/d(log ratio), and the gradient of s12_iy. Sets without anchors have weight
 // 0.
 template <class T, class A>
 __global__ void __launch_bounds__(kThreads, kResident)
@@ -76,8 +79,8 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const Range<A> range{double(*p.temperature)};
   const A range_scale = A(range.scale), range_shift = A(range.shift);
   if (row < p.rows(2)) p.weight[2][row] = A(0), p.shift[2][row] = range_scale;
+  if (row < p.rows(1) && !p.shape.symmetric) p.weight[1][row] = A(0), p.shift[1][row] = range_scale;
   if (row >= rows) return;
-  p.weight[1][row] = A(0), p.shift[1][row] = range_scale;
   double diagonal = 0;
   for (int direction = 0; direction < p.directions(); ++direction) {
     const double lse = saved[direction * rows + row];
@@ -88,7 +91,43 @@ __global__ void __launch_bounds__(kThreads, kResident)
     p.shift[direction][row] = A(lse * kLog2E);
     diagonal += w * (ratio - 1);
   }
-  p.diagonal[row] = A(diagonal);
+  p.diagonal[row] = p.positive_of(row) < 0 ? A(0) : A(diagonal);
+}
+
+// Lists the anchors of each positive in ascending order: a warp per anchor finds the next one. The
+// first ones were set to a number that is larger than all.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident) anchors_kernel(Problem<T, A> p) {
+  const int64_t row = global_thread<kThreads>() / kWarp;
+  if (row >= p.rows(0)) return;
+  const int64_t y = p.target[row], end = (row / p.shape.n + 1) * p.shape.n;
+  const int lane = threadIdx.x % kWarp;
+  int next = -1;
+  for (int64_t first = row + 1; first < end && y >= 0; first += kWarp) {
+    const int64_t other = first + lane;
+    const unsigned equal = __ballot_sync(kAllLanes, other < end && p.target[other] == y);
+    if (equal == 0) continue;
+    next = int(first) + __ffs(int(equal)) - 1;
+    break;
+  }
+  if (lane != 0) return;
+  p.next_anchor[row] = next;
+  if (y >= 0) atomicMin(p.first_anchor + p.positive_of(row), int(row));
+}
+
+// A warp per positive: adds what its anchors give it beyond the other terms, in their order.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident) positives_kernel(Problem<T, A> p) {
+  const int64_t y = global_thread<kThreads>() / kWarp, d = p.shape.d;
+  if (y >= p.rows(1)) return;
+  int row = p.first_anchor[y];
+  if (row >= p.rows(0)) return;
+  for (; row >= 0; row = p.next_anchor[row]) {
+    const A weight = p.diagonal[row] * p.inverse[0][row];
+    for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
+      p.part_grad[y * d + k] += weight * A(widen(p.z[0][row * d + k]));
+    }
+  }
 }
 
 // A warp per row: the parts in order, the positive's share, and back through the normalization.
@@ -98,9 +137,11 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
   if (row >= p.rows(set)) return;
   const A own = p.inverse[set][row], norm = p.norm[set][row];
-  const A positive = set < 2 ? p.diagonal[row] * p.inverse[1 - set][row] : A(0);
+  // With target, positives_kernel has added the share of its anchors to a positive.
+  const int64_t y = set == 0 ? p.positive_of(row) : set == 1 && p.target == nullptr ? row : -1;
+  const A positive = y >= 0 ? p.diagonal[row] * p.inverse[1 - set][y] : A(0);
   const auto gradient = [&](int64_t k) {
-    A g = set < 2 ? positive * A(widen(p.z[1 - set][row * d + k])) : A(0);
+    A g = y >= 0 ? positive * A(widen(p.z[1 - set][y * d + k])) : A(0);
     for (int split = 0; split < p.splits; ++split) {
       g += p.part_grad[(int64_t(split) * p.rows(set) + row) * d + k];
     }
@@ -116,13 +157,14 @@ __global__ void __launch_bounds__(kThreads, kResident)
     const A z = A(widen(p.z[set][row * d + k])) * own;
     narrow(A((gradient(k) - along * z) / norm / *p.temperature), out[row * d + k]);
   }
-  if (threadIdx.x % kWarp == 0) p.dots[(set == 0 ? 0 : set * p.rows(0)) + row] = dot;
+  const int64_t before = set == 0 ? 0 : p.rows(0) + (set == 1 ? 0 : p.rows(1));
+  if (threadIdx.x % kWarp == 0) p.dots[before + row] = dot;
 }
 
 template <class T, class A>
 __global__ void __launch_bounds__(kThreads, kResident) temperature_kernel(Problem<T, A> p, A* out) {
   __shared__ double part[kThreads];
-  const int64_t rows = 2 * p.rows(0) + p.rows(2);
+  const int64_t rows = p.rows(0) + p.rows(1) + p.rows(2);
   double sum = 0;
   for (int64_t row = threadIdx.x; row < rows; row += kThreads) sum += p.dots[row];
   part[threadIdx.x] = sum;

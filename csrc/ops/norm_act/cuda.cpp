@@ -7,25 +7,22 @@ namespace {
 
 using namespace mmssl;
 
-class Kernels {
- public:
+struct Kernels : cuda::Launch {
   explicit Kernels(const NormActOperands& o)
-      : device_(o.x),
-        scratch_(new_empty(o.x, {cuda::norm_act_scratch(o.x.size(0), o.x.size(1))},
-                           ScalarType::Double)) {}
+      : Launch(o.x, cuda::norm_act_scratch(o.x.size(0), o.x.size(1)) * sizeof(double)) {}
 
   template <class T, class A>
   void forward(const NormActArgs<A>& a, const T* x, const A* bias, A eps, T* y, A* mean,
                A* rstd) const {
     MMSSL_CUDA_CHECK(
-        cuda::launch_norm_act(a, x, bias, eps, y, mean, rstd, scratch(), device_.stream));
+        cuda::launch_norm_act(a, x, bias, eps, y, mean, rstd, scratch<double>(), device.stream));
   }
 
   template <class T, class A>
   void backward(const NormActArgs<A>& a, const T* grad_y, const T* x, const A* mean, const A* rstd,
                 T* grad_x, A* grad_weight, A* grad_bias) const {
     MMSSL_CUDA_CHECK(cuda::launch_norm_act_backward(a, grad_y, x, mean, rstd, grad_x, grad_weight,
-                                                    grad_bias, scratch(), device_.stream));
+                                                    grad_bias, scratch<double>(), device.stream));
   }
 
   template <class T, class A>
@@ -34,14 +31,8 @@ class Kernels {
                        T* out_grad_y, T* out_x, A* out_weight) const {
     MMSSL_CUDA_CHECK(cuda::launch_norm_act_double_backward(a, up_x, up_weight, up_bias, grad_y, x,
                                                            mean, rstd, out_grad_y, out_x,
-                                                           out_weight, scratch(), device_.stream));
+                                                           out_weight, scratch<double>(), device.stream));
   }
-
- private:
-  double* scratch() const { return mutable_data<double>(scratch_); }
-
-  cuda::CurrentDevice device_;
-  Tensor scratch_;
 };
 
 }  // namespace

@@ -62,6 +62,18 @@ struct Statistics {
   A mean, rstd;
 };
 
+// What both gradients read.
+template <class T, class A>
+struct Gradient : Input<T, A> {
+  const T* grad_y;
+  const A *mean, *rstd;
+
+  __device__ Statistics<A> terms(int64_t, int64_t column) const {
+    return {mean[column], rstd[column]};
+  }
+  __device__ A upstream(int64_t at) const { return widen(grad_y[at]) * this->kept(at); }
+};
+
 // A job defines the sums of a column, kSums of them, and from them kFactors factors of its elements;
 // terms() is what the sums of a chunk need.
 
@@ -98,53 +110,42 @@ struct Forward : Input<T, A> {
 };
 
 template <class T, class A>
-struct Backward : Input<T, A> {
+struct Backward : Gradient<T, A> {
   static constexpr int kSums = 2, kFactors = 5;
   using Sum = A;
-  const T* grad_y;
-  const A *mean, *rstd;
   T* grad_x;
   A *grad_weight, *grad_bias;
 
-  __device__ Statistics<A> terms(int64_t, int64_t column) const {
-    return {mean[column], rstd[column]};
-  }
   __device__ void add(const Statistics<A>& of, int64_t at, A (&sum)[kSums]) const {
-    const A g = widen(grad_y[at]) * this->kept(at);
+    const A g = this->upstream(at);
     sum[0] += g;
     sum[1] += g * ((this->activation(at) - of.mean) * of.rstd);
   }
   __device__ void finish(const Part& part, const ChunkSums& sums, A (&factor)[kFactors]) const {
     const double g = sums.all(0), gx = sums.all(1), n = double(this->a.rows);
-    factor[0] = mean[part.column], factor[1] = rstd[part.column];
-    factor[2] = this->a.weight[part.column] * rstd[part.column];
+    const Statistics<A> of = this->terms(0, part.column);
+    factor[0] = of.mean, factor[1] = of.rstd, factor[2] = this->a.weight[part.column] * of.rstd;
     factor[3] = A(g / n), factor[4] = A(gx / n);
     if (part.chunk == 0) grad_bias[part.column] = A(g), grad_weight[part.column] = A(gx);
   }
   // grad_x = leaky' * weight * rstd * (g - mean(g) - xhat * mean(g xhat))
   __device__ void write(const A (&factor)[kFactors], int64_t at) const {
-    const A g = widen(grad_y[at]) * this->kept(at);
-    const A xhat = (this->activation(at) - factor[0]) * factor[1];
+    const A g = this->upstream(at), xhat = (this->activation(at) - factor[0]) * factor[1];
     narrow(this->through(at, factor[2] * (g - factor[3] - xhat * factor[4])), grad_x[at]);
   }
 };
 
 template <class T, class A>
-struct DoubleBackward : Input<T, A> {
+struct DoubleBackward : Gradient<T, A> {
   static constexpr int kSums = 5, kFactors = 9;
   using Sum = A;
   const T* up_x;
   const A *up_weight, *up_bias;
-  const T* grad_y;
-  const A *mean, *rstd;
   T *out_grad_y, *out_x;
   A* out_weight;
 
-  __device__ Statistics<A> terms(int64_t, int64_t column) const {
-    return {mean[column], rstd[column]};
-  }
   __device__ void add(const Statistics<A>& of, int64_t at, A (&sum)[kSums]) const {
-    const A g = widen(grad_y[at]) * this->kept(at);
+    const A g = this->upstream(at);
     const A xhat = (this->activation(at) - of.mean) * of.rstd;
     const A l = this->through(at, widen(up_x[at]));
     sum[0] += g;
@@ -155,15 +156,15 @@ struct DoubleBackward : Input<T, A> {
   }
   __device__ void finish(const Part& part, const ChunkSums& sums, A (&factor)[kFactors]) const {
     const int64_t c = part.column;
-    const SecondFactors f = second_factors(sums, double(this->a.rows), this->a.weight[c], rstd[c],
-                                           up_weight[c], up_bias[c]);
+    const SecondFactors f = second_factors(sums, double(this->a.rows), this->a.weight[c],
+                                           this->rstd[c], up_weight[c], up_bias[c]);
 #pragma unroll
     for (int k = 0; k < 7; ++k) factor[k] = A(f.own[k]);
-    factor[7] = mean[c], factor[8] = rstd[c];
+    factor[7] = this->mean[c], factor[8] = this->rstd[c];
     if (part.chunk == 0) out_weight[c] = A(f.weight);
   }
   __device__ void write(const A (&factor)[kFactors], int64_t at) const {
-    const A keep = this->kept(at), g = widen(grad_y[at]) * keep;
+    const A keep = this->kept(at), g = widen(this->grad_y[at]) * keep;
     const A xhat = (this->activation(at) - factor[7]) * factor[8];
     const A l = this->through(at, widen(up_x[at]));
     narrow(keep * (factor[0] * l + factor[1] + factor[2] * xhat), out_grad_y[at]);
@@ -253,7 +254,7 @@ template <class T, class A>
 cudaError_t launch_norm_act_backward(const NormActArgs<A>& a, const T* grad_y, const T* x,
                                      const A* mean, const A* rstd, T* grad_x, A* grad_weight,
                                      A* grad_bias, double* scratch, cudaStream_t stream) {
-  const Backward<T, A> job{{a, x}, grad_y, mean, rstd, grad_x, grad_weight, grad_bias};
+  const Backward<T, A> job{{{a, x}, grad_y, mean, rstd}, grad_x, grad_weight, grad_bias};
   return launch(job, scratch, stream);
 }
 
@@ -263,8 +264,8 @@ cudaError_t launch_norm_act_double_backward(const NormActArgs<A>& a, const T* up
                                             const T* x, const A* mean, const A* rstd,
                                             T* out_grad_y, T* out_x, A* out_weight,
                                             double* scratch, cudaStream_t stream) {
-  const DoubleBackward<T, A> job{{a, x}, up_x,       up_weight, up_bias,   grad_y,
-                                 mean,   rstd,       out_grad_y, out_x,    out_weight};
+  const DoubleBackward<T, A> job{{{a, x}, grad_y, mean, rstd}, up_x,  up_weight, up_bias,
+                                 out_grad_y,                   out_x, out_weight};
   return launch(job, scratch, stream);
 }
 

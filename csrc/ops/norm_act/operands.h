@@ -98,10 +98,10 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_double_backward(
     const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& rstd,
     const OptTensor& keep, double keep_scale, double slope) {
   const NormActGradOperands o(grad_y, x, weight, mean, rstd, keep);
-  const Tensor up_x = o.matrix(up_x_, "up_x"), up_weight = o.vector(up_weight_, "up_weight");
-  const Tensor up_bias = o.vector(up_bias_, "up_bias");
   const Kernels kernels(o);
-  const Tensor out_grad_y = o.new_matrix(), out_x = o.new_matrix(), out_weight = o.new_vector();
+  const Tensor up_x = o.matrix(up_x_, "up_x"), out_x = o.new_matrix();
+  const Tensor up_weight = o.vector(up_weight_, "up_weight"), out_weight = o.new_vector();
+  const Tensor up_bias = o.vector(up_bias_, "up_bias"), out_grad_y = o.new_matrix();
   for_dtype(o.type, [&](auto storage, auto sum) {
     using T = decltype(storage);
     using A = decltype(sum);

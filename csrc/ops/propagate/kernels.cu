@@ -187,11 +187,12 @@ __global__ void __launch_bounds__(kBlock)
   const int64_t group = global_thread() / kLanes;
   const int lane = threadIdx.x % kLanes;
   const int64_t begin = group * kEdgesPerGroup;
-  int64_t row = begin < a.nnz ? row_of(a.rowptr, a.rows, begin) : 0;
+  const int64_t edges = a.rowptr[a.rows];  // the arrays may be longer; what is behind has no gradient
+  int64_t row = begin < edges ? row_of(a.rowptr, a.rows, begin) : 0;
 #pragma unroll 1
   for (int n = 0; n < kEdgesPerGroup; ++n) {
     const int64_t p = begin + n;
-    const bool live = p < a.nnz;
+    const bool live = p < edges;
     A sum = 0;
     int32_t c = 0;
     if (live) {
@@ -209,6 +210,8 @@ __global__ void __launch_bounds__(kBlock)
       A scale = a.row_scale == nullptr ? A(1) : a.row_scale[row];
       if (a.col_scale != nullptr) scale *= a.col_scale[c];
       out[a.edge == nullptr ? p : a.edge[p]] = scale * sum;
+    } else if (lane == 0 && p < a.nnz) {
+      out[a.edge == nullptr ? p : a.edge[p]] = 0;
     }
   }
 }

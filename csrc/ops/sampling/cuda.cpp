@@ -7,23 +7,16 @@ namespace {
 
 using namespace mmssl;
 
-class Kernels {
- public:
+struct Kernels : cuda::Launch {
   explicit Kernels(const SampleOperands& o)
-      : device_(o.draw),
-        scratch_(cuda::new_scratch(o.draw, cuda::sample_bpr_scratch(o.draw.size(1)))) {
-    STD_TORCH_CHECK(o.draw.size(1) < int64_t(1) << 30,
-                    "mmssl::sample_bpr: on a GPU at most 2^30 - 1 triples, got ", o.draw.size(1));
-  }
+      : Launch(o.draw, cuda::sample_bpr_scratch(o.draw.size(1))) {}
 
   void sample(const SampleArgs& a, int64_t* user, int64_t* pos, int64_t* neg) const {
-    MMSSL_CUDA_CHECK(cuda::launch_sample_bpr(a, user, pos, neg, scratch_.mutable_data_ptr(),
-                                             device_.stream));
+    STD_TORCH_CHECK(a.batch < int64_t(1) << 30,
+                    "mmssl::sample_bpr: on a GPU at most 2^30 - 1 triples, got ", a.batch);
+    MMSSL_CUDA_CHECK(
+        cuda::launch_sample_bpr(a, user, pos, neg, scratch<void>(), device.stream));
   }
-
- private:
-  cuda::CurrentDevice device_;
-  Tensor scratch_;
 };
 
 }  // namespace

@@ -104,6 +104,8 @@ def _stacked(blocks: Sequence[FactoredRows]) -> GraphView:
     view, value = edges.view, torch.cat([block.value for block in blocks])
     if count == 1:
         return edges.with_value(value)
+    if edges.live is not None:  # a block's last row takes what is behind its edges
+        value = value * edges.live.repeat(count)
     assert view.t_edge is not None
     block = torch.arange(count, device=value.device)
     starts = view.rowptr[:-1] + block[:, None] * view.nnz
@@ -208,7 +210,7 @@ def dense_real_rows(similarity: FactoredRows, uniform: Tensor, config: CriticCon
     noise = _gumbel(uniform, config)
     if config.gumbel_divides == "noise":
         noise = noise / config.gumbel_tau
-    one = noise.new_ones(())
+    one = noise.new_ones(()) if edges.live is None else edges.live.to(noise.dtype)
     logit = noise.index_put((edges.position, edges.item), one, accumulate=True)
     if config.gumbel_divides == "logit":
         logit = logit / config.gumbel_tau

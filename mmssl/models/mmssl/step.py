@@ -30,7 +30,7 @@ from mmssl.models.mmssl.rows import (
 )
 from mmssl.models.mmssl.structure import StructureLearner, structure_learner
 from mmssl.ops import Triples
-from mmssl.ops.masked_similarity import BatchEdges, batch_edges
+from mmssl.ops.masked_similarity import BatchEdges, batch_edges, edge_capacity
 
 
 class StepInput(NamedTuple):
@@ -113,6 +113,7 @@ class TrainingStep:
             )
         if critic is not None:
             critic.divide(group, self.batch_size)
+        self.edge_capacity = edge_capacity(model.graph.ui, self.batch_size)
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.training.lr, fused=True)
         self.critic_optimizer = (
             None
@@ -138,7 +139,7 @@ class TrainingStep:
     def _draw(self) -> StepInput:
         graph = self.model.graph
         batch = ops.sample_bpr(graph, self.batch_size, self.generator)
-        edges = batch_edges(graph.ui, batch.user)
+        edges = batch_edges(graph.ui, batch.user, self.edge_capacity)
         if self.critic is None:
             return StepInput(batch, edges, None, None)
         rows = len(self.model.modalities) * self.batch_size

@@ -15,8 +15,11 @@ from torch import Tensor
 
 from mmssl import ops
 from mmssl.graph import InteractionGraph
+from mmssl.indexing import rows_of
 from mmssl.models.mmssl.config import StructureConfig
 from mmssl.models.mmssl.model import MultiModalEmbeddings
+from mmssl.ops.dispatch import use_native
+from mmssl.ops.masked_similarity import masked_similarity_reference
 
 
 class StructureLearner(ABC):
@@ -53,8 +56,10 @@ class StructureLearner(ABC):
         state = self._collected()
         for position, graph in enumerate(self.graphs):
             if graph is not self.graph:
-                state[f"graph.{position}.user"] = graph.ui.row_of_edge().int()
-                state[f"graph.{position}.item"] = graph.index.col
+                rowptr = graph.index.rowptr
+                count = int(rowptr[-1])  # the arrays may be longer
+                state[f"graph.{position}.user"] = rows_of(rowptr, count).int()
+                state[f"graph.{position}.item"] = graph.index.col[:count]
                 if graph.value is not None:
                     state[f"graph.{position}.value"] = graph.value
         return state
@@ -94,6 +99,9 @@ class LatestStructure(StructureLearner):
         shape = (num_modalities, graph.num_users, self.k)
         self.latest = torch.full(shape, -1, dtype=torch.int32, device=graph.device)
         self.steps = 0
+        # The kernels of a GPU follow the row pointers, so that their end need not be read.
+        device = graph.device.type
+        self.padded = device != "cpu" and use_native("spmm", device)
 
     def step(self, users: Tensor, embeddings: MultiModalEmbeddings, step_of_epoch: int) -> None:
         """See the base class; steps are counted over the whole training, not within an epoch."""
@@ -103,7 +111,7 @@ class LatestStructure(StructureLearner):
             table[users] = top.int()
         self.steps += 1
         if self.steps % self.interval == 0:
-            self.graphs = self.graph.with_lists(self.latest)
+            self.graphs = self.graph.with_lists(self.latest, padded=self.padded)
 
     def _collected(self) -> dict[str, Tensor]:
         return {"latest": self.latest, "steps": torch.tensor(self.steps)}
@@ -159,7 +167,8 @@ class ReleasedStructure(StructureLearner):
         score, best = ops.masked_topk(user, item, self.k, users=users, exclude=self.graph.ui)
         doubtful = (score[:, -1] <= 0).nonzero().squeeze(1)
         if doubtful.numel():
-            rows = ops.masked_similarity(user, item, users[doubtful], self.graph.ui)
+            # No kernel: the rows are formed, which backend "native" refuses.
+            rows = masked_similarity_reference(user, item, users[doubtful], self.graph.ui)
             best[doubtful] = rows.topk(self.k, dim=1).indices
         return best
 

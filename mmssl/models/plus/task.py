@@ -80,6 +80,15 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         """Draw the order of the edges, and those that stay in the propagation."""
         super().draw_epoch()
         self.pruned = self.pruning.draw(self.generator)
+        # For all steps at once: a step that asked how many there are would wait for the device.
+        self._distinct = [
+            distinct_of_batches(ids[self._order], self.batch_size)
+            for ids in (self.edge_user, self.edge_item)
+        ]
+
+    def _draw(self, number: int) -> Triples:
+        self._users, self._items = (ids[number] for ids in self._distinct)
+        return super()._draw(number)
 
     def losses(self, batch: Triples) -> dict[str, Tensor]:
         """See the base class."""
@@ -97,7 +106,7 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
             ranking = catalog_softmax(user, item, part.pos_item, temperature, drawn)
         contrast = ranking.new_zeros(())
         if views.interaction is not None and views.modality is not None:
-            contrast = self._contrast(views.interaction, views.modality, batch)
+            contrast = self._contrast(views.interaction, views.modality)
             contrast = settings.contrast_weight * contrast
         return {"ranking": share * ranking, "contrast": contrast, "l2": share * self._l2(part)}
 
@@ -163,13 +172,13 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         order = torch.randperm(count, generator=self.generator, device=self.device)
         return order[: self.settings.negatives]
 
-    def _contrast(self, interaction: Embeddings, modality: Embeddings, batch: Triples) -> Tensor:
-        """InfoNCE between interaction view and modality view, of users and of items.
+    def _contrast(self, interaction: Embeddings, modality: Embeddings) -> Tensor:
+        """InfoNCE between the views of the users and of the items of the batch drawn last.
 
         In a group of processes, this process's summand.
         """
         tau = self.settings.contrast_temperature
-        users, items = batch.user.unique(), batch.pos_item.unique()
+        users, items = self._users, self._items
         pairs = (
             (interaction.user[users], modality.user[users]),
             (interaction.item[items], modality.item[items]),
@@ -184,3 +193,17 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
             rows.append(item[batch.neg_item])
         squares = torch.stack([row.square().sum() for row in rows]).sum()
         return self.settings.reg * 0.5 * squares / batch.user.numel()
+
+
+def distinct_of_batches(ids: Tensor, batch_size: int) -> list[Tensor]:
+    """Return the distinct ids of every batch of an epoch, ascending, with one wait for the device.
+
+    Args:
+        ids: (n,) int64 >= 0, one batch after the other.
+        batch_size: B; the last batch may be smaller.
+    """
+    batch = torch.arange(ids.numel(), device=ids.device) // batch_size
+    count = int(ids.max()) + 1 if ids.numel() else 1
+    keys = torch.unique(batch * count + ids)
+    sizes = torch.bincount(keys // count).tolist()
+    return list(torch.split(keys % count, sizes))
