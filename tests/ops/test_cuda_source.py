@@ -55,6 +55,7 @@ torch.manual_seed(0)
 x, grad = torch.randn(5, 8), torch.randn(2, 8)
 anchor, positive, negatives = torch.randn(2, 6, 8), torch.randn(2, 6, 8), torch.randn(3, 8)
 options = (True, True, 1e-3, False)
+catalog, target = torch.randn(2, 9, 8), torch.tensor([[0, 3, 3, 8, -1, 3], [7, 7, 1, 2, 0, 5]])
 temperature = torch.tensor([0.3])
 users, items, triples = torch.randn(9, 8), torch.randn(7, 8), torch.randint(7, (3, 20))
 orders = triples[0].argsort(stable=True), triples[1:].flatten().argsort(stable=True)
@@ -74,6 +75,11 @@ def results():
     yield from (loss, saved)
     yield from op.info_nce_backward(
         loss, anchor, positive, temperature, negatives, saved, *options)
+    for form in ((target, True), (target, False)):
+        arguments = (anchor, catalog, temperature, negatives)
+        loss, saved = op.info_nce(*arguments, True, False, 1e-3, False, *form)
+        yield from (loss, saved)
+        yield from op.info_nce_backward(loss, *arguments, saved, True, False, 1e-3, False, *form)
     *loss, slope = op.bpr_loss(users, items, *triples)
     yield from (*loss, slope)
     yield from op.bpr_loss_backward(*loss, users, items, *triples, slope, *orders)
@@ -130,8 +136,6 @@ torch.ops.load_library(sys.argv[2])
 for got, want in zip(results(), on_cpu, strict=True):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 check_rejections()
-rejected("have no CUDA kernel",
-         "info_nce", anchor, positive, temperature, None, *options, None, False)
 # A meta tensor stands for one of another device: its memory can't be read.
 rejected("on one device", "spmm_value_grad", grad.to("meta"), x, *matrix, None, None)
 rejected("on one device",
