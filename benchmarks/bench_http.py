@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import random
 import subprocess
 import sys
@@ -87,7 +88,8 @@ def main(argv: list[str] | None = None) -> None:
         expected = Recommender.load(directory).recommend([7], K)[0]
         for workers in WORKERS[:1] if options.smoke else WORKERS:
             command = [sys.executable, SERVICE, directory, "--workers", str(workers)]
-            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as service:
+            own = {**os.environ, "PYTHONPATH": str(ROOT)}
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) as service:
                 try:
                     assert service.stdout is not None
                     port = urlsplit(service.stdout.readline()).port

@@ -32,13 +32,14 @@ def problem(
     device: str = "cpu",
     d: int = D,
     users: int | None = None,
+    dtype: str = "float32",
 ) -> Problem:
     """The k best items of the first users, without their train items."""
     workload = workloads.load(graph)
     view = workload.graph.to(device).ui
     generator = torch.Generator().manual_seed(0)
     user, item = (
-        torch.randn(rows, d, generator=generator).to(device)
+        torch.randn(rows, d, generator=generator).to(device, getattr(torch, dtype))
         for rows in (view.num_rows, view.num_cols)
     )
     batch, items = min(view.num_rows, users or MOST_USERS), view.num_cols
@@ -49,11 +50,11 @@ def problem(
             need_bytes(8.0 * batch * items, device, "its scores")
         return Work(RANKING[name](ranking))
 
-    arguments = {"graph": graph, "k": k, "device": device, "d": d, "users": users}
+    arguments = {"graph": graph, "k": k, "device": device, "d": d, "users": users, "dtype": dtype}
     return Problem(
         op=f"masked_topk, k = {k:,}",
         workload=workload.name,
-        dtype="float32",
+        dtype=dtype,
         device=device,
         sizes={"users": batch, "items": items, "k": k, "d": d},
         peers={name: functools.partial(make, name) for name in RANKING},
@@ -87,6 +88,9 @@ def cases(size: str, device: str) -> Iterator[tuple[functools.partial[Problem], 
             users = 9308 if graph == "tiktok" else None
             memory = graph == "sports" and k == 50
             yield functools.partial(make, graph, k, users=users), Budget(0, 3, memory=memory)
+    for graph in ("sports", "gowalla"):  # the limit stays that of float32
+        budget = Budget(0, 3, peers=["reference"], memory=False)
+        yield functools.partial(make, graph, 20, dtype="bfloat16"), budget
     for d in (16, 32, 128, 256):
         budget = Budget(0, 3, peers=["by hand", "faiss"], memory=False)
         yield functools.partial(make, "sports", 50, d=d), budget
