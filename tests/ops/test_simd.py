@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -82,3 +83,41 @@ def test_every_simd_level():
     # Portable code has no fused multiply-add.
     fused = {digests["real scores"] for level, digests in found.items() if level != "default"}
     assert len(fused) <= 1
+
+
+WITHOUT_AVX = """
+import torch
+from mmssl import InteractionGraph, ops
+
+print(torch.ops.mmssl.cpu_capability(), torch.backends.cpu.get_cpu_capability())
+graph = InteractionGraph.from_edges([0, 0, 1, 2], [1, 2, 0, 2], num_users=3, num_items=3)
+x = torch.arange(192.0).reshape(3, 64).sin()
+for op in (
+    lambda: ops.spmm(graph.ui, x),
+    lambda: ops.info_nce(x, x.flip(0), temperature=0.5),
+    lambda: ops.masked_topk(x, x, 2, exclude=graph.ui)[0],
+):
+    with ops.backend("native"):
+        got = op()
+    with ops.backend("reference"):
+        torch.testing.assert_close(got, op(), rtol=1e-5, atol=1e-5)
+"""
+
+
+@pytest.mark.slow
+@needs_cpu_kernel
+@pytest.mark.skipif(
+    not shutil.which("qemu-x86_64"), reason="no qemu-x86_64 (Debian: apt install qemu-user)"
+)
+def test_a_processor_without_avx():
+    """An emulated processor of 2008: SSE4.2, which NumPy needs, and nothing newer."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("OPENBLAS_")}
+    done = subprocess.run(
+        ["qemu-x86_64", "-cpu", "Nehalem", sys.executable, "-c", WITHOUT_AVX],
+        cwd=ROOT,
+        env={**own, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["default", "DEFAULT"]
