@@ -52,8 +52,14 @@ def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     return torch.autocast(device, enabled=False) if _under_autocast(device) else nullcontext()
 
 
+# Asked once: torch.compile of torch 2.11 can't trace the question.
+_HAVE_AUTOCAST = frozenset(
+    device for device in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(device)
+)
+
+
 def _under_autocast(device: str) -> bool:
-    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+    return device in _HAVE_AUTOCAST and torch.is_autocast_enabled(device)
 
 
 def check_tensor(name: str, x: Any, *, dims: str, like: Tensor | None = None) -> None:
