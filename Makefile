@@ -16,7 +16,7 @@ endif
 # What the compiled extension and the installed metadata depend on.
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all lint docs env clean cuda-check sanitize wheel test-wheel wheel-cuda
+.PHONY: demo test test-all lint docs env clean cuda-check sanitize wheel test-wheel wheel-cuda arm64
 .PHONY: hardening test-minimums lock audit
 .DEFAULT_GOAL := help
 
@@ -140,6 +140,10 @@ wheel-cuda:
 	build/cuda-venv/bin/python -m tools.wheels build --cuda
 	build/cuda-venv/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-index --no-deps dist/cu*/mmssl-*.whl
 	cd build && cuda-venv/bin/python -c 'from mmssl import _extension as e; assert e.cuda, e.missing; print("loaded:", e.cuda.__file__)'
+
+# Needs Debian's g++-aarch64-linux-gnu and qemu-user.
+arm64: $(STAMP)
+	PYTHON=$(PY) bash csrc/arm64.sh
 
 clean:
 	rm -rf build dist *.egg-info mmssl/*.so mmssl/_build_info.json .pytest_cache .mypy_cache .ruff_cache

@@ -38,7 +38,7 @@ def symbols(module: Path) -> list[Symbol]:
     found = []
     for line in text.splitlines():
         fields = line.split()
-        if len(fields) < 8 or not fields[0].rstrip(":").isdigit():
+        if len(fields) < 8 or not fields[0].rstrip(":").isdigit() or fields[4] == "LOCAL":
             continue
         name, _, version = fields[7].replace("@@", "@").partition("@")
         found.append(Symbol(name, version, fields[6] != "UND"))

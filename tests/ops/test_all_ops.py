@@ -1,7 +1,6 @@
 """The contract of every declared op, tested on the samples of its declaration.
 
-What is specific to one op is in ``test_<op>.py``; operators called past the Python checks are in
-``test_schemas.py``.
+What is specific to an op is in ``test_<op>.py``; calls past the checks are in ``test_schemas.py``.
 """
 
 from __future__ import annotations
@@ -152,8 +151,11 @@ def test_a_derivative_without_kernel_is_refused(op):
             first_gradients(results, leaves)
     with ops.backend("reference"):
         results = call(op.function, with_tensors(op, arguments, leaves))
-        for _ in range(op.contract.derivatives + 1):
-            results = [g.sin() for g in first_gradients(results, leaves, create_graph=True)]
+        try:
+            for _ in range(op.contract.derivatives + 1):
+                results = [g.sin() for g in first_gradients(results, leaves, create_graph=True)]
+        except RuntimeError as error:  # torch 2.15 refuses it as well
+            assert op.name == "norm_act" and "batch_norm does not support 3rd" in str(error)
 
 
 @needs_cpu_kernel
