@@ -23,13 +23,16 @@ struct Graph {
   int64_t columns = 0;
 };
 
-Graph make_graph(const std::vector<int64_t>& degrees, int64_t columns, std::mt19937& random) {
+// behind: entries of col that belong to no row, and name no column.
+Graph make_graph(const std::vector<int64_t>& degrees, int64_t columns, std::mt19937& random,
+                 int64_t behind = 0) {
   Graph graph;
   graph.columns = columns;
   for (int64_t degree : degrees) {
     for (int64_t i = 0; i < degree; ++i) graph.col.push_back(int32_t(random() % columns));
     graph.rowptr.push_back(int64_t(graph.col.size()));
   }
+  graph.col.resize(graph.col.size() + behind, INT32_MAX);
   return graph;
 }
 
@@ -48,7 +51,7 @@ struct Product {
     fill(storage, graph.columns * d + 1), fill(g, rows * d), fill(row_scale, rows);
     fill(col_scale, graph.columns), fill(value, nnz);
     x = storage.data() + (shifted ? 1 : 0);  // shifted: no 16-byte loads
-    y.resize(rows * d), out.resize(nnz), edge.resize(nnz);
+    y.resize(rows * d), out.resize(nnz, A(NAN)), edge.resize(nnz);
     for (int64_t p = 0; p < nnz; ++p) edge[p] = nnz - 1 - p;
     a = {rows,    nnz,     graph.rowptr.data(), graph.col.data(), row_scale.data(),
          nullptr, nullptr, nullptr};
@@ -89,6 +92,7 @@ struct Product {
         count += !(std::fabs(found - scale * dot) <= 1e-5 * (std::fabs(scale) * size + 1e-3));
       }
     }
+    for (int64_t p = graph.rowptr.back(); p < a.nnz; ++p) count += out[weighted ? edge[p] : p] != 0;
     return count;
   }
 
@@ -191,6 +195,13 @@ int main() {
     }
     wrong += check<float, float>(name, graph, 64, true, true, 1e-5);
     small.push_back(graph);
+  }
+  for (const auto& degrees : {ordinary, {3, chunk + 7, 0}, {2 * chunk + 5}}) {
+    for (const int64_t behind : {int64_t(1), chunk, 2 * chunk + 3}) {
+      const Graph graph = make_graph(degrees, 23, random, behind);
+      wrong += check<float, float>("arrays longer than the edges", graph, 64, false, false, 1e-5);
+      wrong += check<float, float>("arrays longer than the edges", graph, 3, true, false, 1e-5);
+    }
   }
   wrong += check_batch<float, float>(small, 1e-5);
   wrong += check_batch<bf16, float>(small, 1e-2);
