@@ -175,7 +175,12 @@ struct WordShape {
   using V = Vec<float, 16>;
   static constexpr int kLanes = 16, kRowsOut = 4, kVecsOut = 4;
 
-  static MMSSL_INLINE Vec<uint32_t, 16> broadcast(uint32_t x) { return Vec<uint32_t, 16>{} + x; }
+  // As an expression of vectors, gcc 12 may insert the 16 lanes one by one: a third of the speed.
+  static MMSSL_INLINE Vec<uint32_t, 16> broadcast(const uint32_t& x) {
+    Vec<uint32_t, 16> v;
+    asm("vpbroadcastd %1, %0" : "=v"(v) : "m"(x));
+    return v;
+  }
   static MMSSL_INLINE V multiply_add(V sum, Vec<uint32_t, 16> x, Vec<uint32_t, 16> column) {
     asm("vdpbf16ps %2, %1, %0" : "+v"(sum) : "v"(x), "v"(column));
     return sum;
