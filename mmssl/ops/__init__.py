@@ -8,6 +8,7 @@ import mmssl.forks  # noqa: F401 - registers itself
 from mmssl.ops import _registry
 from mmssl.ops.add_normalized import add_normalized
 from mmssl.ops.bpr import bpr_loss
+from mmssl.ops.cosine_logsumexp import cosine_logsumexp
 from mmssl.ops.dispatch import (
     BACKENDS,
     OpStatus,
@@ -33,6 +34,7 @@ __all__ = [
     "add_normalized",
     "backend",
     "bpr_loss",
+    "cosine_logsumexp",
     "info_nce",
     "keep_mask",
     "masked_similarity",

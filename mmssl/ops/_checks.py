@@ -127,6 +127,18 @@ def check_not_negative(name: str, x: Any) -> None:
     check_number(name, x, 0, math.inf, "a finite number >= 0")
 
 
+def check_temperature(temperature: Any) -> None:
+    """Check for a finite number > 0, or a tensor of one element, whose value is not looked at."""
+    if not isinstance(temperature, Tensor):
+        least = math.nextafter(0, 1)
+        check_number("temperature", temperature, least, math.inf, "a finite number > 0")
+    elif temperature.numel() != 1 or not temperature.dtype.is_floating_point:
+        raise InputError(
+            "temperature: expected a number or a floating point tensor of one element, got "
+            f"shape {tuple(temperature.shape)} of {temperature.dtype}"
+        )
+
+
 def check_integer(name: str, x: Any, low: int, high: float = math.inf) -> None:
     """Check for an integer in [low, high]; bool is refused."""
     if isinstance(x, bool) or not isinstance(x, _INTEGER) or not low <= x <= high:

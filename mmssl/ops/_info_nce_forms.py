@@ -6,7 +6,6 @@ independent problems.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,8 +18,8 @@ from mmssl.ops._checks import (
     accumulation_dtype,
     check_ids,
     check_not_negative,
-    check_number,
     check_shape,
+    check_temperature,
     check_tensor,
 )
 
@@ -74,14 +73,7 @@ def check_arguments(
     _check_positives(anchor, m, form)
     if form.negatives is not None:
         _check_negatives(anchor, form.negatives)
-    if not isinstance(temperature, Tensor):
-        least = math.nextafter(0, 1)
-        check_number("temperature", temperature, least, math.inf, "a finite number > 0")
-    elif temperature.numel() != 1 or not temperature.dtype.is_floating_point:
-        raise InputError(
-            "temperature: expected a number or a floating point tensor of one element, got "
-            f"shape {tuple(temperature.shape)} of {temperature.dtype}"
-        )
+    check_temperature(temperature)
     check_not_negative("eps", form.eps)
     if form.reduction not in _REDUCTIONS:
         raise InputError(

@@ -125,15 +125,36 @@ def info_nce(
     if not use_native("info_nce", anchor.device.type, anchor.dtype):
         with without_autocast(anchor):
             return info_nce_reference(anchor, positive, temperature, **form._asdict())
-    acc = accumulation_dtype(anchor.dtype)
-    if isinstance(temperature, Tensor):
-        scale = temperature.to(device=anchor.device, dtype=acc).reshape(1)
-    else:
-        scale = torch.full((1,), temperature, dtype=acc, device=anchor.device)
+    scale = _scale(temperature, anchor)
     if labels is not None or form.own() is not None:
         with without_autocast(anchor):
             return composed(partial(_rows, scale), anchor, positive, scale, form)
     return _rows(scale, anchor, positive, form)
+
+
+def logsumexp_over_rows(anchor: Tensor, rows: Tensor, temperature: float | Tensor) -> Tensor:
+    """Return the logarithm of each anchor's denominator over some rows, by the kernel.
+
+    Args:
+        anchor: (N, D).
+        rows: (M, D), M >= 1.
+        temperature: > 0.
+
+    Returns:
+        (N,).
+    """
+    # A target of -1 stands for no positive: the loss is the logarithm of the denominator itself.
+    nothing = torch.full(anchor.shape[:1], -1, device=anchor.device)
+    form = Form(target=nothing, intra_view=False, reduction="none")
+    return _rows(_scale(temperature, anchor), anchor, rows, form)
+
+
+def _scale(temperature: float | Tensor, anchor: Tensor) -> Tensor:
+    """Return the temperature as the operator expects it, (1,)."""
+    acc = accumulation_dtype(anchor.dtype)
+    if isinstance(temperature, Tensor):
+        return temperature.to(device=anchor.device, dtype=acc).reshape(1)
+    return torch.full((1,), temperature, dtype=acc, device=anchor.device)
 
 
 def _rows(scale: Tensor, anchor: Tensor, positive: Tensor, form: Form) -> Tensor:

@@ -255,8 +255,10 @@ LARGEST = {"norm_act": 1e6, "view_attention": 1.0}
 def terms(op, arguments) -> float:
     """Return the size of the terms of a sum whose result may be a small difference."""
     found = max((float(t.abs().max()) for t in tensors(op, arguments) if t.numel()), default=0.0)
-    if op.name == "info_nce":  # a gradient grows with the inverse of the norm of its row
-        rows = [arguments[name].double() for name in ("anchor", "positive", "negatives")]
+    if op.name in ("info_nce", "cosine_logsumexp"):
+        # A gradient grows with the inverse of the norm of its row.
+        tables = ("anchor", "positive", "negatives", "rows")
+        rows = [arguments[name].double() for name in tables if name in arguments]
         norm = min(float(x.norm(dim=-1).clamp_min(1e-12).min()) for x in rows)
         return max(1.0, 1 / norm) / float(arguments["temperature"])
     if op.name == "add_normalized":
@@ -368,6 +370,7 @@ WRONG_IDS = {
 FREE = {
     ("spmm", "x", "another width"),
     ("info_nce", "negatives", "None"),
+    ("cosine_logsumexp", "partial", "None"),
     ("masked_topk", "users", "None"),
     ("norm_act", "keep", "None"),
     ("masked_similarity_linear", "weight", "another width"),

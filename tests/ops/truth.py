@@ -53,6 +53,16 @@ def propagate_layers(graph, user, item, num_layers, combine="mean") -> Arrays:
     return [out[: len(user)], out[len(user) :]]
 
 
+def cosine_logsumexp(anchor, rows, temperature, partial=None) -> Arrays:
+    a, r, t = unit(array(anchor)), unit(array(rows)), float(temperature)
+    out = []
+    for n in range(len(a)):
+        terms = [np.exp(a[n] @ r[m] / t) for m in range(len(r))]
+        terms += [] if partial is None else [np.exp(float(partial[n]))]
+        out.append(np.log(sum(terms)))
+    return [torch.tensor(out, dtype=torch.float64)]
+
+
 def info_nce(
     anchor,
     positive,
