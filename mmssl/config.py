@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from mmssl.errors import InputError
 from mmssl.files import MAX_CONFIG_BYTES, read_text
@@ -73,6 +73,8 @@ class TrainingConfig(Section):
     released code runs a second one."""
     clip_norm: Annotated[float, ">= 0"] = 0.0
     """Maximum norm of the gradient over all parameters except the critic's; 0 disables clipping."""
+    wire: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which `--parallel sharded` sends rows of embeddings between processes."""
     deterministic: bool = True
     """Whether the same seed gives the same bits on the same machine. False lets torch choose faster
     operations whose sums depend on the order of the threads; a resumed run is then no longer

@@ -52,7 +52,8 @@ def add(commands: Commands) -> None:
         "--parallel",
         choices=MODES,
         help="train in the processes that torchrun has started (docs/distributed.md): data: every "
-        "process has the whole model and a part of each batch",
+        "process has the whole model and a part of each batch; sharded: every process has a part "
+        "of the users and items",
     )
     add_device_options(train)
     train.add_argument("--quiet", action="store_true", help="no progress")

@@ -26,6 +26,8 @@ class Group:
     """Number of this process, from 0."""
     size: int = 1
     """Number of processes."""
+    sharded: bool = False
+    """Whether users and items are divided over the processes."""
 
     @property
     def leads(self) -> bool:
@@ -76,11 +78,15 @@ class Processes(Group):
 
     Raises:
         LostProcess: By every method, if another process has ended.
+
+    Args:
+        sharded: Whether users and items are divided over the processes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, sharded: bool = False) -> None:
         import torch.distributed as dist
 
+        self.sharded = sharded
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.sent = 0
         """Bytes that this process has given to collective calls."""
@@ -92,6 +98,54 @@ class Processes(Group):
         self.sent += tensor.numel() * tensor.element_size()
         connected(dist.all_reduce, tensor)
         return tensor
+
+    def all_to_all(
+        self,
+        out: Tensor,
+        rows: Tensor,
+        received: list[int] | None = None,
+        sent: list[int] | None = None,
+    ) -> None:
+        """Send some rows to every process and fill ``out`` with those that they send here.
+
+        Args:
+            out: (H, ...) rows received, by sender.
+            rows: (S, ...) rows to send, by receiver.
+            received: Rows from each process; the same number from each by default.
+            sent: Rows to each process.
+        """
+        self.start_all_to_all(out, rows, received, sent)()
+
+    def start_all_to_all(
+        self,
+        out: Tensor,
+        rows: Tensor,
+        received: list[int] | None,
+        sent: list[int] | None,
+    ) -> Callable[[], None]:
+        """Start :meth:`all_to_all`; the result waits for its end."""
+        import torch.distributed as dist
+
+        counts = [rows.shape[0] // self.size] * self.size if sent is None else sent
+        others = sum(counts) - counts[self.rank]
+        self.sent += others * (rows.numel() // max(rows.shape[0], 1)) * rows.element_size()
+        # gloo has no bfloat16; the bits only travel.
+        bits = torch.float16 if rows.dtype == torch.bfloat16 else rows.dtype
+        tensors = (out.view(bits), rows.view(bits))
+        work = connected(dist.all_to_all_single, *tensors, received, sent, async_op=True)
+
+        def wait() -> None:
+            connected(work.wait)
+
+        return wait
+
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Send a tensor from one process to all others, in place."""
+        import torch.distributed as dist
+
+        if self.rank == source:
+            self.sent += tensor.numel() * tensor.element_size()
+        connected(dist.broadcast, tensor, source)
 
     def total(self, tensor: Tensor) -> Tensor:
         """See the base class."""

@@ -50,7 +50,7 @@ def joined(mode: str | None, device: str) -> Iterator[tuple[Group, str]]:
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     store = _connect(device)
     try:
-        yield Processes(), device
+        yield Processes(sharded=mode == "sharded"), device
     except Exception as error:
         if not _is_first(store):
             raise SystemExit(1 if isinstance(error, LostProcess) else 2) from None

@@ -7,7 +7,7 @@ block, K the longest list ranked.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -20,9 +20,30 @@ from mmssl.models.embeddings import Embeddings
 from mmssl.models.scorer import Scorer, check_values
 
 if TYPE_CHECKING:
-    from mmssl.data.dataset import InteractionDataset
+    from mmssl.data.dataset import Interactions
 
 Split = Literal["val", "test"]
+
+
+class HeldOut(Protocol):
+    """What evaluation needs of a data set, as a data set has it."""
+
+    @property
+    def num_users(self) -> int:
+        """U."""
+
+    @property
+    def num_items(self) -> int:
+        """I."""
+
+    @property
+    def val(self) -> Interactions:
+        """Relevant items for the selection of a model."""
+
+    @property
+    def test(self) -> Interactions:
+        """Relevant items for the final evaluation."""
+
 
 # The scores of all these users are never materialized. The block only limits the memory of the
 # ranked lists and hits (26 MB for lists of 50 int64 items).
@@ -43,7 +64,7 @@ class Evaluator:
 
     def __init__(
         self,
-        dataset: InteractionDataset,
+        dataset: HeldOut,
         split: Split,
         graph: InteractionGraph,
         *,

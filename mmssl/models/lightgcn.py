@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl import ops
+from mmssl.distributed.sharded_graph import ShardedGraph
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.configs import LightGCNConfig
@@ -25,11 +26,11 @@ if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
 
 Kind = TypeVar("Kind", bound="LightGCN")
+TrainGraph = InteractionGraph | ShardedGraph
+"""The whole train graph, or the part of one process."""
 
 
-def light_convolution(
-    graph: InteractionGraph, user: Tensor, item: Tensor, num_layers: int
-) -> Embeddings:
+def light_convolution(graph: TrainGraph, user: Tensor, item: Tensor, num_layers: int) -> Embeddings:
     """Average the layers of a graph convolution without parameters (equations 3, 7 and 8).
 
     Args:
@@ -39,6 +40,8 @@ def light_convolution(
         num_layers: L, the number of further layers.
     """
     # Both sides read the layer below (equation 3), unlike MMSSL's hops.
+    if isinstance(graph, ShardedGraph):
+        return Embeddings(*graph.propagate_layers(user, item, num_layers))
     return Embeddings(*ops.propagate_layers(graph, user, item, num_layers))
 
 
@@ -58,9 +61,9 @@ class LightGCN(nn.Module):
         InputError: A graph of another normalization, or a size below its minimum.
     """
 
-    def __init__(
-        self, graph: InteractionGraph, *, embedding_dim: int = 64, num_layers: int = 3
-    ) -> None:
+    graph: InteractionGraph  # or a ShardedGraph, of which only the convolution is used
+
+    def __init__(self, graph: TrainGraph, *, embedding_dim: int = 64, num_layers: int = 3) -> None:
         super().__init__()
         if graph.normalization != "sym":
             raise InputError(f"graph: expected normalization 'sym', got {graph.normalization!r}")
@@ -68,7 +71,7 @@ class LightGCN(nn.Module):
             raise InputError(f"embedding_dim: expected at least 1, got {embedding_dim}")
         if num_layers < 0:
             raise InputError(f"num_layers: expected at least 0, got {num_layers}")
-        self.graph = graph
+        self.graph = graph  # type: ignore[assignment]
         self.num_layers = num_layers
         self.user_embedding = nn.Parameter(torch.empty(graph.num_users, embedding_dim))
         self.item_embedding = nn.Parameter(torch.empty(graph.num_items, embedding_dim))

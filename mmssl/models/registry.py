@@ -30,7 +30,9 @@ class ModelSpec:
     changeable: tuple[str, ...] = ()
     """Fields that a resumed run may change; none on which the data or a tensor's shape depends."""
     parallel: tuple[str, ...] = ()
-    """Values of ``--parallel`` that its task supports."""
+    """Values of ``--parallel`` that the model supports."""
+    sharded_task: str = ""
+    """Its task for ``--parallel sharded``, as in :attr:`task`."""
     variants: tuple[str, ...] = ()
     """Values of ``--variant`` that this entry stands for; empty if the model has no variants."""
 
@@ -38,21 +40,21 @@ class ModelSpec:
         """Whether ``"section.field"`` has an effect on this model."""
         return field in self.reads or field.partition(".")[0] in self.reads
 
-    def load_task(self) -> Any:
+    def load_task(self, *, sharded: bool = False) -> Any:
         """Import the model; return its task class."""
-        module, _, name = self.task.partition(":")
+        module, _, name = (self.sharded_task if sharded else self.task).partition(":")
         return getattr(importlib.import_module(module), name)
 
 
-def _pairwise(name: str, task: str, parallel: tuple[str, ...] = ()) -> ModelSpec:
+def _pairwise(name: str, task: str, **options: Any) -> ModelSpec:
     """Return the entry of a model in one file whose section of the configuration has its name."""
     return ModelSpec(
         name=name,
         task=f"mmssl.models.{name}:{task}",
-        reads=(name, "model.embedding_dim", "training.seed"),
+        reads=(name, "model.embedding_dim", *options.pop("also_reads", ()), "training.seed"),
         schedule=name,
         changeable=(f"{name}.epochs", f"{name}.patience", f"{name}.lr"),
-        parallel=parallel,
+        **options,
     )
 
 
@@ -77,10 +79,11 @@ _SPECS = (
     ModelSpec(
         name="mmssl",
         task="mmssl.models.plus.task:PlusTask",
-        reads=("plus", "model.embedding_dim", "training.seed"),
+        reads=("plus", "model.embedding_dim", "training.wire", "training.seed"),
         schedule="plus",
         changeable=("plus.epochs", "plus.patience", "plus.lr"),
-        parallel=("data",),
+        parallel=("data", "sharded"),
+        sharded_task="mmssl.models.sharded:ShardedPlusTask",
         variants=("plus",),
     ),
     _closed_form("ease", "EASETask"),
@@ -90,7 +93,13 @@ _SPECS = (
     _closed_form("itemknn", "ItemKNNTask"),
     _closed_form("contentknn", "ContentKNNTask"),
     _pairwise("bprmf", "BPRMFTask"),
-    _pairwise("lightgcn", "LightGCNTask", parallel=("data",)),
+    _pairwise(
+        "lightgcn",
+        "LightGCNTask",
+        also_reads=("training.wire",),
+        parallel=("data", "sharded"),
+        sharded_task="mmssl.models.sharded:ShardedLightGCNTask",
+    ),
     _pairwise("layergcn", "LayerGCNTask"),
     _pairwise("sgl", "SGLTask"),
     _pairwise("xsimgcl", "XSimGCLTask"),

@@ -11,7 +11,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.files import atomic_write, open_regular
 
-_METADATA = "mmssl"
+METADATA = "mmssl"
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def save_checkpoint(
     text = json.dumps(state)
     # One entry: safetensors writes several in random order, and equal content must be equal bytes.
     entry = json.dumps({"state": text, "sha256": _digest(plain, text)})
-    atomic_write(path, save(plain, metadata={_METADATA: entry}), lambda: _rotate(path, keep))
+    atomic_write(path, save(plain, metadata={METADATA: entry}), lambda: rotate(path, keep))
 
 
 def older_path(path: Path, age: int) -> Path:
@@ -72,7 +72,7 @@ def checkpoint_paths(path: Path) -> list[Path]:
     return [p for age in sorted(ages | {0}) if (p := older_path(path, age)).exists()]
 
 
-def _rotate(path: Path, keep: int) -> None:
+def rotate(path: Path, keep: int) -> None:
     """Make every checkpoint one save older; ``path`` itself stays until it is replaced."""
     for old in checkpoint_paths(path):
         if old != path and old not in [older_path(path, age) for age in range(1, keep)]:
@@ -96,10 +96,16 @@ def _rotate(path: Path, keep: int) -> None:
             link.unlink(missing_ok=True)  # the rename does nothing if both were the same file
 
 
-def recover_newest(path: Path) -> tuple[Path, Checkpoint] | None:
+def recover_newest(
+    path: Path, load: Callable[[Path], Checkpoint] | None = None
+) -> tuple[Path, Checkpoint] | None:
     """Return the newest checkpoint that is whole; None without any file.
 
     Newer ones that are damaged are renamed to ``NAME.damaged``, with a warning in the log.
+
+    Args:
+        path: Path of the newest checkpoint.
+        load: Reads one, and raises InputError if it is damaged; by default :func:`load_checkpoint`.
 
     Raises:
         InputError: All files are damaged; they stay as they are.
@@ -107,7 +113,7 @@ def recover_newest(path: Path) -> tuple[Path, Checkpoint] | None:
     damaged: dict[Path, InputError] = {}
     for candidate in checkpoint_paths(path):
         try:
-            checkpoint = load_checkpoint(candidate)
+            checkpoint = (load or load_checkpoint)(candidate)
         except InputError as error:
             damaged[candidate] = error
             continue
@@ -129,7 +135,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     open_regular(path).close()  # the library would wait for a pipe
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            entry = (file.metadata() or {}).get(_METADATA)
+            entry = (file.metadata() or {}).get(METADATA)
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except OSError as error:
         raise InputError(f"{path}: can't read the checkpoint: {error}") from error
@@ -139,7 +145,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         # The last three: a dtype that this version of torch lacks, or an invalid shape.
         raise InputError(f"{path}: not a safetensors file: {_first_line(error)}") from error
     if entry is None:
-        raise InputError(f"{path}: not a file of this package (no {_METADATA!r} in its metadata)")
+        raise InputError(f"{path}: not a file of this package (no {METADATA!r} in its metadata)")
     try:
         content = json.loads(entry)
         text, digest = content["state"], content["sha256"]

@@ -98,7 +98,7 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         self.epochs, self.patience = settings.epochs, settings.patience
         self.batch_size = settings.batch_size
         self.edge_user, self.edge_item = trainable_edges(self.graph)
-        self.steps_per_epoch = -(-self.edge_user.numel() // self.batch_size)
+        self.steps_per_epoch = -(-self.count_edges() // self.batch_size)
         # Built on the CPU, so that a seed means the same initial values on every device.
         self.model = self.build(dataset).to(self.device)
         self.optimizer = self.build_optimizer()
@@ -110,6 +110,14 @@ class PairwiseTask(Task, Generic[Model, Settings]):
     @abstractmethod
     def build(self, dataset: InteractionDataset) -> Model:
         """Create the module; ``forward()`` returns :class:`mmssl.models.embeddings.Embeddings`."""
+
+    def count_edges(self) -> int:
+        """Return n, the number of edges of an epoch.
+
+        Raises:
+            InputError: It is 0.
+        """
+        return some_edges(self.edge_user.numel())
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Create the optimizer of ``model``, by default Adam."""
@@ -125,6 +133,14 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         Args:
             batch: (B,) triples.
         """
+
+    def user_rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Return rows (B, D) of a table of users, by (B,) int64 ids."""
+        return table[ids]
+
+    def item_rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Return rows (B, D) of a table of items, by (B,) int64 ids."""
+        return table[ids]
 
     def part(self, batch: Triples) -> tuple[Triples, float]:
         """Return this process's part of a batch and its share of it, the weight of its mean.
@@ -228,13 +244,18 @@ class PairwiseTask(Task, Generic[Model, Settings]):
 
 
 def trainable_edges(graph: InteractionGraph) -> tuple[Tensor, Tensor]:
-    """Return users and items (n,) int64 of the edges whose user lacks at least one item.
-
-    Raises:
-        InputError: No such edge exists.
-    """
+    """Return users and items (n,) int64 of the edges whose user lacks at least one item."""
     user, item = graph.ui.row_of_edge(), graph.index.col.long()
     keep = graph.index.rowptr.diff()[user] < graph.num_items
-    if not bool(keep.any()):
-        raise InputError("train split: expected an edge of a user who lacks an item, got none")
     return user[keep], item[keep]
+
+
+def some_edges(count: int) -> int:
+    """Return the number of edges of an epoch.
+
+    Raises:
+        InputError: It is 0.
+    """
+    if count == 0:
+        raise InputError("train split: expected an edge of a user who lacks an item, got none")
+    return count

@@ -14,13 +14,16 @@ import torch
 from torch import Tensor
 
 from mmssl.distributed.group import SINGLE, Group
+from mmssl.evaluation.evaluator import Evaluator, Split
 from mmssl.graph import InteractionGraph, Normalization
 from mmssl.models.registry import model_spec
 from mmssl.models.scorer import Scorer
+from mmssl.training.store import Store
 
 if TYPE_CHECKING:
     from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
+    from mmssl.training.run import RunDirectory
 
 
 class Task(ABC):
@@ -76,9 +79,21 @@ class Task(ABC):
         self.config = config
         self.device = torch.device(device)
         torch.manual_seed(config.training.seed)
-        self.graph = InteractionGraph.from_edges(
+        self.graph = self.build_graph(dataset).to(self.device)
+
+    def build_graph(self, dataset: InteractionDataset) -> InteractionGraph:
+        """Build the train graph."""
+        return InteractionGraph.from_edges(
             *dataset.train, dataset.num_users, dataset.num_items, normalization=self.normalization
-        ).to(self.device)
+        )
+
+    def evaluator(self, dataset: InteractionDataset, split: Split) -> Evaluator:
+        """Create what evaluates the result of :meth:`embed` on "val" or "test"."""
+        return Evaluator(dataset, split, self.graph, group=self.group)
+
+    def store(self, run: RunDirectory) -> Store:
+        """Create what writes the tensors of this task to a run directory."""
+        return Store(run, self.group)
 
     @abstractmethod
     def embed(self) -> Scorer:
@@ -153,10 +168,10 @@ def create_task(
     Raises:
         InputError: An unknown model, or data that the model can't be trained on.
     """
-    kind = model_spec(model, config.variant).load_task()
+    kind = model_spec(model, config.variant).load_task(sharded=group.sharded)
     task: Task = (
         kind(dataset, config, device)
-        if group.size == 1
+        if group is SINGLE
         else kind(dataset, config, device, group=group)
     )
     return task

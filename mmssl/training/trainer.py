@@ -21,7 +21,6 @@ from mmssl.models.embeddings import stored_embeddings
 from mmssl.models.registry import ModelSpec, model_spec
 from mmssl.models.scorer import Scorer
 from mmssl.training import SELECTION_METRIC
-from mmssl.training.checkpoint import recover_newest
 from mmssl.training.guards import Interrupted, LossMeter, check_finite, deterministic
 from mmssl.training.run import RunDirectory
 from mmssl.training.state import prefixed, section
@@ -77,6 +76,7 @@ class Trainer:
         self.group = group
         self.dataset = dataset
         self.run = run
+        self.store = task.store(run)
         self.show_progress = show_progress
         self.should_stop = should_stop
         self.on_epoch = on_epoch
@@ -98,7 +98,7 @@ class Trainer:
                 newest checkpoint is from before that.
             InputError: A file can't be written; the newest checkpoint is unchanged.
         """
-        validation = Evaluator(self.dataset, "val", self.task.graph, group=self.group)
+        validation = self.task.evaluator(self.dataset, "val")
         scores: dict[str, Any] = {}
         with deterministic(self.task.device, self.run.config.training.deterministic):
             try:
@@ -126,8 +126,7 @@ class Trainer:
         Raises:
             InputError: No checkpoint is whole, or they belong to another configuration.
         """
-        with self.group.leader_first():  # it renames damaged files
-            newest = recover_newest(self.run.checkpoint_path)
+        newest = self.store.recover_newest()
         if newest is None:
             self.run.truncate_log(0)
             return False
@@ -258,8 +257,8 @@ class Trainer:
     def _test(self) -> dict[str, float]:
         """Evaluate what is on disk; the only place that reads the test split."""
         self.group.wait()  # until it is written
-        scorer = self.run.load_scorer(self.dataset).to(self.task.device)
-        return Evaluator(self.dataset, "test", self.task.graph, group=self.group).evaluate(scorer)
+        scorer = self.store.load_scorer(self.dataset).to(self.task.device)
+        return self.task.evaluator(self.dataset, "test").evaluate(scorer)
 
     def _write_metrics(self, scores: dict[str, Any]) -> dict[str, Any]:
         config, info, history = self.run.config, self.run.info, self.progress.history
@@ -294,7 +293,7 @@ class Trainer:
     def _keep_best(self, scorer: Scorer) -> None:
         best = {**scorer.tensors(), **prefixed("parameter", self.task.parameters())}
         self.best = {name: tensor.clone() for name, tensor in best.items()}
-        self.run.save_model(self.best)
+        self.store.save_model(self.best)
 
     def _check(self, tensors: dict[str, Tensor]) -> None:
         check_finite(tensors, f"in epoch {self.progress.epoch + 1}, step {self.progress.step}")
@@ -309,7 +308,7 @@ class Trainer:
         tensors["rng.default"] = torch.get_rng_state()
         if self.task.device.type == "cuda":
             tensors["rng.cuda"] = torch.cuda.get_rng_state(self.task.device)
-        self.run.save_state(tensors, asdict(progress))
+        self.store.save_state(tensors, asdict(progress))
         self._last_save = time.monotonic()
         self._saved = progress.epoch, progress.step
 
@@ -330,7 +329,7 @@ class Trainer:
             self.progress.finished = self._is_finished()
             self.best = section(tensors, "best")
             if self.best:
-                self.run.save_model(
+                self.store.save_model(
                     self.best
                 )  # the file may be of a later epoch than the checkpoint
         except (KeyError, TypeError, RuntimeError) as error:

@@ -9,11 +9,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from mmssl.config import Config, load_config
 from mmssl.distributed.group import SINGLE, Group, Processes
-from mmssl.evaluation.evaluator import Evaluator
 from mmssl.models.mmssl.task import MMSSLTask
+from mmssl.training.sharded import ShardedTask
 from mmssl.training.task import Task, create_task
 from tests.conftest import make_dataset
 
@@ -27,10 +28,13 @@ SETTINGS = (
 MODELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "lightgcn": ("lightgcn", "paper", ()),
     "plus": ("mmssl", "plus", ("plus.prune=0.2",)),
+    "plus, whole graph": ("mmssl", "plus", ()),
+    "plus, bpr": ("mmssl", "plus", ("plus.ranking=bpr", "plus.item_weight=0")),
     "plus, drawn negatives": ("mmssl", "plus", ("plus.negatives=12", "plus.contrast_weight=0")),
     "paper": ("mmssl", "paper", ("training.clip_norm=2",)),
     "paper, float64": ("mmssl", "paper", ("critic.clip_norm=2", "structure.refresh_interval=3")),
 }
+SHARDED = ("lightgcn", "plus, whole graph", "plus, drawn negatives", "plus, bpr")
 FAST = ("lightgcn", "plus", "paper, float64")
 # Rounding in float32 grows a thousandfold in the critic within 50 steps, as it does in one process
 # between the kernels and plain PyTorch. In float64 these terms are equal to 1e-5 as well.
@@ -56,13 +60,27 @@ def train(name: str, group: Group = SINGLE) -> dict[str, np.ndarray]:
             task.start_epoch(epoch, 0)
         losses.append(task.step(step).numpy())
     scorer = task.embed()
-    metrics = Evaluator(dataset, "test", task.graph, group=group).evaluate(scorer)
-    tensors = {key: tensor.numpy() for key, tensor in scorer.tensors().items()}
+    metrics = task.evaluator(dataset, "test").evaluate(scorer)
+    tensors = {key: tensor.numpy() for key, tensor in whole(task, scorer.tensors()).items()}
     terms = dict(zip(task.terms, np.stack(losses, 1), strict=True))
     if name == "paper":
         terms = {key: values for key, values in terms.items() if key not in CRITIC_TERMS}
     losses = {f"loss {key}": values for key, values in terms.items()}
     return {**losses, "metrics": np.array(list(metrics.values())), **tensors}
+
+
+def whole(task: Task, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Put the rows of all processes together."""
+    if not isinstance(task, ShardedTask):
+        return tensors
+    out = {}
+    for name, rows in tensors.items():
+        ranges = task.layout(name)
+        assert ranges is not None
+        out[name] = rows.new_zeros(ranges.num_rows, rows.shape[1])
+        out[name][ranges.of(task.shards.rank)] = rows
+        task.shards.sum(out[name])
+    return out
 
 
 def widen(task: Task) -> None:
@@ -74,21 +92,21 @@ def widen(task: Task) -> None:
     task.training_step._rand = lambda shape: draw(shape).double()
 
 
-def _work(rank: int, size: int, folder: str, names: Sequence[str]) -> None:
+def _work(rank: int, size: int, folder: str, names: Sequence[str], sharded: bool) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=size)
     for name in names:
-        np.savez(Path(folder) / f"{name}.{rank}.npz", **train(name, Processes()))
+        np.savez(Path(folder) / f"{name}.{rank}.npz", **train(name, Processes(sharded=sharded)))
     dist.destroy_process_group()
 
 
 def train_in_processes(
-    size: int, folder: Path, names: Sequence[str]
+    size: int, folder: Path, names: Sequence[str], *, sharded: bool = False
 ) -> dict[str, dict[str, np.ndarray]]:
     """Train models in ``size`` processes; what all of them return must be equal bits."""
     folder.mkdir()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    torch.multiprocessing.spawn(_work, (size, str(folder), names), nprocs=size)
+    torch.multiprocessing.spawn(_work, (size, str(folder), names, sharded), nprocs=size)
     results = {}
     for name in names:
         first, *others = (np.load(folder / f"{name}.{rank}.npz") for rank in range(size))

@@ -156,12 +156,12 @@ def test_the_offset_is_added_to_the_score(temperature):
 def test_dense_data_get_a_low_temperature(per_item, expected):
     user, item = torch.arange(per_item).repeat(3), torch.arange(3).repeat_interleave(per_item)
     graph = InteractionGraph.from_edges(user, item, per_item, 3)
-    assert density_temperature(graph) == pytest.approx(expected)
+    assert density_temperature(graph.num_items, graph.nnz) == pytest.approx(expected)
 
 
 def test_the_temperature_is_that_of_the_density_unless_given(tiny_dataset):
     task = task_for(tiny_dataset)
-    assert task.temperature == density_temperature(task.graph)
+    assert task.temperature == density_temperature(task.graph.num_items, task.graph.nnz)
     assert task.selected == {"plus.temperature": task.temperature}
     task = task_for(tiny_dataset, "plus.temperature=0.7")
     assert task._scored(*task.model().final, 0.0).temperature == 0.7

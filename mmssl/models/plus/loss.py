@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl import ops
-from mmssl.graph import InteractionGraph
 
 
 class Scored(NamedTuple):
@@ -50,14 +49,14 @@ def with_offset(
     return Scored(users, items, 1 / (radius * math.hypot(slope, 1)))
 
 
-def density_temperature(graph: InteractionGraph) -> float:
+def density_temperature(num_items: int, num_edges: int) -> float:
     """Return the temperature that suits the number of interactions per item.
 
     ``0.8 (I / n)^(1/3)`` for n train edges, at most 0.3. Cosines are bounded, so the temperature
     limits how sharp the scores can be. An item with many interactions has a vector that is known
     well enough for sharp scores; with few, they fit the train edges only.
     """
-    return min(0.3, 0.8 * (graph.num_items / graph.nnz) ** (1 / 3))
+    return min(0.3, 0.8 * (num_items / num_edges) ** (1 / 3))
 
 
 def catalog_softmax(
@@ -95,11 +94,11 @@ def catalog_softmax(
     """
     if drawn is not None:
         same = drawn == positive[:, None]
-        return _sampled(user, item[drawn], item[positive], same, temperature, item.shape[0])
+        return sampled_softmax(user, item[drawn], item[positive], same, temperature, item.shape[0])
     return ops.info_nce(user, item, temperature, target=positive, intra_view=False)
 
 
-def _sampled(
+def sampled_softmax(
     user: Tensor,
     negative: Tensor,
     target: Tensor,
@@ -107,7 +106,16 @@ def _sampled(
     temperature: float,
     num_items: int,
 ) -> Tensor:
-    """The estimate from drawn items; their (B, K) scores are small enough to be written out."""
+    """Estimate :func:`catalog_softmax` from drawn items, whose (B, K) scores are written out.
+
+    Args:
+        user: (B, D).
+        negative: (K, D) drawn items.
+        target: (B, D) positives.
+        same: (B, K) whether a drawn item is the positive.
+        temperature: > 0.
+        num_items: I.
+    """
     anchor = F.normalize(user, dim=-1)  # (B, D)
     target_score = (anchor * F.normalize(target, dim=-1)).sum(-1) / temperature  # (B,)
     scores = anchor @ F.normalize(negative, dim=-1).T / temperature  # (B, K)

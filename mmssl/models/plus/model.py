@@ -10,11 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from mmssl import ops
+from mmssl.distributed.sharded_graph import ShardedView, multiply
 from mmssl.errors import InputError
-from mmssl.graph import GraphView, InteractionGraph
+from mmssl.graph import GraphView
 from mmssl.models.embeddings import Embeddings
-from mmssl.models.lightgcn import light_convolution
+from mmssl.models.lightgcn import TrainGraph, light_convolution
 
 
 class PlusViews(NamedTuple):
@@ -48,8 +48,8 @@ class Plus(nn.Module):
 
     def __init__(
         self,
-        graph: InteractionGraph,
-        item_graph: GraphView | None,
+        graph: TrainGraph,
+        item_graph: GraphView | ShardedView | None,
         *,
         embedding_dim: int = 64,
         num_layers: int = 2,
@@ -67,7 +67,7 @@ class Plus(nn.Module):
         for table in (self.user_embedding, self.item_embedding):
             nn.init.xavier_uniform_(table)
 
-    def forward(self, graph: InteractionGraph | None = None, *, views: bool = False) -> PlusViews:
+    def forward(self, graph: TrainGraph | None = None, *, views: bool = False) -> PlusViews:
         """Compute the embeddings of every user (U, D) and item (I, D).
 
         Args:
@@ -78,7 +78,7 @@ class Plus(nn.Module):
         user, item = self.user_embedding, self.item_embedding
         if self.item_graph is None:
             return PlusViews(light_convolution(graph, user, item, self.num_layers), None, None)
-        neighborhood = self.item_weight * ops.spmm(self.item_graph, item)  # (I, D)
+        neighborhood = self.item_weight * multiply(self.item_graph, item)  # (I, D)
         if not views:
             final = light_convolution(graph, user, item + neighborhood, self.num_layers)
             return PlusViews(final, None, None)

@@ -15,7 +15,7 @@ from torch import Tensor
 from mmssl import ops
 from mmssl.distributed.group import SINGLE, Group
 from mmssl.distributed.losses import shared_info_nce
-from mmssl.evaluation.evaluator import Evaluator
+from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.item_weights import MAX_DENSE_ITEMS, check_dense
 from mmssl.models.plus.config import PlusConfig
@@ -42,6 +42,7 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
 
     section = "plus"
     terms = ("ranking", "contrast", "l2")
+    pruned: InteractionGraph | None = None  # None: the train graph
 
     def __init__(
         self,
@@ -52,18 +53,28 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
     ) -> None:
         super().__init__(dataset, config, device, group)
         self.dataset = dataset
+        degree = self.item_degree.double()
         given = self.settings.temperature
         if given == "density":
-            given = density_temperature(self.graph)
+            given = density_temperature(degree.numel(), int(degree.sum()))
             self.selected = {"plus.temperature": given}
         self.temperature = given
-        self.pruning = EdgePruning(self.graph, self.settings.prune)
-        degree = self.graph.index.colptr.diff().double()
+        self.pruning = EdgePruning(self.graph, self.settings.prune) if self.settings.prune else None
         # Centered, because a constant changes neither the softmax nor a ranking.
         popularity = (degree.log1p() - degree.log1p().mean())[:, None]
-        self._popularity = popularity.float()  # (I, 1)
+        self._popularity = popularity.float()[self.own_items]  # (I, 1), of this process's items
         self._largest = float(popularity.abs().max())
-        self._validation = Evaluator(dataset, "val", self.graph, group=group)
+        self._validation = self.evaluator(dataset, "val")
+
+    @property
+    def item_degree(self) -> Tensor:
+        """(I,) number of train users of every item."""
+        return self.graph.index.colptr.diff()
+
+    @property
+    def own_items(self) -> slice:
+        """The items of this process."""
+        return slice(None)
 
     def build(self, dataset: InteractionDataset) -> Plus:
         """See the base class."""
@@ -79,7 +90,8 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
     def draw_epoch(self) -> None:
         """Draw the order of the edges, and those that stay in the propagation."""
         super().draw_epoch()
-        self.pruned = self.pruning.draw(self.generator)
+        if self.pruning is not None:
+            self.pruned = self.pruning.draw(self.generator)
         # For all steps at once: a step that asked how many there are would wait for the device.
         self._distinct = [
             distinct_of_batches(ids[self._order], self.batch_size)
@@ -95,20 +107,21 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         settings = self.settings
         part, share = self.part(batch)
         views: PlusViews = self.model(self.pruned, views=settings.contrast_weight > 0)
-        final = views.final
-        if settings.ranking == "bpr":
-            ranking = ops.bpr_loss(final.user, final.item, part.user, part.pos_item, part.neg_item)
-        else:
-            user, item, temperature = self._scored(
-                final.user[part.user], final.item, settings.popularity
-            )
-            drawn = self._draw_items()
-            ranking = catalog_softmax(user, item, part.pos_item, temperature, drawn)
+        ranking = self.ranking(views.final, part)
         contrast = ranking.new_zeros(())
         if views.interaction is not None and views.modality is not None:
             contrast = self._contrast(views.interaction, views.modality)
             contrast = settings.contrast_weight * contrast
         return {"ranking": share * ranking, "contrast": contrast, "l2": share * self._l2(part)}
+
+    def ranking(self, final: Embeddings, batch: Triples) -> Tensor:
+        """Compute the ranking loss of (B,) triples, a scalar."""
+        if self.settings.ranking == "bpr":
+            return ops.bpr_loss(final.user, final.item, batch.user, batch.pos_item, batch.neg_item)
+        user, item, temperature = self._scored(
+            final.user[batch.user], final.item, self.settings.popularity
+        )
+        return catalog_softmax(user, item, batch.pos_item, temperature, self._draw_items())
 
     @torch.no_grad()
     def embed(self) -> Embeddings:
@@ -180,17 +193,17 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         tau = self.settings.contrast_temperature
         users, items = self._users, self._items
         pairs = (
-            (interaction.user[users], modality.user[users]),
-            (interaction.item[items], modality.item[items]),
+            (self.user_rows(interaction.user, users), self.user_rows(modality.user, users)),
+            (self.item_rows(interaction.item, items), self.item_rows(modality.item, items)),
         )
         of_users, of_items = (shared_info_nce(self.group, *pair, tau) for pair in pairs)
         return of_users + of_items
 
     def _l2(self, batch: Triples) -> Tensor:
         user, item = self.model.user_embedding, self.model.item_embedding
-        rows = [user[batch.user], item[batch.pos_item]]  # (B, D) each
+        rows = [self.user_rows(user, batch.user), self.item_rows(item, batch.pos_item)]  # (B, D)
         if self.settings.ranking == "bpr":
-            rows.append(item[batch.neg_item])
+            rows.append(self.item_rows(item, batch.neg_item))
         squares = torch.stack([row.square().sum() for row in rows]).sum()
         return self.settings.reg * 0.5 * squares / batch.user.numel()
 

@@ -1,0 +1,256 @@
+"""A graph whose rows are divided over processes, and products with it.
+
+Every process holds the edges of its users and of its items. In a product with the graph it needs
+rows of other processes, always the same ones: the lists are exchanged once. The rows travel while
+the product with the process's own rows is computed. The gradient takes the way back; all sums are
+formed in a fixed order.
+
+Legend: U users, I items, E edges, D features, R rows of a view, S rows sent, H rows received.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmssl import ops
+from mmssl.distributed.group import Processes
+from mmssl.distributed.partition import Partition, Ranges
+from mmssl.graph import GraphView, Normalization
+from mmssl.indexing import build_index, index_of_values, pointers
+
+
+class Exchange:
+    """The rows of a divided table that the processes send each other in every product.
+
+    Args:
+        group: The processes.
+        ranges: Which process holds which rows of the table.
+        needed: (H,) int64 rows of other processes that this one needs, ascending.
+        wire: Data type in which the numbers travel; None means that of the table.
+    """
+
+    def __init__(
+        self, group: Processes, ranges: Ranges, needed: Tensor, wire: torch.dtype | None
+    ) -> None:
+        self.group = group
+        self.wire = wire
+        self.received = ranges.counts_of(needed.cpu())  # rows from each process
+        counts = torch.tensor(self.received)
+        sent = torch.empty_like(counts)
+        group.all_to_all(sent, counts)
+        self.sent: list[int] = sent.tolist()  # rows to each process
+        wanted = torch.empty(sum(self.sent), dtype=torch.int64, device=needed.device)
+        group.all_to_all(wanted, needed, self.sent, self.received)
+        self.rows = wanted - ranges.of(group.rank).start  # (S,) own rows, by receiver
+        by_row, order = self.rows.sort(stable=True)
+        own = ranges.count(group.rank)
+        slots = torch.arange(self.rows.numel(), device=needed.device)
+        # Adds what the receivers of a row send back, in the order of the receivers.
+        self.back = GraphView(
+            rowptr=pointers(by_row, own),
+            col=order.int(),
+            t_rowptr=torch.arange(slots.numel() + 1, device=needed.device),
+            t_col=self.rows.int(),
+        )
+
+    def start(self, table: Tensor) -> Callable[[], Tensor]:
+        """Send own rows of a (R, D) table; the result waits for the (H, D) rows of the others."""
+        return self._travel(table.index_select(0, self.rows), self.sent, self.received)
+
+    def start_back(self, grads: Tensor) -> Callable[[], Tensor]:
+        """Send (H, D) gradients to where the rows came from; the result waits for (S, D)."""
+        return self._travel(grads, self.received, self.sent)
+
+    def _travel(self, rows: Tensor, sent: list[int], received: list[int]) -> Callable[[], Tensor]:
+        packed = rows.to(self.wire or rows.dtype).contiguous()
+        out = packed.new_empty(sum(received), packed.shape[1])
+        finish = self.group.start_all_to_all(out, packed, received, sent)
+
+        def wait() -> Tensor:
+            finish()
+            return out.to(rows.dtype)
+
+        return wait
+
+
+@dataclass(frozen=True)
+class ShardedView:
+    """A process's rows of a sparse matrix whose columns are rows of a divided table."""
+
+    local: GraphView
+    """(R, C) columns that this process holds."""
+    remote: GraphView
+    """(R, H) columns of other processes."""
+    exchange: Exchange
+
+    def multiply(self, table: Tensor) -> Tensor:
+        """Return this process's rows (R, D) of the product with a divided (., D) table."""
+        out: Tensor = _Product.apply(table, self)
+        return out
+
+    @property
+    def nnz(self) -> int:
+        """Edges of this process."""
+        return self.local.nnz + self.remote.nnz
+
+
+def multiply(matrix: GraphView | ShardedView, table: Tensor) -> Tensor:
+    """Multiply a sparse matrix, or this process's rows of one, by a table."""
+    return matrix.multiply(table) if isinstance(matrix, ShardedView) else ops.spmm(matrix, table)
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, view: ShardedView) -> Tensor:
+        ctx.view = view
+        return _two_products(view.exchange.start(table), view.local, view.remote, table)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        view, grad = ctx.view, grad.contiguous()
+        back = view.exchange.start_back(ops.spmm(view.remote.transpose(), grad))
+        return _two_products(back, view.local.transpose(), view.exchange.back, grad), None
+
+
+def _two_products(
+    arriving: Callable[[], Tensor], local: GraphView, remote: GraphView, table: Tensor
+) -> Tensor:
+    """Multiply own rows while the others are on their way, then those."""
+    out = ops.spmm(local, table)
+    rows = arriving()
+    return out.add_(ops.spmm(remote, rows)) if remote.nnz else out
+
+
+def sharded_view(
+    group: Processes,
+    columns: Ranges,
+    num_rows: int,
+    row: Tensor,
+    column: Tensor,
+    *,
+    value: Tensor | None = None,
+    row_scale: Tensor | None = None,
+    col_scale: Tensor | None = None,
+    wire: torch.dtype | None = None,
+) -> ShardedView:
+    """Build a process's rows of a divided sparse matrix. All processes call this together.
+
+    Args:
+        group: The processes.
+        columns: Which process holds which row of the tables that are multiplied.
+        num_rows: R, rows of this process.
+        row: (E,) int64 in [0, R).
+        column: (E,) int64, of all columns.
+        value: (E,), or None for ones.
+        row_scale: (R,) factors, or None.
+        col_scale: Factors of all columns, or None.
+        wire: Data type in which rows travel; None means that of the tables.
+    """
+    own = columns.of(group.rank)
+    here = (column >= own.start) & (column < own.stop)
+    needed = column[~here].unique()
+
+    def part(mask: Tensor, position: Tensor, count: int, scale: Tensor | None) -> GraphView:
+        if value is None:
+            index, values = build_index(row[mask], position, num_rows, count), None
+        else:
+            index, values = index_of_values(row[mask], position, value[mask], num_rows, count)
+        return GraphView(
+            rowptr=index.rowptr,
+            col=index.col,
+            t_rowptr=index.colptr,
+            t_col=index.row,
+            row_scale=row_scale,
+            col_scale=scale,
+            value=values,
+            t_edge=None if values is None else index.perm,
+        )
+
+    scales = (None, None) if col_scale is None else (col_scale[own], col_scale[needed])
+    local = part(here, column[here] - own.start, columns.count(group.rank), scales[0])
+    position = torch.searchsorted(needed, column[~here])
+    remote = part(~here, position, needed.numel(), scales[1])
+    return ShardedView(local, remote, Exchange(group, columns, needed, wire))
+
+
+class ShardedGraph:
+    """This process's part of a symmetrically normalized interaction graph, in both directions.
+
+    Args:
+        group: The processes.
+        partition: Which process holds which user and item.
+        user: (E,) int64 users of all edges.
+        item: (E,) int64.
+        degrees: Edges of every user (U,) and of every item (I,).
+        wire: Data type in which rows travel; None means that of the tables.
+    """
+
+    normalization: Normalization = "sym"
+
+    def __init__(
+        self,
+        group: Processes,
+        partition: Partition,
+        user: Tensor,
+        item: Tensor,
+        degrees: tuple[Tensor, Tensor],
+        wire: torch.dtype | None = None,
+    ) -> None:
+        self.partition = partition
+        self.num_users = partition.users.count(partition.rank)
+        """Users of this process."""
+        self.num_items = partition.items.count(partition.rank)
+        """Items of this process."""
+        scales = [
+            torch.where(degree > 0, degree.float().clamp_min(1) ** -0.5, 0.0) for degree in degrees
+        ]
+        users, items = partition.own_users, partition.own_items
+        of_users = (user >= users.start) & (user < users.stop)
+        of_items = (item >= items.start) & (item < items.stop)
+        self.ui = sharded_view(
+            group,
+            partition.items,
+            self.num_users,
+            user[of_users] - users.start,
+            item[of_users],
+            row_scale=scales[0][users],
+            col_scale=scales[1],
+            wire=wire,
+        )
+        """Own users times all items."""
+        iu = sharded_view(
+            group,
+            partition.users,
+            self.num_items,
+            item[of_items] - items.start,
+            user[of_items],
+            row_scale=scales[1][items],
+            col_scale=scales[0],
+            wire=wire,
+        )
+        # The edges between own users and own items are the same in both directions.
+        self.iu = replace(iu, local=self.ui.local.transpose())
+        """Own items times all users."""
+
+    def propagate_layers(
+        self, user: Tensor, item: Tensor, num_layers: int
+    ) -> tuple[Tensor, Tensor]:
+        """Compute this process's rows of :func:`mmssl.ops.propagate_layers`.
+
+        Args:
+            user: (U', D) rows of this process's users.
+            item: (I', D) rows of its items.
+            num_layers: Number of layers.
+        """
+        user_sum, item_sum = user, item
+        for _ in range(num_layers):
+            user, item = self.ui.multiply(item), self.iu.multiply(user)
+            user_sum, item_sum = user_sum + user, item_sum + item
+        scale = 1.0 / (num_layers + 1)
+        return user_sum * scale, item_sum * scale

@@ -1,0 +1,194 @@
+"""Pairwise training with users and items divided over processes.
+
+Every process holds the rows of its users and items: of the graph, of the parameters and of the
+optimizer's moments. All of them compute the loss of the whole batch, from the batch's rows.
+
+Legend: U users, I items, D embedding dim, n train edges, B batch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mmssl.distributed.evaluation import ShardedEvaluator
+from mmssl.distributed.group import SINGLE, Group, Processes
+from mmssl.distributed.partition import Partition, Ranges, draw_rows
+from mmssl.distributed.rows import gathered
+from mmssl.distributed.sharded_graph import ShardedGraph
+from mmssl.distributed.storage import ShardedStore
+from mmssl.evaluation.evaluator import Evaluator, Split
+from mmssl.graph import InteractionGraph
+from mmssl.models.embeddings import Embeddings
+from mmssl.ops import Triples
+from mmssl.training.pairwise import PairwiseConfig, PairwiseTask, some_edges
+from mmssl.training.store import Store
+
+if TYPE_CHECKING:
+    from mmssl.config import Config
+    from mmssl.data.dataset import InteractionDataset
+    from mmssl.training.run import RunDirectory
+
+Model = TypeVar("Model", bound=nn.Module)
+Settings = TypeVar("Settings", bound=PairwiseConfig)
+
+# The names of tensors with a row per user or item, in checkpoints and in the exported model. The
+# parameters of a model are the table of users and the table of items.
+_TABLES = re.compile(
+    r"(best\.)?(embedding\.(?P<kind>user|item))"
+    r"|model\.(?P<table>user|item)_embedding"
+    r"|optimizer\.(?P<index>[01])\.exp_avg(_sq)?"
+)
+
+
+class ShardedTask(PairwiseTask[Model, Settings]):
+    """Part of a task that divides its users and items; put it before the task it changes.
+
+    Batches, initial values and losses are those of a single process. ``graph`` has the train edges
+    of this process's users, counted from its first one, and ``sharded`` both directions.
+
+    Args:
+        dataset: The data.
+        config: The complete configuration.
+        device: "cpu" or a CUDA device.
+        group: The processes.
+    """
+
+    def __init__(
+        self,
+        dataset: InteractionDataset,
+        config: Config,
+        device: torch.device | str,
+        group: Group = SINGLE,
+    ) -> None:
+        assert isinstance(group, Processes)
+        self.shards = group
+        # Towards the base class this process is alone: it computes the loss of the whole batch.
+        super().__init__(dataset, config, device, SINGLE)
+
+    def build_graph(self, dataset: InteractionDataset) -> InteractionGraph:
+        """Divide the graph; return the train edges of this process's users."""
+        user, item = (torch.as_tensor(ids, dtype=torch.int64) for ids in dataset.train)
+        degrees = (
+            torch.bincount(user, minlength=dataset.num_users),
+            torch.bincount(item, minlength=dataset.num_items),
+        )
+        users, items = (Ranges.balanced(degree, self.shards.size) for degree in degrees)
+        self.partition = Partition(users, items, self.shards.rank)
+        self.degrees = (degrees[0].to(self.device), degrees[1].to(self.device))  # (U,) and (I,)
+        self.sharded = ShardedGraph(
+            self.shards,
+            self.partition,
+            user.to(self.device),
+            item.to(self.device),
+            self.degrees,
+            wire=torch.bfloat16 if self.config.training.wire == "bfloat16" else None,
+        )
+        own = self.partition.own_users
+        mine = (user >= own.start) & (user < own.stop)
+        return InteractionGraph.from_edges(
+            user[mine] - own.start,
+            item[mine],
+            own.stop - own.start,
+            dataset.num_items,
+            normalization="none",
+        )
+
+    def evaluator(self, dataset: InteractionDataset, split: Split) -> Evaluator:
+        """See the base class."""
+        return ShardedEvaluator(dataset, split, self.graph, self.partition, self.shards)
+
+    def store(self, run: RunDirectory) -> Store:
+        """See the base class."""
+        return ShardedStore(run, self.shards, self.layout)
+
+    def layout(self, name: str) -> Ranges | None:
+        """Return which process holds which rows of a tensor; None if each of them has all."""
+        found = _TABLES.fullmatch(name)
+        if found is None:
+            return None
+        kind = found["kind"] or found["table"] or ("user", "item")[int(found["index"])]
+        return self.partition.users if kind == "user" else self.partition.items
+
+    def initialize(self, user: nn.Parameter, item: nn.Parameter, std: float | None) -> None:
+        """Draw both tables as a single process does, from N(0, std^2) or Xavier-uniform."""
+        torch.manual_seed(self.config.training.seed)
+        for table, ranges in ((user, self.partition.users), (item, self.partition.items)):
+            rows, dim = ranges.num_rows, table.shape[1]
+            bound = math.sqrt(6 / (rows + dim))
+
+            def fill(block: Tensor, bound: float = bound) -> None:
+                if std is None:
+                    block.uniform_(-bound, bound)
+                else:
+                    block.normal_(std=std)
+
+            draw_rows(rows, dim, ranges.of(self.partition.rank), fill, table.data)
+
+    # ---- batches -----------------------------------------------------------------------------
+
+    def count_edges(self) -> int:
+        """Return n, the number of edges of all processes; see the base class."""
+        counts = torch.zeros(self.shards.size, dtype=torch.int64)
+        counts[self.shards.rank] = self.edge_user.numel()
+        self.shards.sum(counts)
+        self._edges = Ranges((0, *counts.cumsum(0).tolist()))
+        return some_edges(self._edges.num_rows)
+
+    def draw_epoch(self) -> None:
+        """Draw the order of all edges and keep the places of this process's edges in it."""
+        order = torch.randperm(
+            self._edges.num_rows, generator=self.generator, device=self.device
+        )  # 8 bytes per train edge, for a moment
+        own = self._edges.of(self.shards.rank)
+        self._place = ((order >= own.start) & (order < own.stop)).nonzero().squeeze(1)
+        self._edge = order[self._place] - own.start
+
+    def _draw(self, number: int) -> Triples:
+        start = number * self.batch_size
+        stop = min(start + self.batch_size, self._edges.num_rows)
+        draw = torch.rand(
+            stop - start, generator=self.generator, device=self.device, dtype=torch.float64
+        )
+        first, last = torch.searchsorted(
+            self._place, torch.tensor([start, stop], device=self.device)
+        ).tolist()
+        place, edge = self._place[first:last] - start, self._edge[first:last]
+        user = self.edge_user[edge]
+        batch = torch.zeros(3, stop - start, dtype=torch.int64, device=self.device)
+        batch[0, place] = user + self.partition.own_users.start
+        batch[1, place] = self.edge_item[edge]
+        batch[2, place] = self.graph.missing_item(user, draw[place])
+        return Triples(*self.shards.sum(batch).unbind())
+
+    # ---- rows --------------------------------------------------------------------------------
+
+    def user_rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Return rows (B, D) of a divided table of users, in every process."""
+        return gathered(self.shards, table, self.partition.own_users, ids)
+
+    def item_rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Return rows (B, D) of a divided table of items, in every process."""
+        return gathered(self.shards, table, self.partition.own_items, ids)
+
+    def batch_rows(self, tables: Embeddings, batch: Triples) -> tuple[Embeddings, Triples]:
+        """Return the rows of a batch as tables of their own, and the batch as places in them.
+
+        Args:
+            tables: This process's rows.
+            batch: (B,) triples.
+
+        Returns:
+            Tables of B users and 2 B items, and (B,) triples.
+        """
+        count = batch.user.numel()
+        place = torch.arange(2 * count, device=self.device)
+        rows = Embeddings(
+            self.user_rows(tables.user, batch.user),
+            self.item_rows(tables.item, torch.cat([batch.pos_item, batch.neg_item])),
+        )
+        return rows, Triples(place[:count], place[:count], place[count:])
