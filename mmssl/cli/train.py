@@ -16,7 +16,7 @@ from mmssl.cli.common import (
     resolve_device,
 )
 from mmssl.cli.stop import StopOnSignal
-from mmssl.distributed import MODES
+from mmssl.distributed import MODES, restarted
 from mmssl.errors import InputError
 from mmssl.models.registry import (
     DEFAULT_MODEL,
@@ -195,6 +195,10 @@ def _new(
     default = default_run_path(dataset, model, config)
     if arguments.seeds is None:
         out = arguments.out or default
+        if arguments.parallel is not None and restarted() and (out / "config.toml").exists():
+            arguments.resume = True
+            run = _kind(group).open(out)
+            return [run], run.read_data(dataset), out
         return [_kind(group).new(out, model, arguments.data, dataset, config)], dataset, out
     out = arguments.out or default.with_name(f"{default.name}-{arguments.seeds}-seeds")
     runs = new_seeds(out, model, arguments.data, dataset, config, arguments.seeds)

@@ -10,6 +10,11 @@ MODES = ("data", "sharded")
 """Values of ``--parallel``."""
 
 
+def restarted() -> bool:
+    """Whether torchrun has started this command again after processes had ended."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+
+
 def reports_early() -> bool:
     """Whether this process reports what all processes find before they are connected."""
     return "TORCHELASTIC_RUN_ID" not in os.environ or os.environ.get("RANK", "0") == "0"

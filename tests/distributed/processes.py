@@ -28,6 +28,7 @@ SETTINGS = (
 MODELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "lightgcn": ("lightgcn", "paper", ()),
     "plus": ("mmssl", "plus", ("plus.prune=0.2",)),
+    "lightgcn, bfloat16": ("lightgcn", "paper", ("training.wire=bfloat16",)),
     "plus, whole graph": ("mmssl", "plus", ()),
     "plus, bpr": ("mmssl", "plus", ("plus.ranking=bpr", "plus.item_weight=0")),
     "plus, drawn negatives": ("mmssl", "plus", ("plus.negatives=12", "plus.contrast_weight=0")),

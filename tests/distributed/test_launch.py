@@ -12,20 +12,22 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
 from mmssl.cli import main
+from mmssl.distributed import MODES
 from mmssl.training.checkpoint import load_checkpoint
-from mmssl.training.run import RunDirectory
 
 needs_gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
 
 OPTIONS = ("--model=lightgcn", "--seed=3", "--set=model.embedding_dim=16", "--set=lightgcn.lr=0.01")
 
 
-def start(size: int, *arguments: str | Path) -> subprocess.Popen:
+def start(size: int, *arguments: str | Path, restarts: int = 0) -> subprocess.Popen:
     """Start ``mmssl train`` in ``size`` processes on the CPU."""
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}")
+    launcher += (f"--max-restarts={restarts}",)
     return subprocess.Popen(
         [sys.executable, *launcher, "-m", "mmssl", "train", "--device=cpu", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -103,27 +105,33 @@ def test_started_in_another_way(
 
 @needs_gloo
 @pytest.mark.slow
-def test_one_run_directory_and_one_display(tiny_directory, tmp_path):
+@pytest.mark.parametrize("mode", MODES)
+def test_one_run_directory_and_one_display(tiny_directory, tmp_path, mode):
     alone, two = tmp_path / "alone", tmp_path / "two"
     options = ("--data", tiny_directory, *OPTIONS, "--epochs=3")
     assert main(["train", *map(str, options), "--device=cpu", "--out", str(alone)]) == 0
-    out = finish(start(2, *options, "--out", two, "--parallel=data"))
+    out = finish(start(2, *options, "--out", two, f"--parallel={mode}"))
     assert out.count("run directory:") == 1 and out.count("test of epoch") == 1
     assert_same_curve(two, alone)
     assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in alone.iterdir())
     assert (two / "log.jsonl").read_text().count("\n") == 3
-    run = RunDirectory.open(two)
-    assert load_checkpoint(run.checkpoint_path).state["finished"]
+    # The files are those of one process.
+    for name in ("model.safetensors", "checkpoint/last.safetensors"):
+        got, wanted = (load_checkpoint(run / name) for run in (two, alone))
+        assert got.state.keys() == wanted.state.keys()
+        assert got.tensors.keys() == wanted.tensors.keys()
+        for key, tensor in got.tensors.items():
+            torch.testing.assert_close(tensor, wanted.tensors[key], rtol=1e-4, atol=1e-6)
 
 
 @needs_gloo
 @pytest.mark.slow
-@pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_process_ends_all_and_others_continue(tiny_directory, tmp_path, killed):
+@pytest.mark.parametrize(("mode", "killed"), [("data", 0), ("data", 1), ("sharded", 1)])
+def test_a_killed_process_ends_all_and_others_continue(tiny_directory, tmp_path, mode, killed):
     run, alone = tmp_path / "run", tmp_path / "alone"
     options = ("--data", tiny_directory, *OPTIONS, "--epochs=40", "--set=lightgcn.patience=40")
     assert main(["train", *map(str, options), "--device=cpu", "--quiet", f"--out={alone}"]) == 0
-    process = start(3, *options, "--out", run, "--parallel=data", "--quiet")
+    process = start(3, *options, "--out", run, f"--parallel={mode}", "--quiet")
     wait_for_epochs(process, run, 3)
     pids = workers(process)
     assert len(pids) == 3
@@ -135,11 +143,25 @@ def test_a_killed_process_ends_all_and_others_continue(tiny_directory, tmp_path,
     (line,) = error_lines(err)
     assert line.startswith("error: lost the connection to another process of the run")
     # Two processes continue, then one.
-    process = start(2, "--resume", "--out", run, "--parallel=data", "--quiet")
+    process = start(2, "--resume", "--out", run, f"--parallel={mode}", "--quiet")
     wait_for_epochs(process, run, 8)
     os.kill(workers(process)[0], signal.SIGTERM)  # any process may be asked to stop
     process.communicate(timeout=60)
     assert main(["train", "--resume", "--device=cpu", "--quiet", f"--out={run}"]) == 0
+    assert_same_curve(run, alone)
+
+
+@needs_gloo
+@pytest.mark.slow
+def test_torchrun_restarts_and_the_run_continues(tiny_directory, tmp_path):
+    run, alone = tmp_path / "run", tmp_path / "alone"
+    options = ("--data", tiny_directory, *OPTIONS, "--epochs=30", "--set=lightgcn.patience=30")
+    assert main(["train", *map(str, options), "--device=cpu", "--quiet", f"--out={alone}"]) == 0
+    process = start(2, *options, "--out", run, "--parallel=sharded", "--quiet", restarts=1)
+    wait_for_epochs(process, run, 3)
+    os.kill(workers(process)[1], signal.SIGKILL)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
     assert_same_curve(run, alone)
 
 
@@ -151,8 +173,9 @@ def test_an_error_is_reported_once(tiny_directory, tmp_path):
         ("--data", tmp_path / "nowhere", "--model=lightgcn"),
         ("--data", tiny_directory, "--model=ease"),
         ("--data", tiny_directory, "--model=lightgcn", "--seeds=2"),
+        ("--data", tiny_directory, "--variant=paper"),
     ):
-        process = start(2, *arguments, "--out", tmp_path / "run", "--parallel=data")
+        process = start(2, *arguments, "--out", tmp_path / "run", "--parallel=sharded")
         _, err = process.communicate(timeout=120)
         assert process.returncode != 0
         assert len(error_lines(err)) == 1, err

@@ -51,3 +51,14 @@ def test_the_same_bits_in_every_run(tmp_path, sharded):
     for name, arrays in first.items():
         for key, array in arrays.items():
             np.testing.assert_array_equal(array, second[name][key], err_msg=f"{name}: {key}")
+
+
+@pytest.mark.slow
+def test_rows_that_travel_in_bfloat16(tmp_path):
+    """Half the bytes, and rows that are rounded to 8 bits on their way."""
+    name = "lightgcn, bfloat16"
+    got = train_in_processes(2, tmp_path / "two", [name], sharded=True)[name]
+    exact = alone(name)
+    for key in ("embedding.user", "embedding.item"):
+        error = np.linalg.norm(got[key] - exact[key]) / np.linalg.norm(exact[key])
+        assert 1e-6 < error < 1e-2, (key, error)
