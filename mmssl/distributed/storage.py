@@ -109,17 +109,19 @@ class ShardedStore(Store):
     ) -> None:
         plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
         text, entries = json.dumps(state), self._entries(plain)
-        header = _header(entries, text, "0" * 64)
+        header = len(_header(entries, text, "0" * 64))
+        # The state has clock readings, whose length differs; that of the leading process counts.
+        header = int(self.group.sum(torch.tensor(header if self.group.leads else 0)))
         draft = path.with_name(f".{path.name}.draft")
         try:
             if self.group.leads:
                 with open(draft, "wb") as file:
-                    file.truncate(len(header) + sum(entry.size for entry in entries.values()))
+                    file.truncate(header + sum(entry.size for entry in entries.values()))
             self.group.wait()
-            self._write_rows(draft, len(header), entries, plain)
+            self._write_rows(draft, header, entries, plain)
             self.group.wait()
             if self.group.leads:
-                digest = _digest_of_file(draft, len(header), entries, text)
+                digest = _digest_of_file(draft, header, entries, text)
                 with open(draft, "r+b") as file:
                     file.write(_header(entries, text, digest))
                     file.flush()

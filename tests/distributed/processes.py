@@ -13,7 +13,10 @@ from torch import Tensor
 
 from mmssl.config import Config, load_config
 from mmssl.distributed.group import SINGLE, Group, Processes
+from mmssl.distributed.partition import Ranges
+from mmssl.distributed.storage import ShardedStore
 from mmssl.models.mmssl.task import MMSSLTask
+from mmssl.training.run import RunDirectory
 from mmssl.training.sharded import ShardedTask
 from mmssl.training.task import Task, create_task
 from tests.conftest import make_dataset
@@ -128,3 +131,22 @@ def assert_close(got: dict[str, np.ndarray], expected: dict[str, np.ndarray], na
             scale = np.linalg.norm(wanted.ravel(), norm)
             difference = np.linalg.norm((got[key] - wanted).ravel(), norm)
             assert difference <= 1e-5 * scale, (name, key, difference / scale)
+
+
+def write_together(folder: Path) -> None:
+    """Write a file in two processes whose states have different lengths."""
+    torch.multiprocessing.spawn(_write, (str(folder),), nprocs=2)
+
+
+def _write(rank: int, folder: str) -> None:
+    dist.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    users = Ranges((0, 1, 4))
+    run = RunDirectory.__new__(RunDirectory)
+    run.path = Path(folder)
+    group = Processes(sharded=True)
+    store = ShardedStore(run, group, lambda name: users if name == "rows" else None)
+    whole = torch.arange(12.0).view(4, 3)
+    tensors = {"rows": whole[users.of(rank)], "all": torch.tensor([7.0])}
+    store._write(run.path / "last.safetensors", tensors, {"clock": "0" * 100 * rank}, keep=1)
+    assert torch.equal(store._read(run.path / "last.safetensors").tensors["rows"], tensors["rows"])
+    dist.destroy_process_group()

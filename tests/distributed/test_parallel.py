@@ -6,9 +6,19 @@ from functools import cache
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
+from mmssl.training.checkpoint import load_checkpoint
 from tests.distributed.processes import (
+    FAST,
+    MODELS,
+    SHARDED,
+    assert_close,
+    train,
+    train_in_processes,
+    write_together,
+)
     FAST,
     MODELS,
     SHARDED,
@@ -62,3 +72,11 @@ def test_rows_that_travel_in_bfloat16(tmp_path):
     for key in ("embedding.user", "embedding.item"):
         error = np.linalg.norm(got[key] - exact[key]) / np.linalg.norm(exact[key])
         assert 1e-6 < error < 1e-2, (key, error)
+
+
+def test_a_file_of_two_processes(tmp_path):
+    write_together(tmp_path)
+    content = load_checkpoint(tmp_path / "last.safetensors")
+    assert content.state == {"clock": ""}
+    assert torch.equal(content.tensors["rows"], torch.arange(12.0).view(4, 3))
+    assert torch.equal(content.tensors["all"], torch.tensor([7.0]))

@@ -255,10 +255,8 @@ LARGEST = {"norm_act": 1e6, "view_attention": 1.0}
 def terms(op, arguments) -> float:
     """Return the size of the terms of a sum whose result may be a small difference."""
     found = max((float(t.abs().max()) for t in tensors(op, arguments) if t.numel()), default=0.0)
-    if op.name in ("info_nce", "cosine_logsumexp"):
-        # A gradient grows with the inverse of the norm of its row.
-        tables = ("anchor", "positive", "negatives", "rows")
-        rows = [arguments[name].double() for name in tables if name in arguments]
+    if op.name in ("info_nce", "cosine_logsumexp"):  # grows with the inverse of a row's norm
+        rows = [t.double() for t in tensors(op, arguments) if t.dim() == 2]
         norm = min(float(x.norm(dim=-1).clamp_min(1e-12).min()) for x in rows)
         return max(1.0, 1 / norm) / float(arguments["temperature"])
     if op.name == "add_normalized":
