@@ -19,13 +19,6 @@ from tests.distributed.processes import (
     train_in_processes,
     write_together,
 )
-    FAST,
-    MODELS,
-    SHARDED,
-    assert_close,
-    train,
-    train_in_processes,
-)
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
 
