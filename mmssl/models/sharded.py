@@ -18,12 +18,14 @@ from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.configs import LightGCNConfig
 from mmssl.models.embeddings import Embeddings
+from mmssl.models.item_weights import MAX_DENSE_ITEMS
 from mmssl.models.lightgcn import LightGCN, LightGCNTask, bpr_with_l2
 from mmssl.models.plus.config import PlusConfig
 from mmssl.models.plus.item_graph import build_item_graph
 from mmssl.models.plus.loss import sampled_softmax
 from mmssl.models.plus.model import Plus
 from mmssl.models.plus.task import PlusTask
+from mmssl.models.scorer import Scorer
 from mmssl.ops import Triples
 from mmssl.training.sharded import ShardedTask
 
@@ -52,16 +54,20 @@ class ShardedPlusTask(ShardedTask[Plus, PlusConfig], PlusTask):
     """:class:`mmssl.models.plus.task.PlusTask` with divided users and items.
 
     Raises:
-        InputError: ``plus.prune`` is not 0: pruning needs the degrees of all edges at once.
+        InputError: ``plus.prune`` or ``plus.mix`` is not 0, which need all edges and a dense matrix
+            of items. (``plus.mix = "validation"`` stands for 0 if there are too many items.)
     """
 
     def build(self, dataset: InteractionDataset) -> Plus:
         """See the base class."""
         settings = self.settings
-        if settings.prune:
-            raise InputError(
-                f"plus.prune: expected 0 with --parallel sharded, got {settings.prune}"
-            )
+        few_items = dataset.num_items <= MAX_DENSE_ITEMS
+        for name, value, wrong in (
+            ("prune", settings.prune, settings.prune != 0),
+            ("mix", settings.mix, few_items if settings.mix == "validation" else settings.mix != 0),
+        ):
+            if wrong:
+                raise InputError(f"plus.{name}: expected 0 with --parallel sharded, got {value!r}")
         model = Plus(
             self.sharded,
             self._item_graph(dataset),
@@ -71,6 +77,12 @@ class ShardedPlusTask(ShardedTask[Plus, PlusConfig], PlusTask):
         )
         self.initialize(model.user_embedding, model.item_embedding, std=None)
         return model
+
+    def finish(self, best: Scorer) -> Scorer:
+        """See the base class."""
+        if self.settings.mix == "validation":
+            self.selected = {**self.selected, "plus.mix": 0.0}
+        return best
 
     def _item_graph(self, dataset: InteractionDataset) -> ShardedView | None:
         """Build the item graph as a single process does, and keep this process's rows."""

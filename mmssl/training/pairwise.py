@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 # Few enough that the intermediate arrays stay in the cache.
-_NEGATIVES_AT_ONCE = 1 << 15
+NEGATIVES_AT_ONCE = 1 << 15
 
 
 class PairwiseConfig(Protocol):
@@ -235,7 +235,7 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         All at once, because the searches are several times faster in the order of the users.
         """
         found = []
-        for user in self.edge_user.split(_NEGATIVES_AT_ONCE):
+        for user in self.edge_user.split(NEGATIVES_AT_ONCE):
             draw = torch.rand(
                 user.numel(), generator=self.generator, device=self.device, dtype=torch.float64
             )

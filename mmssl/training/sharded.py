@@ -25,7 +25,12 @@ from mmssl.evaluation.evaluator import Evaluator, Split
 from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
 from mmssl.ops import Triples
-from mmssl.training.pairwise import PairwiseConfig, PairwiseTask, some_edges
+from mmssl.training.pairwise import (
+    NEGATIVES_AT_ONCE,
+    PairwiseConfig,
+    PairwiseTask,
+    some_edges,
+)
 from mmssl.training.store import Store
 
 if TYPE_CHECKING:
@@ -147,22 +152,34 @@ class ShardedTask(PairwiseTask[Model, Settings]):
         own = self._edges.of(self.shards.rank)
         self._place = ((order >= own.start) & (order < own.stop)).nonzero().squeeze(1)
         self._edge = order[self._place] - own.start
+        self._negative = self._draw_negatives()
+
+    def _draw_negatives(self) -> Tensor:
+        """Return an item that its user lacks for every edge of this process."""
+        own, count = self._edges.of(self.shards.rank), self._edges.num_rows
+        found = [self.edge_item[:0]]
+        for start in range(0, count, NEGATIVES_AT_ONCE):
+            size = min(NEGATIVES_AT_ONCE, count - start)
+            draw = torch.rand(
+                size, generator=self.generator, device=self.device, dtype=torch.float64
+            )
+            first, last = max(own.start, start), min(own.stop, start + size)
+            if first < last:
+                user = self.edge_user[first - own.start : last - own.start]
+                found.append(self.graph.missing_item(user, draw[first - start : last - start]))
+        return torch.cat(found)
 
     def _draw(self, number: int) -> Triples:
         start = number * self.batch_size
         stop = min(start + self.batch_size, self._edges.num_rows)
-        draw = torch.rand(
-            stop - start, generator=self.generator, device=self.device, dtype=torch.float64
-        )
         first, last = torch.searchsorted(
             self._place, torch.tensor([start, stop], device=self.device)
         ).tolist()
         place, edge = self._place[first:last] - start, self._edge[first:last]
-        user = self.edge_user[edge]
         batch = torch.zeros(3, stop - start, dtype=torch.int64, device=self.device)
-        batch[0, place] = user + self.partition.own_users.start
+        batch[0, place] = self.edge_user[edge] + self.partition.own_users.start
         batch[1, place] = self.edge_item[edge]
-        batch[2, place] = self.graph.missing_item(user, draw[place])
+        batch[2, place] = self._negative[edge]
         return Triples(*self.shards.sum(batch).unbind())
 
     # ---- rows --------------------------------------------------------------------------------

@@ -251,7 +251,7 @@ class Trainer:
             metrics: dict[str, float] = self.progress.history[self.progress.best_epoch - 1]["val"]
             return metrics
         self._check(final.tensors())
-        self.run.save_model({**self.best, **final.tensors()})
+        self.store.save_model({**self.best, **final.tensors()})
         return validation.evaluate(final)
 
     def _test(self) -> dict[str, float]:

@@ -26,7 +26,7 @@ STEPS = 50
 SETTINGS = (
     *("model.embedding_dim=16", "model.num_heads=2", "critic.hidden=24", "structure.min_k=2"),
     *("training.batch_size=17", "plus.batch_size=41", "lightgcn.batch_size=41"),
-    *("training.lr=0.003", "lightgcn.lr=0.003"),
+    *("training.lr=0.003", "lightgcn.lr=0.003", "plus.mix=0"),
 )
 MODELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "lightgcn": ("lightgcn", "paper", ()),
