@@ -84,6 +84,11 @@ class ShardedPlusTask(ShardedTask[Plus, PlusConfig], PlusTask):
             self.selected = {**self.selected, "plus.mix": 0.0}
         return best
 
+    def _draw(self, number: int) -> Triples:
+        batch = super()._draw(number)
+        self._users, self._items = batch.user.unique(), batch.pos_item.unique()
+        return batch
+
     def _item_graph(self, dataset: InteractionDataset) -> ShardedView | None:
         """Build the item graph as a single process does, and keep this process's rows."""
         train = InteractionGraph.from_edges(
