@@ -256,12 +256,11 @@ def terms(op, arguments) -> float:
     """Return the size of the terms of a sum whose result may be a small difference."""
     found = max((float(t.abs().max()) for t in tensors(op, arguments) if t.numel()), default=0.0)
     if op.name in ("info_nce", "cosine_logsumexp"):  # grows with the inverse of a row's norm
-        rows = [t.double() for t in tensors(op, arguments) if t.dim() == 2]
-        norm = min(float(x.norm(dim=-1).clamp_min(1e-12).min()) for x in rows)
+        norms = [t.double().norm(dim=-1) for t in tensors(op, arguments) if t.dim() == 2]
+        norm = float(torch.cat(norms).clamp_min(1e-12).min())
         return max(1.0, 1 / norm) / float(arguments["temperature"])
     if op.name == "add_normalized":
-        norm = float(arguments["x"].double().norm(dim=-1).clamp_min(1e-12).min())
-        return max(found, 2 / norm)
+        return max(found, 2 / float(arguments["x"].double().norm(dim=-1).clamp_min(1e-12).min()))
     return found
 
 
