@@ -97,6 +97,8 @@ def _connect(device: str) -> Any:
     try:
         store, rank, size = next(dist.rendezvous("env://", timeout=_TIMEOUT))
         store.set_timeout(_TIMEOUT)
+        # The store outlives the processes: after a restart it still has their addresses.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
     except (RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0]
