@@ -54,7 +54,7 @@ class GraphView:
             InputError: ``matrix`` is something else, or its indices are out of range.
         """
         with plain_tensors():
-            return cls._of(entries_of_torch(matrix))
+            return cls.from_entries(entries_of_torch(matrix))
 
     @classmethod
     def from_scipy(cls, matrix: Any) -> GraphView:
@@ -67,10 +67,11 @@ class GraphView:
             InputError: ``matrix`` is not a two-dimensional scipy sparse matrix of real numbers.
         """
         with plain_tensors():
-            return cls._of(entries_of_scipy(matrix))
+            return cls.from_entries(entries_of_scipy(matrix))
 
     @classmethod
-    def _of(cls, entries: Entries) -> GraphView:
+    def from_entries(cls, entries: Entries) -> GraphView:
+        """Build the view of checked rows, columns, sizes and values; see :class:`Entries`."""
         row, col, num_rows, num_cols, value = entries
         if value is None:
             index = build_index(row, col, num_rows, num_cols)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from mmssl import ops
+from mmssl.convert import Entries
 from mmssl.distributed.group import Processes
 from mmssl.distributed.partition import Partition, Ranges
 from mmssl.graph import GraphView, Normalization
-from mmssl.indexing import build_index, index_of_values, pointers
+from mmssl.indexing import pointers
 
 
 class Exchange:
@@ -157,20 +158,9 @@ def sharded_view(
     needed = column[~here].unique()
 
     def part(mask: Tensor, position: Tensor, count: int, scale: Tensor | None) -> GraphView:
-        if value is None:
-            index, values = build_index(row[mask], position, num_rows, count), None
-        else:
-            index, values = index_of_values(row[mask], position, value[mask], num_rows, count)
-        return GraphView(
-            rowptr=index.rowptr,
-            col=index.col,
-            t_rowptr=index.colptr,
-            t_col=index.row,
-            row_scale=row_scale,
-            col_scale=scale,
-            value=values,
-            t_edge=None if values is None else index.perm,
-        )
+        values = None if value is None else value[mask]
+        view = GraphView.from_entries(Entries(row[mask], position, num_rows, count, values))
+        return replace(view, row_scale=row_scale, col_scale=scale)
 
     scales = (None, None) if col_scale is None else (col_scale[own], col_scale[needed])
     local = part(here, column[here] - own.start, columns.count(group.rank), scales[0])
@@ -207,33 +197,30 @@ class ShardedGraph:
         """Users of this process."""
         self.num_items = partition.items.count(partition.rank)
         """Items of this process."""
-        scales = [
+        of_user, of_item = (
             torch.where(degree > 0, degree.float().clamp_min(1) ** -0.5, 0.0) for degree in degrees
-        ]
-        users, items = partition.own_users, partition.own_items
-        of_users = (user >= users.start) & (user < users.stop)
-        of_items = (item >= items.start) & (item < items.stop)
-        self.ui = sharded_view(
-            group,
-            partition.items,
-            self.num_users,
-            user[of_users] - users.start,
-            item[of_users],
-            row_scale=scales[0][users],
-            col_scale=scales[1],
-            wire=wire,
         )
+        users, items = partition.users, partition.items
+
+        def rows(
+            ranges: Ranges, columns: Ranges, row: Tensor, column: Tensor, *scales: Tensor
+        ) -> ShardedView:
+            own = ranges.of(partition.rank)
+            here = (row >= own.start) & (row < own.stop)
+            return sharded_view(
+                group,
+                columns,
+                own.stop - own.start,
+                row[here] - own.start,
+                column[here],
+                row_scale=scales[0][own],
+                col_scale=scales[1],
+                wire=wire,
+            )
+
+        self.ui = rows(users, items, user, item, of_user, of_item)
         """Own users times all items."""
-        iu = sharded_view(
-            group,
-            partition.users,
-            self.num_items,
-            item[of_items] - items.start,
-            user[of_items],
-            row_scale=scales[1][items],
-            col_scale=scales[0],
-            wire=wire,
-        )
+        iu = rows(items, users, item, user, of_item, of_user)
         # The edges between own users and own items are the same in both directions.
         self.iu = replace(iu, local=self.ui.local.transpose())
         """Own items times all users."""

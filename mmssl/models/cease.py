@@ -42,6 +42,7 @@ class CEASETask(ClosedFormTask):
 
     def prepare(self, dataset: InteractionDataset) -> None:
         """See the base class."""
+        super().prepare(dataset)
         modalities_of(dataset, "model cease")  # at least one
         self._features = feature_directions(dataset).to(self.device)  # (I, d)
 

@@ -19,7 +19,6 @@ from mmssl.training.selection import Kind, best_on_validation
 from mmssl.training.task import Task
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
 
 # A block of dense columns has about this number of elements, 128 MB in float64.
@@ -68,17 +67,11 @@ class ClosedFormTask(Task):
     dense: ClassVar[str] = ""
     """Name of the model if it holds a dense matrix of items by items."""
 
-    def __init__(
-        self, dataset: InteractionDataset, config: Config, device: torch.device | str
-    ) -> None:
+    def prepare(self, dataset: InteractionDataset) -> None:
+        """See the base class."""
         if self.dense:
             check_dense(dataset.num_items, self.dense)
-        super().__init__(dataset, config, device)
         self._validation = Evaluator(dataset, "val", self.graph)
-        self.prepare(dataset)
-
-    def prepare(self, dataset: InteractionDataset) -> None:
-        """Keep what the model needs of the data in addition to the train graph."""
 
     def select(self, field: str, values: Iterable[float], fit: Callable[[float], Kind]) -> Kind:
         """Compute the model with the value of a field, or with the best one of ``values``.

@@ -37,6 +37,7 @@ class ContentKNNTask(ClosedFormTask):
 
     def prepare(self, dataset: InteractionDataset) -> None:
         """See the base class."""
+        super().prepare(dataset)
         size, parts = dataset.num_items, []
         for name in modalities_of(dataset, "model contentknn", lists=True):
             row, column, value = modality_edges(dataset, name, self.config.contentknn.num_neighbors)

@@ -75,6 +75,7 @@ class MMGFTask(ClosedFormTask):
 
     def prepare(self, dataset: InteractionDataset) -> None:
         """See the base class."""
+        super().prepare(dataset)
         names = modalities_of(dataset, "model mmgf")
         for name in self.config.mmgf.modality_weights:
             if name not in names:

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.profiler import record_function
 
-from mmssl.distributed.group import SINGLE, Group
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
@@ -25,7 +24,6 @@ from mmssl.training.state import optimizer_state, prefixed, restore_optimizer, s
 from mmssl.training.task import Task
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
 
 
@@ -84,15 +82,9 @@ class PairwiseTask(Task, Generic[Model, Settings]):
     """The model's section of the configuration."""
     model: Model
 
-    def __init__(
-        self,
-        dataset: InteractionDataset,
-        config: Config,
-        device: torch.device | str,
-        group: Group = SINGLE,
-    ) -> None:
-        super().__init__(dataset, config, device, group)
-        settings: Settings = getattr(config, self.section)
+    def prepare(self, dataset: InteractionDataset) -> None:
+        """See the base class."""
+        settings: Settings = getattr(self.config, self.section)
         self.settings = settings
         self.objective = self.terms
         self.epochs, self.patience = settings.epochs, settings.patience
@@ -102,7 +94,7 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         # Built on the CPU, so that a seed means the same initial values on every device.
         self.model = self.build(dataset).to(self.device)
         self.optimizer = self.build_optimizer()
-        self.generator = torch.Generator(self.device).manual_seed(config.training.seed)
+        self.generator = torch.Generator(self.device).manual_seed(self.config.training.seed)
         self._epoch_start = self.generator.get_state()
         self._order = torch.empty(0, dtype=torch.int64, device=self.device)  # (n,)
         self._negative = self._order  # (n,), of the edges in their own order

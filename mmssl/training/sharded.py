@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.distributed.evaluation import ShardedEvaluator
-from mmssl.distributed.group import SINGLE, Group, Processes
+from mmssl.distributed.group import SINGLE, Processes
 from mmssl.distributed.partition import Partition, Ranges, draw_rows
 from mmssl.distributed.rows import gathered
 from mmssl.distributed.sharded_graph import ShardedGraph
@@ -34,7 +34,6 @@ from mmssl.training.pairwise import (
 from mmssl.training.store import Store
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
     from mmssl.training.run import RunDirectory
 
@@ -63,20 +62,11 @@ class ShardedTask(PairwiseTask[Model, Settings]):
         group: The processes.
     """
 
-    def __init__(
-        self,
-        dataset: InteractionDataset,
-        config: Config,
-        device: torch.device | str,
-        group: Group = SINGLE,
-    ) -> None:
-        assert isinstance(group, Processes)
-        self.shards = group
-        # Towards the base class this process is alone: it computes the loss of the whole batch.
-        super().__init__(dataset, config, device, SINGLE)
-
     def build_graph(self, dataset: InteractionDataset) -> InteractionGraph:
         """Divide the graph; return the train edges of this process's users."""
+        assert isinstance(self.group, Processes)
+        # Towards the base class this process is alone: it computes the loss of the whole batch.
+        self.shards, self.group = self.group, SINGLE
         user, item = (torch.as_tensor(ids, dtype=torch.int64) for ids in dataset.train)
         degrees = (
             torch.bincount(user, minlength=dataset.num_users),

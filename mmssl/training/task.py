@@ -80,6 +80,14 @@ class Task(ABC):
         self.device = torch.device(device)
         torch.manual_seed(config.training.seed)
         self.graph = self.build_graph(dataset).to(self.device)
+        self.prepare(dataset)
+
+    def prepare(self, dataset: InteractionDataset) -> None:  # noqa: B027
+        """Build what the model needs in addition to the train graph; the constructor's last act.
+
+        Raises:
+            InputError: Data that the model can't be trained on.
+        """
 
     def build_graph(self, dataset: InteractionDataset) -> InteractionGraph:
         """Build the train graph."""

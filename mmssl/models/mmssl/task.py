@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from mmssl.distributed.group import SINGLE, Group
 from mmssl.errors import InputError
+from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.mmssl.loss import LossTerms
 from mmssl.models.mmssl.step import build_step
@@ -17,7 +17,6 @@ from mmssl.training.state import optimizer_state, prefixed, restore_optimizer, s
 from mmssl.training.task import Task
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
 
 
@@ -40,22 +39,21 @@ class MMSSLTask(Task):
         *("structure", "recommender_loss", "backward", "optimizer"),
     )
 
-    def __init__(
-        self,
-        dataset: InteractionDataset,
-        config: Config,
-        device: torch.device | str,
-        group: Group = SINGLE,
-    ) -> None:
-        self.normalization = config.model.normalization
-        super().__init__(dataset, config, device, group)
+    def build_graph(self, dataset: InteractionDataset) -> InteractionGraph:
+        """See the base class."""
+        self.normalization = self.config.model.normalization
+        return super().build_graph(dataset)
+
+    def prepare(self, dataset: InteractionDataset) -> None:
+        """See the base class."""
+        config = self.config
         if self.graph.trainable_users.numel() < 2:
             raise InputError(
                 "train: expected at least two users with both a train item and a missing one, "
                 f"got {self.graph.trainable_users.numel()}"
             )
         features = {name: torch.from_numpy(rows) for name, rows in dataset.features.items()}
-        self.training_step = build_step(self.graph, features, config, group)
+        self.training_step = build_step(self.graph, features, config, self.group)
         self.model = self.training_step.model
         self.critic = self.training_step.critic
         self.structure = self.training_step.structure

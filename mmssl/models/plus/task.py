@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl import ops
-from mmssl.distributed.group import SINGLE, Group
 from mmssl.distributed.losses import shared_info_nce
 from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
@@ -30,7 +29,6 @@ from mmssl.training.pairwise import PairwiseTask
 from mmssl.training.selection import best_on_validation
 
 if TYPE_CHECKING:
-    from mmssl.config import Config
     from mmssl.data.dataset import InteractionDataset
 
 # Weights of popularity that are tried on validation.
@@ -44,14 +42,9 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
     terms = ("ranking", "contrast", "l2")
     pruned: InteractionGraph | None = None  # None: the train graph
 
-    def __init__(
-        self,
-        dataset: InteractionDataset,
-        config: Config,
-        device: torch.device | str,
-        group: Group = SINGLE,
-    ) -> None:
-        super().__init__(dataset, config, device, group)
+    def prepare(self, dataset: InteractionDataset) -> None:
+        """See the base class."""
+        super().prepare(dataset)
         self.dataset = dataset
         degree = self.item_degree.double()
         given = self.settings.temperature
