@@ -263,6 +263,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="keep the runs here")
     parser.add_argument("--show", action="store_true", help="print the table and train nothing")
     options = parser.parse_args()
+    if options.epochs < 3:
+        parser.error(f"--epochs: expected at least 3, got {options.epochs}")
     content = json.loads(options.json.read_text()) if options.json.exists() else {"runs": {}}
     runs: dict[str, Any] = content["runs"]
     if not options.show:
