@@ -3,7 +3,7 @@
 ``python -m benchmarks.import_scale [--rows N ...] [--scratch DIR]`` writes a log of N rows (user,
 item, rating, time; ids are text, items by Zipf's law, users by a power law), imports it, splits its
 5-core and opens the result, all of it and a quarter of the users. The rows of
-``benchmarks/results/import-scale.json`` with the same N are replaced.
+``benchmarks/results/scale/import-scale.json`` with the same N are replaced.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 from benchmarks.harness.memory import in_fresh_process, peak_mb
 
-RESULT = Path(__file__).with_name("results") / "import-scale.json"
+RESULT = Path(__file__).with_name("results") / "scale" / "import-scale.json"
 _BATCH = 1 << 20
 
 

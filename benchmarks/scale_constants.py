@@ -1,7 +1,7 @@
 """Rates of this machine for the cost model (``scale_model.py``), and a training step to check it.
 
 ``python -m benchmarks.scale_constants`` measures them in fresh processes and writes
-``benchmarks/results/scale-constants.json``. Legend: U users, I items, E edges, D embedding dim.
+``benchmarks/results/scale/scale-constants.json``. Legend: U users, I items, E edges, D embedding dim.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mmssl.data import InteractionDataset, Interactions
 from mmssl.memory import keep_freed_memory
 from mmssl.training.task import create_task
 
-RESULT = Path(__file__).with_name("results") / "scale-constants.json"
+RESULT = Path(__file__).with_name("results") / "scale" / "scale-constants.json"
 WIDTH = 64
 GRAPH = (1_000_000, 200_000, 10_000_000)
 """Users, items and edges drawn; the tables of both sides are far larger than the caches."""

@@ -27,7 +27,7 @@ from benchmarks.scale_costs import (
     traffic,
 )
 
-RESULTS = Path(__file__).with_name("results")
+RESULTS = Path(__file__).with_name("results") / "scale"
 
 
 def constants() -> dict[str, Any]:

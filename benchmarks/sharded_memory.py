@@ -38,7 +38,7 @@ from mmssl.distributed.group import Processes
 from mmssl.memory import keep_freed_memory
 from mmssl.models.sharded import ShardedLightGCNTask
 
-RESULTS = Path(__file__).parent / "results" / "sharded-memory.json"
+RESULTS = Path(__file__).parent / "results" / "scale" / "sharded-memory.json"
 LAYERS, BATCH, STEPS = 2, 2048, 2
 
 

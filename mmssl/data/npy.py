@@ -72,13 +72,19 @@ def map_features(path: Path) -> FeatureArray | None:
     it is mapped ends the process; one that is replaced, as ``mmssl features`` does, stays mapped.
 
     Raises:
-        InputError: :func:`read_header` fails.
+        InputError: :func:`read_header` fails, or the process may not map so much.
     """
     header = read_header(path)
     if header.fortran_order or header.dtype.str not in ("<f2", "<f4"):
         return None
     with open_regular(path) as file:
-        return np.memmap(file, header.dtype, "c", header.offset, header.shape)
+        try:
+            return np.memmap(file, header.dtype, "c", header.offset, header.shape)
+        except OSError as error:
+            raise InputError(
+                f"{path}: expected a matrix that fits in memory, got {os.path.getsize(path)} "
+                f"bytes, which can't be mapped: {error.strerror}"
+            ) from error
 
 
 def read_features(path: Path) -> FeatureArray:

@@ -41,6 +41,7 @@ MMSSL_HD Moments moments(const ChunkSums& sums, int64_t rows, int64_t chunk_rows
     const int64_t left = rows - chunk * chunk_rows;
     return double(left < chunk_rows ? left : chunk_rows);
   };
+  if (sums.chunks() == 0) return {0, 0 / double(rows)};  // no rows: the variance is NaN
   const double first = origin(0);
   double total = 0, squares = 0;
   for (int64_t c = 0; c < sums.chunks(); ++c) {
