@@ -1,7 +1,9 @@
 """Rates of this machine for the cost model (``scale_model.py``), and a training step to check it.
 
 ``python -m benchmarks.scale_constants`` measures them in fresh processes and writes
-``benchmarks/results/scale/scale-constants.json``. Legend: U users, I items, E edges, D embedding dim.
+``benchmarks/results/scale/scale-constants.json``.
+
+Legend: U users, I items, E edges, D embedding dim.
 """
 
 from __future__ import annotations
