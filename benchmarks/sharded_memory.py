@@ -30,6 +30,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # before a process group exists, see mmssl/distributed/launch.py
 import torch.distributed as dist
 
 from mmssl.config import load_config

@@ -3,6 +3,10 @@
 import tempfile
 
 import torch
+
+# Imported before a process group exists: imported later, some of its modules keep the group as a
+# default argument, and the threads of the group can abort the process at its end.
+import torch._dynamo
 import torch.distributed as dist
 from torch import Tensor, nn
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # before a process group exists, see mmssl/distributed/launch.py
 import torch.distributed as dist
 from torch import Tensor
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch._dynamo  # before a process group exists, see mmssl/distributed/launch.py
 import torch.distributed as dist
 
 from mmssl.config import load_config

@@ -6,6 +6,7 @@ import runpy
 
 import pytest
 import torch
+import torch._dynamo  # before a process group exists, see mmssl/distributed/launch.py
 import torch.distributed as dist
 
 from mmssl.ops import backend
