@@ -9,9 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from mmssl.config import Config
-from mmssl.data.dataset import InteractionDataset
 from mmssl.locks import DirectoryLock
-from mmssl.training.run import RunDirectory, describe
+from mmssl.training.run import RunDirectory
 
 
 class FollowedRun(RunDirectory):
@@ -22,19 +21,9 @@ class FollowedRun(RunDirectory):
     ) -> None:
         super().__init__(path, info, config, lock=_NoLock(path))
 
-    @classmethod
-    def new(
-        cls,
-        path: Path,
-        model: str,
-        data: Path,
-        dataset: InteractionDataset,
-        config: Config,
-        *,
-        lock: DirectoryLock | None = None,
-    ) -> RunDirectory:
-        """Describe a new run; the leading process checks that the directory is free."""
-        return cls(path, describe(model, data, dataset), config)
+    @staticmethod
+    def check_unused(path: Path, lock: DirectoryLock) -> None:
+        """Do nothing: the leading process checks."""
 
     def check_free(self) -> None:
         """Do nothing: the leading process checks."""

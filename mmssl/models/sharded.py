@@ -18,14 +18,12 @@ from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.configs import LightGCNConfig
 from mmssl.models.embeddings import Embeddings
-from mmssl.models.item_weights import MAX_DENSE_ITEMS
 from mmssl.models.lightgcn import LightGCN, LightGCNTask, bpr_with_l2
 from mmssl.models.plus.config import PlusConfig
 from mmssl.models.plus.item_graph import build_item_graph
 from mmssl.models.plus.loss import sampled_softmax
 from mmssl.models.plus.model import Plus
 from mmssl.models.plus.task import PlusTask
-from mmssl.models.scorer import Scorer
 from mmssl.ops import Triples
 from mmssl.training.sharded import ShardedTask
 
@@ -61,12 +59,8 @@ class ShardedPlusTask(ShardedTask[Plus, PlusConfig], PlusTask):
     def build(self, dataset: InteractionDataset) -> Plus:
         """See the base class."""
         settings = self.settings
-        few_items = dataset.num_items <= MAX_DENSE_ITEMS
-        for name, value, wrong in (
-            ("prune", settings.prune, settings.prune != 0),
-            ("mix", settings.mix, few_items if settings.mix == "validation" else settings.mix != 0),
-        ):
-            if wrong:
+        for name, value in (("prune", settings.prune), ("mix", self.mix)):
+            if value != 0:
                 raise InputError(f"plus.{name}: expected 0 with --parallel sharded, got {value!r}")
         model = Plus(
             self.sharded,
@@ -77,12 +71,6 @@ class ShardedPlusTask(ShardedTask[Plus, PlusConfig], PlusTask):
         )
         self.initialize(model.user_embedding, model.item_embedding, std=None)
         return model
-
-    def finish(self, best: Scorer) -> Scorer:
-        """See the base class."""
-        if self.settings.mix == "validation":
-            self.selected = {**self.selected, "plus.mix": 0.0}
-        return best
 
     def _draw(self, number: int) -> Triples:
         batch = super()._draw(number)

@@ -99,9 +99,16 @@ class RunDirectory:
             InputError: The directory exists and is not empty, or a process is training in it.
         """
         lock = lock or DirectoryLock(path)
+        cls.check_unused(path, lock)
+        split = {**dataset.split.record(), "hash": dataset.interactions_hash()}
+        info = RunInfo(model, str(data.resolve()), dataset.content_hash(), split, mmssl.__version__)
+        return cls(path, info, config, lock=lock)
+
+    @staticmethod
+    def check_unused(path: Path, lock: DirectoryLock) -> None:
+        """Refuse a directory for a new run that holds files or is trained in."""
         lock.check()
         check_new(path)
-        return cls(path, describe(model, data, dataset), config, lock=lock)
 
     def check_free(self) -> None:
         """Refuse a directory that another process has used since the run was described.
@@ -319,18 +326,6 @@ class RunDirectory:
                 raise InputError(f"{file}: expected an object with numbers under {split!r}")
         found: dict[str, Any] = metrics
         return found
-
-
-def describe(model: str, data: Path, dataset: InteractionDataset) -> RunInfo:
-    """Return the ``[run]`` section of a new run.
-
-    Args:
-        model: A name in :mod:`mmssl.models.registry`.
-        data: Directory of the data set.
-        dataset: Its content.
-    """
-    split = {**dataset.split.record(), "hash": dataset.interactions_hash()}
-    return RunInfo(model, str(data.resolve()), dataset.content_hash(), split, mmssl.__version__)
 
 
 def check_new(path: Path, allowed: Container[str] = ()) -> None:

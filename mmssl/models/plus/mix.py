@@ -43,20 +43,21 @@ def history_vectors(
         settings: ``mix_reg``, ``mix_content``, ``mix_rank``.
         seed: Of the random columns.
     """
-    index, device = graph.index, graph.device
-    user = torch.arange(graph.num_users, device=device)
-    user = user.repeat_interleave(index.rowptr.diff())
     binary = InteractionGraph.from_edges(
-        user, index.col.long(), graph.num_users, graph.num_items, normalization="none"
+        graph.ui.row_of_edge(),
+        graph.index.col.long(),
+        graph.num_users,
+        graph.num_items,
+        normalization="none",
     )
     products = gram(binary, torch.float32)
     if dataset.features:
-        features = feature_directions(dataset).float().to(device)
+        features = feature_directions(dataset).float().to(graph.device)
         products.addmm_(features, features.T, alpha=settings.mix_content)
     weight = ease_weights(products, settings.mix_reg)  # (I, I)
     generator = torch.Generator().manual_seed(seed)
     rank = min(settings.mix_rank, graph.num_items)
-    vectors = torch.randn(graph.num_items, rank, generator=generator).to(device)
+    vectors = torch.randn(graph.num_items, rank, generator=generator).to(graph.device)
     for _ in range(_ITERATIONS):
         scores = ops.spmm(binary.ui, weight @ vectors)  # (U, r)
         vectors = torch.linalg.qr(weight.T @ ops.spmm(binary.iu, scores)).Q

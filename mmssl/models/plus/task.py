@@ -6,7 +6,7 @@ Legend: U users, I items, B batch, K drawn items, n train edges.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -69,6 +69,13 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         """The items of this process."""
         return slice(None)
 
+    @property
+    def mix(self) -> float | Literal["validation"]:
+        """The field of that name; 0 in place of "validation" for a catalog too large for CEASE."""
+        given = self.settings.mix
+        too_large = self.graph.num_items > MAX_DENSE_ITEMS
+        return 0.0 if given == "validation" and too_large else given
+
     def build(self, dataset: InteractionDataset) -> Plus:
         """See the base class."""
         settings = self.settings
@@ -85,14 +92,16 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         super().draw_epoch()
         if self.pruning is not None:
             self.pruned = self.pruning.draw(self.generator)
-        # For all steps at once: a step that asked how many there are would wait for the device.
-        self._distinct = [
-            distinct_of_batches(ids[self._order], self.batch_size)
-            for ids in (self.edge_user, self.edge_item)
-        ]
+        if self.settings.contrast_weight > 0:
+            # For all steps at once: a step that asked how many there are would wait for the device.
+            self._distinct = [
+                distinct_of_batches(ids[self._order], self.batch_size)
+                for ids in (self.edge_user, self.edge_item)
+            ]
 
     def _draw(self, number: int) -> Triples:
-        self._users, self._items = (ids[number] for ids in self._distinct)
+        if self.settings.contrast_weight > 0:
+            self._users, self._items = (ids[number] for ids in self._distinct)
         return super()._draw(number)
 
     def losses(self, batch: Triples) -> dict[str, Tensor]:
@@ -141,11 +150,10 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         Raises:
             InputError: ``plus.mix`` is a number, and there are too many items for CEASE.
         """
-        given = self.settings.mix
+        given = self.mix
         if given == 0:
-            return best
-        if given == "validation" and self.graph.num_items > MAX_DENSE_ITEMS:
-            self.selected = {**self.selected, "plus.mix": 0.0}
+            if self.settings.mix == "validation":
+                self.selected = {**self.selected, "plus.mix": 0.0}
             return best
         check_dense(self.graph.num_items, "plus with plus.mix > 0")
         assert isinstance(best, Embeddings)
