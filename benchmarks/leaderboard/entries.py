@@ -85,8 +85,12 @@ class Entry:
 
 def _reads(spec: Any, section: str, field: str) -> bool:
     name = f"{section}.{field}"
-    # How often a run saves has no effect on its result.
-    skipped = ("training.seed", "training.checkpoint_interval", "training.keep_checkpoints")
+    # How often a run saves, and what travels between several processes, has no effect on a result
+    # here.
+    skipped = (
+        "training.seed", "training.checkpoint_interval", "training.keep_checkpoints",
+        "training.wire",
+    )  # fmt: skip
     return bool(spec.reads_field(name)) and name not in skipped
 
 

@@ -97,6 +97,13 @@ def test_ablations_change_what_the_model_reads():
             assert field in base.read_fields(base.start("other"))[section]
 
 
+def test_fields_without_an_effect_on_the_result_do_not_outdate_records():
+    start = LIGHTGCN.start("other")
+    other = {"seed": 5, "checkpoint_interval": 7, "keep_checkpoints": 2, "wire": "bfloat16"}
+    changed = start.replace({"training": other}, source="test")
+    assert LIGHTGCN.read_fields(changed) == LIGHTGCN.read_fields(start)
+
+
 def test_preset_of_the_same_interactions():
     paper = next(entry for entry in entries() if entry.label == "paper")
     assert paper.start("sports-mmrec") == paper.start("sports") != paper.start("other")
