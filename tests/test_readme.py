@@ -24,7 +24,7 @@ def test_example(code, tiny_directory, tmp_path, monkeypatch, capsys):
     """Only the data set is replaced, since the demo's would have to be downloaded."""
     monkeypatch.chdir(tmp_path)
     code = code.replace("data/ml-100k", str(tiny_directory))
-    code = code.replace('preset="ml-100k"', "epochs=2")
+    code = code.replace('variant="plus"', 'variant="plus", epochs=2')
     exec(compile(code, "example", "exec"), {})
     if "mmssl.train" in code:
         recall, recommended = capsys.readouterr().out.splitlines()[-2:]
