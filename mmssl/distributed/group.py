@@ -54,6 +54,9 @@ class Group:
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
         """Add the gradient of every parameter over the processes."""
 
+    def broadcast(self, tensor: Tensor, source: int) -> None:
+        """Send a tensor from one process to all others, in place."""
+
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Return for every flag whether a process has set it."""
         return flags
@@ -140,7 +143,7 @@ class Processes(Group):
         return wait
 
     def broadcast(self, tensor: Tensor, source: int) -> None:
-        """Send a tensor from one process to all others, in place."""
+        """See the base class."""
         import torch.distributed as dist
 
         if self.rank == source:

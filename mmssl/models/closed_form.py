@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mmssl import ops
+from mmssl.distributed.group import SINGLE, Group
 from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph, Normalization
 from mmssl.models.item_weights import check_dense
@@ -38,18 +39,25 @@ def gram_columns(graph: InteractionGraph, items: Tensor) -> Tensor:
     return ops.spmm(graph.iu, ops.spmm(graph.ui, column))
 
 
-def item_blocks(graph: InteractionGraph) -> Iterable[Tensor]:
-    """Return the ids of all items in blocks for :func:`gram_columns`."""
-    size = max(1, _BLOCK_ELEMENTS // max(graph.num_users, graph.num_items))
-    return torch.arange(graph.num_items, device=graph.device).split(size)
+def gram(
+    graph: InteractionGraph, dtype: torch.dtype = torch.float64, group: Group = SINGLE
+) -> Tensor:
+    """Return ``A^T A`` (I, I) as a dense matrix, computed in float32; counts are exact.
 
-
-def gram(graph: InteractionGraph, dtype: torch.dtype = torch.float64) -> Tensor:
-    """Return ``A^T A`` (I, I) as a dense matrix, computed in float32; counts are exact."""
-    size = graph.num_items
+    Args:
+        graph: As in :func:`gram_columns`.
+        dtype: Of the result.
+        group: The processes that divide the users, each with the rows of its own; only the leading
+            one gets the matrix, the others an empty one.
+    """
+    num_users = int(group.sum(torch.tensor(graph.num_users)))
+    size = graph.num_items if group.leads else 0
     products = torch.empty(size, size, dtype=dtype, device=graph.device)
-    for items in item_blocks(graph):
-        products[:, items] = gram_columns(graph, items).to(dtype)
+    block = max(1, _BLOCK_ELEMENTS // max(num_users, graph.num_items))
+    for items in torch.arange(graph.num_items, device=graph.device).split(block):
+        columns = group.sum(gram_columns(graph, items))
+        if group.leads:
+            products[:, items] = columns.to(dtype)
     return products
 
 

@@ -52,16 +52,16 @@ class ShardedPlusTask(ShardedTask[Plus, PlusConfig], PlusTask):
     """:class:`mmssl.models.plus.task.PlusTask` with divided users and items.
 
     Raises:
-        InputError: ``plus.prune`` or ``plus.mix`` is not 0, which need all edges and a dense matrix
-            of items. (``plus.mix = "validation"`` stands for 0 if there are too many items.)
+        InputError: ``plus.prune`` is not 0, which needs all edges.
     """
 
     def build(self, dataset: InteractionDataset) -> Plus:
         """See the base class."""
         settings = self.settings
-        for name, value in (("prune", settings.prune), ("mix", self.mix)):
-            if value != 0:
-                raise InputError(f"plus.{name}: expected 0 with --parallel sharded, got {value!r}")
+        if settings.prune != 0:
+            raise InputError(
+                f"plus.prune: expected 0 with --parallel sharded, got {settings.prune}"
+            )
         model = Plus(
             self.sharded,
             self._item_graph(dataset),

@@ -62,6 +62,8 @@ class ShardedTask(PairwiseTask[Model, Settings]):
         group: The processes.
     """
 
+    shards: Processes
+
     def build_graph(self, dataset: InteractionDataset) -> InteractionGraph:
         """Divide the graph; return the train edges of this process's users."""
         assert isinstance(self.group, Processes)

@@ -49,6 +49,8 @@ class Task(ABC):
             complete state.
     """
 
+    shards: Group = SINGLE
+    """The processes that divide users and items, of which each holds its rows."""
     normalization: Normalization = "sym"
     """How the train graph is scaled."""
     epochs: int = 0

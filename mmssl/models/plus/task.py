@@ -158,8 +158,9 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         check_dense(self.graph.num_items, "plus with plus.mix > 0")
         assert isinstance(best, Embeddings)
         seed = self.config.training.seed
-        history = history_vectors(self.dataset, self.graph, self.settings, seed)
-        mix = partial(mixed, best, history)
+        history = history_vectors(self.dataset, self.graph, self.settings, seed, self.shards)
+        history = history._replace(item=history.item[self.own_items])
+        mix = partial(mixed, best, history, group=self.shards)
         if given != "validation":
             return mix(given)
         share, vectors = best_on_validation(self._validation, SHARES, mix)
