@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mmssl.ops.product import product
+from mmssl.ops.product import affine, product
 
 BLOCK_NUMBERS = 1 << 24
 """Numbers of the features that are converted at a time: 64 MB in float32."""
@@ -23,7 +23,7 @@ class Linear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, in) to (n, out), in the dtype of ``x``."""
-        return product(x, self.weight.to(x.dtype).T) + self.bias.to(x.dtype)
+        return affine(x, self.weight.to(x.dtype).T, self.bias.to(x.dtype))
 
 
 def row_slices(count: int, width: int) -> Iterator[slice]:

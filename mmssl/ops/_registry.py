@@ -61,6 +61,8 @@ class Op:
     """Device type -> dtypes that have a kernel; an empty tuple for a kernel without a dtype."""
     operators: tuple[Operator, ...] = ()
     """The compiled operators that only this op owns, those of its backward passes included."""
+    gpu_operators: tuple[Operator, ...] = ()
+    """Operators without a gradient that only a GPU has; the CPU composes the same numbers."""
     folder: str = ""
     """Folder of the kernels in csrc/ops/; the name of the op if empty, "-" without kernels."""
 
@@ -90,7 +92,7 @@ def declare(op: Op) -> None:
 
 def operators() -> dict[str, tuple[Operator, Op]]:
     """Name of every declared operator -> its declaration and the op that owns it."""
-    return {o.name: (o, op) for op in OPS.values() for o in op.operators}
+    return {o.name: (o, op) for op in OPS.values() for o in (*op.operators, *op.gpu_operators)}
 
 
 def activate() -> None:

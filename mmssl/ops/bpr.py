@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmssl.ops import dispatch
 from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Bad, Sample
 from mmssl.ops._checks import (
@@ -151,18 +152,13 @@ def _backward(ctx: Any, grad_loss: Tensor, grad_squares: Tensor) -> tuple[Tensor
     inputs = ctx.saved_tensors
     users, pos_items, neg_items = inputs[2:5]
     user_order = item_order = None
-    if _takes_orders(users):
+    if dispatch.on_gpu(users):  # the kernel of the CPU links the positions of a row itself
         user_order = torch.argsort(users, stable=True)
         item_order = torch.argsort(torch.cat([pos_items, neg_items]), stable=True)
     grads: tuple[Tensor, Tensor] = _call_backward(
         grad_loss, grad_squares, *inputs, user_order, item_order
     )
     return grads
-
-
-def _takes_orders(users: Tensor) -> bool:
-    """Whether the kernel wants the positions of a row sorted; the one of the CPU links them."""
-    return users.is_cuda
 
 
 _FORWARD = Operator(

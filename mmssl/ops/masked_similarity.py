@@ -29,6 +29,7 @@ from mmssl.ops._checks import (
     without_autocast,
 )
 from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._similarity import OPERATORS, fused_factors, stacked_edges, takes_fused
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.product import gram, product
 from mmssl.ops.propagate import spmm
@@ -72,6 +73,27 @@ class BatchEdges(NamedTuple):
             view.t_edge,
         )
         return out.to(row.dtype)
+
+    def stacked(self, value: Tensor) -> GraphView:
+        """Return the (K B, I) matrix of K blocks of edge values (K, n), one below the other."""
+        view, count = self.view, value.shape[0]
+        if count == 1:
+            return self.with_value(value[0])
+        if takes_fused(value):
+            return stacked_edges(view, value)
+        if self.live is not None:  # a block's last row takes what is behind its edges
+            value = value * self.live
+        assert view.t_edge is not None
+        block = torch.arange(count, device=value.device)
+        starts = view.rowptr[:-1] + block[:, None] * view.nnz
+        return GraphView(
+            rowptr=torch.cat([starts.flatten(), view.rowptr[-1:] * count]),
+            col=view.col.repeat(count),
+            t_rowptr=view.t_rowptr * count,
+            t_col=(view.t_col[:, None] + block.int() * view.num_rows).flatten(),
+            value=value.flatten(),
+            t_edge=(view.t_edge[:, None] + block * view.nnz).flatten(),
+        )
 
     def row_sum(self, value: Tensor) -> Tensor:
         """Return the (B,) sums of (n,) edge values."""
@@ -119,16 +141,19 @@ def similarity_factors(
     B I H.
 
     Args:
-        user_emb: (U, D).
-        item_emb: (I, D).
+        user_emb: (K, U, D), a block of rows for each of the K tables.
+        item_emb: (K, I, D).
         users: (B,) int64.
         edges: Edges of the same users; these entries of the rows are 0.
 
     Returns:
-        left (B, D), the scaled user rows, and value (n,), the scaled masked entries, negated.
+        left (K, B, D), the scaled user rows, and value (K, n), the scaled masked entries, negated.
     """
-    left, value = _Factors.apply(user_emb, item_emb, users, edges)
-    return left, value
+    if takes_fused(user_emb):
+        return fused_factors(user_emb[:, users], item_emb, edges.view)
+    pairs = zip(user_emb, item_emb, strict=True)
+    left, value = zip(*(_Factors.apply(*pair, users, edges) for pair in pairs), strict=True)
+    return torch.stack(left), torch.stack(value)
 
 
 class _Factors(torch.autograd.Function):
@@ -248,9 +273,9 @@ def masked_similarity_linear(
         if not native or under_torch_func():
             return masked_similarity_linear_reference(user_emb, item_emb, users, exclude, weight)
         edges = batch_edges(exclude, users)
-        left, value = similarity_factors(user_emb, item_emb, users, edges)
-        low_rank = product(left, product(item_emb.T, weight))
-        return low_rank + spmm(edges.with_value(value), weight)
+        left, value = similarity_factors(user_emb[None], item_emb[None], users, edges)
+        low_rank = product(left[0], product(item_emb.T, weight))
+        return low_rank + spmm(edges.with_value(value[0]), weight)
 
 
 def masked_similarity_reference(
@@ -347,6 +372,7 @@ declare(
             notes=dict.fromkeys(("cpu", "cuda"), "PyTorch products around `spmm`"),
         ),
         dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
-        folder="-",
+        gpu_operators=OPERATORS,
+        folder="similarity",
     )
 )

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.errors import InputError
+from mmssl.ops import dispatch
 from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Bad, Sample
 from mmssl.ops._checks import (
@@ -99,13 +100,31 @@ def norm_act(
     acc = accumulation_dtype(x.dtype)
     y, mean, rstd = _call(x, weight.to(acc), bias.to(acc), keep, keep_scale, negative_slope, eps)
     with torch.no_grad():
-        if running_mean is not None:
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        if running_var is not None:
-            unbiased = (rstd.double().pow(-2) - eps) * (x.shape[0] / (x.shape[0] - 1))
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+        _update(running_mean, running_var, mean, rstd, momentum, eps, x.shape[0])
     out: Tensor = y.to(dtype)
     return out
+
+
+def _update(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    momentum: float,
+    eps: float,
+    rows: int,
+) -> None:
+    """Move the running statistics towards those of a batch."""
+    if running_mean is not None and running_var is not None and dispatch.on_gpu(mean):
+        running = (running_mean, running_var)
+        if all(t.dtype == mean.dtype and t.is_contiguous() for t in running):
+            torch.ops.mmssl.norm_act_running(mean, rstd, *running, momentum, eps, rows)
+            return
+    if running_mean is not None:
+        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+    if running_var is not None:
+        unbiased = (rstd.double().pow(-2) - eps) * (rows / (rows - 1))
+        running_var.lerp_(unbiased.to(running_var.dtype), momentum)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None) -> None:
@@ -168,10 +187,13 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     x, weight, _bias, keep, ctx.keep_scale, ctx.slope, _eps = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
+    ctx.set_materialize_grads(False)  # no zeros for the statistics
     ctx.save_for_backward(x, weight, mean, rstd, keep)
 
 
-def _backward(ctx: Any, grad_y: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _backward(ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_y is None:
+        return None, None, None
     x, weight, mean, rstd, keep = ctx.saved_tensors
     grads: tuple[Tensor, Tensor, Tensor] = _call_backward(
         grad_y, x, weight, mean, rstd, keep, ctx.keep_scale, ctx.slope
@@ -208,6 +230,7 @@ _BACKWARD = Operator(
 _DOUBLE_BACKWARD = Operator(
     "norm_act_double_backward", fake=_double_backward_fake, refused="a third derivative"
 )
+_RUNNING = Operator("norm_act_running", fake=lambda *_: None)
 _call, _call_backward, _call_double_backward = map(eager, (_FORWARD, _BACKWARD, _DOUBLE_BACKWARD))
 
 
@@ -273,5 +296,6 @@ declare(
         ),
         dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_FORWARD, _BACKWARD, _DOUBLE_BACKWARD),
+        gpu_operators=(_RUNNING,),
     )
 )

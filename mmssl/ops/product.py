@@ -48,6 +48,37 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
+def batched_product(a: Tensor, b: Tensor) -> Tensor:
+    """Compute ``torch.bmm(a, b)``, differentiable any number of times.
+
+    Args:
+        a: (K, n, p).
+        b: (K, p, q), same dtype and device.
+
+    Returns:
+        (K, n, q).
+    """
+    if not _takes_onednn(a):
+        return torch.bmm(a, b)
+    return torch.stack([product(left, right) for left, right in zip(a, b, strict=True)])
+
+
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Compute ``x @ weight + bias``, differentiable any number of times.
+
+    Args:
+        x: (n, p).
+        weight: (p, q), same dtype and device.
+        bias: (q,), the same.
+
+    Returns:
+        (n, q).
+    """
+    if not _takes_onednn(x):
+        return torch.addmm(bias, x, weight)
+    return product(x, weight) + bias
+
+
 def symmetric_product(a: Tensor, scale: Tensor | None = None) -> Tensor:
     """Compute one triangle of ``a.T @ (scale[:, None] * a)`` and mirror it.
 

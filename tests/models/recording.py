@@ -196,7 +196,7 @@ def similarity(setting: Setting, user: torch.Tensor, item: torch.Tensor) -> torc
 
 def factors(setting: Setting, user: torch.Tensor, item: torch.Tensor) -> FactoredRows:
     edges = batch_edges(setting.graph.ui, setting.batch.user)
-    return similarity_rows(user, item, setting.batch.user, edges)
+    return similarity_rows(user[None], item[None], setting.batch.user, edges)
 
 
 def fake_factors(setting: Setting, out: MultiModalEmbeddings) -> list[FactoredRows]:

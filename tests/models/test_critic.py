@@ -117,7 +117,7 @@ def world(config: CriticConfig, num_items: int = 60, seed: int = 3):
         (leaf(30, 8, seed=10 * b + seed), leaf(num_items, 8, seed=10 * b + seed + 1))
         for b in range(3)
     ]
-    factors = [similarity_rows(u, i, users, edges) for u, i in embeddings]
+    factors = [similarity_rows(u[None], i[None], users, edges) for u, i in embeddings]
     torch.manual_seed(seed)
     critic = Critic(num_items, config).double()
     for parameter in critic.parameters():
@@ -131,9 +131,7 @@ def test_whole_critic_step_matches_dense():
     whole = torch.rand(users.numel(), graph.num_items, dtype=torch.float64)
     on_edges = whole[edges.position, edges.item]
     assert on_edges.shape == uniform_shape("sparse", edges)
-    own = factors[2]._replace(
-        **{name: getattr(factors[2], name).detach() for name in ("left", "item_emb", "value")}
-    )
+    own = factors[2].detach()
     dense_fake = [
         DenseRows(ops.masked_similarity(u, i, users, graph.ui)) for u, i in embeddings[:2]
     ]

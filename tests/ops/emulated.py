@@ -10,13 +10,13 @@ import os
 
 import torch
 
-from mmssl.ops import bpr  # with the CPU kernels, which are then replaced
+from mmssl.ops import dispatch  # with the CPU kernels, which are then replaced
 
 
 def load(library: str) -> None:
     """Replace the CPU kernels, and what a call of them depends on."""
     torch.ops.load_library(library)
-    bpr._takes_orders = lambda users: True
+    dispatch.on_gpu = lambda x: True
 
 
 def pytest_configure() -> None:

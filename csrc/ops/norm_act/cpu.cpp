@@ -43,6 +43,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
       "norm_act_double_backward(Tensor up_x, Tensor up_weight, Tensor up_bias, Tensor grad_y, "
       "Tensor x, Tensor weight, Tensor mean, Tensor rstd, Tensor? keep, float keep_scale, "
       "float slope) -> (Tensor, Tensor, Tensor)");
+  // For a GPU; on the CPU the same numbers come from operators of torch.
+  m.def(
+      "norm_act_running(Tensor mean, Tensor rstd, Tensor(a!) running_mean, Tensor(b!) running_var, "
+      "float momentum, float eps, int rows) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {

@@ -35,10 +35,32 @@ struct Kernels : cuda::Launch {
   }
 };
 
+void norm_act_running(const Tensor& mean_, const Tensor& rstd_, const Tensor& running_mean,
+                      const Tensor& running_var, double momentum, double eps, int64_t rows) {
+  const Tensor mean = as_contiguous(mean_), rstd = as_contiguous(rstd_);
+  const ScalarType type = mean.scalar_type();
+  const int64_t columns = mean.dim() == 1 ? mean.size(0) : 0;
+  for (const Tensor& t : {mean, rstd, running_mean, running_var}) {
+    STD_TORCH_CHECK((type == ScalarType::Float || type == ScalarType::Double) &&
+                        matches(t, mean, type, {columns}) && t.is_contiguous(),
+                    "mmssl::norm_act_running: expected (H,) float32 or float64, contiguous, on one "
+                    "device");
+  }
+  const cuda::CurrentDevice device(mean);
+  for_dtype(type, [&](auto, auto sum) {
+    using A = decltype(sum);
+    MMSSL_CUDA_CHECK(cuda::launch_norm_act_running<A>(
+        {columns, rows, momentum, eps, data<A>(mean), data<A>(rstd), mutable_data<A>(running_mean),
+         mutable_data<A>(running_var)},
+        device.stream));
+  });
+}
+
 }  // namespace
 
 MMSSL_CUDA_LIBRARY(m) {
   m.impl("norm_act", TORCH_BOX(&norm_act<Kernels>));
   m.impl("norm_act_backward", TORCH_BOX(&norm_act_backward<Kernels>));
   m.impl("norm_act_double_backward", TORCH_BOX(&norm_act_double_backward<Kernels>));
+  m.impl("norm_act_running", TORCH_BOX(&norm_act_running));
 }

@@ -142,10 +142,33 @@ int check(int64_t n, int64_t h, bool dropout, double tolerance) {
   return wrong;
 }
 
+template <class A>
+int check_running(int64_t h, double momentum, double tolerance) {
+  std::mt19937 random(3);
+  const auto mean = normal<A>(h, random), before = normal<A>(h, random);
+  std::vector<A> rstd(h), running_mean = before, running_var = before;
+  for (int64_t c = 0; c < h; ++c) rstd[c] = A(0.1 + double(random() % 100) / 20);
+  mmssl::cuda::launch_norm_act_running<A>({h, 7, momentum, kEps, mean.data(), rstd.data(),
+                                           running_mean.data(), running_var.data()},
+                                          nullptr);
+  int wrong = 0;
+  for (int64_t c = 0; c < h; ++c) {
+    const double b = double(before[c]), r = double(rstd[c]);
+    const double unbiased = (1 / (r * r) - kEps) * 7 / 6;
+    wrong += !(std::fabs(running_mean[c] - (b + momentum * (mean[c] - b))) <= tolerance);
+    wrong += !(std::fabs(running_var[c] - (b + momentum * (unbiased - b))) <= tolerance * (1 + unbiased));
+  }
+  if (wrong > 0) std::printf("running statistics, H = %d: %d wrong\n", int(h), wrong);
+  return wrong;
+}
+
 }  // namespace
 
 int main() {
   int wrong = 0;
+  for (double momentum : {0.1, 0.5, 1.0}) {
+    wrong += check_running<float>(300, momentum, 1e-6) + check_running<double>(3, momentum, 1e-13);
+  }
   for (int64_t n : {2, 7, 128, 300}) {
     for (int64_t h : {1, 31, 32, 65}) {
       wrong += check<float, float>(n, h, true, 2e-5);

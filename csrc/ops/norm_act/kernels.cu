@@ -227,6 +227,23 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
+// As torch.lerp forms it.
+template <class A>
+__device__ __forceinline__ A moved(A from, A to, A share) {
+  return share < A(0.5) ? from + share * (to - from) : to - (to - from) * (1 - share);
+}
+
+template <class A>
+__global__ void __launch_bounds__(kBlock)
+    running_kernel(const __grid_constant__ RunningArgs<A> a) {
+  const int64_t c = global_thread();
+  if (c >= a.columns) return;
+  const double r = a.rstd[c], n = double(a.rows);
+  const A unbiased = A((1 / (r * r) - a.eps) * (n / (n - 1)));
+  a.running_mean[c] = moved(a.running_mean[c], a.mean[c], A(a.momentum));
+  a.running_var[c] = moved(a.running_var[c], unbiased, A(a.momentum));
+}
+
 template <class Job>
 cudaError_t launch(const Job& job, double* scratch, cudaStream_t stream) {
   const int64_t rows = job.a.rows, columns = job.a.columns;
@@ -268,6 +285,15 @@ cudaError_t launch_norm_act_double_backward(const NormActArgs<A>& a, const T* up
                                  out_grad_y,                   out_x, out_weight};
   return launch(job, scratch, stream);
 }
+
+template <class A>
+cudaError_t launch_norm_act_running(const RunningArgs<A>& a, cudaStream_t stream) {
+  if (a.columns == 0) return cudaSuccess;
+  MMSSL_LAUNCH((running_kernel<A>), num_blocks(a.columns), kBlock, stream, a);
+  return cudaGetLastError();
+}
+template cudaError_t launch_norm_act_running(const RunningArgs<float>&, cudaStream_t);
+template cudaError_t launch_norm_act_running(const RunningArgs<double>&, cudaStream_t);
 
 #define MMSSL_INSTANTIATE(T, A)                                                                  \
   template cudaError_t launch_norm_act(const NormActArgs<A>&, const T*, const A*, A, T*, A*, A*, \

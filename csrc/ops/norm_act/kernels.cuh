@@ -26,4 +26,17 @@ cudaError_t launch_norm_act_double_backward(const NormActArgs<A>& a, const T* up
                                             T* out_grad_y, T* out_x, A* out_weight,
                                             double* scratch, cudaStream_t stream);
 
+// What a batch changes in the running statistics.
+template <class A>
+struct RunningArgs {
+  int64_t columns, rows;  // H, N
+  double momentum, eps;
+  const A *mean, *rstd;                // (H), of the batch
+  A *running_mean, *running_var;       // (H), updated in place
+};
+
+// One launch.
+template <class A>
+cudaError_t launch_norm_act_running(const RunningArgs<A>& a, cudaStream_t stream);
+
 }  // namespace mmssl::cuda

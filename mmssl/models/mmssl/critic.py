@@ -47,8 +47,6 @@ class HiddenLayer(nn.BatchNorm1d):
         """Map (n, width) to (n, width)."""
         if not self.training:
             return super().forward(F.leaky_relu(x, self.negative_slope).to(self.weight.dtype))
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
         if self.group.size > 1:
             return self._shared(x)
         keep, scale = ops.keep_mask(x.shape, self.rate, x.device)
@@ -126,6 +124,13 @@ class Critic(nn.Module):
             if isinstance(layer, HiddenLayer):
                 layer.group, layer.batch_size = group, batch_size
 
+    def count_batches(self, count: int) -> None:
+        """Count batches that the hidden layers have seen in train mode."""
+        layers = [layer for layer in self.head if isinstance(layer, HiddenLayer)]
+        if self.training:
+            counters = [layer.num_batches_tracked for layer in layers]
+            torch._foreach_add_([c for c in counters if c is not None], count)
+
     def product_weight(self) -> Tensor:
         """Convert the first layer's weight (I, h) to the dtype of the products, once per pass."""
         return self.weight.to(torch.bfloat16) if self.half_precision else self.weight
@@ -149,6 +154,7 @@ class Critic(nn.Module):
 
     def forward(self, blocks: Sequence[Rows]) -> Tensor:
         """Score M blocks of B rows, one batch for BatchNorm: (M B,)."""
+        self.count_batches(1)
         return self.score(self.pre_activation(blocks, self.product_weight()))
 
 
@@ -177,16 +183,17 @@ def critic_loss(
 
     Args:
         critic: In train mode; BatchNorm sees the fake, the real, then the mixed rows.
-        fake_rows: M blocks of B generated rows.
+        fake_rows: M blocks of B generated rows, together or one by one.
         real_rows: B rows, the same for every modality.
         alpha: (M B, 1) share of the real row in each mixed row.
         gp_weight: Weight of the penalty.
         with_penalty: False skips the penalty, which is then 0, and the mixed rows.
     """
+    critic.count_batches(3 if with_penalty else 2)
     weight = critic.product_weight()
     pre = critic.pre_activation([*fake_rows, real_rows], weight)
     fake, real = pre.tensor_split([alpha.shape[0]])
-    real = real.repeat(len(fake_rows), 1)
+    real = real.repeat(fake.shape[0] // real.shape[0], 1)
     fake_score, real_score = critic.score(fake), critic.score(real)
     penalty = fake_score.new_zeros(())
     if with_penalty:

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl import ops
-from mmssl.graph import GraphView
 from mmssl.models.mmssl.config import CriticConfig
+from mmssl.ops._similarity import takes_fused
 from mmssl.ops.masked_similarity import BatchEdges, similarity_factors
-from mmssl.ops.product import product
+from mmssl.ops.product import batched_product, product
 
 # The released Gumbel draw adds this inside both logarithms, which bounds it to +-18.5.
 _LOG_EPS = 1e-8
@@ -36,20 +36,19 @@ GumbelForm = Literal["sparse", "flat", "dense"]
 
 
 class FactoredRows(NamedTuple):
-    """Rows ``left @ item_emb.T + sparse + floor``, never formed."""
+    """K blocks of rows ``left @ item_emb.T + sparse + floor``, never formed."""
 
-    left: Tensor  # (B, D)
-    item_emb: Tensor  # (I, D)
+    left: Tensor  # (K, B, D)
+    item_emb: Tensor  # (K, I, D)
     edges: BatchEdges
-    value: Tensor  # (n,) the sparse part, on the batch's edges
-    floor: Tensor | None  # (B,) added to every entry of a row; None: 0
+    value: Tensor  # (K, n) the sparse part, on the batch's edges
+    floor: Tensor | None  # (K, B) added to every entry of a row; None: 0
 
-    def row_sum(self) -> Tensor:
-        """Return the (B,) sums over the items of each row."""
-        total = self.left @ self.item_emb.sum(0) + self.edges.row_sum(self.value)
-        if self.floor is not None:
-            total = total + self.floor * self.item_emb.shape[0]
-        return total
+    def detach(self) -> FactoredRows:
+        """Return the same rows without gradient history."""
+        floor = None if self.floor is None else self.floor.detach()
+        left, item_emb, value = (t.detach() for t in (self.left, self.item_emb, self.value))
+        return FactoredRows(left, item_emb, self.edges, value, floor)
 
 
 class DenseRows(NamedTuple):
@@ -84,39 +83,25 @@ def multiply(blocks: Sequence[Rows], weight: Tensor) -> Tensor:
 
 
 def _multiply_factored(blocks: Sequence[FactoredRows], weight: Tensor) -> Tensor:
-    count, (num_rows, dim) = len(blocks), blocks[0].left.shape
     dtype = weight.dtype
-    items = torch.cat([block.item_emb for block in blocks], 1).to(dtype)  # (I, M D)
-    through = product(items.T, weight).view(count, dim, -1)  # (M, D, H)
-    pairs = zip(blocks, through, strict=True)
-    out = torch.cat([product(block.left.to(dtype), right) for block, right in pairs])
-    out = out + ops.spmm(_stacked(blocks), weight)
+    left = _joined([block.left for block in blocks], 0).to(dtype)  # (M, B, D)
+    count, num_rows, dim = left.shape
+    items = _joined([block.item_emb.transpose(0, 1).flatten(1) for block in blocks], 1)
+    through = product(items.to(dtype).T, weight).view(count, dim, -1)  # (M, D, H)
+    out = batched_product(left, through).flatten(0, 1)
+    value = _joined([block.value for block in blocks], 0)  # (M, n)
+    out = out + ops.spmm(blocks[0].edges.stacked(value), weight)
     if any(block.floor is not None for block in blocks):
         zero = out.new_zeros(num_rows)
-        floor = torch.cat([zero if b.floor is None else b.floor.to(dtype) for b in blocks])
-        out = out + floor[:, None] * weight.sum(0)
+        floor = torch.cat(
+            [zero.expand(len(b.left), -1) if b.floor is None else b.floor.to(dtype) for b in blocks]
+        )
+        out = out + floor.reshape(-1, 1) * weight.sum(0)
     return out
 
 
-def _stacked(blocks: Sequence[FactoredRows]) -> GraphView:
-    """Return the (M B, I) sparse matrix of the blocks' edge values, one block below the other."""
-    edges, count = blocks[0].edges, len(blocks)
-    view, value = edges.view, torch.cat([block.value for block in blocks])
-    if count == 1:
-        return edges.with_value(value)
-    if edges.live is not None:  # a block's last row takes what is behind its edges
-        value = value * edges.live.repeat(count)
-    assert view.t_edge is not None
-    block = torch.arange(count, device=value.device)
-    starts = view.rowptr[:-1] + block[:, None] * view.nnz
-    return GraphView(
-        rowptr=torch.cat([starts.flatten(), view.rowptr[-1:] * count]),
-        col=view.col.repeat(count),
-        t_rowptr=view.t_rowptr * count,
-        t_col=(view.t_col[:, None] + block.int() * view.num_rows).flatten(),
-        value=value,
-        t_edge=(view.t_edge[:, None] + block * view.nnz).flatten(),
-    )
+def _joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def similarity_rows(
@@ -125,8 +110,8 @@ def similarity_rows(
     """Return the rows of :func:`mmssl.ops.masked_similarity` as factors; differentiable once.
 
     Args:
-        user_emb: (U, D).
-        item_emb: (I, D).
+        user_emb: (K, U, D), a block of rows for each of the K tables.
+        item_emb: (K, I, D).
         users: (B,) int64.
         edges: Edges of the same users; these entries of the rows are 0.
     """
@@ -171,17 +156,24 @@ def real_rows(
     ``normalize(softmax(logit(A[users])) + zeta * similarity)``.
 
     Args:
-        similarity: B rows of the final embeddings, detached.
+        similarity: One block of rows of the final embeddings, detached.
         uniform: Draws from (0, 1) of shape :func:`uniform_shape`.
         config: Temperature, noise and zeta.
         form: Result of :func:`gumbel_form`.
     """
     if form == "dense":
         return DenseRows(dense_real_rows(similarity, uniform, config))
-    own, edges, zeta = similarity, similarity.edges, config.similarity_scale
+    edges, zeta = similarity.edges, config.similarity_scale
+    own_left, own_value = similarity.left[0], similarity.value[0]
+    if form == "sparse" and takes_fused(own_left):
+        left, value = torch.ops.mmssl.gumbel_rows(
+            *(uniform, own_left, own_value, edges.view.rowptr, edges.view.col),
+            *(config.gumbel_tau, config.gumbel_scale, zeta),
+        )
+        return FactoredRows(left[None], similarity.item_emb, edges, value[None], None)
     # A similarity row has norm 1 unless it is zero, and no entry on the train items.
-    square = zeta**2 * own.left.any(1)
-    degree = edges.view.rowptr.diff().to(own.left.dtype)
+    square = zeta**2 * own_left.any(1)
+    degree = edges.view.rowptr.diff().to(own_left.dtype)
     floor = None
     if form == "sparse":
         logit = _gumbel(uniform, config) / config.gumbel_tau  # the common 1 / tau cancels
@@ -192,15 +184,16 @@ def real_rows(
         num_items = edges.view.num_cols
         floor = 1 / (num_items + (math.e - 1) * degree)
         square = square + floor.square() * (num_items + (math.e**2 - 1) * degree)
-        square = square + 2 * zeta * floor * own.row_sum()
+        row_sum = own_left @ similarity.item_emb[0].sum(0) + edges.row_sum(own_value)
+        square = square + 2 * zeta * floor * row_sum
         observed = ((math.e - 1) * floor)[edges.position]
     scale = square.rsqrt()
     return FactoredRows(
-        left=(zeta * scale)[:, None] * own.left,
-        item_emb=own.item_emb,
+        left=((zeta * scale)[:, None] * own_left)[None],
+        item_emb=similarity.item_emb,
         edges=edges,
-        value=scale[edges.position] * (observed + zeta * own.value),
-        floor=None if floor is None else scale * floor,
+        value=(scale[edges.position] * (observed + zeta * own_value))[None],
+        floor=None if floor is None else (scale * floor)[None],
     )
 
 
@@ -219,8 +212,8 @@ def dense_real_rows(similarity: FactoredRows, uniform: Tensor, config: CriticCon
 
 
 def dense_similarity(rows: FactoredRows) -> Tensor:
-    """Form similarity rows (B, I)."""
-    score = rows.left @ rows.item_emb.T
+    """Form one block of similarity rows (B, I)."""
+    score = rows.left[0] @ rows.item_emb[0].T
     score = score.index_put((rows.edges.position, rows.edges.item), score.new_zeros(()))
     return F.normalize(score, dim=1)
 

@@ -162,22 +162,27 @@ class TrainingStep:
         users, edges = inputs.batch.user, inputs.edges
         critic_terms: CriticLoss | None = None
         norms: list[Tensor] = []
+        fake: FactoredRows | None = None
         if self.critic is not None and not self.config.training.shared_forward:
             with torch.no_grad(), record_function("mmssl::forward"):
                 embeddings = self.model()
-            critic_terms = self._critic_step(embeddings, inputs, step_of_epoch, norms)
+                fake = _generated_rows(embeddings, users, edges)
+            critic_terms = self._critic_step(embeddings, fake, inputs, step_of_epoch, norms)
         with record_function("mmssl::forward"):
             embeddings = self.model()
-        if self.critic is not None and self.config.training.shared_forward:
-            critic_terms = self._critic_step(embeddings.detach(), inputs, step_of_epoch, norms)
+            if self.critic is not None:
+                fake = _generated_rows(embeddings, users, edges)
+        if fake is not None and self.config.training.shared_forward:
+            detached = embeddings.detach(), fake.detach()
+            critic_terms = self._critic_step(*detached, inputs, step_of_epoch, norms)
         with record_function("mmssl::structure"):
             self.structure.step(batch.user, embeddings.detach(), step_of_epoch)
             self.model.modality_graphs = self.structure.graphs  # from the next forward on
         with record_function("mmssl::recommender_loss"):
             fake_score = None
-            if self.critic is not None:
+            if self.critic is not None and fake is not None:
                 with _frozen(self.critic):
-                    fake_score = self.critic(_generated_rows(embeddings, users, edges))
+                    fake_score = self.critic([fake])
             terms = recommender_loss(
                 embeddings,
                 batch,
@@ -193,29 +198,32 @@ class TrainingStep:
         with record_function("mmssl::optimizer"):
             norms += _clip(self.model, self.config.training.clip_norm)
             self.optimizer.step()
-        detached = LossTerms(*self._summed(terms))
-        return StepLosses(detached, critic_terms, tuple(norms))
+        summed = LossTerms(*self._summed(terms))
+        return StepLosses(summed, critic_terms, tuple(norms))
 
     def _critic_step(
         self,
         embeddings: MultiModalEmbeddings,
+        fake: FactoredRows,
         inputs: StepInput,
         step_of_epoch: int,
         norms: list[Tensor],
     ) -> CriticLoss:
-        """Train the critic on detached embeddings; append its gradient's norm to ``norms``."""
+        """Train the critic on detached embeddings and generated rows.
+
+        The norm of its gradient is appended to ``norms``.
+        """
         assert self.critic is not None and self.critic_optimizer is not None
         assert inputs.uniform is not None and inputs.alpha is not None
         self.critic.train()
         users, edges, config = inputs.batch.user, inputs.edges, self.config.critic
         with record_function("mmssl::critic_forward"):
             with torch.no_grad():
-                fake = _generated_rows(embeddings, users, edges)
-                own = similarity_rows(embeddings.user, embeddings.item, users, edges)
+                own = similarity_rows(embeddings.user[None], embeddings.item[None], users, edges)
                 real = real_rows(own, inputs.uniform, config, self.form)
             terms = critic_loss(
                 self.critic,
-                fake,
+                [fake],
                 real,
                 inputs.alpha,
                 config.gp_weight * config.penalty_interval,
@@ -270,10 +278,9 @@ def build_step(
 
 def _generated_rows(
     embeddings: MultiModalEmbeddings, users: Tensor, edges: BatchEdges
-) -> list[FactoredRows]:
+) -> FactoredRows:
     """Return the generator's row of every user of the batch, one block per modality."""
-    pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
-    return [similarity_rows(user, item, users, edges) for user, item in pairs]
+    return similarity_rows(embeddings.user_feature, embeddings.item_feature, users, edges)
 
 
 def _clip(module: nn.Module, limit: float) -> list[Tensor]:

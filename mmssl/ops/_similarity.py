@@ -1,0 +1,135 @@
+"""What a GPU does between the products of similarity rows: a launch where torch needs dozens.
+
+The CPU computes the same numbers by the functions of :mod:`mmssl.ops.masked_similarity`, which say
+what they are.
+
+Legend: K blocks, U users, I items, B batch, D embedding dim, n edges of the batch, C columns.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mmssl.graph import GraphView
+from mmssl.ops import dispatch
+from mmssl.ops._autograd import Operator
+from mmssl.ops.propagate import propagate
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+def takes_fused(x: Tensor) -> bool:
+    """Whether the operators of this file compute rows of this dtype on this device."""
+    if not dispatch.on_gpu(x) or x.dtype not in _DTYPES:
+        return False
+    return dispatch.use_native("spmm", x.device.type, x.dtype)
+
+
+def fused_factors(user: Tensor, item_emb: Tensor, view: GraphView) -> tuple[Tensor, Tensor]:
+    """Compute the factors of K blocks of rows; differentiable once.
+
+    Args:
+        user: (K, B, D), the user rows of the batch.
+        item_emb: (K, I, D).
+        view: (B, I), the edges of the batch.
+
+    Returns:
+        left (K, B, D) and value (K, n), 0 behind the edges.
+    """
+    left, value = _Factors.apply(user, item_emb, view)
+    return left, value
+
+
+class _Factors(torch.autograd.Function):
+    """:class:`mmssl.ops.masked_similarity._Factors` of all blocks at once."""
+
+    @staticmethod
+    def forward(ctx: Any, user: Tensor, item_emb: Tensor, view: GraphView) -> tuple[Tensor, Tensor]:
+        wide = item_emb.double()
+        through = torch.bmm(user.double(), torch.bmm(wide.mT, wide))  # (K, B, D)
+        left, value, masked, scale = torch.ops.mmssl.similarity_factors(
+            user, item_emb, through, view.rowptr, view.col
+        )
+        ctx.view = view
+        ctx.save_for_backward(user, item_emb, through, masked, scale)
+        return left, value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        user, item_emb, through, masked, scale = ctx.saved_tensors
+        view = ctx.view
+        to_user, to_masked, weighted = torch.ops.mmssl.similarity_factors_backward(
+            *grads, user, item_emb, through, masked, scale, view.rowptr, view.col
+        )
+        to_item = None
+        if ctx.needs_input_grad[1]:
+            on_edges = [
+                GraphView(
+                    view.t_rowptr, view.t_col, view.rowptr, view.col, value=value, edge=view.t_edge
+                )
+                for value in to_masked
+            ]
+            sums = torch.stack(propagate(on_edges, list(user)))  # (K, I, D)
+            to_item = torch.baddbmm(sums, item_emb, torch.bmm(user.mT, weighted))
+        return to_user, to_item, None
+
+
+def stacked_edges(view: GraphView, value: Tensor) -> GraphView:
+    """Return the (K B, C) matrix of K blocks of values, one block below the other.
+
+    Args:
+        view: (B, C), the edges of the batch, whose arrays may have a capacity n.
+        value: (K, n), anything behind the edges.
+    """
+    rowptr, col, t_rowptr, t_col, edge, t_edge = torch.ops.mmssl.stack_edges(
+        view.rowptr, view.col, view.t_rowptr, view.t_col, view.t_edge, value.shape[0]
+    )
+    return GraphView(rowptr, col, t_rowptr, t_col, value=value.flatten(), edge=edge, t_edge=t_edge)
+
+
+def _factors_fake(
+    user: Tensor, item: Tensor, through: Tensor, rowptr: Tensor, col: Tensor
+) -> tuple[Tensor, ...]:
+    of_edges = user.new_empty(user.shape[0], col.shape[0])
+    return (
+        user.new_empty(user.shape),
+        of_edges,
+        torch.empty_like(of_edges),
+        user.new_empty(user.shape[:2]),
+    )
+
+
+def _factors_backward_fake(
+    to_left: Tensor, to_value: Tensor, user: Tensor, *_: Any
+) -> tuple[Tensor, ...]:
+    return user.new_empty(user.shape), torch.empty_like(to_value), user.new_empty(user.shape)
+
+
+def _gumbel_fake(uniform: Tensor, left: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return left.new_empty(left.shape), value.new_empty(value.shape)
+
+
+def _stack_fake(
+    rowptr: Tensor, col: Tensor, t_rowptr: Tensor, t_col: Tensor, t_edge: Tensor, blocks: int
+) -> tuple[Tensor, ...]:
+    count = blocks * col.shape[0]
+    return (
+        rowptr.new_empty(blocks * (rowptr.shape[0] - 1) + 1),
+        col.new_empty(count),
+        t_rowptr.new_empty(t_rowptr.shape),
+        t_col.new_empty(count),
+        t_edge.new_empty(count),
+        t_edge.new_empty(count),
+    )
+
+
+OPERATORS = (
+    Operator("similarity_factors", fake=_factors_fake),
+    Operator("similarity_factors_backward", fake=_factors_backward_fake),
+    Operator("gumbel_rows", fake=_gumbel_fake),
+    Operator("stack_edges", fake=_stack_fake),
+)
