@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ import torch.distributed as dist
 from mmssl.cli import main
 from mmssl.distributed import MODES
 from mmssl.training.checkpoint import load_checkpoint
+from tests.conftest import ROOT
 
 needs_gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
 
@@ -26,21 +28,20 @@ OPTIONS = ("--model=lightgcn", "--seed=3", "--set=model.embedding_dim=16", "--se
 
 def start(size: int, *arguments: str | Path, restarts: int = 0) -> subprocess.Popen:
     """Start ``mmssl train`` in ``size`` processes on the CPU."""
+    return torchrun(size, restarts, "mmssl", "train", "--device=cpu", *arguments)
+
+
+def torchrun(size: int, restarts: int, module: str, *arguments: str | Path) -> subprocess.Popen:
     launcher = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={size}")
     launcher += (f"--max-restarts={restarts}",)
     return subprocess.Popen(
-        [sys.executable, *launcher, "-m", "mmssl", "train", "--device=cpu", *map(str, arguments)],
+        [sys.executable, *launcher, "-m", module, *map(str, arguments)],
+        cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-
-
-def finish(process: subprocess.Popen) -> str:
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
 
 
 def error_lines(err: str) -> list[str]:
@@ -103,15 +104,60 @@ def test_started_in_another_way(
     assert not out.exists()
 
 
+class Output(NamedTuple):
+    """What the two processes of a command have returned and written."""
+
+    codes: list[int]
+    out: str
+    err: str
+
+
+ERRORS = (
+    ("--model=unknown",),
+    ("--model=lightgcn", "--data=nowhere"),
+    ("--model=ease",),
+    ("--model=lightgcn", "--seeds=2"),
+    ("--variant=paper",),
+)
+
+
+@pytest.fixture(scope="module")
+def outputs(tiny_directory, tmp_path_factory):
+    """A folder with a run of one process and one of two in each mode; the output of the latter.
+
+    Torchrun starts two processes once, which run the commands one after the other.
+    """
+    folder = tmp_path_factory.mktemp("commands")
+    data = ("train", "--device=cpu", f"--data={tiny_directory}")
+    options = (*data, *OPTIONS, "--epochs=3")
+    assert main([*options, f"--out={folder}/alone"]) == 0
+    commands = [[*options, f"--out={folder}/{mode}", f"--parallel={mode}"] for mode in MODES]
+    for error in ERRORS:
+        commands.append([*data, *error, f"--out={folder}/failed", "--parallel=sharded"])
+    (folder / "commands.json").write_text(json.dumps(commands))
+    process = torchrun(2, 0, "tests.distributed.commands", folder)
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    found = []
+    for number in range(len(commands)):
+        ranks = [json.loads((folder / f"{number}.{rank}.json").read_text()) for rank in range(2)]
+        codes, out, err = ([rank[key] for rank in ranks] for key in ("code", "out", "err"))
+        found.append(Output(codes, "".join(out), "".join(err)))
+    return folder, found
+
+
 @needs_gloo
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
-def test_one_run_directory_and_one_display(tiny_directory, tmp_path, mode):
-    alone, two = tmp_path / "alone", tmp_path / "two"
-    options = ("--data", tiny_directory, *OPTIONS, "--epochs=3")
-    assert main(["train", *map(str, options), "--device=cpu", "--out", str(alone)]) == 0
-    out = finish(start(2, *options, "--out", two, f"--parallel={mode}"))
-    assert out.count("run directory:") == 1 and out.count("test of epoch") == 1
+def test_one_run_directory_and_one_display(outputs, mode):
+    folder, found = outputs
+    output = found[MODES.index(mode)]
+    assert output.codes == [0, 0] and not error_lines(output.err), output.err
+    assert output.out.count("run directory:") == output.out.count("test of epoch") == 1
+    assert_same_run(folder / mode, folder / "alone")
+
+
+def assert_same_run(two: Path, alone: Path) -> None:
     assert_same_curve(two, alone)
     assert sorted(p.name for p in two.iterdir()) == sorted(p.name for p in alone.iterdir())
     assert (two / "log.jsonl").read_text().count("\n") == 3
@@ -126,7 +172,16 @@ def test_one_run_directory_and_one_display(tiny_directory, tmp_path, mode):
 
 @needs_gloo
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "killed"), [("data", 0), ("data", 1), ("sharded", 1)])
+@pytest.mark.parametrize("error", ERRORS, ids=" ".join)
+def test_an_error_is_reported_once(outputs, error):
+    output = outputs[1][len(MODES) + ERRORS.index(error)]
+    assert output.codes == [2, 2], output
+    assert len(error_lines(output.err)) == 1, output.err
+
+
+@needs_gloo
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "killed"), [("data", 0), ("sharded", 1)])
 def test_a_killed_process_ends_all_and_others_continue(tiny_directory, tmp_path, mode, killed):
     run, alone = tmp_path / "run", tmp_path / "alone"
     options = ("--data", tiny_directory, *OPTIONS, "--epochs=40", "--set=lightgcn.patience=40")
@@ -157,25 +212,11 @@ def test_torchrun_restarts_and_the_run_continues(tiny_directory, tmp_path):
     run, alone = tmp_path / "run", tmp_path / "alone"
     options = ("--data", tiny_directory, *OPTIONS, "--epochs=30", "--set=lightgcn.patience=30")
     assert main(["train", *map(str, options), "--device=cpu", "--quiet", f"--out={alone}"]) == 0
-    process = start(2, *options, "--out", run, "--parallel=sharded", "--quiet", restarts=1)
+    process = start(2, *options, "--out", run, "--parallel=data", "--quiet", restarts=1)
     wait_for_epochs(process, run, 3)
     os.kill(workers(process)[1], signal.SIGKILL)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
+    (line,) = error_lines(err)
+    assert line.startswith("error: lost the connection to another process of the run")
     assert_same_curve(run, alone)
-
-
-@needs_gloo
-@pytest.mark.slow
-def test_an_error_is_reported_once(tiny_directory, tmp_path):
-    for arguments in (
-        ("--data", tiny_directory, "--model=unknown"),
-        ("--data", tmp_path / "nowhere", "--model=lightgcn"),
-        ("--data", tiny_directory, "--model=ease"),
-        ("--data", tiny_directory, "--model=lightgcn", "--seeds=2"),
-        ("--data", tiny_directory, "--variant=paper"),
-    ):
-        process = start(2, *arguments, "--out", tmp_path / "run", "--parallel=sharded")
-        _, err = process.communicate(timeout=120)
-        assert process.returncode != 0
-        assert len(error_lines(err)) == 1, err

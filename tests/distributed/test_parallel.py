@@ -3,73 +3,95 @@
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
+from mmssl.distributed.group import Processes
+from mmssl.distributed.partition import Ranges
+from mmssl.distributed.storage import ShardedStore
 from mmssl.training.checkpoint import load_checkpoint
+from mmssl.training.run import RunDirectory
 from tests.distributed.processes import (
-    FAST,
-    MODELS,
-    SHARDED,
+    ROUNDED,
+    RUNS,
     assert_close,
+    assert_same_bits,
     train,
-    train_in_processes,
-    write_together,
+    train_together,
 )
+from tests.processes import run_together
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
 
+EXACT = [run for run in RUNS if run != ROUNDED]
+# The collective calls of `paper` take long where there are more processes than cores.
+FEW_CALLS = [run for run in EXACT if run != ("data", "paper")]
 
 alone = cache(train)
 
 
-def test_two_processes_train_as_one_does(tmp_path):
-    for name, got in train_in_processes(2, tmp_path / "two", FAST).items():
-        assert_close(got, alone(name), name)
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes have trained, all models in both modes."""
+    return train_together(2, tmp_path_factory.mktemp("two"), RUNS)
 
 
-def test_two_processes_divide_users_and_items(tmp_path):
-    for name, got in train_in_processes(2, tmp_path / "two", SHARDED, sharded=True).items():
-        assert_close(got, alone(name), name)
+@pytest.fixture(scope="module")
+def two_others(tmp_path_factory):
+    return train_together(2, tmp_path_factory.mktemp("two"), RUNS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", [1, 2, 4])
-@pytest.mark.parametrize("sharded", [False, True])
-def test_other_models_and_numbers_of_processes(tmp_path, size, sharded):
-    names = SHARDED if sharded else tuple(MODELS)
-    got = train_in_processes(size, tmp_path / "some", names, sharded=sharded)
-    for name, arrays in got.items():
-        assert_close(arrays, alone(name), name)
+@pytest.fixture(scope="module", params=[1, 4])
+def another_number(request, tmp_path_factory):
+    return train_together(request.param, tmp_path_factory.mktemp("some"), FEW_CALLS)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("sharded", [False, True])
-def test_the_same_bits_in_every_run(tmp_path, sharded):
-    names = SHARDED if sharded else tuple(MODELS)
-    first, second = (train_in_processes(2, tmp_path / run, names, sharded=sharded) for run in "ab")
-    for name, arrays in first.items():
-        for key, array in arrays.items():
-            np.testing.assert_array_equal(array, second[name][key], err_msg=f"{name}: {key}")
+@pytest.mark.parametrize("run", EXACT, ids=", ".join)
+def test_two_processes_train_as_one_does(two, run):
+    assert_close(two[run], alone(run[1]), run[1])
 
 
 @pytest.mark.slow
-def test_rows_that_travel_in_bfloat16(tmp_path):
+@pytest.mark.parametrize("run", FEW_CALLS, ids=", ".join)
+def test_another_number_of_processes(another_number, run):
+    assert_close(another_number[run], alone(run[1]), run[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("run", RUNS, ids=", ".join)
+def test_the_same_bits_in_every_run(two, two_others, run):
+    assert_same_bits(two_others[run], two[run], run[1])
+
+
+def test_rows_that_travel_in_bfloat16(two):
     """Half the bytes, and rows that are rounded to 8 bits on their way."""
-    name = "lightgcn, bfloat16"
-    got = train_in_processes(2, tmp_path / "two", [name], sharded=True)[name]
-    exact = alone(name)
+    got, exact = two[ROUNDED], alone(ROUNDED[1])
     for key in ("embedding.user", "embedding.item"):
         error = np.linalg.norm(got[key] - exact[key]) / np.linalg.norm(exact[key])
         assert 1e-6 < error < 1e-2, (key, error)
 
 
 def test_a_file_of_two_processes(tmp_path):
-    write_together(tmp_path)
+    run_together(2, write, tmp_path)
     content = load_checkpoint(tmp_path / "last.safetensors")
     assert content.state == {"clock": ""}
     assert torch.equal(content.tensors["rows"], torch.arange(12.0).view(4, 3))
     assert torch.equal(content.tensors["all"], torch.tensor([7.0]))
+
+
+def write(folder: Path) -> None:
+    """Write a file in two processes whose states have different lengths."""
+    group, users = Processes(sharded=True), Ranges((0, 1, 4))
+    run = RunDirectory.__new__(RunDirectory)
+    run.path = folder
+    store = ShardedStore(run, group, lambda name: users if name == "rows" else None)
+    tensors = {"rows": torch.arange(12.0).view(4, 3)[users.of(group.rank)]}
+    tensors["all"] = torch.tensor([7.0])
+    state = {"clock": "0" * 100 * group.rank}
+    store._write(folder / "last.safetensors", tensors, state, keep=1)
+    read = store._read(folder / "last.safetensors").tensors
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())

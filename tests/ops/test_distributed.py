@@ -6,23 +6,21 @@ import runpy
 
 import pytest
 import torch
-import torch._dynamo  # before a process group exists, see mmssl/distributed/launch.py
 import torch.distributed as dist
 
 from mmssl.ops import backend
 from mmssl.ops.info_nce import info_nce
 from tests.ops import truth
 from tests.ops.kernels import ROOT
+from tests.processes import run_together
 
 PROCESSES, ROWS = 2, 7
 RECIPE = str(ROOT / "examples" / "distributed_contrastive.py")
 
 
-def compare(rank: int, store: str) -> None:
+def compare() -> None:
     """Compare every process's part with the whole batch in float64."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=PROCESSES)
-    part = slice(rank * ROWS, (rank + 1) * ROWS)
+    part = slice(dist.get_rank() * ROWS, (dist.get_rank() + 1) * ROWS)
     global_info_nce = runpy.run_path(RECIPE)["global_info_nce"]
     generator = torch.Generator().manual_seed(0)
     views = [torch.randn(PROCESSES * ROWS, 5, generator=generator) for _ in range(2)]
@@ -45,10 +43,9 @@ def compare(rank: int, store: str) -> None:
         torch.testing.assert_close(mean[1].double(), exact[2].grad, rtol=1e-6, atol=1e-6)
         for got, wanted in zip(mine, exact, strict=False):
             torch.testing.assert_close(got.grad.double() / PROCESSES, wanted.grad[part], **close)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
-def test_two_processes_have_the_loss_and_gradients_of_one(tmp_path):
-    torch.multiprocessing.spawn(compare, (str(tmp_path / "store"),), nprocs=PROCESSES)
+def test_two_processes_have_the_loss_and_gradients_of_one():
+    run_together(PROCESSES, compare)
