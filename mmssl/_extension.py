@@ -54,6 +54,11 @@ def _load_cuda() -> ModuleType | None:
     return None
 
 
+def on_gpu(x: torch.Tensor) -> bool:
+    """Whether what computes with a tensor are the kernels of a GPU; the emulator replaces this."""
+    return x.is_cuda and cuda is not None
+
+
 def source_schemas() -> dict[str, str]:
     """Return the schema of each operator in the C++ files of this checkout, by name.
 

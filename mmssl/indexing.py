@@ -124,8 +124,8 @@ def index_of_lists(lists: Tensor, other: GraphIndex, *, padded: bool = False) ->
     Args:
         lists: (M, U, k) distinct items; -1 where a list is shorter.
         other: index of the same users and items; a user with an empty list gets its edges.
-        padded: on a GPU, leave the edge arrays as long as the lists and ``other`` together, instead
-            of waiting for the numbers of edges. The pointers end where the edges do.
+        padded: by the kernels of a GPU, without a wait for the numbers of edges: the edge arrays
+            are as long as the lists and ``other`` together. The pointers end where the edges do.
 
     Raises:
         InputError: the shape is wrong, or an item is outside [-1, I) (not checked on a GPU, where
@@ -140,6 +140,9 @@ def index_of_lists(lists: Tensor, other: GraphIndex, *, padded: bool = False) ->
             raise InputError(
                 f"lists: expected items in [-1, {num_items}), got {low if low < -1 else high}"
             )
+    if padded:
+        arrays = torch.ops.mmssl.index_of_lists(lists.int(), other.rowptr, other.col, num_items)
+        return [GraphIndex(*parts) for parts in zip(*arrays, strict=True)]
     host = _host_for(lists)
     if host is not None:
         rowptr, col = other.rowptr.numpy(), other.col.numpy()
@@ -155,8 +158,6 @@ def index_of_lists(lists: Tensor, other: GraphIndex, *, padded: bool = False) ->
     listed = torch.where(present, user * num_items + lists, end).flatten(1)
     rest = torch.where(unseen, other_user * num_items + other.col, end)
     key = torch.cat([listed, rest], 1).sort(1).values
-    if padded:
-        return [_index_of_keys(row, num_users, num_items) for row in key]
     counts = (key < end).sum(1).tolist()
     return [
         _index_of_keys(row[:count], num_users, num_items)
@@ -176,10 +177,10 @@ def edges_of_rows(
         col: (E,) int32.
         num_cols: C.
         rows: (B,) int64.
-        capacity: length of the arrays, at least n, which is then at least 1; for GPUs only.
+        capacity: length of the arrays, at least n; for the kernels of a GPU.
     """
     if capacity is not None:
-        return _padded_edges(rowptr, col, num_cols, rows, capacity)
+        return RowEdges(*torch.ops.mmssl.index_of_rows(rowptr, col, rows, num_cols, capacity))
     host = _host_for(rowptr)
     if host is not None:
         arrays = host.edges_of_rows(rowptr.numpy(), col.numpy(), num_cols, rows.numpy())
@@ -195,30 +196,6 @@ def edges_of_rows(
         pointers(by_item, num_cols),
         position[order].int(),
         order,
-    )
-
-
-def _padded_edges(
-    rowptr: Tensor, col: Tensor, num_cols: int, rows: Tensor, capacity: int
-) -> RowEdges:
-    first = rowptr[rows]
-    pointer = torch.zeros(rows.numel() + 1, dtype=torch.int64, device=rows.device)
-    torch.cumsum(rowptr[rows + 1] - first, 0, out=pointer[1:])
-    slot = torch.arange(capacity, device=rows.device)
-    live = slot < pointer[-1]
-    slot = torch.minimum(slot, pointer[-1] - 1)
-    position = torch.searchsorted(pointer, slot, right=True) - 1
-    narrow = col[first[position] + slot - pointer[position]]
-    by_item, order = torch.sort(torch.where(live, narrow, num_cols), stable=True)
-    return RowEdges(
-        position,
-        narrow.long(),
-        pointer,
-        narrow,
-        pointers(by_item, num_cols),
-        position[order].int(),
-        order,
-        live,
     )
 
 
@@ -288,12 +265,8 @@ def item_order(col: Tensor) -> Tensor:
 
 
 def _index_of_keys(key: Tensor, num_users: int, num_items: int) -> GraphIndex:
-    """Build the index from ascending, distinct (E,) keys ``user * I + item``.
-
-    Keys of user U, which may follow, are behind the end of the row pointers both ways.
-    """
+    """Build the index from ascending, distinct (E,) keys ``user * I + item``."""
     user, item = key // max(num_items, 1), key % max(num_items, 1)
-    item = torch.where(user < num_users, item, num_items)
     by_item, perm = torch.sort(item, stable=True)
     return GraphIndex(
         rowptr=pointers(user, num_users),

@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mmssl import _extension
 from mmssl.errors import InputError
 from mmssl.indexing import GraphIndex, rows_of, sum_by, sum_rows
 
@@ -43,6 +44,9 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
     if normalization == "none":
         return Normalized(ui_value=value, iu_value=value)
     power = -1.0 if normalization == "row" else -0.5
+    if value is None and _extension.on_gpu(index.rowptr):
+        both = (index.rowptr, index.colptr)
+        return Normalized(*(torch.ops.mmssl.degree_scale(p, power == -0.5) for p in both))
     if value is None:
         user_degree, item_degree = index.rowptr.diff().float(), index.colptr.diff().float()
         return Normalized(_power(user_degree, power), _power(item_degree, power))

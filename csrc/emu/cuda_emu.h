@@ -239,6 +239,7 @@ inline unsigned long long atomicCAS(unsigned long long* at, unsigned long long e
 inline int atomicExch(int* at, int value) {
   return __atomic_exchange_n(at, value, __ATOMIC_RELAXED);
 }
+inline int atomicAdd(int* at, int value) { return __atomic_fetch_add(at, value, __ATOMIC_RELAXED); }
 inline int atomicMin(int* at, int value) {
   int found = __atomic_load_n(at, __ATOMIC_RELAXED);
   while (value < found && !__atomic_compare_exchange_n(at, &found, value, false, __ATOMIC_RELAXED,

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmssl import _extension
 from mmssl.graph import GraphView
 from mmssl.ops import dispatch
 from mmssl.ops._autograd import Operator
@@ -23,7 +24,7 @@ _DTYPES = (torch.float32, torch.float64)
 
 def takes_fused(x: Tensor) -> bool:
     """Whether the operators of this file compute rows of this dtype on this device."""
-    if not dispatch.on_gpu(x) or x.dtype not in _DTYPES:
+    if not _extension.on_gpu(x) or x.dtype not in _DTYPES:
         return False
     return dispatch.use_native("spmm", x.device.type, x.dtype)
 
@@ -127,9 +128,33 @@ def _stack_fake(
     )
 
 
+def _rows_fake(
+    rowptr: Tensor, col: Tensor, rows: Tensor, num_cols: int, capacity: int
+) -> tuple[Tensor, ...]:
+    position, item, edge = (rows.new_empty(capacity) for _ in range(3))
+    of_rows, of_columns = rows.new_empty(rows.shape[0] + 1), rows.new_empty(num_cols + 1)
+    narrow, t_narrow = (col.new_empty(capacity) for _ in range(2))
+    live = rows.new_empty(capacity, dtype=torch.bool)
+    return position, item, of_rows, narrow, of_columns, t_narrow, edge, live
+
+
+def _lists_fake(lists: Tensor, rowptr: Tensor, col: Tensor, num_cols: int) -> tuple[Tensor, ...]:
+    matrices, rows, k = lists.shape
+    edges = [col.new_empty(matrices, rows * k + col.shape[0]) for _ in range(2)]
+    of_rows = rowptr.new_empty(matrices, rows + 1)
+    return of_rows, edges[0], rowptr.new_empty(matrices, num_cols + 1), edges[1]
+
+
+def _scale_fake(rowptr: Tensor, root: bool) -> Tensor:
+    return rowptr.new_empty(rowptr.shape[0] - 1, dtype=torch.float32)
+
+
 OPERATORS = (
     Operator("similarity_factors", fake=_factors_fake),
     Operator("similarity_factors_backward", fake=_factors_backward_fake),
     Operator("gumbel_rows", fake=_gumbel_fake),
     Operator("stack_edges", fake=_stack_fake),
+    Operator("index_of_rows", fake=_rows_fake),
+    Operator("index_of_lists", fake=_lists_fake),
+    Operator("degree_scale", fake=_scale_fake),
 )

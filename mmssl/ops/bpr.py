@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl.ops import dispatch
+from mmssl import _extension
 from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Bad, Sample
 from mmssl.ops._checks import (
@@ -152,7 +152,7 @@ def _backward(ctx: Any, grad_loss: Tensor, grad_squares: Tensor) -> tuple[Tensor
     inputs = ctx.saved_tensors
     users, pos_items, neg_items = inputs[2:5]
     user_order = item_order = None
-    if dispatch.on_gpu(users):  # the kernel of the CPU links the positions of a row itself
+    if _extension.on_gpu(users):  # the kernel of the CPU links the positions of a row itself
         user_order = torch.argsort(users, stable=True)
         item_order = torch.argsort(torch.cat([pos_items, neg_items]), stable=True)
     grads: tuple[Tensor, Tensor] = _call_backward(

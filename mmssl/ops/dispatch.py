@@ -120,11 +120,6 @@ def use_native(op: str, device: str, dtype: torch.dtype | None = None) -> bool:
     return False
 
 
-def on_gpu(x: torch.Tensor) -> bool:
-    """Whether what computes with a tensor are the kernels of a GPU; the emulator replaces this."""
-    return x.is_cuda
-
-
 def status() -> list[OpStatus]:
     """Return the backend of every op on every device of this machine, under the current choice."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mmssl import _extension
 from mmssl.errors import InputError
-from mmssl.ops import dispatch
 from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Bad, Sample
 from mmssl.ops._checks import (
@@ -115,7 +115,7 @@ def _update(
     rows: int,
 ) -> None:
     """Move the running statistics towards those of a batch."""
-    if running_mean is not None and running_var is not None and dispatch.on_gpu(mean):
+    if running_mean is not None and running_var is not None and _extension.on_gpu(mean):
         running = (running_mean, running_var)
         if all(t.dtype == mean.dtype and t.is_contiguous() for t in running):
             torch.ops.mmssl.norm_act_running(mean, rstd, *running, momentum, eps, rows)

@@ -10,13 +10,13 @@ import os
 
 import torch
 
-from mmssl.ops import dispatch  # with the CPU kernels, which are then replaced
+from mmssl import _extension, ops  # noqa: F401  (the kernels that are then replaced)
 
 
 def load(library: str) -> None:
     """Replace the CPU kernels, and what a call of them depends on."""
     torch.ops.load_library(library)
-    dispatch.on_gpu = lambda x: True
+    _extension.on_gpu = lambda x: True
 
 
 def pytest_configure() -> None:

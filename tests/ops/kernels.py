@@ -29,6 +29,9 @@ needs_gpu = pytest.mark.skipif(
 needs_compiler = pytest.mark.skipif(
     CXX is None or not (ROOT / "csrc").is_dir(), reason="no C++ compiler, or no source tree"
 )
+needs_gpu_operators = pytest.mark.skipif(
+    not _extension.on_gpu(torch.empty(0)), reason="the emulator does not run"
+)
 KERNELS = [
     pytest.param("cpu", marks=needs_cpu_kernel),
     pytest.param("cuda", marks=[needs_gpu, pytest.mark.gpu]),

@@ -17,7 +17,10 @@ from tests.ops.kernels import ROOT, SANITIZERS, needs_compiler, needs_cpu_kernel
 
 PUBLIC = [op for op in OPS.values() if op.public]
 KERNELS = [op for op in OPS.values() if op.folder != "-"]
-CUDA_FOLDERS = sorted({op.folder or op.name for op in KERNELS if "cuda" in op.dtypes})
+CUDA_FOLDERS = sorted(
+    {op.folder or op.name for op in KERNELS if "cuda" in op.dtypes}
+    | {path.parent.name for path in (ROOT / "csrc/ops").glob("*/kernels.cu")}
+)
 CONTROL = {"BACKENDS", "OpStatus", "Triples", "backend", "requested_backend", "set_backend"}
 
 

@@ -9,23 +9,13 @@ from torch import Tensor
 from mmssl import ops
 from mmssl.models.mmssl.config import CriticConfig
 from mmssl.models.mmssl.rows import dense_real_rows, multiply, real_rows, similarity_rows
-from mmssl.ops import dispatch
 from mmssl.ops._cases import sample_graph
 from mmssl.ops.masked_similarity import batch_edges, similarity_factors
-from tests.ops.kernels import needs_cpu_kernel
+from tests.ops.kernels import needs_cpu_kernel, needs_gpu_operators
 
 BLOCKS = 3
 CAPACITY = pytest.mark.parametrize(
-    "capacity",
-    [
-        False,
-        pytest.param(
-            True,
-            marks=pytest.mark.skipif(
-                not dispatch.on_gpu(torch.empty(0)), reason="only a GPU, or its emulator"
-            ),
-        ),
-    ],
+    "capacity", [False, pytest.param(True, marks=needs_gpu_operators)]
 )
 
 
