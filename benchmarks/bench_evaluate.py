@@ -21,8 +21,7 @@ from benchmarks import workloads
 from benchmarks.harness import environment
 from benchmarks.harness.clock import Work, clock_of, ratios, take_turns
 from benchmarks.harness.record import Case, Row, Spread, Timing
-from benchmarks.peers import ReleasedEvaluation
-from benchmarks.peers.evaluation import NAMES
+from benchmarks.peers.evaluation import NAMES, ReleasedEvaluation
 from mmssl.data.dataset import Interactions
 from mmssl.evaluation import Evaluator
 from mmssl.graph import InteractionGraph

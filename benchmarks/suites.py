@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from benchmarks import (
+    bench_epochs,
     bench_evaluate,
     bench_info_nce,
     bench_layers,
@@ -102,7 +103,8 @@ def scale_cases(options: Options) -> Iterator[Case]:
 
 def models_cases(options: Options) -> Iterator[Case]:
     """Light models: steps by phases, epochs against peers."""
-    return bench_models.cases(_size(options), options.peers, options.only)
+    yield from bench_models.cases(_size(options), options.only)
+    yield from bench_epochs.cases(_size(options), options.peers, options.only)
 
 
 SUITES: dict[str, Callable[[Options], Iterator[Case | Failure]]] = {
@@ -118,7 +120,7 @@ def peer_names() -> list[str]:
     """Return the names that ``--peers`` accepts."""
     tables = (
         peers_of_ops.SPARSE, peers_of_ops.INFO_NCE, peers_of_ops.CROSS_VIEW, peers_of_ops.RANKING,
-        bench_train_step.BY_NAME, bench_models.PEERS,
+        bench_train_step.BY_NAME, *bench_epochs.PEERS.values(),
         ("released, 1 process", "released, 2 processes", "Python loop"),
     )  # fmt: skip
     return list(dict.fromkeys(itertools.chain.from_iterable(tables)))

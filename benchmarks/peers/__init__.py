@@ -1,12 +1,9 @@
-"""The released code's arithmetic in plain PyTorch, as an honest peer of the package.
+"""What the benchmarks compare with. Every other implementation is written or called here.
 
-Written from its description (docs/model.md, variant ``released``), not from its text: the same
-products, the same dense rows, the same Python loops, nothing tuned for or against it. The tests
-hold it to a recording of the released code and to this package.
+``model.py``, ``step.py`` and ``evaluation.py`` are the released code's arithmetic in plain PyTorch.
+They are written from its description (docs/model.md, variant ``released``), not from its text: the
+same products, the same dense rows, the same Python loops, nothing tuned for or against it. The
+tests hold them to a recording of the released code and to this package.
+
+``serve.py`` lists the peers of the light models; they also run in environments without mmssl.
 """
-
-from benchmarks.peers.evaluation import ReleasedEvaluation
-from benchmarks.peers.model import PeerCritic, PeerModel
-from benchmarks.peers.step import Batch, ReleasedStep
-
-__all__ = ["Batch", "PeerCritic", "PeerModel", "ReleasedEvaluation", "ReleasedStep"]

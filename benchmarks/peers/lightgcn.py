@@ -1,18 +1,13 @@
 """LightGCN by hand in plain PyTorch, and with torch_geometric: what an epoch is compared with.
 
 Imports numpy, scipy and torch only, and torch_geometric where it is asked for, so that a peer can
-run in an environment of its own: ``python lightgcn.py NAME PROBLEM.npz`` answers every line on
-stdin, "losses" or "epoch", by one line of JSON.
+run in an environment of its own (serve.py). Without a layer LightGCN is matrix factorization.
 
 Legend: U users, I items, D embedding dim, n train edges, B batch.
 """
 
 from __future__ import annotations
 
-import json
-import sys
-import time
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +27,7 @@ class LightGCNPeer(ABC):
 
     Args:
         problem: ``user`` and ``item`` (n,) train edges; ``user_table`` (U, D) and ``item_table``
-            (I, D), where training starts; ``batches`` (k, 3, B), the triples of :meth:`losses`;
+            (I, D), where training starts; ``batches`` (k, 3, B), the triples of :meth:`check`;
             ``layers``, ``lr``, ``reg`` and ``batch_size``.
     """
 
@@ -59,11 +54,11 @@ class LightGCNPeer(ABC):
         self.optimizer.step()
         return loss.detach()
 
-    def losses(self) -> list[float]:
+    def check(self) -> list[float]:
         """Train on the given batches and return the loss of each."""
         return [float(self.step(*batch)) for batch in self.batches]
 
-    def epoch(self) -> None:
+    def run(self) -> None:
         """Pass once through the train edges."""
         order = self.rng.permutation(len(self.user))
         for start in range(0, len(order), self.batch_size):
@@ -147,26 +142,3 @@ class Geometric(LightGCNPeer):
         rows = torch.cat([users, pos, neg])
         loss: Tensor = self.model.recommendation_loss(liked, other, rows, self.reg / 2)
         return loss
-
-
-PEERS: dict[str, type[LightGCNPeer]] = {
-    "plain PyTorch": PlainPyTorch,
-    "torch_geometric": Geometric,
-}
-
-
-def answer(name: str, path: str) -> None:
-    """Serve one peer on stdin and stdout."""
-    with np.load(path, allow_pickle=False) as arrays:
-        peer = PEERS[name](dict(arrays))
-    warnings.filterwarnings("ignore", message="Sparse")
-    print(json.dumps("ready"), flush=True)
-    for line in sys.stdin:
-        start = time.perf_counter()
-        found = peer.losses() if line.strip() == "losses" else peer.epoch()
-        seconds = time.perf_counter() - start
-        print(json.dumps(found if found is not None else seconds), flush=True)
-
-
-if __name__ == "__main__":
-    answer(*sys.argv[1:])

@@ -1,16 +1,18 @@
-"""A peer in another environment: a process that answers line by line."""
+"""A peer in another process, mostly of another environment, that answers line by line."""
 
 from __future__ import annotations
 
 import json
 import os
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from benchmarks.peers.registry import Missing
+from benchmarks.peers.serve import OWN, PEERS
 
 ROOT = Path(__file__).resolve().parents[2]
 # What mmssl.keep_freed_memory sets in our own process.
@@ -19,40 +21,47 @@ KEEP_FREED_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
     "MALLOC_TOP_PAD_": str(256 << 20),
 }
+# These replace what OpenBLAS finds out about the processor, and can only slow a peer down.
+OVERRIDES = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 
 
-def environment_python() -> Path:
-    """Return the interpreter with the frameworks: ``MMSSL_PEERS``, or where install.sh puts it.
+def environment_python(name: str) -> Path:
+    """Return the interpreter of an environment in ``MMSSL_PEERS``, or where install.sh puts it.
 
     Raises:
         Missing: No such environment.
     """
+    if name == OWN:
+        return Path(sys.executable)
     folder = Path(os.environ.get("MMSSL_PEERS") or ROOT / "build" / "peers")
-    python = folder / "bin" / "python"
+    python = folder / name / "bin" / "python"
     if not python.exists():
-        raise Missing(f"no {python}; run sh benchmarks/peers/install.sh")
+        raise Missing(f"no environment {name!r}; run sh benchmarks/peers/install.sh")
     return python
 
 
 class Remote:
-    """A process that runs a script of this folder and waits for lines.
+    """A process that serves one peer (serve.py).
 
     Args:
-        script: File name of the script.
-        arguments: Its arguments.
+        case: Key of ``PEERS``.
+        name: Of the peer.
+        problem: File of its arrays.
 
     Raises:
-        Missing: No environment, or the script ended before it was ready.
+        Missing: No environment, or the process ended before it was ready.
     """
 
-    def __init__(self, script: str, *arguments: str) -> None:
-        command = [str(environment_python()), str(Path(__file__).with_name(script)), *arguments]
+    def __init__(self, case: str, name: str, problem: Path) -> None:
+        python = environment_python(PEERS[case][name].environment)
+        command = [str(python), "-m", "benchmarks.peers.serve", case, name, str(problem)]
+        kept = {key: value for key, value in os.environ.items() if key not in OVERRIDES}
         threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-            env={**os.environ, **KEEP_FREED_MEMORY, **threads},
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd=ROOT,
+            env={**kept, **KEEP_FREED_MEMORY, **threads},
         )  # fmt: skip
-        self._read()
+        self.version: str = self._read()
 
     def ask(self, line: str) -> Any:
         """Send a line and return the answer."""
@@ -69,5 +78,5 @@ class Remote:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise Missing(f"{self.process.args[1]}: ended with status {self.process.wait()}")
+            raise Missing(f"its process ended with status {self.process.wait()}")
         return json.loads(line)

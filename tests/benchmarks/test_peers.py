@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from benchmarks import bench_evaluate, workloads
-from benchmarks.peers import Batch, ReleasedStep
 from benchmarks.peers.agreement import check_agreement, make_peer
 from benchmarks.peers.evaluation import NAMES
 from benchmarks.peers.model import peer_name
+from benchmarks.peers.step import Batch, ReleasedStep
 from benchmarks.steps import make_step
 from mmssl.config import load_config
 from mmssl.data.dataset import Interactions
