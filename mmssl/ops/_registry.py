@@ -62,7 +62,7 @@ class Op:
     operators: tuple[Operator, ...] = ()
     """The compiled operators that only this op owns, those of its backward passes included."""
     gpu_operators: tuple[Operator, ...] = ()
-    """Operators without a gradient that only a GPU has; the CPU composes the same numbers."""
+    """Operators that only a GPU has; the CPU composes the same numbers from others."""
     folder: str = ""
     """Folder of the kernels in csrc/ops/; the name of the op if empty, "-" without kernels."""
 

@@ -60,6 +60,41 @@ def add_normalized_reference(base: Tensor, x: Tensor, weight: float = 1.0) -> Te
     return (base.to(acc) + weight * unit.sum(0)).to(base.dtype)
 
 
+def offset_rows(x: Tensor, offset: Tensor | None, radius: float) -> Tensor:
+    """Scale rows to one length and append a column; for the kernels of a GPU.
+
+    ``[radius * normalize(x), 1]``, or with an offset
+    ``[sqrt(radius^2 - offset^2) * normalize(x), offset]``; gradients flow to ``x``.
+
+    Args:
+        x: (N, D) float32 or float64.
+        offset: (N,), same dtype and device, or None.
+        radius: At least the largest absolute offset.
+
+    Returns:
+        (N, D + 1).
+    """
+    out: Tensor = _call_offset(x, offset, radius)
+    return out
+
+
+def _offset_fake(x: Tensor, offset: Tensor | None, radius: float) -> Tensor:
+    return x.new_empty(x.shape[0], x.shape[1] + 1)
+
+
+def _offset_backward_fake(grad: Tensor, x: Tensor, offset: Tensor | None, radius: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+def _offset_save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, offset, ctx.radius = inputs
+    ctx.save_for_backward(x, offset)
+
+
+def _offset_backward(ctx: Any, grad: Tensor) -> tuple[Tensor]:
+    return (_call_offset_backward(grad, *ctx.saved_tensors, ctx.radius),)
+
+
 def _fake(base: Tensor, x: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     inverse = x.new_empty(x.shape[:2], dtype=accumulation_dtype(x.dtype))
     return torch.empty_like(base, memory_format=torch.contiguous_format), inverse
@@ -86,7 +121,18 @@ _FORWARD = Operator(
     "add_normalized", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1), hidden=1
 )
 _BACKWARD = Operator("add_normalized_backward", fake=_backward_fake, refused="double backward")
+_OFFSET = Operator(
+    "offset_rows",
+    fake=_offset_fake,
+    save=_offset_save,
+    backward=_offset_backward,
+    differentiable=(0,),
+)
+_OFFSET_BACKWARD = Operator(
+    "offset_rows_backward", fake=_offset_backward_fake, refused="double backward"
+)
 _call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
+_call_offset, _call_offset_backward = eager(_OFFSET), eager(_OFFSET_BACKWARD)
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
@@ -127,5 +173,6 @@ declare(
         Words("a table plus the normalized rows of M views", "the normalized views"),
         dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_FORWARD, _BACKWARD),
+        gpu_operators=(_OFFSET, _OFFSET_BACKWARD),
     )
 )

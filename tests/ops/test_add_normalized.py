@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mmssl import ops
-from mmssl.ops.add_normalized import add_normalized_reference
-from tests.ops.kernels import needs_cpu_kernel
+from mmssl.ops.add_normalized import add_normalized_reference, offset_rows
+from tests.ops.kernels import needs_cpu_kernel, needs_gpu_operators
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16]
 
@@ -77,3 +79,19 @@ def test_zero_rows_and_tiny_rows():
 )
 def test_any_problem(views, rows, dim, dtype, seed):
     assert_as_good_as_reference(*problem(views, rows, dim, dtype, seed))
+
+
+@needs_gpu_operators
+@pytest.mark.parametrize("with_offset", [False, True])
+def test_rows_of_one_length_and_a_column_more(with_offset):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(7, 5, generator=generator, dtype=torch.float64).requires_grad_()
+    upstream = torch.randn(7, 6, generator=generator, dtype=torch.float64)
+    offset = torch.randn(7, generator=generator, dtype=torch.float64) if with_offset else None
+    found = offset_rows(x, offset, 9.0)
+    last = torch.ones(7, 1, dtype=torch.float64) if offset is None else offset[:, None]
+    length = 9.0 if offset is None else (81 - last.square()).sqrt()
+    expected = torch.cat([F.normalize(x, dim=-1) * length, last], 1)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    (got,), (want,) = (torch.autograd.grad(y, x, upstream) for y in (found, expected))
+    torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-11)

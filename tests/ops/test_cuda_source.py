@@ -225,7 +225,7 @@ def test_operators_that_only_a_gpu_has(emulated):
 # edges of a batch as it has space for, so that only what comes before is equal; the critic of
 # `released` amplifies rounding, since Adam divides gradients by their size.
 STEPS = {
-    "plus": (180, 3, None, 1e-4),
+    "plus": (130, 3, None, 1e-4),
     "paper": (440, 1, 4, 1e-4),
     "released": (595, 3, None, 0.05),
 }

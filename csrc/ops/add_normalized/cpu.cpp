@@ -27,6 +27,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
   m.def("add_normalized(Tensor base, Tensor x, float weight) -> (Tensor, Tensor)");
   m.def(
       "add_normalized_backward(Tensor grad, Tensor x, Tensor inverse, float weight) -> Tensor");
+  // For a GPU; on the CPU the same numbers come from operators of torch.
+  m.def("offset_rows(Tensor x, Tensor? offset, float radius) -> Tensor");
+  m.def("offset_rows_backward(Tensor grad, Tensor x, Tensor? offset, float radius) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {

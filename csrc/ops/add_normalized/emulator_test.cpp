@@ -1,5 +1,6 @@
 // The CUDA kernels of add_normalized, run on the CPU against a plain loop in double.
 //   cd csrc/ops/add_normalized && g++ -std=c++20 -DMMSSL_EMULATE_CUDA -I../.. -x c++ emulator_test.cpp kernels.cu
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -59,10 +60,59 @@ int check(int64_t views, int64_t rows, int64_t d, bool interleaved, double toler
   return wrong;
 }
 
+// The rows with an offset, and their gradient by differences.
+int check_offset(int64_t rows, int64_t d, bool with_offset) {
+  std::mt19937 random(8);
+  auto x = normal<double>(rows * d, random);
+  const auto offset = normal<double>(rows, random), grad = normal<double>(rows * (d + 1), random);
+  if (rows > 2) std::fill_n(x.begin() + d, d, 0.0);  // a row of zeros
+  const double radius = 12;
+  const auto of = [&] {
+    return mmssl::cuda::OffsetArgs<double>{rows, d, x.data(), with_offset ? offset.data() : nullptr,
+                                           radius};
+  };
+  std::vector<double> out(rows * (d + 1), NAN), grad_x(rows * d, NAN);
+  mmssl::cuda::launch_offset_rows<double>(of(), out.data(), nullptr);
+  mmssl::cuda::launch_offset_rows_backward<double>(of(), grad.data(), grad_x.data(), nullptr);
+  int wrong = 0;
+  for (int64_t n = 0; n < rows; ++n) {
+    const auto pairing = [&] {
+      double square = 0, sum = 0;
+      for (int64_t k = 0; k < d; ++k) square += x[n * d + k] * x[n * d + k];
+      const double o = with_offset ? offset[n] : 0;
+      const double length = with_offset ? std::sqrt(radius * radius - o * o) : radius;
+      for (int64_t k = 0; k < d; ++k) {
+        const double exact = length * x[n * d + k] / std::max(std::sqrt(square), 1e-12);
+        sum += exact * grad[n * (d + 1) + k];
+        if (std::fabs(out[n * (d + 1) + k] - exact) > 1e-10) wrong += 1000000;
+      }
+      return sum;
+    };
+    pairing();
+    wrong += out[n * (d + 1) + d] != (with_offset ? offset[n] : 1);
+    if (wrong != 0 || (rows > 2 && n == 1)) continue;
+    for (int64_t k = 0; k < d; ++k) {
+      const std::vector<double> kept = out;
+      const double step = 1e-6, before = x[n * d + k];
+      x[n * d + k] = before + step;
+      mmssl::cuda::launch_offset_rows<double>(of(), out.data(), nullptr);
+      const double above = pairing();
+      x[n * d + k] = before - step;
+      mmssl::cuda::launch_offset_rows<double>(of(), out.data(), nullptr);
+      const double below = pairing();
+      x[n * d + k] = before, out = kept;
+      wrong += std::fabs(grad_x[n * d + k] - (above - below) / (2 * step)) > 1e-5;
+    }
+  }
+  if (wrong > 0) std::printf("offset rows, N = %d, D = %d: %d wrong\n", int(rows), int(d), wrong);
+  return wrong;
+}
+
 }  // namespace
 
 int main() {
   int wrong = 0;
+  for (int64_t d : {1, 5, 40}) wrong += check_offset(4, d, true) + check_offset(1, d, false);
   for (int64_t views : {0, 1, 3}) {
     for (int64_t d : {1, 31, 64, 130}) {
       for (int64_t rows : {0, 1, 9}) {

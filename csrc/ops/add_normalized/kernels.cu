@@ -57,7 +57,63 @@ __global__ void __launch_bounds__(kBlock)
   }
 }
 
+// The length that a row gets.
+template <class A>
+__device__ __forceinline__ A length_of(const OffsetArgs<A>& a, int64_t n) {
+  if (a.offset == nullptr) return A(a.radius);
+  const double offset = a.offset[n];
+  return A(sqrt(a.radius * a.radius - offset * offset));
+}
+
+template <class A>
+__global__ void __launch_bounds__(kBlock)
+    offset_kernel(const __grid_constant__ OffsetArgs<A> a, A* __restrict__ out) {
+  const int64_t n = global_thread() / kWarp, lane = threadIdx.x % kWarp, d = a.dim;
+  if (n >= a.rows) return;
+  const A* x = a.x + n * d;
+  const A norm = std::sqrt(dot_of_warp<A, A>(x, x, d));
+  const A scale = length_of(a, n) / (norm > A(kEps) ? norm : A(kEps));
+  for (int64_t k = lane; k < d; k += kWarp) out[n * (d + 1) + k] = scale * x[k];
+  if (lane == 0) out[n * (d + 1) + d] = a.offset == nullptr ? A(1) : a.offset[n];
+}
+
+template <class A>
+__global__ void __launch_bounds__(kBlock)
+    offset_grad_kernel(const __grid_constant__ OffsetArgs<A> a, const A* __restrict__ grad,
+                       A* __restrict__ grad_x) {
+  const int64_t n = global_thread() / kWarp, lane = threadIdx.x % kWarp, d = a.dim;
+  if (n >= a.rows) return;
+  const A* x = a.x + n * d;
+  const A* g = grad + n * (d + 1);
+  const A norm = std::sqrt(dot_of_warp<A, A>(x, x, d)), dot = dot_of_warp<A, A>(g, x, d);
+  const bool zero = !(norm > A(kEps));
+  const A scale = length_of(a, n) / (zero ? A(kEps) : norm);
+  const A along = zero ? A(0) : dot / norm / norm;
+  for (int64_t k = lane; k < d; k += kWarp) grad_x[n * d + k] = scale * (g[k] - along * x[k]);
+}
+
 }  // namespace
+
+template <class A>
+cudaError_t launch_offset_rows(const OffsetArgs<A>& a, A* out, cudaStream_t stream) {
+  if (a.rows == 0) return cudaSuccess;
+  MMSSL_LAUNCH((offset_kernel<A>), num_blocks(a.rows * kWarp), kBlock, stream, a, out);
+  return cudaGetLastError();
+}
+
+template <class A>
+cudaError_t launch_offset_rows_backward(const OffsetArgs<A>& a, const A* grad, A* grad_x,
+                                        cudaStream_t stream) {
+  if (a.rows == 0) return cudaSuccess;
+  MMSSL_LAUNCH((offset_grad_kernel<A>), num_blocks(a.rows * kWarp), kBlock, stream, a, grad, grad_x);
+  return cudaGetLastError();
+}
+template cudaError_t launch_offset_rows(const OffsetArgs<float>&, float*, cudaStream_t);
+template cudaError_t launch_offset_rows(const OffsetArgs<double>&, double*, cudaStream_t);
+template cudaError_t launch_offset_rows_backward(const OffsetArgs<float>&, const float*, float*,
+                                                 cudaStream_t);
+template cudaError_t launch_offset_rows_backward(const OffsetArgs<double>&, const double*, double*,
+                                                 cudaStream_t);
 
 template <class T, class A>
 cudaError_t launch_add_normalized(const NormalizedSize& size, const T* base, const T* x, A weight,

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mmssl import ops
+from mmssl import _extension, ops
+from mmssl.ops.add_normalized import offset_rows
 
 
 class Scored(NamedTuple):
@@ -42,11 +43,16 @@ def with_offset(
     """
     radius = max(10 * largest, 1.0)
     slope = 1 / (temperature * radius)
+    scale = 1 / (radius * math.hypot(slope, 1))
+    if _extension.on_gpu(user) and user.dtype == item.dtype in (torch.float32, torch.float64):
+        rows = offset_rows(user.reshape(-1, user.shape[-1]), None, slope)
+        users = rows.view(*user.shape[:-1], -1)
+        return Scored(users, offset_rows(item, offset.squeeze(1), radius), scale)
     one = user.new_ones((*user.shape[:-1], 1))
     users = torch.cat([F.normalize(user, dim=-1) * slope, one], -1)
     rest = (radius**2 - offset.square()).sqrt()
     items = torch.cat([F.normalize(item, dim=-1) * rest, offset], -1)
-    return Scored(users, items, 1 / (radius * math.hypot(slope, 1)))
+    return Scored(users, items, scale)
 
 
 def density_temperature(num_items: int, num_edges: int) -> float:

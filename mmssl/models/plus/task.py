@@ -56,6 +56,7 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         # Centered, because a constant changes neither the softmax nor a ranking.
         popularity = (degree.log1p() - degree.log1p().mean())[:, None]
         self._popularity = popularity.float()[self.own_items]  # (I, 1), of this process's items
+        self._offset = self.settings.popularity * self._popularity
         self._largest = float(popularity.abs().max())
         self._validation = self.evaluator(dataset, "val")
 
@@ -114,7 +115,10 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         if views.interaction is not None and views.modality is not None:
             contrast = self._contrast(views.interaction, views.modality)
             contrast = settings.contrast_weight * contrast
-        return {"ranking": share * ranking, "contrast": contrast, "l2": share * self._l2(part)}
+        l2 = self._l2(part)
+        if share != 1:
+            ranking, l2 = share * ranking, share * l2
+        return {"ranking": ranking, "contrast": contrast, "l2": l2}
 
     def ranking(self, final: Embeddings, batch: Triples) -> Tensor:
         """Compute the ranking loss of (B,) triples, a scalar."""
@@ -176,7 +180,9 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         temperature = self.temperature
         if popularity == 0:
             return Scored(user, item, temperature)
-        offset, largest = popularity * self._popularity, popularity * self._largest
+        training = popularity == self.settings.popularity  # whose offset was formed once
+        offset = self._offset if training else popularity * self._popularity
+        largest = popularity * self._largest
         return with_offset(user, item, offset, temperature, largest=largest)
 
     def _draw_items(self) -> Tensor | None:
@@ -206,7 +212,7 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         rows = [self.user_rows(user, batch.user), self.item_rows(item, batch.pos_item)]  # (B, D)
         if self.settings.ranking == "bpr":
             rows.append(self.item_rows(item, batch.neg_item))
-        squares = torch.stack([row.square().sum() for row in rows]).sum()
+        squares = torch.cat(rows).square().sum()
         return self.settings.reg * 0.5 * squares / batch.user.numel()
 
 
