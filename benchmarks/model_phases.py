@@ -29,11 +29,13 @@ from mmssl.graph import GraphView
 from mmssl.training.pairwise import PairwiseTask
 from mmssl.training.profile import quiet_kineto
 
-REST = "rest"
+REST, LIGHTGCN = "rest", "propagation, BPR and L2"
 # Operator or profiler range -> phase.
 PHASE_OF = {
     "mmssl::sample": "sampling",
     "mmssl::propagate_layers": "propagation",
+    "mmssl::propagated_bpr_loss": LIGHTGCN,
+    "mmssl::propagated_bpr_loss_backward": LIGHTGCN,
     "mmssl::spmm": "item graph",
     "mmssl::info_nce": "softmax and contrast",
     "mmssl::info_nce_backward": "softmax and contrast",
@@ -127,6 +129,10 @@ def parts_of(task: PairwiseTask[Any, Any], step: Callable[[], object]) -> list[P
             graph, layers = arguments[0], arguments[3]
             # A probe reads the rows of both directions, as a hop does forward and again backward.
             once("propagation", _gathers(views, graph.ui, width), 2.0 * layers)
+        elif name == "propagated_bpr_loss":
+            # All rows of all hops, as its definition has them; the op leaves some out.
+            once(LIGHTGCN, _gathers(views, arguments[0].ui, width), 2.0 * arguments[-1])
+            once(LIGHTGCN, limits.copying(4.0 * width * 2 * 3 * batch, device))
         elif name == "spmm":
             once("item graph", _gathers(views, arguments[0], width))
         elif name == "info_nce":
@@ -171,6 +177,6 @@ def recorded() -> Iterator[list[tuple[str, tuple[Any, ...], dict[str, Any]]]]:
         return call
 
     with contextlib.ExitStack() as stack:
-        for name in ("propagate_layers", "spmm", "info_nce", "bpr_loss"):
+        for name in ("propagate_layers", "propagated_bpr_loss", "spmm", "info_nce", "bpr_loss"):
             stack.enter_context(mock.patch.object(ops, name, recording(name)))
         yield calls

@@ -109,6 +109,14 @@ def bpr_with_l2(
     return {"bpr": ops.bpr_loss(*embeddings, *batch), "l2": reg * 0.5 * squares / len(batch.user)}
 
 
+def propagated_bpr_with_l2(
+    graph: InteractionGraph, ego: Embeddings, batch: Triples, num_layers: int, reg: float
+) -> dict[str, Tensor]:
+    """Compute :func:`bpr_with_l2` of :func:`light_convolution`, without all of its rows."""
+    bpr, squares = ops.propagated_bpr_loss(graph, *ego, *batch, num_layers)
+    return {"bpr": bpr, "l2": reg * 0.5 * squares / len(batch.user)}
+
+
 class LightGCNTask(PairwiseTask[LightGCN, LightGCNConfig]):
     """BPR on the final embeddings plus ``reg (|u|^2 + |pos|^2 + |neg|^2) / (2 B)`` on the ego ones.
 
@@ -128,5 +136,7 @@ class LightGCNTask(PairwiseTask[LightGCN, LightGCNConfig]):
     def losses(self, batch: Triples) -> dict[str, Tensor]:
         """See the base class."""
         part, share = self.part(batch)
-        terms = bpr_with_l2(self.model(), self.model.ego(), part, self.settings.reg)
+        terms = propagated_bpr_with_l2(
+            self.graph, self.model.ego(), part, self.settings.num_layers, self.settings.reg
+        )
         return {name: share * term for name, term in terms.items()}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mmssl import ops
 from mmssl.models.configs import SGLConfig
-from mmssl.models.lightgcn import LightGCN, bpr_with_l2, light_convolution
+from mmssl.models.lightgcn import LightGCN, light_convolution, propagated_bpr_with_l2
 from mmssl.models.pruning import prune
 from mmssl.ops import Triples
 from mmssl.training.pairwise import PairwiseTask
@@ -57,5 +57,5 @@ class SGLTask(PairwiseTask[LightGCN, SGLConfig]):
             ops.info_nce(one[ids], other, tau, target=ids, intra_view=False)
             for one, other, ids in zip(first, second, anchors, strict=True)
         ]
-        losses = bpr_with_l2(self.model(), ego, batch, settings.reg)
+        losses = propagated_bpr_with_l2(self.graph, ego, batch, settings.num_layers, settings.reg)
         return {**losses, "contrast": settings.contrast_weight * torch.stack(both).sum()}

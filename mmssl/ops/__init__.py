@@ -24,6 +24,7 @@ from mmssl.ops.masked_topk import masked_topk
 from mmssl.ops.norm_act import norm_act
 from mmssl.ops.propagate import propagate, spmm
 from mmssl.ops.propagate_layers import propagate_layers
+from mmssl.ops.propagated_bpr_loss import propagated_bpr_loss
 from mmssl.ops.sampling import Triples, sample_bpr
 from mmssl.ops.view_attention import view_attention
 
@@ -43,6 +44,7 @@ __all__ = [
     "norm_act",
     "propagate",
     "propagate_layers",
+    "propagated_bpr_loss",
     "requested_backend",
     "sample_bpr",
     "set_backend",

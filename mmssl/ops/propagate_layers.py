@@ -68,7 +68,7 @@ def propagate_layers(
     Recommendation", SIGIR 2020, equations 3 and 4.
     """
     user, item = promoted(user, item)
-    _check(graph, user, item, num_layers, combine)
+    check_layers(graph, user, item, num_layers, combine)
     if user.dtype == torch.bfloat16 or is_cpu_half(user):
         wide = propagate_layers(graph, user.float(), item.float(), num_layers, combine)
         return wide[0].to(user.dtype), wide[1].to(item.dtype)
@@ -76,20 +76,8 @@ def propagate_layers(
         return propagate_layers_reference(graph, user, item, num_layers, combine)
     if num_layers == 0:
         return user.clone(), item.clone()
-    index, (ui, iu) = graph.index, (graph.ui, graph.iu)
-    acc = accumulation_dtype(user.dtype)
-    factors = (ui.row_scale, ui.col_scale, iu.row_scale, iu.col_scale, graph.value)
     out: tuple[Tensor, Tensor] = _call(
-        user,
-        item,
-        index.rowptr,
-        index.col,
-        index.colptr,
-        index.row,
-        *(t if t is None or t.dtype == acc else t.to(acc) for t in factors),
-        None if graph.value is None else index.perm,
-        num_layers,
-        _scale(num_layers, combine),
+        user, item, *graph_operands(graph, user.dtype, num_layers, combine)
     )
     return out
 
@@ -112,7 +100,8 @@ def _scale(num_layers: int, combine: str) -> float:
     return 1.0 / (num_layers + 1) if combine == "mean" else 1.0
 
 
-def _check(graph: Any, user: Any, item: Any, num_layers: Any, combine: Any) -> None:
+def check_layers(graph: Any, user: Any, item: Any, num_layers: Any, combine: Any) -> None:
+    """Check the arguments of :func:`propagate_layers`."""
     if not isinstance(graph, InteractionGraph):
         raise InputError(f"graph: expected an InteractionGraph, got {type(graph).__name__}")
     if graph.value is not None and graph.value.requires_grad:
@@ -134,7 +123,40 @@ def _check(graph: Any, user: Any, item: Any, num_layers: Any, combine: Any) -> N
         raise InputError(f"combine: expected {' or '.join(COMBINATIONS)}, got {combine!r:.60}")
 
 
-_INDEX, _FACTORS = 2, 6  # positions of the index and of the four scales among the inputs
+_INDEX, _FACTORS = 2, 4  # position of the index among the inputs, of the four scales after it
+
+
+def graph_operands(
+    graph: InteractionGraph, dtype: torch.dtype, num_layers: int, combine: str = "mean"
+) -> tuple[Any, ...]:
+    """Return what the operators take after the tables: index, scales, values and the two numbers.
+
+    Args:
+        graph: the graph.
+        dtype: that of the tables.
+        num_layers: L.
+        combine: "mean" or "sum" of the layers.
+    """
+    index, (ui, iu) = graph.index, (graph.ui, graph.iu)
+    acc = accumulation_dtype(dtype)
+    factors = (ui.row_scale, ui.col_scale, iu.row_scale, iu.col_scale, graph.value)
+    return (
+        index.rowptr,
+        index.col,
+        index.colptr,
+        index.row,
+        *(t if t is None or t.dtype == acc else t.to(acc) for t in factors),
+        None if graph.value is None else index.perm,
+        num_layers,
+        _scale(num_layers, combine),
+    )
+
+
+def transposed(operands: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Return the :func:`graph_operands` of the transposed matrix, which swaps the scales."""
+    end = _FACTORS + 4
+    ui_row, ui_col, iu_row, iu_col = operands[_FACTORS:end]
+    return (*operands[:_FACTORS], iu_col, iu_row, ui_col, ui_row, *operands[end:])
 
 
 def _fake(user: Tensor, item: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
@@ -146,11 +168,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
 
 
 def _backward(ctx: Any, grad_user: Tensor, grad_item: Tensor) -> tuple[Tensor, Tensor]:
-    """The same sum over the powers of the transposed matrix, which swaps the scales."""
-    first, end = _FACTORS - _INDEX, _FACTORS - _INDEX + 4
-    ui_row, ui_col, iu_row, iu_col = ctx.rest[first:end]
-    rest = (*ctx.rest[:first], iu_col, iu_row, ui_col, ui_row, *ctx.rest[end:])
-    out: tuple[Tensor, Tensor] = _call(grad_user, grad_item, *rest)
+    """The same sum over the powers of the transposed matrix."""
+    out: tuple[Tensor, Tensor] = _call(grad_user, grad_item, *transposed(ctx.rest))
     return out
 
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Few enough that the intermediate arrays stay in the cache.
 NEGATIVES_AT_ONCE = 1 << 15
+# Steps whose triples are looked up together, while the arrays of the edges are in the cache.
+STEPS_AT_ONCE = 32
 
 
 class PairwiseConfig(Protocol):
@@ -98,6 +100,7 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         self._epoch_start = self.generator.get_state()
         self._order = torch.empty(0, dtype=torch.int64, device=self.device)  # (n,)
         self._negative = self._order  # (n,), of the edges in their own order
+        self._ahead = -1, Triples(self._order, self._order, self._order)
 
     @abstractmethod
     def build(self, dataset: InteractionDataset) -> Model:
@@ -162,6 +165,7 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         count = self.edge_user.numel()
         self._order = torch.randperm(count, generator=self.generator, device=self.device)
         self._negative = self._draw_negatives()
+        self._ahead = -1, self._ahead[1]
 
     def step(self, number: int) -> Tensor:
         """See the base class."""
@@ -176,10 +180,11 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         Returns:
             (K,) values of ``terms`` before the step, detached.
         """
+        # Before the forward pass, which can then use the memory of the gradients.
+        self.optimizer.zero_grad(set_to_none=True)
         with record_function("mmssl::forward"):
             losses = self.losses(batch)
             terms = torch.stack([losses[name] for name in self.terms])
-        self.optimizer.zero_grad(set_to_none=True)
         with record_function("mmssl::backward"):
             terms.sum().backward()
             self.group.sum_gradients(self.model.parameters())
@@ -218,8 +223,14 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         self.generator.set_state(tensors["rng.generator"])
 
     def _draw(self, number: int) -> Triples:
-        index = self._order[number * self.batch_size : (number + 1) * self.batch_size]
-        return Triples(self.edge_user[index], self.edge_item[index], self._negative[index])
+        group, place = divmod(number, STEPS_AT_ONCE)
+        if self._ahead[0] != group:
+            size = STEPS_AT_ONCE * self.batch_size
+            index = self._order[group * size : (group + 1) * size]
+            arrays = self.edge_user, self.edge_item, self._negative
+            self._ahead = group, Triples(*(ids[index] for ids in arrays))
+        batch = slice(place * self.batch_size, (place + 1) * self.batch_size)
+        return Triples(*(ids[batch] for ids in self._ahead[1]))
 
     def _draw_negatives(self) -> Tensor:
         """Return an item that its user lacks for every train edge, (n,) int64.

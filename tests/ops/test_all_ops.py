@@ -306,8 +306,8 @@ def test_extreme_numbers(op):
 def test_what_is_not_finite_stays_where_plain_pytorch_leaves_it(op, value):
     arguments = sample(op, torch.float32, "typical")
     spoiled = [t.clone() for t in tensors(op, arguments)]
-    row = int(arguments["users"][0]) if op.name == "bpr_loss" else 0  # one that is read
-    (spoiled[0].view(-1) if op.name != "bpr_loss" else spoiled[0][row])[1] = value
+    row = int(arguments["users"][0]) if op.name in OF_BATCHES else 0  # one that is read
+    (spoiled[0][row] if op.name in OF_BATCHES else spoiled[0].view(-1))[1] = value
     arguments = with_tensors(op, arguments, spoiled)
     with ops.backend("native"):
         mine = call(op.function, arguments)
@@ -372,7 +372,7 @@ FREE = {
     ("norm_act", "keep", "None"),
     ("masked_similarity_linear", "weight", "another width"),
 }
-# Ids out of range are found by the kernel, as documented.
+OF_BATCHES = {"bpr_loss", "propagated_bpr_loss"}  # their kernels find ids out of range
 KERNEL_IDS = {"negative", "too large", "2^40", "least", "largest"}
 
 
@@ -388,7 +388,7 @@ def test_wrong_tensors_end_in_one_line(op):
             if (op.name, name, label) in FREE:
                 op.function(**wrong)
                 continue
-            kernel = op.name == "bpr_loss" and ids and label in KERNEL_IDS
+            kernel = op.name in OF_BATCHES and ids and label in KERNEL_IDS
             expected = (RuntimeError, IndexError) if kernel else (InputError,)
             try:
                 op.function(**wrong)

@@ -1,6 +1,8 @@
-"""propagate_layers: the hops one by one, the same bits for any threads, one call each way."""
+"""propagate_layers and propagated_bpr_loss: the hops one by one, the same bits for any threads."""
 
 from __future__ import annotations
+
+import sys
 
 import pytest
 import torch
@@ -133,3 +135,92 @@ def test_one_result_or_one_input_is_enough(part):
             for f in (ops.propagate_layers, hop_by_hop)
         ]
         torch.testing.assert_close(*grads)
+
+
+def step(function, graph: InteractionGraph, num_layers: int, tables: list[Tensor], batch):
+    """Loss, squares and the gradients of a weighted sum of both."""
+    user, item = (t.detach().clone().requires_grad_() for t in tables)
+    loss, squares = function(graph, user, item, *batch, num_layers)
+    grads = torch.autograd.grad(loss + 0.3 * squares, [user, item])
+    return [loss.detach(), squares.detach(), *grads]
+
+
+def by_parts(graph, user, item, users, pos_items, neg_items, num_layers):
+    """The definition of ``propagated_bpr_loss``, in the ops that it joins."""
+    final = hop_by_hop(graph, user, item, num_layers)
+    rows = user[users], item[pos_items], item[neg_items]
+    squares = sum(row.square().sum() for row in rows)
+    return ops.bpr_loss(*final, users, pos_items, neg_items), squares
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    num_layers=st.integers(0, 4),
+    d=st.one_of(st.integers(1, 80), st.sampled_from([16, 32, 48, 64, 128])),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    normalization=st.sampled_from(NORMALIZATIONS),
+    valued=st.booleans(),
+    hub=st.sampled_from([0, 3000]),
+    size=st.sampled_from([1, 7, 300]),
+    threads=st.integers(2, 4),
+)
+def test_a_step_is_that_of_its_parts_and_the_same_for_any_number_of_threads(
+    num_layers, d, dtype, normalization, valued, hub, size, threads
+):
+    value = torch.linspace(0.5, 1.5, 4000 + hub) if valued else None
+    graph = random_graph(90, 1700, 4000, hub, normalization=normalization, value=value)
+    random = torch.Generator().manual_seed(d + size)
+    tables = [torch.randn(n, d, generator=random, dtype=dtype) * 0.1 for n in (90, 1700)]
+    batch = [torch.randint(n, (size,), generator=random) for n in (90, 1700, 1700)]
+    before = torch.get_num_threads()
+    try:
+        with ops.backend("native"):
+            torch.set_num_threads(1)
+            alone = step(ops.propagated_bpr_loss, graph, num_layers, tables, batch)
+            torch.set_num_threads(threads)
+            got = step(ops.propagated_bpr_loss, graph, num_layers, tables, batch)
+            wide = step(by_parts, graph, num_layers, [t.double() for t in tables], batch)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(g, a) for g, a in zip(got, alone, strict=True))
+    for g, exact in zip(got, wide, strict=True):
+        bound = 32 * torch.finfo(dtype).eps * max(float(exact.abs().max()), 1e-3)
+        assert (g.double() - exact).abs().max() <= bound
+
+
+def test_a_step_is_one_operator_call_each_way():
+    graph = random_graph(50, 40, 300, 0)
+    user, item = torch.randn(50, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)
+    batch = [torch.tensor([3, 3, 49]), torch.tensor([0, 39, 0]), torch.tensor([5, 0, 39])]
+    with Counted() as counted:
+        loss, squares = ops.propagated_bpr_loss(graph, user, item, *batch, 3)
+        (loss + squares).backward()
+    assert counted.calls == 2
+
+
+@pytest.mark.parametrize("of_loss", [True, False])
+def test_either_result_of_a_step_alone_has_its_gradient(of_loss):
+    graph = random_graph(50, 40, 300, 0)
+    tables = [torch.randn(50, 8, requires_grad=True), torch.randn(40, 8, requires_grad=True)]
+    batch = [torch.tensor([3, 3, 49]), torch.tensor([0, 39, 0]), torch.tensor([5, 0, 39])]
+    grads = [
+        torch.autograd.grad(f(graph, *tables, *batch, 3)[1 - of_loss], tables, allow_unused=True)
+        for f in (ops.propagated_bpr_loss, by_parts)
+    ]
+    for got, exact in zip(*grads, strict=True):
+        torch.testing.assert_close(got, exact)
+
+
+def test_a_step_is_propagate_layers_and_bpr_loss_where_no_kernel_joins_them(monkeypatch):
+    """The way of a GPU, on the CPU: the tensors claim to be there."""
+    graph = random_graph(50, 40, 300, 0)
+    tables = [torch.randn(50, 8), torch.randn(40, 8)]
+    batch = [torch.tensor([3, 3, 49]), torch.tensor([0, 39, 0]), torch.tensor([5, 0, 39])]
+    expected = step(ops.propagated_bpr_loss, graph, 3, tables, batch)
+    module = sys.modules["mmssl.ops.propagated_bpr_loss"]  # the package's name is the function's
+    monkeypatch.setattr(module, "_joined_on", lambda device: False)
+    with Counted() as counted:
+        got = step(ops.propagated_bpr_loss, graph, 3, tables, batch)
+    assert counted.calls == 6
+    for one, other in zip(got, expected, strict=True):
+        torch.testing.assert_close(one, other)

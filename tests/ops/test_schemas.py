@@ -43,8 +43,7 @@ def raw_view(**changes: Any) -> list[Any]:
     return [getattr(view, f.name) for f in dataclasses.fields(dataclasses.replace(view, **changes))]
 
 
-def pointers(*values: int) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.int64)
+pointers = ids
 
 
 def view_cases() -> dict[str, dict[str, torch.Tensor]]:
@@ -94,6 +93,19 @@ def view_cases() -> dict[str, dict[str, torch.Tensor]]:
     }
 
 
+def propagated_bpr_calls(
+    label: str, rest: Any, place: int = 0, wrong: Any = None
+) -> dict[str, Any]:
+    """Calls of propagated_bpr_loss and its backward, with one input of the batch replaced."""
+    both, one = (table(USERS), table(ITEMS)), torch.tensor(1.0)
+    batch = [ids(0, 1, 2), ids(0, 1, 2), ids(2, 1, 0), torch.ones(3), table(3), table(6)]
+    batch[place] = batch[place] if wrong is None else wrong
+    calls = {"propagated_bpr_loss_backward": (one, one, *both, *batch, *rest)}
+    if place < 3:
+        calls["propagated_bpr_loss"] = (*both, *batch[:3], *rest)
+    return {f"{k}: {label}": partial(getattr(torch.ops.mmssl, k), *v) for k, v in calls.items()}
+
+
 def raw_calls() -> dict[str, Callable[[], Any]]:
     """Invalid calls of the operators themselves."""
     op = torch.ops.mmssl
@@ -114,6 +126,7 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
         if "edge" not in label:  # the operator reads t_edge alone
             rest = (*view[:6], view[5], view[4], view[6], view[8], 2, 0.5)
             calls[f"propagate_layers: {label}"] = partial(op.propagate_layers, *both, *rest)
+            calls |= propagated_bpr_calls(label, rest)
     calls["spmm: x is short"] = lambda: op.spmm(table(ITEMS - 1), *raw_view())
     calls["spmm: x is float16"] = lambda: op.spmm(table(ITEMS).half(), *raw_view())
     view = raw_view()
@@ -128,6 +141,10 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
         "no layer": (*both, *good[:-2], 0, 0.5),
     }
     calls |= {f"propagate_layers: {k}": partial(op.propagate_layers, *v) for k, v in layers.items()}
+    for n, wrong in enumerate(
+        (ids(0, 7, 1), ids(0, -1, 1), ids(0), torch.ones(2), table(2), view[0])
+    ):
+        calls |= propagated_bpr_calls(f"batch {n}", good, n, wrong)
 
     index = graph().index
     draw = torch.full((3, 2), 0.5, dtype=torch.float64)
@@ -165,9 +182,7 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
     calls["masked_topk: rowptr alone"] = lambda: op.masked_topk(
         user, item, 2, None, index.rowptr, None
     )
-    calls["masked_topk: widths"] = lambda: op.masked_topk(
-        user, table(ITEMS, 9), 2, None, None, None
-    )
+    calls["masked_topk: widths"] = partial(op.masked_topk, user, table(5, 9), 2, None, None, None)
 
     scalar, slope = torch.tensor(1.0), torch.ones(3)
     triple = (ids(0, 1, 2), ids(0, 1, 2), ids(2, 1, 0))
@@ -238,18 +253,14 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
     calls["view_attention_backward: grad"] = lambda: op.view_attention_backward(
         table(BATCH), views, views, views, 2
     )
-    base = table(BATCH)
-    inverse = torch.ones(2, BATCH)
+    base, inverse = table(BATCH), torch.ones(2, BATCH)
     calls["add_normalized: base"] = lambda: op.add_normalized(base[:1], views, 1.0)
     calls["add_normalized: dtypes"] = lambda: op.add_normalized(base.double(), views, 1.0)
     calls["add_normalized: one view"] = lambda: op.add_normalized(base, base, 1.0)
     calls["add_normalized: float16"] = lambda: op.add_normalized(base.half(), views.half(), 1.0)
-    calls["add_normalized_backward: grad"] = lambda: op.add_normalized_backward(
-        base[:1], views, inverse, 1.0
-    )
-    calls["add_normalized_backward: inverse"] = lambda: op.add_normalized_backward(
-        base, views, inverse[:, :1], 1.0
-    )
+    for label, grad, norms in (("grad", base[:1], inverse), ("inverse", base, inverse[:, :1])):
+        call = partial(op.add_normalized_backward, grad, views, norms, 1.0)
+        calls[f"add_normalized_backward: {label}"] = call
     calls["tall_product: rows"] = lambda: op.tall_product(user, user[:-1])
     calls["tall_product: dtypes"] = lambda: op.tall_product(user, user.double())
     calls["tall_product: bfloat16"] = lambda: op.tall_product(user.bfloat16(), user.bfloat16())

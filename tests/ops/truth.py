@@ -53,6 +53,12 @@ def propagate_layers(graph, user, item, num_layers, combine="mean") -> Arrays:
     return [out[: len(user)], out[len(user) :]]
 
 
+def propagated_bpr_loss(graph, user, item, users, pos_items, neg_items, num_layers) -> Arrays:
+    final = [torch.from_numpy(t) for t in propagate_layers(graph, user, item, num_layers)]
+    (loss,) = bpr_loss(*final, users, pos_items, neg_items)
+    return [loss, bpr_loss(user, item, users, pos_items, neg_items, with_l2=True)[1]]
+
+
 def cosine_logsumexp(anchor, rows, temperature, partial=None) -> Arrays:
     a, r, t = unit(array(anchor)), unit(array(rows)), float(temperature)
     out = []

@@ -41,7 +41,8 @@ MMSSL_INLINE Finish<T, A> finish_of(const SparseProduct<T, A>& p, int64_t row) {
   const A scale = p.a.row_scale == nullptr ? A(1) : p.a.row_scale[row];
   if (e.base == nullptr) return {scale};
   const A factor = e.factor == nullptr ? e.scale : e.scale * e.factor[row];
-  return {scale, e.base + row * e.base_stride, factor};
+  const int64_t base_row = e.base_row == nullptr ? row : e.base_row[row];
+  return {scale, e.base + base_row * e.base_stride, factor};
 }
 
 // The factors of an edge's row. The common cases have separate loops: a loop that tests for all of

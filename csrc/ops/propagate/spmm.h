@@ -34,6 +34,7 @@ struct Epilogue {
   int64_t base_stride = 0;
   const A* factor = nullptr;  // (R) or null
   A scale = 1;
+  const int32_t* base_row = nullptr;  // CPU only: (R) the row of base that stands for base[r], or null
 };
 
 // One product of a batch: y (R, D) = a (R, C) @ x (C, D), row-major. T is the type x and y are

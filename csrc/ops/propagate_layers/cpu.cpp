@@ -1,4 +1,5 @@
-// Schema of propagate_layers, bound to the CPU kernels of propagate.
+// Schemas of propagate_layers and propagated_bpr_loss, bound to the CPU kernels.
+#include "ops/propagate_layers/batch.h"
 #include "ops/propagate_layers/operands.h"
 
 namespace {
@@ -11,14 +12,110 @@ class Kernels {
 
   template <class A>
   void operator()(const Layers<A>& m, Sides<const A> x, Sides<A> out, A* scratch) const {
-    if (cpu::propagate_layers(m, x, out, scratch, torch_threads())) return;
-    o_.report_bad_index();
-    STD_TORCH_CHECK(false, "mmssl::propagate_layers: the index changed during the call");
+    if (!cpu::propagate_layers(m, x, out, scratch, torch_threads())) o_.report_bad_index();
   }
 
  private:
   const LayersOperands& o_;
 };
+
+// The triples (B,) of a batch.
+class BatchOperands {
+ public:
+  BatchOperands(const LayersOperands& o, const Tensor& users, const Tensor& pos, const Tensor& neg)
+      : users_(as_contiguous(users)), pos_(as_contiguous(pos)), neg_(as_contiguous(neg)) {
+    for (const Tensor* ids : {&users_, &pos_, &neg_}) {
+      STD_TORCH_CHECK(matches(*ids, o.user, ScalarType::Long, {users_.numel()}),
+                      "mmssl::propagated_bpr_loss: users, pos_items and neg_items must be (B,) "
+                      "int64 on the device of user");
+    }
+    STD_TORCH_CHECK(users_.numel() < int64_t(1) << 30,
+                    "mmssl::propagated_bpr_loss: at most 2^30 - 1 triples, got ", users_.numel());
+    check_ids("users", users_, o.ui.rows());
+    check_ids("pos_items", pos_, o.iu.rows());
+    check_ids("neg_items", neg_, o.iu.rows());
+  }
+  Triples get() const {
+    return {data<int64_t>(users_), data<int64_t>(pos_), data<int64_t>(neg_), users_.numel()};
+  }
+
+ private:
+  static void check_ids(const char* name, const Tensor& ids, int64_t limit) {
+    const int64_t* p = data<int64_t>(ids);
+    for (int64_t b = 0; b < ids.size(0); ++b) {
+      STD_TORCH_CHECK(p[b] >= 0 && p[b] < limit, "mmssl::propagated_bpr_loss: ", name,
+                      " must lie in [0, ", limit, "), got ", p[b]);
+    }
+  }
+
+  Tensor users_, pos_, neg_;
+};
+
+using FiveTensors = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+FiveTensors propagated_bpr_loss(
+    const Tensor& user, const Tensor& item, const Tensor& users, const Tensor& pos_items,
+    const Tensor& neg_items, const Tensor& rowptr, const Tensor& col, const Tensor& t_rowptr,
+    const Tensor& t_col, const OptTensor& ui_row_scale, const OptTensor& ui_col_scale,
+    const OptTensor& iu_row_scale, const OptTensor& iu_col_scale, const OptTensor& value,
+    const OptTensor& t_edge, int64_t num_layers, double scale) {
+  const LayersOperands o(user, item, rowptr, col, t_rowptr, t_col, ui_row_scale, ui_col_scale,
+                         iu_row_scale, iu_col_scale, value, t_edge, num_layers, scale);
+  o.check_rowptr();
+  const BatchOperands ids(o, users, pos_items, neg_items);
+  const Triples batch = ids.get();
+  const Tensor loss = new_empty(o.user, {}), squares = new_empty(o.user, {});
+  const Tensor slope = new_empty(o.user, {batch.count});
+  const Tensor found_user = new_empty(o.user, {batch.count, o.width});
+  const Tensor found_item = new_empty(o.user, {2 * batch.count, o.width});
+  for_table_dtype(o.user, [&](auto number) {
+    using A = decltype(number);
+    const Sides<A> found{mutable_data<A>(found_user), mutable_data<A>(found_item), o.width};
+    const bool good =
+        cpu::propagated_bpr(o.layers<A>(), batch, o.sides<A>(), found, mutable_data<A>(loss),
+                            mutable_data<A>(squares), mutable_data<A>(slope), torch_threads());
+    if (!good) o.report_bad_index();
+  });
+  return {loss, squares, slope, found_user, found_item};
+}
+
+// The scales are those of the transposed graph.
+std::tuple<Tensor, Tensor> propagated_bpr_loss_backward(
+    const Tensor& grad_loss, const Tensor& grad_squares, const Tensor& user, const Tensor& item,
+    const Tensor& users, const Tensor& pos_items, const Tensor& neg_items, const Tensor& slope,
+    const Tensor& found_user, const Tensor& found_item, const Tensor& rowptr, const Tensor& col,
+    const Tensor& t_rowptr, const Tensor& t_col, const OptTensor& ui_row_scale,
+    const OptTensor& ui_col_scale, const OptTensor& iu_row_scale, const OptTensor& iu_col_scale,
+    const OptTensor& value, const OptTensor& t_edge, int64_t num_layers, double scale) {
+  const LayersOperands o(user, item, rowptr, col, t_rowptr, t_col, ui_row_scale, ui_col_scale,
+                         iu_row_scale, iu_col_scale, value, t_edge, num_layers, scale);
+  o.check_rowptr();
+  const BatchOperands ids(o, users, pos_items, neg_items);
+  const Triples batch = ids.get();
+  const ScalarType type = o.user.scalar_type();
+  for (const Tensor* grad : {&grad_loss, &grad_squares}) {
+    STD_TORCH_CHECK(
+        grad->numel() == 1 && grad->scalar_type() == type && on_device_of(o.user, *grad),
+        "mmssl::propagated_bpr_loss_backward: the gradients must be one number like the outputs");
+  }
+  STD_TORCH_CHECK(matches(slope, o.user, type, {batch.count}) &&
+                      matches(found_user, o.user, type, {batch.count, o.width}) &&
+                      matches(found_item, o.user, type, {2 * batch.count, o.width}),
+                  "mmssl::propagated_bpr_loss_backward: slope, found_user and found_item must be "
+                  "what the forward returned");
+  const TableOperands found(found_user, found_item, batch.count, 2 * batch.count);
+  const Tensor slopes = as_contiguous(slope);
+  const Tensor out_user = empty_like(o.user), out_item = empty_like(o.item);
+  for_table_dtype(o.user, [&](auto number) {
+    using A = decltype(number);
+    const bool good = cpu::propagated_bpr_backward(
+        o.layers<A>(), batch, o.sides<A>(), found.sides<A>(), data<A>(slopes), *data<A>(grad_loss),
+        *data<A>(grad_squares),
+        Sides<A>{mutable_data<A>(out_user), mutable_data<A>(out_item), o.width}, torch_threads());
+    if (!good) o.report_bad_index();
+  });
+  return {out_user, out_item};
+}
 
 }  // namespace
 
@@ -28,8 +125,23 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
       "Tensor t_col, Tensor? ui_row_scale, Tensor? ui_col_scale, Tensor? iu_row_scale, "
       "Tensor? iu_col_scale, Tensor? value, Tensor? t_edge, int num_layers, float scale) "
       "-> (Tensor, Tensor)");
+  m.def(
+      "propagated_bpr_loss(Tensor user, Tensor item, Tensor users, Tensor pos_items, "
+      "Tensor neg_items, Tensor rowptr, Tensor col, Tensor t_rowptr, Tensor t_col, "
+      "Tensor? ui_row_scale, Tensor? ui_col_scale, Tensor? iu_row_scale, Tensor? iu_col_scale, "
+      "Tensor? value, Tensor? t_edge, int num_layers, float scale) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "propagated_bpr_loss_backward(Tensor grad_loss, Tensor grad_squares, Tensor user, "
+      "Tensor item, Tensor users, Tensor pos_items, Tensor neg_items, Tensor slope, "
+      "Tensor found_user, Tensor found_item, Tensor rowptr, Tensor col, Tensor t_rowptr, Tensor t_col, "
+      "Tensor? ui_row_scale, Tensor? ui_col_scale, Tensor? iu_row_scale, Tensor? iu_col_scale, "
+      "Tensor? value, Tensor? t_edge, int num_layers, float scale) "
+      "-> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {
   m.impl("propagate_layers", TORCH_BOX(&propagate_layers<Kernels>));
+  m.impl("propagated_bpr_loss", TORCH_BOX(&propagated_bpr_loss));
+  m.impl("propagated_bpr_loss_backward", TORCH_BOX(&propagated_bpr_loss_backward));
 }

@@ -1,5 +1,5 @@
 // propagate_layers on several threads at once; see tsan/race.cpp.
-#include "ops/propagate_layers/layers.h"
+#include "ops/propagate_layers/batch.h"
 #include "tsan/race.h"
 
 namespace mmssl::race {
@@ -22,7 +22,18 @@ Bytes run(const Parallel& pool, auto number) {
     std::vector<A> out(m.size()), scratch(m.scratch());
     const auto sides = [&](auto& t) { return Sides{t.data(), t.data() + users * d, d}; };
     const bool good = cpu::propagate_layers(m, sides(x), sides(out), scratch.data(), pool);
-    const Bytes bytes = bytes_of(out, std::vector<char>{good});
+    const int64_t count = 700;
+    const auto user = ids(count, users, 1), pos = ids(count, items, 2), neg = ids(count, items, 3);
+    const Triples batch{user.data(), pos.data(), neg.data(), count};
+    std::vector<A> rows(3 * count * d), losses(2), slope(count), grad(m.size());
+    const Sides<A> found{rows.data(), rows.data() + count * d, d};
+    const bool forward = cpu::propagated_bpr<A>(m, batch, sides(x), found, &losses[0], &losses[1],
+                                                slope.data(), pool);
+    const bool backward = cpu::propagated_bpr_backward<A>(
+        m, batch, sides(x), {found.user, found.item, d}, slope.data(), A(0.7), A(0.1), sides(grad),
+        pool);
+    const Bytes bytes = bytes_of(out, rows, losses, slope, grad,
+                                 std::vector<char>{good, forward, backward});
     all.insert(all.end(), bytes.begin(), bytes.end());
   }
   return all;
