@@ -1,4 +1,4 @@
-"""Light models against other implementations: an epoch of LightGCN and BPR-MF, a fit of EASE.
+"""Light models against other implementations: epochs of LightGCN, BPR-MF, FREEDOM, a fit of EASE.
 
 The same interactions, batch size and width, interleaved. Before anything is timed, the losses of
 three steps from the same tables on the same triples have to agree, or entries of the result of a
@@ -8,6 +8,7 @@ closed form. Peers in other environments are processes that wait for a line (pee
 
 from __future__ import annotations
 
+import itertools
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from benchmarks.bench_models import make_task, sizes_of
 from benchmarks.harness import environment
 from benchmarks.harness.clock import Work, clock_of, ratios, take_turns
 from benchmarks.harness.record import Case, Row, Spread, Timing
+from benchmarks.peers.model import coo
 from benchmarks.peers.registry import Missing
 from benchmarks.peers.remote import Remote
 from benchmarks.peers.serve import PEERS, Spec, version
@@ -29,10 +31,13 @@ from mmssl.graph import InteractionGraph
 from mmssl.memory import keep_freed_memory
 from mmssl.models.closed_form import gram
 from mmssl.models.ease import ease_weights
+from mmssl.models.freedom import FreedomTask
 from mmssl.ops import Triples
 from mmssl.training.pairwise import PairwiseTask
 
-EPOCHS = {"lightgcn": ("tiktok", "baby"), "bprmf": ("tiktok", "baby")}
+EPOCHS = {
+    "lightgcn": ("tiktok", "baby"), "bprmf": ("tiktok", "baby"), "freedom": ("baby-mmrec",),
+}  # fmt: skip
 FITS = ("tiktok", "ml1m")
 EASE_REG = 100.0
 OURS = "mmssl"
@@ -47,17 +52,37 @@ def epoch(
     turns: int = 4,
     peers: Sequence[str] | None = None,
     batch: int | None = None,
+    validation: bool = False,
 ) -> Case:
-    """An epoch of a model, sampling included, interleaved with its peers."""
+    """An epoch of a model, sampling included, interleaved with its peers.
+
+    Args:
+        model: Key of ``EPOCHS``.
+        data: Name of the workload.
+        turns: Rounds after a first one that warms up.
+        peers: Names of the wanted ones; None means all.
+        batch: Replaces the batch size.
+        validation: Whether an epoch ends with the full ranking of the validation split.
+    """
     keep_freed_memory()
-    task = make_task(model, workloads.dataset(data), batch)
+    dataset = workloads.dataset(data, with_features=model == "freedom")
+    task = make_task(model, dataset, batch)
     case = Case(
-        f"epoch of {model}", workloads.label(data), "float32", sizes_of(task), OURS, {},
-        commit=environment.commit(),
+        f"epoch {'and validation ' if validation else ''}of {model}", workloads.label(data),
+        "float32", sizes_of(task), OURS, {}, commit=environment.commit(),
     )  # fmt: skip
+    task.start_epoch(0, 0)
     problem = problem_of(task)
+    if isinstance(task, FreedomTask):
+        problem |= arrays_of_freedom(task)
     expected = losses_of(task, problem["batches"])
-    return compare(case, _epochs(task), expected, problem, turns=turns, peers=peers)
+    evaluate: Callable[[], dict[str, float]] | None = None
+    if validation:
+        problem["held"] = np.stack(dataset.val)
+        evaluator = task.evaluator(dataset, "val")
+        evaluate = lambda: evaluator.evaluate(task.embed())  # noqa: E731
+        expected.append(evaluate()["recall@20"])
+    return compare(case, _epochs(task, evaluate), expected, problem, turns=turns, peers=peers)
 
 
 def fit(data: str, *, turns: int = 3, peers: Sequence[str] | None = None) -> Case:
@@ -180,6 +205,23 @@ def problem_of(task: PairwiseTask[Any, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def arrays_of_freedom(task: FreedomTask) -> dict[str, Any]:
+    """Return what its peers need in addition: features, item graph, the edges of this epoch."""
+    model, kept = task.model, task.pruned
+    assert model.projections is not None
+    items = coo(model.item_graph)
+    found = {
+        "kept": np.stack([kept.ui.row_of_edge().numpy(), kept.index.col.long().numpy()]),
+        "item_graph": items.indices().numpy(), "item_value": items.values().numpy(),
+        "prune": task.settings.prune,
+    }  # fmt: skip
+    for number, layer in enumerate(model.projections.layers):
+        found[f"features_{number}"] = model.projections.get_buffer(f"raw_{number}").numpy()
+        found[f"weight_{number}"] = layer.weight.detach().numpy().copy()
+        found[f"bias_{number}"] = layer.bias.detach().numpy().copy()
+    return found
+
+
 def losses_of(task: PairwiseTask[Any, Any], batches: Any) -> list[float]:
     """Train on the given triples and return the loss of each step."""
     found = []
@@ -189,11 +231,15 @@ def losses_of(task: PairwiseTask[Any, Any], batches: Any) -> list[float]:
     return found
 
 
-def _epochs(task: PairwiseTask[Any, Any]) -> Callable[[], None]:
+def _epochs(
+    task: PairwiseTask[Any, Any], evaluate: Callable[[], object] | None
+) -> Callable[[], None]:
     def run() -> None:
         task.start_epoch(0, 0)
         for number in range(task.steps_per_epoch):
             task.step(number)
+        if evaluate is not None:
+            evaluate()
 
     return run
 
@@ -211,9 +257,10 @@ def cases(size: str, peers: Sequence[str] | None, only: str | None = None) -> It
         yield fit("smoke", turns=2, peers=some)
         return
     for model, names in EPOCHS.items():
-        for data in names:
-            if only is None or only in f"epoch of {model} {data}":
-                yield epoch(model, data, peers=peers)
+        for data, validation in itertools.product(names, (False, True)):
+            name = f"epoch {'and validation ' if validation else ''}of {model}"
+            if name in PEERS and (only is None or only in f"{name} {data}"):
+                yield epoch(model, data, peers=peers, validation=validation)
     for data in FITS:
         if only is None or only in f"fit of ease {data}":
             yield fit(data, peers=peers)

@@ -39,6 +39,9 @@ MODELS = {
     "bprmf": Model(
         "bprmf", settings=(f"bprmf.lr={LR}", "bprmf.reg=0", f"bprmf.batch_size={BATCH}"),
     ),
+    "freedom": Model(
+        "freedom", settings=(f"freedom.lr={LR}", "freedom.reg=1e-3", f"freedom.batch_size={BATCH}"),
+    ),
     "plus": Model("mmssl", "plus"),
 }  # fmt: skip
 STEPS = {"lightgcn": ("tiktok", "sports", "gowalla", "microlens", "power-law-2m"),

@@ -30,6 +30,7 @@ class Workload(NamedTuple):
 SHAPES = {
     "tiktok": (9_308, 6_710, 59_541),
     "baby": (19_445, 7_050, 118_551),
+    "baby-mmrec": (19_445, 7_050, 118_551),
     "sports": (35_598, 18_357, 218_409),
     "ml1m": (6_036, 2_928, 438_275),
     "gowalla": (29_858, 40_981, 810_128),
@@ -45,6 +46,7 @@ SHAPES = {
 WIDTHS = {
     "tiktok": {"image": 128, "audio": 128},
     "baby": {"image": 128, "text": 128},
+    "baby-mmrec": {"image": 128, "text": 128},
     "sports": {"image": 4096, "text": 1024},
     "microlens": {"image": 128, "text": 128},
     "smoke": {"image": 12, "text": 7},

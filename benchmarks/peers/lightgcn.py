@@ -82,43 +82,63 @@ class PlainPyTorch(LightGCNPeer):
 
     def __init__(self, problem: Mapping[str, Array]) -> None:
         super().__init__(problem)
-        edges = (np.ones(len(self.user)), (self.user, self.item))
-        one_side = scipy.sparse.csr_matrix(edges, (self.num_users, self.num_items))
-        both = scipy.sparse.bmat([[None, one_side], [one_side.T, None]]).tocsr()
-        degree = np.asarray(both.sum(1)).ravel()
-        scale = scipy.sparse.diags(np.where(degree > 0, np.maximum(degree, 1) ** -0.5, 0))
-        matrix = (scale @ both @ scale).tocsr()
-        self.matrix = torch.sparse_csr_tensor(
-            torch.from_numpy(matrix.indptr.astype(np.int64)),
-            torch.from_numpy(matrix.indices.astype(np.int64)),
-            torch.from_numpy(matrix.data.astype(np.float32)),
-            matrix.shape,
-        )
+        self.matrix = csr(normalized(self.user, self.item, self.num_users, self.num_items))
 
     def loss(self, users: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
         """See the base class."""
-        layers = [self.table]
-        for _ in range(self.layers):
-            layers.append(_Product.apply(layers[-1], self.matrix))
-        final = torch.stack(layers).mean(0)
+        final = mean_of_layers(self.table, self.layers, self.matrix)
         pos, neg = pos + self.num_users, neg + self.num_users
-        user, liked, other = final[users], final[pos], final[neg]
-        bpr = F.softplus((user * other).sum(1) - (user * liked).sum(1)).mean()
         squares = sum(self.table[ids].square().sum() for ids in (users, pos, neg))
-        return bpr + self.reg * squares / 2 / len(users)
+        return bpr(final[users], final[pos], final[neg]) + self.reg * squares / 2 / len(users)
+
+
+def normalized(user: Array, item: Array, num_users: int, num_items: int) -> scipy.sparse.csr_matrix:
+    """Return the matrix (U + I, U + I) of both sides, divided by roots of both degrees."""
+    one_side = scipy.sparse.csr_matrix((np.ones(len(user)), (user, item)), (num_users, num_items))
+    both = scipy.sparse.bmat([[None, one_side], [one_side.T, None]]).tocsr()
+    degree = np.asarray(both.sum(1)).ravel()
+    scale = scipy.sparse.diags(np.where(degree > 0, np.maximum(degree, 1) ** -0.5, 0))
+    return (scale @ both @ scale).tocsr()
+
+
+def csr(matrix: scipy.sparse.csr_matrix) -> Tensor:
+    """Return a float32 matrix of torch."""
+    return torch.sparse_csr_tensor(
+        torch.from_numpy(matrix.indptr.astype(np.int64)),
+        torch.from_numpy(matrix.indices.astype(np.int64)),
+        torch.from_numpy(matrix.data.astype(np.float32)),
+        matrix.shape,
+    )
+
+
+def mean_of_layers(table: Tensor, layers: int, matrix: Tensor) -> Tensor:
+    """Return the mean of the table (U + I, D) and of its products with a symmetric matrix."""
+    found = [table]
+    for _ in range(layers):
+        found.append(product(found[-1], matrix, matrix))
+    return torch.stack(found).mean(0)
+
+
+def bpr(user: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+    """Return the mean over rows (B, D)."""
+    return F.softplus((user * neg).sum(1) - (user * pos).sum(1)).mean()
+
+
+def product(x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
+    """Return ``matrix @ x``, whose gradient is the product with the kept transpose."""
+    found: Tensor = _Product.apply(x, matrix, transpose)
+    return found
 
 
 class _Product(torch.autograd.Function):
-    """A product with a symmetric matrix."""
-
     @staticmethod
-    def forward(ctx: Any, x: Tensor, matrix: Tensor) -> Tensor:
-        ctx.matrix = matrix
+    def forward(ctx: Any, x: Tensor, matrix: Tensor, transpose: Tensor) -> Tensor:
+        ctx.transpose = transpose
         return matrix @ x
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.matrix @ grad.contiguous(), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.transpose @ grad.contiguous(), None, None
 
 
 class Geometric(LightGCNPeer):

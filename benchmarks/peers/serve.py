@@ -56,6 +56,11 @@ class Spec(NamedTuple):
 OWN = "own"
 PLAIN = Spec("lightgcn", "PlainPyTorch", "torch", OWN, inside=True)
 
+FREEDOM = {
+    "plain PyTorch": Spec("freedom", "PlainPyTorch", "torch", OWN),
+    "MMRec's arithmetic": Spec("freedom", "AsMMRec", "torch", OWN),
+}
+
 # Case -> name -> peer.
 PEERS: dict[str, dict[str, Spec]] = {
     "epoch of lightgcn": {
@@ -73,6 +78,8 @@ PEERS: dict[str, dict[str, Spec]] = {
             "implicit_models", "ALS", "implicit", other="a sweep of weighted least squares"
         ),
     },
+    "epoch of freedom": FREEDOM,
+    "epoch and validation of freedom": FREEDOM,
     "fit of ease": {"NumPy": Spec("ease", "EASE", "numpy", OWN)},
 }
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mmssl import ops
@@ -117,6 +118,11 @@ class FreedomTask(PairwiseTask[Freedom, FreedomConfig]):
         bpr = ops.bpr_loss(user, item, *batch)
         features = bpr.new_zeros(())
         if self.model.projections is not None:
-            of_modality = [ops.bpr_loss(user, f, *batch) for f in self.model.projections()]
-            features = self.settings.reg * torch.stack(of_modality).sum()
+            # BPR depends on f[pos] - f[neg] only: the rows of the batch are enough.
+            users = F.embedding(batch.user, user)
+            margins = [
+                (users * difference).sum(1)
+                for difference in self.model.projections.differences(batch.pos_item, batch.neg_item)
+            ]
+            features = self.settings.reg * F.softplus(-torch.stack(margins)).mean(1).sum()
         return {"bpr": bpr, "features": features}

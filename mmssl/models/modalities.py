@@ -16,6 +16,7 @@ from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.lightgcn import LightGCN
 from mmssl.models.linear import Linear, project
+from mmssl.ops.product import product
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import FeatureArray, InteractionDataset
@@ -78,6 +79,22 @@ class FeatureProjections(nn.Module):
             project(cast(Linear, layer), self.get_buffer(f"raw_{position}"), item)
             for position, layer in enumerate(self.layers)
         ]
+
+    def differences(self, first: Tensor, second: Tensor) -> list[Tensor]:
+        """Compute M matrices ``f_m[first] - f_m[second]``, (n, D) each.
+
+        The features are subtracted before they are multiplied by W_m, and the bias cancels.
+
+        Args:
+            first: (n,) int64, items.
+            second: (n,) int64, items.
+        """
+        found = []
+        for position, layer in enumerate(self.layers):
+            raw, weight = self.get_buffer(f"raw_{position}"), cast(Linear, layer).weight
+            rows = raw[first].to(weight.dtype) - raw[second].to(weight.dtype)
+            found.append(product(rows, weight.T))
+        return found
 
 
 class MultiModalLightGCN(LightGCN):

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from benchmarks import bench_epochs, bench_models, workloads
-from benchmarks.peers import ease
+from benchmarks.peers import ease, freedom
 from benchmarks.peers.lightgcn import PlainPyTorch
 from benchmarks.peers.registry import Missing
 from benchmarks.peers.remote import ROOT, Remote
-from benchmarks.peers.serve import OWN, PEERS, Spec
+from benchmarks.peers.serve import FREEDOM, OWN, PEERS, Spec
 from tests.ops.kernels import needs_cpu_kernel
 
 BATCH = 200
@@ -41,6 +41,51 @@ def test_a_peer_with_another_loss_is_not_timed(monkeypatch):
     case = bench_epochs.epoch("lightgcn", "smoke", turns=1, peers=["plain PyTorch"], batch=BATCH)
     assert set(case.rows) == {"mmssl"}
     assert "disagrees" in case.missing["plain PyTorch"]
+
+
+@needs_cpu_kernel
+@pytest.mark.parametrize("validation", [False, True])
+def test_freedom_agrees_by_hand_and_as_mmrec_computes(monkeypatch, validation):
+    inside = {name: spec._replace(inside=True) for name, spec in FREEDOM.items()}
+    name = f"epoch {'and validation ' if validation else ''}of freedom"
+    monkeypatch.setitem(PEERS, name, inside)
+    case = bench_epochs.epoch("freedom", "smoke", turns=1, batch=BATCH, validation=validation)
+    assert case.op == name and set(case.rows) == {"mmssl", *FREEDOM} and not case.missing
+    assert all(case.rows[peer].error < 1e-5 for peer in FREEDOM)
+
+
+def test_metrics_of_the_validation_against_loops():
+    hits = np.array([[1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0]], bool).repeat(13, 1)[:, :50]
+    counts = [60, 3, 1]
+    found = freedom.metrics(hits, counts)
+    for k in freedom.CUTOFFS:
+        recall, ndcg = [], []
+        for row, count in zip(hits, counts, strict=True):
+            recall.append(sum(row[:k]) / count)
+            gain = sum(hit / np.log2(rank + 2) for rank, hit in enumerate(row[:k]))
+            ndcg.append(gain / sum(1 / np.log2(rank + 2) for rank in range(min(k, count))))
+        assert found[f"recall@{k}"] == pytest.approx(np.mean(recall))
+        assert found[f"ndcg@{k}"] == pytest.approx(np.mean(ndcg))
+
+
+def test_edges_of_freedom_are_pruned_by_degree(problem):
+    user, item = problem["user"], problem["item"]
+    arrays = {
+        "prune": 0.8, "kept": np.stack([user, item]), "item_graph": np.array([[0], [1]]),
+        "item_value": np.ones(1, np.float32),
+    }  # fmt: skip
+    peer = freedom.PlainPyTorch({**problem, **arrays})
+    count = len(user) - int(0.8 * len(user))
+    degree = np.bincount(user)[user] * np.bincount(item)[item]
+    drawn = []
+    for _ in range(5):
+        peer.draw_edges()
+        row, col = peer.matrix.to_sparse_coo().indices().numpy()
+        kept = row < peer.num_users
+        assert kept.sum() == count
+        drawn.append(np.log(np.bincount(user)[row[kept]]).mean())
+    assert np.mean(drawn) < np.log(np.bincount(user)[user]).mean()
+    assert peer.weight_of_edge.numpy() == pytest.approx(degree**-0.5)
 
 
 @pytest.mark.parametrize("result", [[float("nan")], [0.7], [0.1, 0.7]])
@@ -108,8 +153,8 @@ def test_a_peer_in_another_process_answers_line_by_line(monkeypatch, problem, tm
 
 def test_peers_of_other_environments_import_no_mmssl():
     """They run where it is not installed."""
-    code = "import sys, benchmarks.peers.serve, benchmarks.peers.lightgcn, benchmarks.peers.ease\n"
-    code += "sys.exit('mmssl' in sys.modules)"
+    modules = ", ".join(f"benchmarks.peers.{name}" for name in ("serve", "freedom", "ease"))
+    code = f"import sys, {modules}; sys.exit('mmssl' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 

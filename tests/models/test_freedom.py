@@ -98,7 +98,11 @@ def test_forward_and_losses_are_those_of_the_paper(tiny_dataset):
     for got, truth in zip(task.embed(), embed(task.graph), strict=True):
         torch.testing.assert_close(got.double(), truth, rtol=1e-5, atol=1e-6)
     sum(losses.values()).backward()
-    assert all(bool(parameter.grad.any()) for parameter in model.parameters())
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert all(bool(model.get_parameter(name).grad.any()) for name in trained)
+    # A bias is the same for both items of a triple.
+    constant = {f"projections.layers.{number}.bias" for number in range(len(projected))}
+    assert trained == {name for name, _ in model.named_parameters()} - constant
 
 
 def test_without_pruning_and_projections(tiny_dataset):
