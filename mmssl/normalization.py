@@ -43,7 +43,7 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
     """
     if normalization == "none":
         return Normalized(ui_value=value, iu_value=value)
-    power = -1.0 if normalization == "row" else -0.5
+    power = _exponent(normalization)
     if value is None and _extension.on_gpu(index.rowptr):
         both = (index.rowptr, index.colptr)
         return Normalized(*(torch.ops.mmssl.degree_scale(p, power == -0.5) for p in both))
@@ -66,6 +66,15 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
     else:
         by_item = _divided(wide, item_degree[item], power)
     return Normalized(ui_value=by_user.to(value.dtype), iu_value=by_item.to(value.dtype))
+
+
+def degree_scale(degree: Tensor, normalization: Normalization) -> Tensor:
+    """Return the (R,) float32 factors of rows with (R,) edges each, 0 for a row without any."""
+    return _power(degree.float(), _exponent(normalization))
+
+
+def _exponent(normalization: Normalization) -> float:
+    return -1.0 if normalization == "row" else -0.5
 
 
 def check_finite(index: GraphIndex, value: Tensor) -> None:

@@ -150,6 +150,15 @@ class Processes(Group):
             self.sent += tensor.numel() * tensor.element_size()
         connected(dist.broadcast, tensor, source)
 
+    def gather(self, tensor: Tensor) -> Tensor:
+        """Return the tensors of all processes, which have one shape, by rank: (N, ...)."""
+        import torch.distributed as dist
+
+        self.sent += tensor.numel() * tensor.element_size()
+        out = tensor.new_empty(self.size, *tensor.shape)
+        connected(dist.all_gather, list(out.unbind()), tensor.contiguous())
+        return out
+
     def total(self, tensor: Tensor) -> Tensor:
         """See the base class."""
         out: Tensor = _Total.apply(tensor, self)

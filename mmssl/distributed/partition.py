@@ -5,6 +5,7 @@ Legend: U users, I items, N processes, R rows of a table, D columns.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -76,6 +77,11 @@ class Partition(NamedTuple):
         return self.items.of(self.rank)
 
 
+def within(ids: Tensor, own: slice) -> Tensor:
+    """Return which of some ids are in a range, bool of their shape."""
+    return (ids >= own.start) & (ids < own.stop)
+
+
 def draw_rows(
     num_rows: int, dim: int, own: slice, fill: Callable[[Tensor], object], out: Tensor
 ) -> None:
@@ -97,3 +103,25 @@ def draw_rows(
         first, last = max(own.start, start), min(own.stop, stop)
         if first < last:
             out[first - own.start : last - own.start] = block[first - start : last - start]
+
+
+def draw_tables(partition: Partition, user: Tensor, item: Tensor, std: float | None) -> None:
+    """Draw a process's rows of both tables as a single process draws them.
+
+    Args:
+        partition: Which rows these are.
+        user: (., D), filled in place.
+        item: (., D), likewise, after the users.
+        std: Draws from N(0, std^2); None for Xavier-uniform values.
+    """
+    for table, ranges in ((user, partition.users), (item, partition.items)):
+        rows, dim = ranges.num_rows, table.shape[1]
+        bound = math.sqrt(6 / (rows + dim))
+
+        def fill(block: Tensor, bound: float = bound) -> None:
+            if std is None:
+                block.uniform_(-bound, bound)
+            else:
+                block.normal_(std=std)
+
+        draw_rows(rows, dim, ranges.of(partition.rank), fill, table.data)

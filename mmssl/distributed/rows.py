@@ -8,6 +8,7 @@ Legend: B rows of a batch, R rows of a process, D columns.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from mmssl import ops
 from mmssl.distributed.group import Processes
+from mmssl.distributed.partition import within
 
 
 def gathered(group: Processes, table: Tensor, own: slice, ids: Tensor) -> Tensor:
@@ -29,27 +31,48 @@ def gathered(group: Processes, table: Tensor, own: slice, ids: Tensor) -> Tensor
     Returns:
         (B, D).
     """
-    out: Tensor = _Gathered.apply(table, group, own, ids)
+    return gathered_together(group, [table], own, ids)[0]
+
+
+def gathered_together(
+    group: Processes, tables: Sequence[Tensor], own: slice, ids: Tensor
+) -> tuple[Tensor, ...]:
+    """Return :func:`gathered` of several tables of the same rows and width, in one exchange.
+
+    Args:
+        group: The processes.
+        tables: (R, D) each.
+        own: Which rows these are.
+        ids: (B,) int64, the same in every process.
+    """
+    out: tuple[Tensor, ...] = _Gathered.apply(group, own, ids, *tables)
     return out
 
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, table: Tensor, group: Processes, own: slice, ids: Tensor) -> Tensor:
-        place = ((ids >= own.start) & (ids < own.stop)).nonzero().squeeze(1)
+    def forward(
+        ctx: Any, group: Processes, own: slice, ids: Tensor, *tables: Tensor
+    ) -> tuple[Tensor, ...]:
+        place = within(ids, own).nonzero().squeeze(1)
         row = ids[place] - own.start
-        ctx.rows = table.shape
+        ctx.rows = tables[0].shape
         ctx.save_for_backward(place, row)
-        out = table.new_zeros(ids.numel(), table.shape[1])
-        return group.sum(out.index_copy_(0, place, table[row]))
+        out = tables[0].new_zeros(len(tables), ids.numel(), tables[0].shape[1])
+        for rows, table in zip(out, tables, strict=True):
+            rows.index_copy_(0, place, table[row])
+        return group.sum(out).unbind()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         place, row = ctx.saved_tensors
-        total = grad.new_zeros(ctx.rows)
         # In the order of the batch: index_put sorts on a GPU, where index_add would be atomic.
-        return total.index_put_((row,), grad[place], accumulate=True), None, None, None
+        totals = [
+            grad.new_zeros(ctx.rows).index_put_((row,), grad[place], accumulate=True)
+            for grad in grads
+        ]
+        return None, None, None, *totals
 
 
 def shared_logsumexp(group: Processes, anchor: Tensor, rows: Tensor, temperature: float) -> Tensor:
@@ -67,14 +90,33 @@ def shared_logsumexp(group: Processes, anchor: Tensor, rows: Tensor, temperature
     Returns:
         (B,) float64, the same in every process.
     """
-    part = ops.cosine_logsumexp(_Copied.apply(anchor, group), rows, temperature)
-    sums: Tensor = _Summed.apply((part.double() - 1 / temperature).exp(), group)
-    return sums.log() + 1 / temperature
+    part = ops.cosine_logsumexp(copied(group, anchor), rows, temperature)
+    return summed(group, (part.double() - 1 / temperature).exp()).log() + 1 / temperature
+
+
+def copied(group: Processes, tensor: Tensor) -> Tensor:
+    """Return what every process has, for its part of a sum: the gradients of the parts are added.
+
+    Args:
+        group: The processes.
+        tensor: The same in every process, and so is its gradient.
+    """
+    out: Tensor = _Copied.apply(tensor, group)
+    return out
+
+
+def summed(group: Processes, tensor: Tensor) -> Tensor:
+    """Return the sum of the parts of all processes, of which each computes the whole loss.
+
+    Args:
+        group: The processes.
+        tensor: This process's part.
+    """
+    out: Tensor = _Summed.apply(tensor, group)
+    return out
 
 
 class _Copied(torch.autograd.Function):
-    """What every process uses for its part of a sum: the gradients of the parts are added."""
-
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: Processes) -> Tensor:
         ctx.group = group
@@ -87,8 +129,6 @@ class _Copied(torch.autograd.Function):
 
 
 class _Summed(torch.autograd.Function):
-    """The sum of the parts, of which every process computes the whole loss."""
-
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: Processes) -> Tensor:
         return group.sum(tensor.clone())

@@ -20,9 +20,10 @@ from torch import Tensor
 from mmssl import ops
 from mmssl.convert import Entries
 from mmssl.distributed.group import Processes
-from mmssl.distributed.partition import Partition, Ranges
+from mmssl.distributed.partition import Partition, Ranges, within
 from mmssl.graph import GraphView, Normalization
 from mmssl.indexing import pointers
+from mmssl.normalization import degree_scale
 
 
 class Exchange:
@@ -40,6 +41,8 @@ class Exchange:
     ) -> None:
         self.group = group
         self.wire = wire
+        self.own = ranges.of(group.rank)
+        self.needed = needed
         self.received = ranges.counts_of(needed.cpu())  # rows from each process
         counts = torch.tensor(self.received)
         sent = torch.empty_like(counts)
@@ -47,7 +50,7 @@ class Exchange:
         self.sent: list[int] = sent.tolist()  # rows to each process
         wanted = torch.empty(sum(self.sent), dtype=torch.int64, device=needed.device)
         group.all_to_all(wanted, needed, self.sent, self.received)
-        self.rows = wanted - ranges.of(group.rank).start  # (S,) own rows, by receiver
+        self.rows = wanted - self.own.start  # (S,) own rows, by receiver
         by_row, order = self.rows.sort(stable=True)
         own = ranges.count(group.rank)
         slots = torch.arange(self.rows.numel(), device=needed.device)
@@ -61,14 +64,20 @@ class Exchange:
 
     def start(self, table: Tensor) -> Callable[[], Tensor]:
         """Send own rows of a (R, D) table; the result waits for the (H, D) rows of the others."""
-        return self._travel(table.index_select(0, self.rows), self.sent, self.received)
+        return self._travel(table.index_select(0, self.rows), self.sent, self.received, self.wire)
+
+    def exact(self, table: Tensor) -> Tensor:
+        """Return the (H, D) rows of the others, in the data type of the table."""
+        return self._travel(table.index_select(0, self.rows), self.sent, self.received, None)()
 
     def start_back(self, grads: Tensor) -> Callable[[], Tensor]:
         """Send (H, D) gradients to where the rows came from; the result waits for (S, D)."""
-        return self._travel(grads, self.received, self.sent)
+        return self._travel(grads, self.received, self.sent, self.wire)
 
-    def _travel(self, rows: Tensor, sent: list[int], received: list[int]) -> Callable[[], Tensor]:
-        packed = rows.to(self.wire or rows.dtype).contiguous()
+    def _travel(
+        self, rows: Tensor, sent: list[int], received: list[int], wire: torch.dtype | None
+    ) -> Callable[[], Tensor]:
+        packed = rows.to(wire or rows.dtype).contiguous()
         out = packed.new_empty(sum(received), packed.shape[1])
         finish = self.group.start_all_to_all(out, packed, received, sent)
 
@@ -93,6 +102,13 @@ class ShardedView:
         """Return this process's rows (R, D) of the product with a divided (., D) table."""
         out: Tensor = _Product.apply(table, self)
         return out
+
+    def edges(self) -> tuple[Tensor, Tensor]:
+        """Return the edges of this process: rows, counted from its first, and all columns."""
+        local, remote, exchange = self.local, self.remote, self.exchange
+        row = torch.cat([local.row_of_edge(), remote.row_of_edge()])
+        column = torch.cat([local.col + exchange.own.start, exchange.needed[remote.col.long()]])
+        return row, column
 
     @property
     def nnz(self) -> int:
@@ -138,6 +154,7 @@ def sharded_view(
     value: Tensor | None = None,
     row_scale: Tensor | None = None,
     col_scale: Tensor | None = None,
+    local: GraphView | None = None,
     wire: torch.dtype | None = None,
 ) -> ShardedView:
     """Build a process's rows of a divided sparse matrix. All processes call this together.
@@ -150,11 +167,12 @@ def sharded_view(
         column: (E,) int64, of all columns.
         value: (E,), or None for ones.
         row_scale: (R,) factors, or None.
-        col_scale: Factors of all columns, or None.
+        col_scale: (C,) factors of the columns that this process holds, or None.
+        local: The edges to these columns, with scales, if they have been sorted before.
         wire: Data type in which rows travel; None means that of the tables.
     """
     own = columns.of(group.rank)
-    here = (column >= own.start) & (column < own.stop)
+    here = within(column, own)
     needed = column[~here].unique()
 
     def part(mask: Tensor, position: Tensor, count: int, scale: Tensor | None) -> GraphView:
@@ -162,68 +180,105 @@ def sharded_view(
         view = GraphView.from_entries(Entries(row[mask], position, num_rows, count, values))
         return replace(view, row_scale=row_scale, col_scale=scale)
 
-    scales = (None, None) if col_scale is None else (col_scale[own], col_scale[needed])
-    local = part(here, column[here] - own.start, columns.count(group.rank), scales[0])
+    if local is None:
+        local = part(here, column[here] - own.start, columns.count(group.rank), col_scale)
+    exchange = Exchange(group, columns, needed, wire)
+    scale = None if col_scale is None else exchange.exact(col_scale[:, None]).squeeze(1)
     position = torch.searchsorted(needed, column[~here])
-    remote = part(~here, position, needed.numel(), scales[1])
-    return ShardedView(local, remote, Exchange(group, columns, needed, wire))
+    remote = part(~here, position, needed.numel(), scale)
+    return ShardedView(local, remote, exchange)
+
+
+def edges_of_items(
+    group: Processes, items: Ranges, user: Tensor, item: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Send edges to the processes that hold their items. All processes call this together.
+
+    Args:
+        group: The processes.
+        items: Which process holds which item.
+        user: (n,) int64, below 2^31.
+        item: (n,) int64.
+
+    Returns:
+        Users and items of the edges that arrive here, by sender, each in the order it sent them.
+    """
+    bounds = torch.tensor(items.bounds[1:], device=item.device)
+    owner = torch.searchsorted(bounds, item, right=True)
+    order = torch.sort(owner, stable=True).indices
+    sent = torch.bincount(owner, minlength=group.size).cpu()
+    received = torch.empty_like(sent)
+    group.all_to_all(received, sent)
+    edges = torch.stack([user, item], 1)[order].int()
+    out = edges.new_empty(int(received.sum()), 2)
+    group.all_to_all(out, edges, received.tolist(), sent.tolist())
+    return out[:, 0].long(), out[:, 1].long()
 
 
 class ShardedGraph:
-    """This process's part of a symmetrically normalized interaction graph, in both directions.
+    """This process's part of a normalized interaction graph, in both directions.
 
     Args:
         group: The processes.
         partition: Which process holds which user and item.
-        user: (E,) int64 users of all edges.
-        item: (E,) int64.
-        degrees: Edges of every user (U,) and of every item (I,).
+        of_users: Users and items (n,) int64 of the edges of this process's users, each edge once.
+        of_items: The same of its items.
+        normalization: As in :class:`mmssl.graph.InteractionGraph`, other than "none".
         wire: Data type in which rows travel; None means that of the tables.
     """
-
-    normalization: Normalization = "sym"
 
     def __init__(
         self,
         group: Processes,
         partition: Partition,
-        user: Tensor,
-        item: Tensor,
-        degrees: tuple[Tensor, Tensor],
+        of_users: tuple[Tensor, Tensor],
+        of_items: tuple[Tensor, Tensor],
+        normalization: Normalization = "sym",
         wire: torch.dtype | None = None,
     ) -> None:
         self.partition = partition
+        self.normalization = normalization
         self.num_users = partition.users.count(partition.rank)
         """Users of this process."""
         self.num_items = partition.items.count(partition.rank)
         """Items of this process."""
+        user = of_users[0] - partition.own_users.start
+        item = of_items[1] - partition.own_items.start
         of_user, of_item = (
-            torch.where(degree > 0, degree.float().clamp_min(1) ** -0.5, 0.0) for degree in degrees
+            degree_scale(torch.bincount(row, minlength=count), normalization)
+            for row, count in ((user, self.num_users), (item, self.num_items))
         )
-        users, items = partition.users, partition.items
-
-        def rows(
-            ranges: Ranges, columns: Ranges, row: Tensor, column: Tensor, *scales: Tensor
-        ) -> ShardedView:
-            own = ranges.of(partition.rank)
-            here = (row >= own.start) & (row < own.stop)
-            return sharded_view(
-                group,
-                columns,
-                own.stop - own.start,
-                row[here] - own.start,
-                column[here],
-                row_scale=scales[0][own],
-                col_scale=scales[1],
-                wire=wire,
-            )
-
-        self.ui = rows(users, items, user, item, of_user, of_item)
+        both = normalization == "sym"
+        self.ui = sharded_view(
+            group,
+            partition.items,
+            self.num_users,
+            user,
+            of_users[1],
+            row_scale=of_user,
+            col_scale=of_item if both else None,
+            wire=wire,
+        )
         """Own users times all items."""
-        iu = rows(items, users, item, user, of_item, of_user)
-        # The edges between own users and own items are the same in both directions.
-        self.iu = replace(iu, local=self.ui.local.transpose())
+        col_scale = of_user if both else None
+        self.iu = sharded_view(
+            group,
+            partition.users,
+            self.num_items,
+            item,
+            of_items[0],
+            # The edges between own users and own items are the same in both directions.
+            local=replace(self.ui.local.transpose(), row_scale=of_item, col_scale=col_scale),
+            row_scale=of_item,
+            col_scale=col_scale,
+            wire=wire,
+        )
         """Own items times all users."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the index arrays."""
+        return self.ui.local.device
 
     def propagate_layers(
         self, user: Tensor, item: Tensor, num_layers: int

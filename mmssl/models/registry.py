@@ -73,7 +73,8 @@ _SPECS = (
             *("training.epochs", "training.patience", "training.lr", "training.lr_decay"),
             *("training.clip_norm", "critic.lr", "critic.clip_norm"),
         ),
-        parallel=("data",),
+        parallel=("data", "sharded"),
+        sharded_task="mmssl.models.mmssl.sharded:ShardedMMSSLTask",
         variants=("paper", "released"),
     ),
     ModelSpec(

@@ -25,13 +25,13 @@ from mmssl.models.plus.loss import sampled_softmax
 from mmssl.models.plus.model import Plus
 from mmssl.models.plus.task import PlusTask
 from mmssl.ops import Triples
-from mmssl.training.sharded import ShardedTask
+from mmssl.training.sharded import ShardedPairwiseTask
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
 
 
-class ShardedLightGCNTask(ShardedTask[LightGCN, LightGCNConfig], LightGCNTask):
+class ShardedLightGCNTask(ShardedPairwiseTask[LightGCN, LightGCNConfig], LightGCNTask):
     """:class:`mmssl.models.lightgcn.LightGCNTask` with divided users and items."""
 
     def build(self, dataset: InteractionDataset) -> LightGCN:
@@ -48,7 +48,7 @@ class ShardedLightGCNTask(ShardedTask[LightGCN, LightGCNConfig], LightGCNTask):
         return bpr_with_l2(final, ego, places, self.settings.reg)
 
 
-class ShardedPlusTask(ShardedTask[Plus, PlusConfig], PlusTask):
+class ShardedPlusTask(ShardedPairwiseTask[Plus, PlusConfig], PlusTask):
     """:class:`mmssl.models.plus.task.PlusTask` with divided users and items.
 
     Raises:

@@ -20,6 +20,7 @@ from mmssl.ops._registry import Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
 _STEPS = 1 << 16
+_ELEMENTS = 4  # of a word of 64 bits
 # SplitMix64's constants as int64.
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)
 _MIX_1 = 0xBF58476D1CE4E5B9 - (1 << 64)
@@ -46,11 +47,19 @@ def keep_mask(
     Raises:
         InputError: ``rate`` is outside [0, 1) or ``shape`` is not made of integers >= 0.
     """
+    return _part_of_mask(shape, rate, device, 0)
+
+
+def _part_of_mask(
+    shape: Sequence[int], rate: float, device: torch.device | str, first: int
+) -> tuple[Tensor | None, float]:
+    """Return the elements from ``first`` on of the mask of a larger tensor."""
     check_number("rate", rate, 0, 1, "a number in [0, 1)")
     if any(type(n) is not int or n < 0 for n in shape):
         raise InputError(f"shape: expected integers >= 0, got {tuple(shape)}")
     native = use_native("keep_mask", torch.device(device).type)
-    return _drawn(shape, rate, device, torch.ops.mmssl.keep_mask if native else mask_from_seed)
+    compute = torch.ops.mmssl.keep_mask if native else mask_from_seed
+    return _drawn(shape, rate, device, compute, first)
 
 
 def keep_mask_reference(
@@ -65,13 +74,17 @@ def _drawn(
     rate: float,
     device: torch.device | str,
     compute: Callable[[Tensor, int, int], Tensor],
+    first: int = 0,
 ) -> tuple[Tensor | None, float]:
     dropped = min(round(rate * _STEPS), _STEPS - 1)
     if dropped == 0:
         return None, 1.0
     seed = torch.randint(1 << 62, (1,), device=device)
-    limit, count = dropped - _STEPS // 2, math.prod(shape)
-    return compute(seed, count, limit).view(*shape), _STEPS / (_STEPS - dropped)
+    words, skipped = divmod(first, _ELEMENTS)
+    if words:
+        seed = seed + torch.full_like(seed, words) * _GOLDEN  # wraps on purpose
+    limit, count = dropped - _STEPS // 2, math.prod(shape) + skipped
+    return compute(seed, count, limit)[skipped:].view(*shape), _STEPS / (_STEPS - dropped)
 
 
 def mask_from_seed(seed: Tensor, n: int, limit: int) -> Tensor:
@@ -101,20 +114,21 @@ def _shift_right(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def dropout(x: Tensor, rate: float, training: bool = True) -> Tensor:
+def dropout(x: Tensor, rate: float, training: bool = True, *, first: int = 0) -> Tensor:
     """Apply ``torch.nn.functional.dropout`` with the mask of :func:`keep_mask`.
 
     Args:
         x: any shape, floating point.
         rate: Share that is dropped, in [0, 1).
         training: False returns ``x``.
+        first: Position of the first element in the mask, for a part of a larger tensor.
 
     Raises:
         InputError: ``rate`` is outside [0, 1).
     """
     if not training:
         return x
-    keep, scale = keep_mask(x.shape, rate, x.device)
+    keep, scale = _part_of_mask(x.shape, rate, x.device, first)
     return x if keep is None else x * (keep.to(x.dtype) * scale)
 
 

@@ -7,7 +7,7 @@ Legend: U users, I items, B batch, D embedding dim, H outputs, n masked edges of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.graph import GraphView
-from mmssl.indexing import edges_of_rows, row_edges
+from mmssl.indexing import RowEdges, edges_of_rows, row_edges
 from mmssl.ops._autograd import under_torch_func
 from mmssl.ops._cases import Bad, Sample, sample_graph
 from mmssl.ops._checks import (
@@ -40,13 +40,34 @@ _ROUNDING_SHARE = 1e-12
 _EPS = 1e-12  # the default of torch.nn.functional.normalize
 
 
+def _all_items(part: Tensor) -> Tensor:
+    return part
+
+
 class BatchEdges(NamedTuple):
-    """The edges of a batch of users, indexed in both directions for :func:`mmssl.ops.spmm`."""
+    """The edges of a batch of users, indexed in both directions for :func:`mmssl.ops.spmm`.
+
+    Where several processes divide the items, each has the edges to its own; ``total`` adds up what
+    they computed of their parts of a sum over the items, without a gradient.
+    """
 
     view: GraphView  # (B, I), without scales or values
     position: Tensor  # (n,) int64, each edge's row in the batch
     item: Tensor  # (n,) int64
     live: Tensor | None = None  # (n,) bool: what is an edge, where the arrays have a capacity
+    total: Callable[[Tensor], Tensor] = _all_items
+
+    @classmethod
+    def of(cls, edges: RowEdges, total: Callable[[Tensor], Tensor] = _all_items) -> BatchEdges:
+        """Return the edges of (B, I) rows in this form."""
+        position, item, rowptr, col, t_rowptr, t_col, t_edge, live = edges
+        view = GraphView(rowptr, col, t_rowptr, t_col, t_edge=t_edge)
+        return cls(view, position, item, live, total)
+
+    @property
+    def whole(self) -> bool:
+        """Whether these are the edges to all items."""
+        return self.total is _all_items
 
     def with_value(self, value: Tensor) -> GraphView:
         """Return the (B, I) sparse matrix of (n,) edge values."""
@@ -96,9 +117,9 @@ class BatchEdges(NamedTuple):
         )
 
     def row_sum(self, value: Tensor) -> Tensor:
-        """Return the (B,) sums of (n,) edge values."""
+        """Return the (B,) sums of (n,) edge values, over all items."""
         ones = value.new_ones(self.view.num_cols, 1)
-        return spmm(self.with_value(value), ones).squeeze(1)
+        return self.total(spmm(self.with_value(value), ones).squeeze(1))
 
 
 def edge_capacity(interactions: GraphView, batch_size: int) -> int | None:
@@ -126,9 +147,7 @@ def batch_edges(interactions: GraphView, users: Tensor, capacity: int | None = N
         capacity: Result of :func:`edge_capacity`.
     """
     view = interactions
-    edges = edges_of_rows(view.rowptr, view.col, view.num_cols, users, capacity)
-    position, item, rowptr, col, t_rowptr, t_col, t_edge, live = edges
-    return BatchEdges(GraphView(rowptr, col, t_rowptr, t_col, t_edge=t_edge), position, item, live)
+    return BatchEdges.of(edges_of_rows(view.rowptr, view.col, view.num_cols, users, capacity))
 
 
 def similarity_factors(
@@ -142,14 +161,14 @@ def similarity_factors(
 
     Args:
         user_emb: (K, U, D), a block of rows for each of the K tables.
-        item_emb: (K, I, D).
+        item_emb: (K, I, D), of the items of ``edges``.
         users: (B,) int64.
         edges: Edges of the same users; these entries of the rows are 0.
 
     Returns:
         left (K, B, D), the scaled user rows, and value (K, n), the scaled masked entries, negated.
     """
-    if takes_fused(user_emb):
+    if edges.whole and takes_fused(user_emb):
         return fused_factors(user_emb[:, users], item_emb, edges.view)
     pairs = zip(user_emb, item_emb, strict=True)
     left, value = zip(*(_Factors.apply(*pair, users, edges) for pair in pairs), strict=True)
@@ -172,7 +191,7 @@ class _Factors(torch.autograd.Function):
         user = user_emb[users]
         masked = edges.dots(user, item_emb)
         wide_user = user.double()
-        through = wide_user @ gram(item_emb)  # (B, D)
+        through = wide_user @ edges.total(gram(item_emb))  # (B, D)
         unmasked = (through * wide_user).sum(1)
         square = unmasked - edges.row_sum(masked.double().square())
         kept = square > _ROUNDING_SHARE * unmasked
@@ -195,7 +214,8 @@ class _Factors(torch.autograd.Function):
         view = edges.with_value(to_masked)
         to_user = to_item = None
         if ctx.needs_input_grad[0]:
-            rows = scale[:, None] * to_left + to_square[:, None] * through + spmm(view, item_emb)
+            low_rank = scale[:, None] * to_left + to_square[:, None] * through
+            rows = low_rank + edges.total(spmm(view, item_emb))
             to_user = user.new_zeros(ctx.num_users, user.shape[1])
             to_user.index_put_((users,), rows, accumulate=True)
         if ctx.needs_input_grad[1]:

@@ -98,10 +98,21 @@ def triples_from_draws(graph: InteractionGraph, draw: Tensor) -> Triples:
     """
     candidates = graph.trainable_users
     user = candidates[shuffled_head(draw[0], candidates.numel())]
+    return triples_of_users(graph, user, draw[1:])
+
+
+def triples_of_users(graph: InteractionGraph, user: Tensor, draw: Tensor) -> Triples:
+    """Compute the triples of given users in plain PyTorch.
+
+    Args:
+        graph: the train graph.
+        user: (B,) int64, each with an item and a missing one.
+        draw: (2, B) float64 in [0, 1), for their items and their missing items.
+    """
     rowptr, col = graph.index.rowptr, graph.index.col
     degree = rowptr[user + 1] - rowptr[user]
-    position = (draw[1] * degree).long().minimum(degree - 1)
-    return Triples(user, col[rowptr[user] + position].long(), graph.missing_item(user, draw[2]))
+    position = (draw[0] * degree).long().minimum(degree - 1)
+    return Triples(user, col[rowptr[user] + position].long(), graph.missing_item(user, draw[1]))
 
 
 def shuffled_head(draw: Tensor, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Pairwise training with users and items divided over processes.
+"""Training with users and items divided over processes.
 
 Every process holds the rows of its users and items: of the graph, of the parameters and of the
 optimizer's moments. All of them compute the loss of the whole batch, from the batch's rows.
@@ -8,7 +8,6 @@ Legend: U users, I items, D embedding dim, n train edges, B batch.
 
 from __future__ import annotations
 
-import math
 import re
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from mmssl.distributed.evaluation import ShardedEvaluator
 from mmssl.distributed.group import SINGLE, Processes
-from mmssl.distributed.partition import Partition, Ranges, draw_rows
+from mmssl.distributed.partition import Partition, Ranges, draw_tables, within
 from mmssl.distributed.rows import gathered
 from mmssl.distributed.sharded_graph import ShardedGraph
 from mmssl.distributed.storage import ShardedStore
@@ -32,6 +31,7 @@ from mmssl.training.pairwise import (
     some_edges,
 )
 from mmssl.training.store import Store
+from mmssl.training.task import Task
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
@@ -41,16 +41,16 @@ Model = TypeVar("Model", bound=nn.Module)
 Settings = TypeVar("Settings", bound=PairwiseConfig)
 
 # The names of tensors with a row per user or item, in checkpoints and in the exported model. The
-# parameters of a model are the table of users and the table of items.
+# first parameters of a model are the table of users and the table of items.
 _TABLES = re.compile(
-    r"(best\.)?(embedding\.(?P<kind>user|item))"
-    r"|model\.(?P<table>user|item)_embedding"
+    r"(best\.)?embedding\.(?P<kind>user|item)"
+    r"|(model|parameter|best\.parameter)\.(?P<table>user|item)_embedding"
     r"|optimizer\.(?P<index>[01])\.exp_avg(_sq)?"
 )
 
 
-class ShardedTask(PairwiseTask[Model, Settings]):
-    """Part of a task that divides its users and items; put it before the task it changes.
+class ShardedTask(Task):
+    """Part of a task that divides its users and items.
 
     Batches, initial values and losses are those of a single process. ``graph`` has the train edges
     of this process's users, counted from its first one, and ``sharded`` both directions.
@@ -77,19 +77,22 @@ class ShardedTask(PairwiseTask[Model, Settings]):
         users, items = (Ranges.balanced(degree, self.shards.size) for degree in degrees)
         self.partition = Partition(users, items, self.shards.rank)
         self.degrees = (degrees[0].to(self.device), degrees[1].to(self.device))  # (U,) and (I,)
+        own = self.partition.own_users
+        of_users, of_items = (
+            (user[mine], item[mine])
+            for mine in (within(user, own), within(item, self.partition.own_items))
+        )
         self.sharded = ShardedGraph(
             self.shards,
             self.partition,
-            user.to(self.device),
-            item.to(self.device),
-            self.degrees,
+            (of_users[0].to(self.device), of_users[1].to(self.device)),
+            (of_items[0].to(self.device), of_items[1].to(self.device)),
+            normalization=self.normalization,
             wire=torch.bfloat16 if self.config.training.wire == "bfloat16" else None,
         )
-        own = self.partition.own_users
-        mine = (user >= own.start) & (user < own.stop)
         return InteractionGraph.from_edges(
-            user[mine] - own.start,
-            item[mine],
+            of_users[0] - own.start,
+            of_users[1],
             own.stop - own.start,
             dataset.num_items,
             normalization="none",
@@ -111,28 +114,44 @@ class ShardedTask(PairwiseTask[Model, Settings]):
         kind = found["kind"] or found["table"] or ("user", "item")[int(found["index"])]
         return self.partition.users if kind == "user" else self.partition.items
 
+    def user_rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Return rows (B, D) of a divided table of users, in every process."""
+        return gathered(self.shards, table, self.partition.own_users, ids)
+
+    def item_rows(self, table: Tensor, ids: Tensor) -> Tensor:
+        """Return rows (B, D) of a divided table of items, in every process."""
+        return gathered(self.shards, table, self.partition.own_items, ids)
+
+    def batch_rows(self, tables: Embeddings, batch: Triples) -> tuple[Embeddings, Triples]:
+        """Return the rows of a batch as tables of their own, and the batch as places in them.
+
+        Args:
+            tables: This process's rows.
+            batch: (B,) triples.
+
+        Returns:
+            Tables of B users and 2 B items, and (B,) triples.
+        """
+        count = batch.user.numel()
+        place = torch.arange(2 * count, device=self.device)
+        rows = Embeddings(
+            self.user_rows(tables.user, batch.user),
+            self.item_rows(tables.item, torch.cat([batch.pos_item, batch.neg_item])),
+        )
+        return rows, Triples(place[:count], place[:count], place[count:])
+
+
+class ShardedPairwiseTask(ShardedTask, PairwiseTask[Model, Settings]):
+    """The same for triples of an epoch over all train edges; put it before the task it changes."""
+
     def initialize(self, user: nn.Parameter, item: nn.Parameter, std: float | None) -> None:
         """Draw both tables as a single process does, from N(0, std^2) or Xavier-uniform."""
         torch.manual_seed(self.config.training.seed)
-        for table, ranges in ((user, self.partition.users), (item, self.partition.items)):
-            rows, dim = ranges.num_rows, table.shape[1]
-            bound = math.sqrt(6 / (rows + dim))
-
-            def fill(block: Tensor, bound: float = bound) -> None:
-                if std is None:
-                    block.uniform_(-bound, bound)
-                else:
-                    block.normal_(std=std)
-
-            draw_rows(rows, dim, ranges.of(self.partition.rank), fill, table.data)
-
-    # ---- batches -----------------------------------------------------------------------------
+        draw_tables(self.partition, user, item, std)
 
     def count_edges(self) -> int:
         """Return n, the number of edges of all processes; see the base class."""
-        counts = torch.zeros(self.shards.size, dtype=torch.int64)
-        counts[self.shards.rank] = self.edge_user.numel()
-        self.shards.sum(counts)
+        counts = self.shards.gather(torch.tensor(self.edge_user.numel()))
         self._edges = Ranges((0, *counts.cumsum(0).tolist()))
         return some_edges(self._edges.num_rows)
 
@@ -142,7 +161,7 @@ class ShardedTask(PairwiseTask[Model, Settings]):
             self._edges.num_rows, generator=self.generator, device=self.device
         )  # 8 bytes per train edge, for a moment
         own = self._edges.of(self.shards.rank)
-        self._place = ((order >= own.start) & (order < own.stop)).nonzero().squeeze(1)
+        self._place = within(order, own).nonzero().squeeze(1)
         self._edge = order[self._place] - own.start
         self._negative = self._draw_negatives()
 
@@ -173,31 +192,3 @@ class ShardedTask(PairwiseTask[Model, Settings]):
         batch[1, place] = self.edge_item[edge]
         batch[2, place] = self._negative[edge]
         return Triples(*self.shards.sum(batch).unbind())
-
-    # ---- rows --------------------------------------------------------------------------------
-
-    def user_rows(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Return rows (B, D) of a divided table of users, in every process."""
-        return gathered(self.shards, table, self.partition.own_users, ids)
-
-    def item_rows(self, table: Tensor, ids: Tensor) -> Tensor:
-        """Return rows (B, D) of a divided table of items, in every process."""
-        return gathered(self.shards, table, self.partition.own_items, ids)
-
-    def batch_rows(self, tables: Embeddings, batch: Triples) -> tuple[Embeddings, Triples]:
-        """Return the rows of a batch as tables of their own, and the batch as places in them.
-
-        Args:
-            tables: This process's rows.
-            batch: (B,) triples.
-
-        Returns:
-            Tables of B users and 2 B items, and (B,) triples.
-        """
-        count = batch.user.numel()
-        place = torch.arange(2 * count, device=self.device)
-        rows = Embeddings(
-            self.user_rows(tables.user, batch.user),
-            self.item_rows(tables.item, torch.cat([batch.pos_item, batch.neg_item])),
-        )
-        return rows, Triples(place[:count], place[:count], place[count:])

@@ -117,7 +117,7 @@ ERRORS = (
     ("--model=lightgcn", "--data=nowhere"),
     ("--model=ease",),
     ("--model=lightgcn", "--seeds=2"),
-    ("--variant=paper",),
+    ("--variant=released",),
 )
 
 

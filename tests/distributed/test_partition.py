@@ -118,9 +118,17 @@ def test_a_damaged_file_is_found(tmp_path, group):
 
 
 @needs_gloo
-def test_what_needs_all_edges_is_refused(group, tiny_dataset):
-    config = load_config("plus", settings=["plus.prune=0.1"])
-    with pytest.raises(InputError, match="plus.prune: expected 0 with --parallel sharded, got 0.1"):
+@pytest.mark.parametrize(
+    ("variant", "settings", "message"),
+    [
+        ("plus", ["plus.prune=0.1"], "plus.prune: expected 0 with --parallel sharded, got 0.1"),
+        ("released", [], "structure.schedule: expected 'latest' with .* sharded, got 'released'"),
+        ("paper", ["critic.gumbel_tau=0.1"], "gumbel_tau, .* no row has to be formed, .* 0.1 and"),
+    ],
+)
+def test_what_needs_all_rows_is_refused(group, tiny_dataset, variant, settings, message):
+    config = load_config(variant, settings=settings)
+    with pytest.raises(InputError, match=message):
         create_task("mmssl", tiny_dataset, config, group=group)
 
 

@@ -39,6 +39,15 @@ def test_gradient_is_the_mask():
     assert torch.equal(grad * x.detach(), y.detach())
 
 
+@pytest.mark.parametrize("first", [0, 1, 4, 6, 103])
+def test_a_part_of_a_tensor_has_its_part_of_the_mask(first):
+    x = torch.randn(211)
+    torch.manual_seed(3)
+    whole = dropout(x, 0.4)
+    torch.manual_seed(3)
+    assert torch.equal(dropout(x[first:], 0.4, first=first), whole[first:])
+
+
 def test_seeded_and_switched_off():
     x = torch.randn(3, 3)
     results = []

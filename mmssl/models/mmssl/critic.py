@@ -99,7 +99,7 @@ class Critic(nn.Module):
         half = hidden // 2
         slope, rates = config.negative_slope, config.dropout
         self.half_precision = config.precision == "bfloat16"
-        self.weight = nn.Parameter(torch.empty(num_items, hidden))
+        self.weight = nn.Parameter(torch.empty(self._num_rows(num_items), hidden))
         self.bias = nn.Parameter(torch.zeros(hidden))
         self.head = nn.Sequential(
             HiddenLayer(hidden, slope, rates[0]),
@@ -107,11 +107,18 @@ class Critic(nn.Module):
             HiddenLayer(half, slope, rates[1]),
             Linear(half, 1),
         )
-        nn.init.normal_(self.weight, std=math.sqrt(2 / num_items))  # Kaiming over the I inputs
+        self._draw_weight(math.sqrt(2 / num_items))  # Kaiming over the I inputs
         for layer in self.head:
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight)
                 nn.init.zeros_(layer.bias)
+
+    def _num_rows(self, num_items: int) -> int:
+        """Return how many rows of the first layer's weight this module has."""
+        return num_items
+
+    def _draw_weight(self, std: float) -> None:
+        nn.init.normal_(self.weight, std=std)
 
     def divide(self, group: Group, batch_size: int) -> None:
         """Score this process's part of every block of rows from now on.
@@ -146,6 +153,15 @@ class Critic(nn.Module):
             (M B, h).
         """
         return multiply(blocks, weight) + self.bias.to(weight.dtype)
+
+    def squared_norms(self, delta: Tensor, weight: Tensor) -> Tensor:
+        """Return the squared lengths (n,) of gradients ``delta @ weight.T``, differentiable once.
+
+        Args:
+            delta: (n, h) gradients with respect to outputs of the first layer.
+            weight: Result of :meth:`product_weight`.
+        """
+        return squared_norms_through(delta, weight)
 
     def score(self, pre_activation: Tensor) -> Tensor:
         """Map (n, h) outputs of the first layer to scores (n,) in (0, 100)."""
@@ -213,6 +229,6 @@ def gradient_penalty(critic: Critic, pre_activation: Tensor, weight: Tensor) -> 
     """
     score = critic.score(pre_activation)
     (delta,) = torch.autograd.grad(score.sum(), pre_activation, create_graph=True)  # (n, h)
-    square = squared_norms_through(delta, weight)  # d row = delta @ weight.T
+    square = critic.squared_norms(delta, weight)  # d row = delta @ weight.T
     norm = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
     return _PENALTY_SCALE * (norm - 1).square().mean()

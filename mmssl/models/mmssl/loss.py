@@ -58,26 +58,51 @@ def recommender_loss(
         mine = group.part(users.numel())
         batch = Triples(*(ids[mine] for ids in batch))
         share = batch.user.numel() / users.numel()
-    bpr, squares = ops.bpr_loss(
-        user, item, batch.user, batch.pos_item, batch.neg_item, with_l2=True
-    )
-    l2 = config.decay * 0.5 * squares
-    contrastive = bpr.new_zeros(())
+    bpr, squares = ops.bpr_loss(user, item, *batch, with_l2=True)
+    contrast = None
     if config.cl_weight > 0:
-        contrastive = config.cl_weight * contrastive_loss(embeddings, users, config, group)
-    adversarial = bpr.new_zeros(())
-    if fake_score is not None:
-        adversarial = -config.g_weight * fake_score.mean()
-    feat_reg = config.feat_reg_decay * feature_regularizer(embeddings)
+        contrast = contrastive_loss(embeddings, users, config, group)
+    features = feature_squares(embeddings) / item.shape[0]
+    terms = weighted(bpr, squares / batch_size, features, contrast, fake_score, config)
     if group.size > 1:
-        bpr, feat_reg, adversarial = share * bpr, share * feat_reg, share * adversarial
-    return LossTerms(bpr, l2 / batch_size, feat_reg, contrastive, adversarial)
+        bpr, feat_reg, adversarial = terms.bpr, terms.feat_reg, terms.adversarial
+        terms = terms._replace(
+            bpr=share * bpr, feat_reg=share * feat_reg, adversarial=share * adversarial
+        )
+    return terms
 
 
-def feature_regularizer(embeddings: MultiModalEmbeddings) -> Tensor:
-    """Compute ``(sum_m ||f_i^m||^2 + ||f_u^m||^2) / (2 I)``."""
-    total = embeddings.user_feature.square().sum() + embeddings.item_feature.square().sum()
-    return 0.5 * total / embeddings.item.shape[0]
+def weighted(
+    bpr: Tensor,
+    squares: Tensor,
+    features: Tensor,
+    contrast: Tensor | None,
+    fake_score: Tensor | None,
+    config: LossConfig,
+) -> LossTerms:
+    """Apply the weights of the terms.
+
+    Args:
+        bpr: The ranking loss.
+        squares: Squares of the batch's final embeddings, per triple.
+        features: Squares of the propagated features, per item.
+        contrast: InfoNCE, or None without it.
+        fake_score: (n,) critic scores of generated rows, or None without a critic.
+        config: The weights.
+    """
+    zero = bpr.new_zeros(())
+    return LossTerms(
+        bpr,
+        config.decay * 0.5 * squares,
+        config.feat_reg_decay * 0.5 * features,
+        zero if contrast is None else config.cl_weight * contrast,
+        zero if fake_score is None else -config.g_weight * fake_score.mean(),
+    )
+
+
+def feature_squares(embeddings: MultiModalEmbeddings) -> Tensor:
+    """Compute ``sum_m ||f_i^m||^2 + ||f_u^m||^2``."""
+    return embeddings.user_feature.square().sum() + embeddings.item_feature.square().sum()
 
 
 def contrastive_loss(

@@ -47,6 +47,9 @@ class MMSSL(nn.Module):
         InputError: No modality, or features of another shape than (I, d_m).
     """
 
+    first_item: int = 0
+    """The first of the items whose rows this module has."""
+
     def __init__(
         self, graph: InteractionGraph, features: Mapping[str, Tensor], config: ModelConfig
     ) -> None:
@@ -73,11 +76,14 @@ class MMSSL(nn.Module):
         self.attention = attention(dim, config.num_heads)
         # One graph per modality: the interactions, until structure learning replaces them.
         self.modality_graphs: list[InteractionGraph] = [graph] * len(self.modalities)
-        nn.init.xavier_uniform_(self.user_embedding)
-        nn.init.xavier_uniform_(self.item_embedding)
+        self._draw_tables()
         for layer in self.projection:
             assert isinstance(layer, nn.Linear)
             nn.init.xavier_uniform_(layer.weight)
+
+    def _draw_tables(self) -> None:
+        nn.init.xavier_uniform_(self.user_embedding)
+        nn.init.xavier_uniform_(self.item_embedding)
 
     def forward(self) -> MultiModalEmbeddings:
         """Compute the embeddings of every user and item."""
@@ -112,13 +118,14 @@ class MMSSL(nn.Module):
                 project(cast(Linear, layer), self.get_buffer(f"raw_{position}")),
                 self.config.dropout,
                 self.training,
+                first=self.first_item * self.config.embedding_dim,
             )
             for position, layer in enumerate(self.projection)
         ]
         item = torch.cat(projected, 1)  # (I, M D)
         for _ in range(self.config.num_feature_layers):
-            user = ops.spmm(self.graph.ui, item)
-            item = ops.spmm(self.graph.iu, user)
+            user = self._to_users(item)
+            item = self._to_items(user)
         return self._split(user), self._split(item)
 
     def _split(self, columns: Tensor) -> Tensor:
@@ -130,12 +137,7 @@ class MMSSL(nn.Module):
         graphs: Sequence[InteractionGraph] = self.modality_graphs
         if all(graph is graphs[0] for graph in graphs):
             graphs = graphs[:1]
-        # No product reads another's result, so all of them run as one batch.
-        products = ops.propagate(
-            [graph.ui for graph in graphs] + [graph.iu for graph in graphs],
-            [self.item_embedding] * len(graphs) + [self.user_embedding] * len(graphs),
-        )
-        users, items = products[: len(graphs)], products[len(graphs) :]
+        users, items = self._over(graphs)
         if len(graphs) < len(self.modalities):
             count = len(self.modalities)
             return users[0].expand(count, -1, -1), items[0].expand(count, -1, -1)
@@ -151,10 +153,27 @@ class MMSSL(nn.Module):
         user_sum, item_sum = user, item
         for layer in range(1, self.config.num_layers + 1):
             last = self.config.final_softmax and layer == self.config.num_layers
-            user = ops.spmm(self.graph.ui, item)
+            user = self._to_users(item)
             user = user.softmax(-1) if last else user
-            item = ops.spmm(self.graph.iu, user)
+            item = self._to_items(user)
             item = item.softmax(-1) if last else item
             user_sum, item_sum = user_sum + user, item_sum + item
         count = self.config.num_layers + 1
         return user_sum / count, item_sum / count
+
+    def _to_users(self, item: Tensor) -> Tensor:
+        """Multiply (I, D) by the interactions."""
+        return ops.spmm(self.graph.ui, item)
+
+    def _to_items(self, user: Tensor) -> Tensor:
+        """Multiply (U, D) by the interactions."""
+        return ops.spmm(self.graph.iu, user)
+
+    def _over(self, graphs: Sequence[InteractionGraph]) -> tuple[list[Tensor], list[Tensor]]:
+        """Multiply the ID embeddings by every graph: (U, D) and (I, D) for each."""
+        # No product reads another's result, so all of them run as one batch.
+        products = ops.propagate(
+            [graph.ui for graph in graphs] + [graph.iu for graph in graphs],
+            [self.item_embedding] * len(graphs) + [self.user_embedding] * len(graphs),
+        )
+        return products[: len(graphs)], products[len(graphs) :]

@@ -165,7 +165,7 @@ def real_rows(
         return DenseRows(dense_real_rows(similarity, uniform, config))
     edges, zeta = similarity.edges, config.similarity_scale
     own_left, own_value = similarity.left[0], similarity.value[0]
-    if form == "sparse" and takes_fused(own_left):
+    if form == "sparse" and edges.whole and takes_fused(own_left):
         left, value = torch.ops.mmssl.gumbel_rows(
             *(uniform, own_left, own_value, edges.view.rowptr, edges.view.col),
             *(config.gumbel_tau, config.gumbel_scale, zeta),
@@ -173,7 +173,7 @@ def real_rows(
         return FactoredRows(left[None], similarity.item_emb, edges, value[None], None)
     # A similarity row has norm 1 unless it is zero, and no entry on the train items.
     square = zeta**2 * own_left.any(1)
-    degree = edges.view.rowptr.diff().to(own_left.dtype)
+    degree = edges.total(edges.view.rowptr.diff()).to(own_left.dtype)
     floor = None
     if form == "sparse":
         logit = _gumbel(uniform, config) / config.gumbel_tau  # the common 1 / tau cancels
@@ -181,10 +181,10 @@ def real_rows(
         observed = weight / edges.row_sum(weight)[edges.position]
         square = square + edges.row_sum(observed.square())
     else:
-        num_items = edges.view.num_cols
+        num_items = edges.total(degree.new_full((), edges.view.num_cols))
         floor = 1 / (num_items + (math.e - 1) * degree)
         square = square + floor.square() * (num_items + (math.e**2 - 1) * degree)
-        row_sum = own_left @ similarity.item_emb[0].sum(0) + edges.row_sum(own_value)
+        row_sum = own_left @ edges.total(similarity.item_emb[0].sum(0)) + edges.row_sum(own_value)
         square = square + 2 * zeta * floor * row_sum
         observed = ((math.e - 1) * floor)[edges.position]
     scale = square.rsqrt()

@@ -5,7 +5,7 @@ Legend: I items, B batch, M modalities, d_m raw feature dim of modality m.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -62,6 +62,17 @@ class StepInput(NamedTuple):
         return StepInput(batch, edges, uniform, alpha)
 
 
+class BatchViews(NamedTuple):
+    """Embeddings, and the rows of their user tables that belong to a batch."""
+
+    embeddings: MultiModalEmbeddings
+    users: Tensor  # (B,) int64
+
+    def detach(self) -> BatchViews:
+        """Return the same without gradient history."""
+        return BatchViews(self.embeddings.detach(), self.users)
+
+
 class StepLosses(NamedTuple):
     """Scalars on the device, detached."""
 
@@ -104,8 +115,9 @@ class TrainingStep:
         self.structure = structure
         self.config = config
         self.generator = generator
-        self.form = gumbel_form(config.critic, model.graph.num_items)
-        self.batch_size = min(config.training.batch_size, model.graph.trainable_users.numel())
+        num_users, num_items = self._counts()
+        self.form = gumbel_form(config.critic, num_items)
+        self.batch_size = min(config.training.batch_size, num_users)
         if self.batch_size < group.size:
             raise InputError(
                 "training.batch_size: expected at least one user of a batch per process, got "
@@ -113,7 +125,7 @@ class TrainingStep:
             )
         if critic is not None:
             critic.divide(group, self.batch_size)
-        self.edge_capacity = edge_capacity(model.graph.ui, self.batch_size)
+        self.edge_capacity = self._capacity()
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=config.training.lr, fused=True)
         self.critic_optimizer = (
             None
@@ -122,6 +134,13 @@ class TrainingStep:
                 critic.parameters(), lr=config.critic.lr, betas=(0.5, 0.9), fused=True
             )
         )
+
+    def _counts(self) -> tuple[int, int]:
+        """Return the number of users that can be sampled, and that of items."""
+        return self.model.graph.trainable_users.numel(), self.model.graph.num_items
+
+    def _capacity(self) -> int | None:
+        return edge_capacity(self.model.graph.ui, self.batch_size)
 
     def loss_names(self) -> list[str]:
         """Return the names of a step's terms; those of gradient norms end in "grad_norm"."""
@@ -155,55 +174,72 @@ class TrainingStep:
         In a group of processes, every process gets the whole input and returns the same losses.
         """
         self.model.train()
-        batch = inputs.batch
+        whole = inputs
         if self.group.size > 1:
-            rows = self.group.part(self.batch_size)
-            inputs = inputs.part(rows, self.model.graph.ui)
-        users, edges = inputs.batch.user, inputs.edges
+            inputs = inputs.part(self.group.part(self.batch_size), self.model.graph.ui)
         critic_terms: CriticLoss | None = None
         norms: list[Tensor] = []
         fake: FactoredRows | None = None
         if self.critic is not None and not self.config.training.shared_forward:
             with torch.no_grad(), record_function("mmssl::forward"):
-                embeddings = self.model()
-                fake = _generated_rows(embeddings, users, edges)
-            critic_terms = self._critic_step(embeddings, fake, inputs, step_of_epoch, norms)
+                views = self._views(self.model(), inputs.batch)
+                fake = _generated_rows(views, inputs.edges)
+            critic_terms = self._critic_step(views, fake, inputs, step_of_epoch, norms)
         with record_function("mmssl::forward"):
             embeddings = self.model()
+            views = self._views(embeddings, inputs.batch)
             if self.critic is not None:
-                fake = _generated_rows(embeddings, users, edges)
+                fake = _generated_rows(views, inputs.edges)
         if fake is not None and self.config.training.shared_forward:
-            detached = embeddings.detach(), fake.detach()
+            detached = views.detach(), fake.detach()
             critic_terms = self._critic_step(*detached, inputs, step_of_epoch, norms)
         with record_function("mmssl::structure"):
-            self.structure.step(batch.user, embeddings.detach(), step_of_epoch)
+            self._learn_structure(views.detach(), whole, step_of_epoch)
             self.model.modality_graphs = self.structure.graphs  # from the next forward on
         with record_function("mmssl::recommender_loss"):
             fake_score = None
             if self.critic is not None and fake is not None:
                 with _frozen(self.critic):
                     fake_score = self.critic([fake])
-            terms = recommender_loss(
-                embeddings,
-                batch,
-                fake_score,
-                self.config.loss,
-                batch_size=self.batch_size,
-                group=self.group,
-            )
+            terms = self._losses(embeddings, views, whole.batch, fake_score)
         self.optimizer.zero_grad(set_to_none=True)
         with record_function("mmssl::backward"):
             terms.total().backward()
-            self.group.sum_gradients(self.model.parameters())
+            self._sum_gradients(self.model)
         with record_function("mmssl::optimizer"):
-            norms += _clip(self.model, self.config.training.clip_norm)
+            norms += self._clip(self.model, self.config.training.clip_norm)
             self.optimizer.step()
         summed = LossTerms(*self._summed(terms))
         return StepLosses(summed, critic_terms, tuple(norms))
 
-    def _critic_step(
+    def _views(self, embeddings: MultiModalEmbeddings, batch: Triples) -> BatchViews:
+        """Return what the critic and the structure learner read of the embeddings."""
+        return BatchViews(embeddings, batch.user)
+
+    def _learn_structure(self, views: BatchViews, inputs: StepInput, step_of_epoch: int) -> None:
+        """Show the whole batch, detached, to the structure learner."""
+        self.structure.step(inputs.batch.user, views.embeddings, step_of_epoch)
+
+    def _losses(
         self,
         embeddings: MultiModalEmbeddings,
+        views: BatchViews,
+        batch: Triples,
+        fake_score: Tensor | None,
+    ) -> LossTerms:
+        """Compute this process's summands of the recommender's terms on the whole batch."""
+        return recommender_loss(
+            embeddings,
+            batch,
+            fake_score,
+            self.config.loss,
+            batch_size=self.batch_size,
+            group=self.group,
+        )
+
+    def _critic_step(
+        self,
+        views: BatchViews,
         fake: FactoredRows,
         inputs: StepInput,
         step_of_epoch: int,
@@ -216,10 +252,11 @@ class TrainingStep:
         assert self.critic is not None and self.critic_optimizer is not None
         assert inputs.uniform is not None and inputs.alpha is not None
         self.critic.train()
-        users, edges, config = inputs.batch.user, inputs.edges, self.config.critic
+        (embeddings, users), config = views, self.config.critic
         with record_function("mmssl::critic_forward"):
             with torch.no_grad():
-                own = similarity_rows(embeddings.user[None], embeddings.item[None], users, edges)
+                tables = embeddings.user[None], embeddings.item[None]
+                own = similarity_rows(*tables, users, inputs.edges)
                 real = real_rows(own, inputs.uniform, config, self.form)
             terms = critic_loss(
                 self.critic,
@@ -235,11 +272,26 @@ class TrainingStep:
         self.critic_optimizer.zero_grad(set_to_none=True)
         with record_function("mmssl::critic_backward"):
             terms.total().backward()
-            self.group.sum_gradients(self.critic.parameters())
+            self._sum_gradients(self.critic)
         with record_function("mmssl::critic_optimizer"):
-            norms += _clip(self.critic, config.clip_norm)
+            norms += self._clip(self.critic, config.clip_norm)
             self.critic_optimizer.step()
         return CriticLoss(*self._summed(terms))
+
+    def _sum_gradients(self, module: nn.Module) -> None:
+        self.group.sum_gradients(module.parameters())
+
+    def _clip(self, module: nn.Module, limit: float) -> list[Tensor]:
+        """Scale the gradient down to the limit; return its norm before, nothing without a limit."""
+        if not limit:
+            return []
+        norm = self._norm(module)
+        nn.utils.clip_grads_with_norm_(module.parameters(), limit, norm)
+        return [norm]
+
+    def _norm(self, module: nn.Module) -> Tensor:
+        """Return the norm of the gradient over all parameters."""
+        return norm_of(module.parameters())
 
     def _summed(self, terms: Sequence[Tensor]) -> list[Tensor]:
         """Return the terms of the whole batch, detached."""
@@ -276,18 +328,15 @@ def build_step(
     return TrainingStep(model, critic, structure, config, generator, group)
 
 
-def _generated_rows(
-    embeddings: MultiModalEmbeddings, users: Tensor, edges: BatchEdges
-) -> FactoredRows:
+def _generated_rows(views: BatchViews, edges: BatchEdges) -> FactoredRows:
     """Return the generator's row of every user of the batch, one block per modality."""
+    embeddings, users = views
     return similarity_rows(embeddings.user_feature, embeddings.item_feature, users, edges)
 
 
-def _clip(module: nn.Module, limit: float) -> list[Tensor]:
-    """Scale the gradient down to the limit; return its norm before, nothing without a limit."""
-    if not limit:
-        return []
-    return [nn.utils.clip_grad_norm_(module.parameters(), limit)]
+def norm_of(parameters: Iterable[Tensor]) -> Tensor:
+    """Return the norm of the gradient over some parameters."""
+    return nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 @contextmanager

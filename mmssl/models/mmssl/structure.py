@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mmssl import ops
 from mmssl.graph import InteractionGraph
-from mmssl.indexing import rows_of
 from mmssl.models.mmssl.config import StructureConfig
 from mmssl.models.mmssl.model import MultiModalEmbeddings
 from mmssl.ops.dispatch import use_native
@@ -29,7 +28,7 @@ class StructureLearner(ABC):
         self, graph: InteractionGraph, num_modalities: int, config: StructureConfig
     ) -> None:
         self.graph = graph
-        self.k = config.edges_per_user(graph.num_items)
+        self.k = config.edges_per_user(self._count_items())
         self.interval = config.refresh_interval
         self.graphs: list[InteractionGraph] = [graph] * num_modalities
 
@@ -44,49 +43,15 @@ class StructureLearner(ABC):
         """
 
     @abstractmethod
-    def _collected(self) -> dict[str, Tensor]:
-        """Return the collected edges by name."""
-
-    @abstractmethod
-    def _restore(self, state: Mapping[str, Tensor]) -> None:
-        """Restore what :meth:`_collected` returned."""
-
     def state_dict(self) -> dict[str, Tensor]:
         """Return the tensors from which :meth:`load_state_dict` continues."""
-        state = self._collected()
-        for position, graph in enumerate(self.graphs):
-            if graph is not self.graph:
-                rowptr = graph.index.rowptr
-                count = int(rowptr[-1])  # the arrays may be longer
-                state[f"graph.{position}.user"] = rows_of(rowptr, count).int()
-                state[f"graph.{position}.item"] = graph.index.col[:count]
-                if graph.value is not None:
-                    state[f"graph.{position}.value"] = graph.value
-        return state
 
+    @abstractmethod
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Restore the collected edges and the graphs in use."""
-        device = self.graph.device
-        self._restore(state)
-        for position in range(len(self.graphs)):
-            self.graphs[position] = self.graph
-            if f"graph.{position}.user" in state:
-                value = state.get(f"graph.{position}.value")
-                self.graphs[position] = self._build(
-                    state[f"graph.{position}.user"].to(device),
-                    state[f"graph.{position}.item"].to(device),
-                    None if value is None else value.to(device),
-                )
 
-    def _build(self, user: Tensor, item: Tensor, value: Tensor | None = None) -> InteractionGraph:
-        return InteractionGraph.from_edges(
-            user,
-            item,
-            self.graph.num_users,
-            self.graph.num_items,
-            normalization=self.graph.normalization,
-            value=value,
-        )
+    def _count_items(self) -> int:
+        return self.graph.num_items
 
 
 class LatestStructure(StructureLearner):
@@ -98,6 +63,7 @@ class LatestStructure(StructureLearner):
         super().__init__(graph, num_modalities, config)
         shape = (num_modalities, graph.num_users, self.k)
         self.latest = torch.full(shape, -1, dtype=torch.int32, device=graph.device)
+        self.built = self.latest  # the lists that the graphs in use were built from
         self.steps = 0
         # The kernels of a GPU follow the row pointers, so that their end need not be read.
         device = graph.device.type
@@ -109,16 +75,41 @@ class LatestStructure(StructureLearner):
         for table, (user, item) in zip(self.latest, pairs, strict=True):
             _, top = ops.masked_topk(user, item, self.k, users=users, exclude=self.graph.ui)
             table[users] = top.int()
+        self.count_step()
+
+    def count_step(self) -> None:
+        """Count a step that has put its lists into ``latest``, and rebuild if it is time."""
         self.steps += 1
         if self.steps % self.interval == 0:
-            self.graphs = self.graph.with_lists(self.latest, padded=self.padded)
+            self.built = self.latest if self.interval == 1 else self.latest.clone()
+            self.graphs = self._build(self.built)
 
-    def _collected(self) -> dict[str, Tensor]:
-        return {"latest": self.latest, "steps": torch.tensor(self.steps)}
+    def _build(self, lists: Tensor) -> list[InteractionGraph]:
+        """Build the graphs of (M, U, k) lists."""
+        return self.graph.with_lists(lists, padded=self.padded)
 
-    def _restore(self, state: Mapping[str, Tensor]) -> None:
-        self.latest = state["latest"].to(self.graph.device)
+    def state_dict(self) -> dict[str, Tensor]:
+        """See the base class; tensors with a row per user."""
+        state = {"steps": torch.tensor(self.steps)}
+        state.update({f"latest.{m}": table for m, table in enumerate(self.latest)})
+        if self.built is not self.latest:
+            state.update({f"built.{m}": table for m, table in enumerate(self.built)})
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See the base class."""
+        device, count = self.graph.device, len(self.graphs)
+        self.latest, self.built = (
+            torch.stack([state.get(f"{name}.{m}", state[f"latest.{m}"]) for m in range(count)])
+            for name in ("latest", "built")
+        )
+        self.latest, self.built = self.latest.to(device), self.built.to(device)
         self.steps = int(state["steps"])
+        if self.interval == 1:
+            self.built = self.latest
+        self.graphs = [self.graph] * count
+        if self.steps >= self.interval:
+            self.graphs = self._build(self.built)
 
 
 class ReleasedStructure(StructureLearner):
@@ -152,6 +143,17 @@ class ReleasedStructure(StructureLearner):
         self.graphs = [self._build(self.user, item, weight) for item in self.items]
         self._clear()
 
+    def _build(self, user: Tensor, item: Tensor, value: Tensor) -> InteractionGraph:
+        graph = self.graph
+        return InteractionGraph.from_edges(
+            user,
+            item,
+            graph.num_users,
+            graph.num_items,
+            normalization=graph.normalization,
+            value=value,
+        )
+
     def _collect(self, users: Tensor, embeddings: MultiModalEmbeddings) -> None:
         pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
         top = [self._best(user, item, users) for user, item in pairs]
@@ -172,12 +174,26 @@ class ReleasedStructure(StructureLearner):
             best[doubtful] = rows.topk(self.k, dim=1).indices
         return best
 
-    def _collected(self) -> dict[str, Tensor]:
-        return {"user": self.user, "items": self.items.contiguous()}
+    def state_dict(self) -> dict[str, Tensor]:
+        """See the base class."""
+        state = {"user": self.user, "items": self.items.contiguous()}
+        for position, graph in enumerate(self.graphs):
+            if graph is not self.graph:
+                assert graph.value is not None
+                state[f"graph.{position}.user"] = graph.ui.row_of_edge().int()
+                state[f"graph.{position}.item"] = graph.index.col
+                state[f"graph.{position}.value"] = graph.value
+        return state
 
-    def _restore(self, state: Mapping[str, Tensor]) -> None:
-        self.user = state["user"].to(self.graph.device)
-        self.items = state["items"].to(self.graph.device)
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """See the base class."""
+        device = self.graph.device
+        self.user, self.items = state["user"].to(device), state["items"].to(device)
+        for position in range(len(self.graphs)):
+            self.graphs[position] = self.graph
+            if f"graph.{position}.user" in state:
+                names = (f"graph.{position}.{name}" for name in ("user", "item", "value"))
+                self.graphs[position] = self._build(*(state[name].to(device) for name in names))
 
 
 def structure_learner(

@@ -12,7 +12,7 @@ from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.mmssl.loss import LossTerms
-from mmssl.models.mmssl.step import build_step
+from mmssl.models.mmssl.step import TrainingStep, build_step
 from mmssl.training.state import optimizer_state, prefixed, restore_optimizer, section
 from mmssl.training.task import Task
 
@@ -47,19 +47,19 @@ class MMSSLTask(Task):
     def prepare(self, dataset: InteractionDataset) -> None:
         """See the base class."""
         config = self.config
-        if self.graph.trainable_users.numel() < 2:
-            raise InputError(
-                "train: expected at least two users with both a train item and a missing one, "
-                f"got {self.graph.trainable_users.numel()}"
-            )
-        features = {name: torch.from_numpy(rows) for name, rows in dataset.features.items()}
-        self.training_step = build_step(self.graph, features, config, self.group)
+        self.training_step = self.build_step(dataset)
         self.model = self.training_step.model
         self.critic = self.training_step.critic
         self.structure = self.training_step.structure
         self.epochs, self.patience = config.training.epochs, config.training.patience
         self.steps_per_epoch = dataset.train.num_edges // self.training_step.batch_size + 1
         self.terms = tuple(self.training_step.loss_names())
+
+    def build_step(self, dataset: InteractionDataset) -> TrainingStep:
+        """Create model, critic, structure learner and optimizers."""
+        check_trainable(self.graph.trainable_users.numel())
+        features = {name: torch.from_numpy(rows) for name, rows in dataset.features.items()}
+        return build_step(self.graph, features, self.config, self.group)
 
     def start_epoch(self, epoch: int, step: int) -> None:
         """See the base class."""
@@ -111,3 +111,16 @@ class MMSSLTask(Task):
             self.critic.load_state_dict(section(tensors, "critic"))
             restore_optimizer("critic_optimizer", step.critic_optimizer, tensors)
         step.generator.set_state(tensors["rng.generator"])
+
+
+def check_trainable(num_users: int) -> None:
+    """Refuse data on which InfoNCE and batch normalization have nothing to compare.
+
+    Raises:
+        InputError: Fewer than two users can be sampled.
+    """
+    if num_users < 2:
+        raise InputError(
+            "train: expected at least two users with both a train item and a missing one, "
+            f"got {num_users}"
+        )
