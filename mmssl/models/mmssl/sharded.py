@@ -20,12 +20,13 @@ from mmssl import ops
 from mmssl.config import Config
 from mmssl.distributed.group import Processes
 from mmssl.distributed.partition import Partition, Ranges, within
-from mmssl.distributed.rows import copied, gathered, gathered_together, summed
+from mmssl.distributed.ring import ring_info_nce
+from mmssl.distributed.rows import gathered, gathered_together, summed
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.indexing import edges_of_rows, pointers, row_edges, rows_of
 from mmssl.models.mmssl.critic import Critic
-from mmssl.models.mmssl.loss import LossTerms, contrastive_loss, feature_squares, weighted
+from mmssl.models.mmssl.loss import LossTerms, feature_squares, weighted
 from mmssl.models.mmssl.model import MultiModalEmbeddings
 from mmssl.models.mmssl.sharded_model import ShardedCritic, ShardedMMSSL, ShardedStructure
 from mmssl.models.mmssl.step import BatchViews, StepInput, TrainingStep, norm_of
@@ -156,19 +157,14 @@ class ShardedStep(TrainingStep):
     # ---- embeddings and losses ---------------------------------------------------------------
 
     def _views(self, embeddings: MultiModalEmbeddings, batch: Triples) -> BatchViews:
-        """Replace the user tables by the rows of the batch, which all processes get."""
-        count = len(self.model.modalities)
-        user, *others = gathered_together(
+        """Replace the user tables that are read by rows of the batch, which all processes get."""
+        user, *features = gathered_together(
             self.shards,
-            [embeddings.user, *embeddings.user_feature, *embeddings.user_modality],
+            [embeddings.user, *embeddings.user_feature],
             self.partition.own_users,
             batch.user,
         )
-        rows = embeddings._replace(
-            user=user,
-            user_feature=torch.stack(others[:count]),
-            user_modality=torch.stack(others[count:]),
-        )
+        rows = embeddings._replace(user=user, user_feature=torch.stack(features))
         return BatchViews(rows, torch.arange(batch.user.numel(), device=user.device))
 
     def _learn_structure(self, views: BatchViews, inputs: StepInput, step_of_epoch: int) -> None:
@@ -194,12 +190,12 @@ class ShardedStep(TrainingStep):
         )
         features = summed(self.shards, feature_squares(embeddings)) / self.partition.items.num_rows
         contrast = None
-        if config.cl_weight > 0:  # its work is divided by anchors
-            own = rows._replace(
-                user=copied(self.shards, rows.user),
-                user_modality=copied(self.shards, rows.user_modality),
-            )
-            contrast = summed(self.shards, contrastive_loss(own, place, config, self.shards))
+        if config.cl_weight > 0:
+            own = self.partition.own_users
+            mine = batch.user[within(batch.user, own)] - own.start
+            pair = embeddings.user_modality[:, mine], embeddings.user[mine]
+            part = ring_info_nce(self.shards, *pair, config.temperature, config.cl_eps)
+            contrast = summed(self.shards, part)
         return weighted(bpr, squares / self.batch_size, features, contrast, fake_score, config)
 
     # ---- gradients ---------------------------------------------------------------------------
