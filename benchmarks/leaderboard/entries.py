@@ -88,8 +88,8 @@ def _reads(spec: Any, section: str, field: str) -> bool:
     # How often a run saves, and what travels between several processes, has no effect on a result
     # here.
     skipped = (
-        "training.seed", "training.checkpoint_interval", "training.keep_checkpoints",
-        "training.wire",
+        "training.seed", "training.capture", "training.checkpoint_interval",
+        "training.keep_checkpoints", "training.wire",
     )  # fmt: skip
     return bool(spec.reads_field(name)) and name not in skipped
 

@@ -64,5 +64,19 @@ __device__ __forceinline__ A sum_of_lanes(A v) {
   return v;
 }
 
+// The row that holds position p: the last one that starts at or before it.
+__device__ __forceinline__ int64_t row_of(const int64_t* rowptr, int64_t rows, int64_t p) {
+  int64_t low = 0, high = rows;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    if (rowptr[middle] <= p) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
 }  // namespace mmssl::cuda
 #endif

@@ -5,6 +5,7 @@
 // finds data races within a block (emu/races.h). It shows neither races between blocks nor speed.
 #pragma once
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -215,6 +216,7 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
 
 inline void __syncwarp() { emu::wait(emu::State::kAtWarpBarrier); }
 
+inline double rsqrt(double x) { return 1 / std::sqrt(x); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __ffs(int bits) { return __builtin_ffs(bits); }
 

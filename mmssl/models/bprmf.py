@@ -24,6 +24,7 @@ class BPRMFTask(PairwiseTask[LightGCN, BPRMFConfig]):
 
     section = "bprmf"
     terms = ("bpr", "l2")
+    varies = ""
 
     def build(self, dataset: InteractionDataset) -> LightGCN:
         """See the base class."""

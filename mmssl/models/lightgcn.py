@@ -127,6 +127,7 @@ class LightGCNTask(PairwiseTask[LightGCN, LightGCNConfig]):
 
     section = "lightgcn"
     terms = ("bpr", "l2")
+    varies = ""
 
     def build(self, dataset: InteractionDataset) -> LightGCN:
         """See the base class."""

@@ -71,7 +71,7 @@ _SPECS = (
         schedule="training",
         changeable=(
             *("training.epochs", "training.patience", "training.lr", "training.lr_decay"),
-            *("training.clip_norm", "critic.lr", "critic.clip_norm"),
+            *("training.clip_norm", "training.capture", "critic.lr", "critic.clip_norm"),
         ),
         parallel=("data", "sharded"),
         sharded_task="mmssl.models.mmssl.sharded:ShardedMMSSLTask",
@@ -80,9 +80,9 @@ _SPECS = (
     ModelSpec(
         name="mmssl",
         task="mmssl.models.plus.task:PlusTask",
-        reads=("plus", "model.embedding_dim", "training.wire", "training.seed"),
+        reads=("plus", "model.embedding_dim", "training.wire", "training.capture", "training.seed"),
         schedule="plus",
-        changeable=("plus.epochs", "plus.patience", "plus.lr"),
+        changeable=("plus.epochs", "plus.patience", "plus.lr", "training.capture"),
         parallel=("data", "sharded"),
         sharded_task="mmssl.models.sharded:ShardedPlusTask",
         variants=("plus",),
@@ -93,11 +93,11 @@ _SPECS = (
     _closed_form("mmgf", "MMGFTask"),
     _closed_form("itemknn", "ItemKNNTask"),
     _closed_form("contentknn", "ContentKNNTask"),
-    _pairwise("bprmf", "BPRMFTask"),
+    _pairwise("bprmf", "BPRMFTask", also_reads=("training.capture",)),
     _pairwise(
         "lightgcn",
         "LightGCNTask",
-        also_reads=("training.wire",),
+        also_reads=("training.wire", "training.capture"),
         parallel=("data", "sharded"),
         sharded_task="mmssl.models.sharded:ShardedLightGCNTask",
     ),
@@ -155,4 +155,4 @@ def model_spec(name: str, variant: str) -> ModelSpec:
 
 def changeable_fields() -> tuple[str, ...]:
     """Fields of any model that a resumed run may change."""
-    return tuple(field for spec in _SPECS for field in spec.changeable)
+    return tuple(dict.fromkeys(field for spec in _SPECS for field in spec.changeable))

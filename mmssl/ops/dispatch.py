@@ -120,6 +120,11 @@ def use_native(op: str, device: str, dtype: torch.dtype | None = None) -> bool:
     return False
 
 
+def runs_on_gpu(op: str, x: torch.Tensor) -> bool:
+    """Whether the kernels of a GPU compute an op of tensors where ``x`` is."""
+    return _extension.on_gpu(x) and use_native(op, x.device.type)
+
+
 def status() -> list[OpStatus]:
     """Return the backend of every op on every device of this machine, under the current choice."""
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])

@@ -30,7 +30,7 @@ from mmssl.ops._checks import (
 )
 from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops._similarity import OPERATORS, fused_factors, stacked_edges, takes_fused
-from mmssl.ops.dispatch import use_native
+from mmssl.ops.dispatch import runs_on_gpu, use_native
 from mmssl.ops.product import gram, product
 from mmssl.ops.propagate import spmm
 
@@ -132,8 +132,7 @@ def edge_capacity(interactions: GraphView, batch_size: int) -> int | None:
     Returns:
         None on the CPU and without kernels, which need no capacity or don't take one.
     """
-    device = interactions.device.type
-    if device == "cpu" or not use_native("spmm", device):
+    if not runs_on_gpu("spmm", interactions.rowptr):
         return None
     return int(interactions.rowptr.diff().topk(batch_size).values.sum())
 

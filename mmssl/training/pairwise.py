@@ -20,6 +20,7 @@ from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
 from mmssl.ops import Triples
+from mmssl.training.recorded import StepPlan
 from mmssl.training.state import optimizer_state, prefixed, restore_optimizer, section
 from mmssl.training.task import Task
 
@@ -80,6 +81,8 @@ class PairwiseTask(Task, Generic[Model, Settings]):
     phases: ClassVar[tuple[str, ...]] = ("sample", "forward", "backward", "optimizer")
     section: ClassVar[str]
     """Name of the model's section of the configuration."""
+    varies: ClassVar[str] = "the model has no plan of a step"
+    """What :meth:`losses` reads that is not the same tensor in every step; empty if nothing."""
     settings: Settings
     """The model's section of the configuration."""
     model: Model
@@ -96,7 +99,9 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         # Built on the CPU, so that a seed means the same initial values on every device.
         self.model = self.build(dataset).to(self.device)
         self.optimizer = self.build_optimizer()
+        self.optimizers = (self.optimizer,)
         self.generator = torch.Generator(self.device).manual_seed(self.config.training.seed)
+        self.generators = (self.generator,)
         self._epoch_start = self.generator.get_state()
         self._order = torch.empty(0, dtype=torch.int64, device=self.device)  # (n,)
         self._negative = self._order  # (n,), of the edges in their own order
@@ -169,10 +174,22 @@ class PairwiseTask(Task, Generic[Model, Settings]):
 
     def step(self, number: int) -> Tensor:
         """See the base class."""
+        plan = self.plan(number)
+        return plan.compute(plan.inputs)
+
+    def plan(self, number: int) -> StepPlan:
+        """See the base class; the batch is the input."""
         self.model.train()
         with record_function("mmssl::sample"):
             batch = self._draw(number)
-        return self.train_on(batch)
+        return StepPlan("triples", tuple(batch), lambda inputs: self.train_on(Triples(*inputs)))
+
+    @property
+    def unrecorded(self) -> str:
+        """See the base class."""
+        if self.group.size > 1 or self.shards.size > 1:
+            return "several processes train the model"
+        return self.varies
 
     def train_on(self, batch: Triples) -> Tensor:
         """Take one step of the optimizer on the given (B,) triples.
@@ -195,8 +212,7 @@ class PairwiseTask(Task, Generic[Model, Settings]):
     @property
     def learning_rate(self) -> float:
         """See the base class."""
-        lr: float = self.optimizer.param_groups[0]["lr"]
-        return lr
+        return float(self.optimizer.param_groups[0]["lr"])
 
     @torch.no_grad()
     def embed(self) -> Embeddings:

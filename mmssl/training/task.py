@@ -18,6 +18,7 @@ from mmssl.evaluation.evaluator import Evaluator, Split
 from mmssl.graph import InteractionGraph, Normalization
 from mmssl.models.registry import model_spec
 from mmssl.models.scorer import Scorer
+from mmssl.training.recorded import StepPlan
 from mmssl.training.store import Store
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class Task(ABC):
     selected: Mapping[str, float] = MappingProxyType({})
     """Settings whose value the task has chosen, from the train split or, in :meth:`embed`, on
     validation, by name."""
+    optimizers: tuple[torch.optim.Optimizer, ...] = ()
+    """The optimizers that steps use."""
+    generators: tuple[torch.Generator, ...] = ()
+    """The generators that steps draw from, torch's default ones excepted."""
     phases: ClassVar[tuple[str, ...]] = ()
     """Profiler ranges of a step, without the prefix ``mmssl::``, in order; none inside another."""
 
@@ -139,6 +144,19 @@ class Task(ABC):
             (K,) values of ``terms``, detached, on the device.
         """
         raise NotImplementedError(f"{type(self).__name__} has no steps")
+
+    def plan(self, number: int) -> StepPlan:
+        """Divide :meth:`step` into what can be recorded and its inputs, unless :attr:`unrecorded`.
+
+        Args:
+            number: As in :meth:`step`.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no plan of a step")
+
+    @property
+    def unrecorded(self) -> str:
+        """Why steps can't be recorded as CUDA graphs; empty if they can."""
+        return "the model has no plan of a step"
 
     @property
     def learning_rate(self) -> float:

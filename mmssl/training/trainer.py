@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +23,7 @@ from mmssl.models.registry import ModelSpec, model_spec
 from mmssl.models.scorer import Scorer
 from mmssl.training import SELECTION_METRIC
 from mmssl.training.guards import Interrupted, LossMeter, check_finite, deterministic
+from mmssl.training.recorded import CUDARecorder, RecordedSteps
 from mmssl.training.run import RunDirectory
 from mmssl.training.state import prefixed, section
 from mmssl.training.task import Task
@@ -82,6 +84,7 @@ class Trainer:
         self.on_epoch = on_epoch
         self.progress = Progress()
         self.losses = LossMeter(task.terms, task.device)
+        self.recorded: RecordedSteps | None = None  # None: every step starts its kernels itself
         self.best: dict[str, Tensor] = {}  # content of model.safetensors
         self._last_save = time.monotonic()
         self._saved: tuple[int, int] | None = None  # epoch and step of the newest checkpoint
@@ -102,6 +105,7 @@ class Trainer:
         scores: dict[str, Any] = {}
         with deterministic(self.task.device, self.run.config.training.deterministic):
             try:
+                self._record_steps()
                 if self.task.epochs == 0:
                     scorer = self._embed()
                     self._keep_best(scorer)
@@ -147,13 +151,30 @@ class Trainer:
         with self._bar() as bar:
             while progress.step < task.steps_per_epoch:
                 start = time.perf_counter()
-                self.losses.add(task.step(progress.step))
+                self.losses.add(self._step(progress.step))
                 progress.step += 1
                 progress.epoch_seconds += time.perf_counter() - start
                 if bar is not None:
                     bar.update()
                 if progress.step < task.steps_per_epoch:  # after the last one it is saved anyway
                     self._save_if_needed(self._is_time_to_save())
+
+    def _record_steps(self) -> None:
+        """Run steps as CUDA graphs from now on, where that is possible and wanted."""
+        task, wanted = self.task, self.run.config.training.capture == "auto"
+        if task.device.type != "cuda" or task.epochs == 0 or not wanted:
+            return
+        if not task.unrecorded:
+            recorder = CUDARecorder(task.device, task.generators)
+            self.recorded = RecordedSteps(recorder, task.optimizers, task.device)
+        elif self.show_progress:
+            print(f"steps are not recorded as CUDA graphs: {task.unrecorded}", file=sys.stderr)
+
+    def _step(self, number: int) -> Tensor:
+        """Run a step; return its loss terms (K,)."""
+        if self.recorded is None:
+            return self.task.step(number)
+        return self.recorded(self.task.plan(number))
 
     def _save_if_needed(self, due: bool = False) -> None:
         """Save if it is due, and save and stop if that is requested, in any process."""

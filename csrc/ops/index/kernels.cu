@@ -28,20 +28,6 @@ Chunks chunks_of(int64_t matrices, int64_t columns, int64_t capacity) {
   return {ceil_div(std::max<int64_t>(1, capacity), size), size};
 }
 
-// The row that holds position p, which is below rowptr[rows].
-__device__ __forceinline__ int64_t row_of(const int64_t* rowptr, int64_t rows, int64_t p) {
-  int64_t low = 0, high = rows;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    if (rowptr[middle] <= p) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 // counts (M, chunks, C), then totals (M, C).
 struct Counters {
   int32_t* counts;

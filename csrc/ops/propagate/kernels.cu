@@ -43,20 +43,6 @@ __device__ __forceinline__ A edge_weight(const SparseArgs<A>& a, int64_t p, int3
   return weight;
 }
 
-// The row that holds position p: the last one that starts at or before it.
-__device__ __forceinline__ int64_t row_of(const int64_t* rowptr, int64_t rows, int64_t p) {
-  int64_t low = 0, high = rows;
-  while (high - low > 1) {
-    const int64_t middle = low + (high - low) / 2;
-    if (rowptr[middle] <= p) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
 // The positions [begin, end) of one row that a group sums.
 struct Span {
   int64_t begin, end;

@@ -24,18 +24,28 @@ struct Row {
 
 __device__ __forceinline__ int lane_of() { return int(threadIdx.x % kWarp); }
 
+// A row of a block, and the tables that belong to it.
 template <class T>
-__global__ void __launch_bounds__(kBlock)
+struct BlockRow : Row {
+  __device__ BlockRow(const SimilarityArgs<T>& a, int64_t at, int64_t block)
+      : Row(a.edges, at - block * a.edges.rows),
+        edge(block * a.edges.capacity),
+        user(a.user + at * a.d),
+        item(a.item + block * a.item_block) {}
+  int64_t edge;  // where the block's values of edges begin
+  const T *user, *item;
+};
+
+template <class T>
+__global__ void __launch_bounds__(kBlock, 4)
     factors_kernel(const __grid_constant__ SimilarityArgs<T> a,
                    const __grid_constant__ SimilarityFactors<T> out) {
   const int64_t at = global_thread() / kWarp;
   if (at >= a.blocks * a.edges.rows) return;
-  const int64_t block = at / a.edges.rows, n = a.edges.capacity;
-  const Row row(a.edges, at % a.edges.rows);
+  const BlockRow<T> row(a, at, at / a.edges.rows);
   const int lane = lane_of();
-  const T* __restrict__ user = a.user + at * a.d;
-  const T* __restrict__ item = a.item + block * a.item_block;
-  T *masked = out.masked + block * n, *value = out.value + block * n;
+  const T *__restrict__ user = row.user, *__restrict__ item = row.item;
+  T* __restrict__ masked = out.masked + row.edge;
 
   double whole = 0;
   for (int64_t k = lane; k < a.d; k += kWarp) whole += a.through[at * a.d + k] * double(user[k]);
@@ -57,9 +67,10 @@ __global__ void __launch_bounds__(kBlock)
   }
   const double square = whole - sum_of_lanes(squares);
   const bool kept = square > kRoundingShare * whole;
-  const double norm = sqrt(kept ? square : 1.0);
-  const T scale = kept ? T(1 / (norm < kSmallestNorm ? kSmallestNorm : norm)) : T(0);
+  constexpr double kSmallest = kSmallestNorm * kSmallestNorm;
+  const T scale = kept ? T(rsqrt(square < kSmallest ? kSmallest : square)) : T(0);
   __syncwarp();  // lanes read the scores of others
+  T* value = out.value + row.edge;
   for (int64_t p = row.begin + lane; p < row.end; p += kWarp) value[p] = -scale * masked[p];
   for (int64_t p = row.tail_begin + lane; p < row.tail_end; p += kWarp) masked[p] = value[p] = 0;
   for (int64_t k = lane; k < a.d; k += kWarp) out.left[at * a.d + k] = scale * user[k];
@@ -67,19 +78,17 @@ __global__ void __launch_bounds__(kBlock)
 }
 
 template <class T>
-__global__ void __launch_bounds__(kBlock)
+__global__ void __launch_bounds__(kBlock, 4)
     gradient_kernel(const __grid_constant__ SimilarityArgs<T> a,
                     const __grid_constant__ SimilarityGradient<T> g) {
   const int64_t at = global_thread() / kWarp;
   if (at >= a.blocks * a.edges.rows) return;
-  const int64_t block = at / a.edges.rows, n = a.edges.capacity;
-  const Row row(a.edges, at % a.edges.rows);
+  const BlockRow<T> row(a, at, at / a.edges.rows);
   const int lane = lane_of();
-  const T* __restrict__ user = a.user + at * a.d;
-  const T* __restrict__ item = a.item + block * a.item_block;
+  const T *__restrict__ user = row.user, *__restrict__ item = row.item;
   const T* __restrict__ to_left = g.to_left + at * a.d;
-  const T* __restrict__ to_value = g.to_value + block * n;
-  const T* __restrict__ masked = g.masked + block * n;
+  const T* __restrict__ to_value = g.to_value + row.edge;
+  const T* __restrict__ masked = g.masked + row.edge;
   const T scale = g.scale[at];
 
   T to_scale = 0;
@@ -99,7 +108,7 @@ __global__ void __launch_bounds__(kBlock)
     g.to_user[at * a.d + k] = sum;
     g.weighted[at * a.d + k] = to_square * user[k];
   }
-  T* out = g.to_masked + block * n;
+  T* out = g.to_masked + row.edge;
   for (int64_t p = row.begin + lane; p < row.end; p += kWarp) out[p] = to_masked(p);
   for (int64_t p = row.tail_begin + lane; p < row.tail_end; p += kWarp) out[p] = 0;
 }

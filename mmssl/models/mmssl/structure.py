@@ -17,7 +17,7 @@ from mmssl import ops
 from mmssl.graph import InteractionGraph
 from mmssl.models.mmssl.config import StructureConfig
 from mmssl.models.mmssl.model import MultiModalEmbeddings
-from mmssl.ops.dispatch import use_native
+from mmssl.ops.dispatch import runs_on_gpu
 from mmssl.ops.masked_similarity import masked_similarity_reference
 
 
@@ -65,9 +65,13 @@ class LatestStructure(StructureLearner):
         self.latest = torch.full(shape, -1, dtype=torch.int32, device=graph.device)
         self.built = self.latest  # the lists that the graphs in use were built from
         self.steps = 0
-        # The kernels of a GPU follow the row pointers, so that their end need not be read.
-        device = graph.device.type
-        self.padded = device != "cpu" and use_native("spmm", device)
+        # The kernels of a GPU follow the row pointers, so that their end need not be read. The
+        # graphs then stay where they are, so that steps can be recorded.
+        whole = isinstance(graph, InteractionGraph)
+        self.padded = whole and runs_on_gpu("spmm", graph.index.rowptr)
+        if self.padded:
+            self.built = self.latest if self.interval == 1 else self.latest.clone()
+            self.graphs = self._build(self.latest)
 
     def step(self, users: Tensor, embeddings: MultiModalEmbeddings, step_of_epoch: int) -> None:
         """See the base class; steps are counted over the whole training, not within an epoch."""
@@ -79,10 +83,39 @@ class LatestStructure(StructureLearner):
 
     def count_step(self) -> None:
         """Count a step that has put its lists into ``latest``, and rebuild if it is time."""
+        due = self.is_due()
+        self.count_recorded()
+        if due:
+            self.built = self._kept()
+            self._use(self._build(self.built))
+
+    def is_due(self) -> bool:
+        """Whether the next step rebuilds the graphs."""
+        return (self.steps + 1) % self.interval == 0
+
+    def count_recorded(self) -> None:
+        """Count a step whose recording has done the rest of :meth:`count_step`."""
         self.steps += 1
-        if self.steps % self.interval == 0:
-            self.built = self.latest if self.interval == 1 else self.latest.clone()
-            self.graphs = self._build(self.built)
+
+    def _kept(self) -> Tensor:
+        """Return the lists as they are now, which later steps don't change."""
+        if self.interval == 1:
+            return self.latest
+        return self.built.copy_(self.latest) if self.padded else self.latest.clone()
+
+    def _use(self, graphs: list[InteractionGraph]) -> None:
+        """Take other graphs, into the arrays of those in use where these are padded."""
+        if not self.padded:
+            self.graphs = graphs
+            return
+        by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+        for own, new in zip(self.graphs, graphs, strict=True):
+            for to, array in zip(_arrays(own), _arrays(new), strict=True):
+                pair = by_dtype.setdefault(to.dtype, ([], []))
+                pair[0].append(to)
+                pair[1].append(array)
+        for own_arrays, new_arrays in by_dtype.values():
+            torch._foreach_copy_(own_arrays, new_arrays)
 
     def _build(self, lists: Tensor) -> list[InteractionGraph]:
         """Build the graphs of (M, U, k) lists."""
@@ -107,9 +140,18 @@ class LatestStructure(StructureLearner):
         self.steps = int(state["steps"])
         if self.interval == 1:
             self.built = self.latest
-        self.graphs = [self.graph] * count
-        if self.steps >= self.interval:
-            self.graphs = self._build(self.built)
+        learned = self.steps >= self.interval
+        if self.padded:
+            self._use(self._build(self.built if learned else torch.full_like(self.latest, -1)))
+        else:
+            self.graphs = self._build(self.built) if learned else [self.graph] * count
+
+
+def _arrays(graph: InteractionGraph) -> list[Tensor]:
+    """Return what a binary graph consists of."""
+    index = graph.index
+    scales = [t for t in (graph.ui.row_scale, graph.iu.row_scale) if t is not None]
+    return [index.rowptr, index.col, index.colptr, index.row, *scales]
 
 
 class ReleasedStructure(StructureLearner):

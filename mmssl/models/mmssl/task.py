@@ -13,7 +13,15 @@ from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.mmssl.loss import LossTerms
 from mmssl.models.mmssl.step import TrainingStep, build_step
-from mmssl.training.state import optimizer_state, prefixed, restore_optimizer, section
+from mmssl.models.mmssl.structure import LatestStructure
+from mmssl.training.recorded import StepPlan
+from mmssl.training.state import (
+    optimizer_state,
+    prefixed,
+    restore_optimizer,
+    section,
+    set_learning_rate,
+)
 from mmssl.training.task import Task
 
 if TYPE_CHECKING:
@@ -51,6 +59,9 @@ class MMSSLTask(Task):
         self.model = self.training_step.model
         self.critic = self.training_step.critic
         self.structure = self.training_step.structure
+        optional = self.training_step.critic_optimizer
+        self.optimizers = (self.training_step.optimizer, *([optional] if optional else []))
+        self.generators = (self.training_step.generator,)
         self.epochs, self.patience = config.training.epochs, config.training.patience
         self.steps_per_epoch = dataset.train.num_edges // self.training_step.batch_size + 1
         self.terms = tuple(self.training_step.loss_names())
@@ -64,18 +75,37 @@ class MMSSLTask(Task):
     def start_epoch(self, epoch: int, step: int) -> None:
         """See the base class."""
         training = self.config.training
-        for group in self.training_step.optimizer.param_groups:
-            group["lr"] = training.lr * training.lr_decay ** (epoch / 50)
+        rate = training.lr * training.lr_decay ** (epoch / 50)
+        set_learning_rate(self.training_step.optimizer, rate)
 
     def step(self, number: int) -> Tensor:
         """See the base class."""
         return self.training_step(self.training_step.draw(), number).to_vector()
 
+    def plan(self, number: int) -> StepPlan:
+        """See the base class; a step draws everything it needs on the device."""
+        assert isinstance(self.structure, LatestStructure)
+        penalty = number % self.config.critic.penalty_interval == 0
+        return StepPlan(
+            kind=(penalty, self.structure.is_due()),
+            inputs=(),
+            compute=lambda inputs: self.step(number),
+            replayed=self.structure.count_recorded,
+        )
+
+    @property
+    def unrecorded(self) -> str:
+        """See the base class."""
+        if self.group.size > 1:
+            return "several processes train the model"
+        if not isinstance(self.structure, LatestStructure):
+            return "structure.schedule = released merges repeated edges, and waits for their number"
+        return "" if self.structure.padded else "there are no kernels for the device"
+
     @property
     def learning_rate(self) -> float:
         """See the base class."""
-        lr: float = self.training_step.optimizer.param_groups[0]["lr"]
-        return lr
+        return float(self.training_step.optimizer.param_groups[0]["lr"])
 
     @torch.no_grad()
     def embed(self) -> Embeddings:

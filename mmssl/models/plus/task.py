@@ -40,6 +40,7 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
 
     section = "plus"
     terms = ("ranking", "contrast", "l2")
+    varies = ""
     pruned: InteractionGraph | None = None  # None: the train graph
 
     def prepare(self, dataset: InteractionDataset) -> None:
@@ -76,6 +77,15 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         given = self.settings.mix
         too_large = self.graph.num_items > MAX_DENSE_ITEMS
         return 0.0 if given == "validation" and too_large else given
+
+    @property
+    def unrecorded(self) -> str:
+        """See the base class."""
+        if self.settings.contrast_weight > 0:
+            return "the contrast has as many rows as a batch has distinct users and items"
+        return (
+            "plus.prune draws another graph in every epoch" if self.pruning else super().unrecorded
+        )
 
     def build(self, dataset: InteractionDataset) -> Plus:
         """See the base class."""
