@@ -7,8 +7,8 @@
 trains on a synthetic graph in 1, 2 and 4 processes, measures, and compares with a prediction:
 
 - memory of a process: what it holds before the graph, its share of what a single process needs on
-  top of that, and what exists in a product only with others: the rows sent and received and the
-  product with them, in the larger of the two directions;
+  top of that, and what exists only with others: the buffers of the rows sent and received, each as
+  large as the larger of the two directions needs, and the product with received rows;
 - bytes sent by a process in a step: ``4 D`` for every row that another process needs, in every hop
   forward and backward; and the rows of the batch.
 
@@ -106,9 +106,9 @@ def work(rank: int, size: int, folder: str, options: dict[str, Any]) -> None:
         seconds = (time.perf_counter() - start) / STEPS
     partition, dim = task.partition, options["dim"]
     views = (task.sharded.ui, task.sharded.iu)
-    exchanges = [view.exchange for view in views]
+    sent, received = ([sum(getattr(v.exchange, k)) for v in views] for k in ("sent", "received"))
     row = dim * (2 if options["wire"] == "bfloat16" else 4)
-    hops = LAYERS * row * sum(sum(e.sent) + sum(e.received) for e in exchanges)
+    hops = 2 * LAYERS * row * sum(sent)  # forward and backward
     batch = 3 * BATCH * 8 + 2 * 3 * BATCH * dim * 4  # ids, and rows of both kinds of embeddings
     result = {
         "rank": rank,
@@ -118,12 +118,9 @@ def work(rank: int, size: int, folder: str, options: dict[str, Any]) -> None:
         "base_bytes": base,
         "building_bytes": building.peak,
         "training_bytes": training.peak,
-        "halo_bytes": max(
-            (sum(v.exchange.sent) + sum(v.exchange.received) + v.local.num_rows) * dim * 4
-            for v in views
-        )
-        if size > 1
-        else 0,
+        "halo_bytes": (max(sent) + max(received)) * row
+        + (max(received) * dim * 4 if options["wire"] == "bfloat16" else 0)
+        + (max(v.local.num_rows for v in views) * dim * 4 if size > 1 else 0),
         "sent_bytes": (group.sent - before) / STEPS,
         "predicted_sent_bytes": hops + batch,
         "seconds_per_step": seconds,

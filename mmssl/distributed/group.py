@@ -7,7 +7,8 @@ statements, so that every collective call is reached by all of them in the same 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -93,6 +94,27 @@ class Processes(Group):
         self.rank, self.size = dist.get_rank(), dist.get_world_size()
         self.sent = 0
         """Bytes that this process has given to collective calls."""
+        self._buffers: dict[str, Tensor] = {}
+
+    def buffer(
+        self, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+    ) -> Tensor:
+        """Return memory for what is exchanged, which the next call with the same name reuses.
+
+        The numbers of rows that travel differ from those of all other tables. Blocks of such sizes,
+        allocated again each time, would break the freed blocks of tables into parts that fit none.
+
+        Args:
+            name: What the memory is used for.
+            shape: Of the tensor.
+            dtype: Its data type.
+            device: Its device.
+        """
+        size = math.prod(shape) * dtype.itemsize
+        held = self._buffers.get(name)
+        if held is None or held.numel() < size:
+            self._buffers[name] = held = torch.empty(size, dtype=torch.uint8, device=device)
+        return held[:size].view(dtype).view(*shape)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """See the base class."""

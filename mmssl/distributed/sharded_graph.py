@@ -25,6 +25,9 @@ from mmssl.graph import GraphView, Normalization
 from mmssl.indexing import pointers
 from mmssl.normalization import degree_scale
 
+# Rows that are packed at a time, so that only this many exist twice.
+_ROWS_AT_ONCE = 1 << 18
+
 
 class Exchange:
     """The rows of a divided table that the processes send each other in every product.
@@ -63,29 +66,49 @@ class Exchange:
         )
 
     def start(self, table: Tensor) -> Callable[[], Tensor]:
-        """Send own rows of a (R, D) table; the result waits for the (H, D) rows of the others."""
-        return self._travel(table.index_select(0, self.rows), self.sent, self.received, self.wire)
+        """Send own rows of a (R, D) table; the result waits for the (H, D) rows of the others.
+
+        It is valid until the next exchange of the group starts.
+        """
+        packed = self._buffer("sent", len(self.rows), table)
+        blocks = zip(packed.split(_ROWS_AT_ONCE), self.rows.split(_ROWS_AT_ONCE), strict=True)
+        for block, rows in blocks:
+            block.copy_(table.index_select(0, rows))
+        return self._travel(packed, table, self.sent, self.received)
 
     def exact(self, table: Tensor) -> Tensor:
         """Return the (H, D) rows of the others, in the data type of the table."""
-        return self._travel(table.index_select(0, self.rows), self.sent, self.received, None)()
+        out = table.new_empty(sum(self.received), table.shape[1])
+        self.group.all_to_all(out, table.index_select(0, self.rows), self.received, self.sent)
+        return out
 
     def start_back(self, grads: Tensor) -> Callable[[], Tensor]:
-        """Send (H, D) gradients to where the rows came from; the result waits for (S, D)."""
-        return self._travel(grads, self.received, self.sent, self.wire)
+        """Send (H, D) gradients to where the rows came from; the result waits for (S, D).
+
+        It is valid until the next exchange of the group starts.
+        """
+        packed = grads
+        if self.wire not in (None, grads.dtype):
+            packed = self._buffer("sent", len(grads), grads).copy_(grads)
+        return self._travel(packed, grads, self.received, self.sent)
 
     def _travel(
-        self, rows: Tensor, sent: list[int], received: list[int], wire: torch.dtype | None
+        self, packed: Tensor, like: Tensor, sent: list[int], received: list[int]
     ) -> Callable[[], Tensor]:
-        packed = rows.to(wire or rows.dtype).contiguous()
-        out = packed.new_empty(sum(received), packed.shape[1])
+        out = self._buffer("received", sum(received), like)
         finish = self.group.start_all_to_all(out, packed, received, sent)
 
         def wait() -> Tensor:
             finish()
-            return out.to(rows.dtype)
+            if out.dtype == like.dtype:
+                return out
+            return self.group.buffer("widened", out.shape, like.dtype, out.device).copy_(out)
 
         return wait
+
+    def _buffer(self, name: str, num_rows: int, like: Tensor) -> Tensor:
+        shape = (num_rows, like.shape[1])
+        return self.group.buffer(name, shape, self.wire or like.dtype, like.device)
 
 
 @dataclass(frozen=True)
@@ -102,6 +125,10 @@ class ShardedView:
         """Return this process's rows (R, D) of the product with a divided (., D) table."""
         out: Tensor = _Product.apply(table, self)
         return out
+
+    def product(self, table: Tensor) -> Tensor:
+        """Compute :meth:`multiply` without a gradient."""
+        return _two_products(self.exchange.start(table), self.local, self.remote, table)
 
     def edges(self) -> tuple[Tensor, Tensor]:
         """Return the edges of this process: rows, counted from its first, and all columns."""
@@ -125,7 +152,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, view: ShardedView) -> Tensor:
         ctx.view = view
-        return _two_products(view.exchange.start(table), view.local, view.remote, table)
+        return view.product(table)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -290,9 +317,33 @@ class ShardedGraph:
             item: (I', D) rows of its items.
             num_layers: Number of layers.
         """
-        user_sum, item_sum = user, item
+        assert self.normalization == "sym"  # the gradient's matrix is the same
+        out: tuple[Tensor, Tensor] = _Propagated.apply(user, item, self, num_layers)
+        return out
+
+    def _mean_of_layers(self, user: Tensor, item: Tensor, num_layers: int) -> tuple[Tensor, Tensor]:
+        # Horner's scheme, x + S (x + S (x + ...)), needs no table for the sum.
+        users, items = user, item
         for _ in range(num_layers):
-            user, item = self.ui.multiply(item), self.iu.multiply(user)
-            user_sum, item_sum = user_sum + user, item_sum + item
+            users, items = self.ui.product(items).add_(user), self.iu.product(users).add_(item)
         scale = 1.0 / (num_layers + 1)
-        return user_sum * scale, item_sum * scale
+        return (
+            (users.mul_(scale), items.mul_(scale)) if num_layers else (user.clone(), item.clone())
+        )
+
+
+class _Propagated(torch.autograd.Function):
+    """The mean of the layers, whose matrix is symmetric: the gradient is that of the gradients."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, user: Tensor, item: Tensor, graph: ShardedGraph, num_layers: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.graph, ctx.num_layers = graph, num_layers
+        return graph._mean_of_layers(user, item, num_layers)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_user: Tensor, grad_item: Tensor) -> tuple[Tensor | None, ...]:
+        grads = grad_user.contiguous(), grad_item.contiguous()
+        return *ctx.graph._mean_of_layers(*grads, ctx.num_layers), None, None
