@@ -185,22 +185,18 @@ bool propagated_bpr(const Layers<A>& m, const Triples& batch, Sides<const A> x, 
   if (m.ui.value != nullptr && !(is_index(m.ui, pool) && is_index(m.iu, pool))) return false;
   const Places places(batch, m.ui.rows, m.iu.rows);
   const RowsOfMatrix<A> ui(m.ui, places.users), iu(m.iu, places.items);
-  const int64_t pairs = std::min<int64_t>(m.count - 1, 2), rows = m.ui.rows + m.iu.rows;
-  const Buffer<A> scratch(pairs * rows * m.d);
+  const int64_t rows = m.count > 1 ? m.ui.rows + m.iu.rows : 0;
+  const Buffer<A> scratch(rows * m.d);
   const bool good =
       for_column_blocks<A>(m.d, pool, [&](int64_t k, int64_t columns, const auto& launch) {
         Layers<A> part = m;
         part.d = columns;
-        const auto pair = [&](int64_t n) {
-          A* at = scratch.get() + (k * pairs + n * columns) * rows;
-          return n < pairs ? Sides<A>{at, at + m.ui.rows * columns, columns} : Sides<A>{};
-        };
         const Sides<const A> own = x.columns_from(k);
         const auto hop = [&](int64_t l) {
           if (l < m.count) return Hop<A>{m.ui, m.iu, own};
           return Hop<A>{ui.args(), iu.args(), own, places.users.row(), places.items.row()};
         };
-        run_hops(part, hop, own, found.columns_from(k), pair(0), pair(1), launch);
+        run_chains(part, hop, own, found.columns_from(k), scratch.get() + k * rows, launch);
       });
   if (!good) return false;
   const auto clear = [&](A* table, int64_t from, int64_t to) {
@@ -254,15 +250,13 @@ bool propagated_bpr_backward(const Layers<A>& m, const Triples& batch, Sides<con
     add_rows(places.items, decay, x.item + k, g.item + k, last_g.item + k, m.d, columns);
     Layers<A> part = m;
     part.d = columns;
-    A* at = scratch + (all > 0 ? k * all : 0);
     const Sides<const A> first{g.user + k, g.item + k, m.d};
     const Sides<const A> last{last_g.user + k, last_g.item + k, m.d};
     const auto hop = [&](int64_t l) {
       return Hop<A>{l == 1 ? ui.args() : m.ui, l == 1 ? iu.args() : m.iu,
                     l == m.count ? last : first, places.users.number(), places.items.number()};
     };
-    const Sides<A> to = out.columns_from(k);
-    run_hops(part, hop, first, to, {at, at + m.ui.rows * columns, columns}, to, launch);
+    run_chains(part, hop, first, out.columns_from(k), scratch + k * all, launch);
   });
 }
 

@@ -23,7 +23,7 @@ struct Layers {
   A scale = 1;
 
   int64_t size() const { return (ui.rows + iu.rows) * d; }
-  // Numbers of the table pair that the hops write in turn with the result.
+  // Numbers of a table pair for the hops between the first and the last.
   int64_t scratch() const { return count > 1 ? size() : 0; }
 };
 
@@ -47,45 +47,68 @@ struct Hop {
   const int32_t* item_row = nullptr;
 };
 
-// The hops 1 to m.count from x to out. hop(l) is the Hop number l; its column scales matter for the
-// first one only. Hops before the last write, in turn, to `last` and, before that, to `other`, which
-// has a use from three hops on. Neither may overlap what a hop reads; out may be one of them.
-// `launch` takes the products of a hop as a span.
-template <class A, class HopOf, class Launch>
-void run_hops(const Layers<A>& m, const HopOf& hop, Sides<const A> x, Sides<A> out, Sides<A> last,
-              Sides<A> other, const Launch& launch) {
+// The product of hop number l for one side, from the other side of the hop before.
+template <class A>
+SparseProduct<A, A> product_of(const Layers<A>& m, const Hop<A>& hop, int64_t l, bool for_users,
+                               const A* x, int64_t x_stride, A* y, int64_t y_stride) {
+  SparseArgs<A> a = for_users ? hop.ui : hop.iu;
+  if (l > 1) a.col_scale = nullptr;
+  Epilogue<A, A> e{for_users ? hop.base.user : hop.base.item, hop.base.stride};
+  e.base_row = for_users ? hop.user_row : hop.item_row;
+  if (l == m.count) {
+    e.scale = m.scale;
+  } else {
+    e.factor = for_users ? m.iu.col_scale : m.ui.col_scale;
+  }
+  return {a, x, y, m.d, x_stride, y_stride, e};
+}
+
+// Hop by hop, both sides at once: `launch` takes the products of a hop as a span. scratch:
+// m.scratch() numbers, which the hops write in turn with out. No table may overlap another.
+template <class A, class Launch>
+void run_layers(const Layers<A>& m, Sides<const A> x, Sides<A> out, A* scratch,
+                const Launch& launch) {
+  const Sides<A> pair{scratch, scratch + m.ui.rows * m.d, m.d};
+  const Hop<A> hop{m.ui, m.iu, x};
   Sides<const A> z = x;
   for (int64_t l = 1; l <= m.count; ++l) {
-    Hop<A> h = hop(l);
-    if (l > 1) h.ui.col_scale = h.iu.col_scale = nullptr;
-    const int64_t left = m.count - l;
-    const Sides<A> y = left == 0 ? out : left % 2 == 1 ? last : other;
-    Epilogue<A, A> user{h.base.user, h.base.stride}, item{h.base.item, h.base.stride};
-    user.base_row = h.user_row, item.base_row = h.item_row;
-    if (left == 0) {
-      user.scale = item.scale = m.scale;
-    } else {
-      user.factor = m.iu.col_scale, item.factor = m.ui.col_scale;
-    }
-    const SparseProduct<A, A> products[] = {{h.ui, z.item, y.user, m.d, z.stride, y.stride, user},
-                                            {h.iu, z.user, y.item, m.d, z.stride, y.stride, item}};
+    const Sides<A> y = (m.count - l) % 2 == 0 ? out : pair;
+    const SparseProduct<A, A> products[] = {
+        product_of(m, hop, l, true, z.item, z.stride, y.user, y.stride),
+        product_of(m, hop, l, false, z.user, z.stride, y.item, y.stride)};
     launch(std::span<const SparseProduct<A, A>>(products));
     z = {y.user, y.item, y.stride};
   }
 }
 
-// scratch: m.scratch() numbers. No table may overlap another.
-template <class A, class Launch>
-void run_layers(const Layers<A>& m, Sides<const A> x, Sides<A> out, A* scratch,
-                const Launch& launch) {
-  const auto hop = [&](int64_t) { return Hop<A>{m.ui, m.iu, x}; };
-  run_hops(m, hop, x, out, Sides<A>{scratch, scratch + m.ui.rows * m.d, m.d}, out, launch);
-}
-
 namespace cpu {
 
+// The hops 1 to m.count from x to out, for callers with a cache. A side depends on the other side of
+// the hop before and on nothing else of that hop, so that the products form two chains of L. One
+// after the other needs fewer tables, and each reads what the one before has just written.
+//
+// hop(l) is the Hop number l; its column scales matter for the first one only. scratch: m.scratch()
+// numbers. No table may overlap another.
+template <class A, class HopOf, class Launch>
+void run_chains(const Layers<A>& m, const HopOf& hop, Sides<const A> x, Sides<A> out, A* scratch,
+                const Launch& launch) {
+  const Sides<A> pair{scratch, scratch == nullptr ? nullptr : scratch + m.ui.rows * m.d, m.d};
+  for (const bool last_is_user : {true, false}) {
+    Sides<const A> z = x;
+    for (int64_t l = 1; l <= m.count; ++l) {
+      const bool for_users = last_is_user == ((m.count - l) % 2 == 0);
+      const Sides<A> y = l == m.count ? out : pair;
+      const SparseProduct<A, A> product =
+          product_of(m, hop(l), l, for_users, for_users ? z.item : z.user, z.stride,
+                     for_users ? y.user : y.item, y.stride);
+      launch(std::span(&product, 1));
+      z = {y.user, y.item, y.stride};
+    }
+  }
+}
+
 // Calls run(first column, number of columns, launch) until all columns are done, and returns false
-// if the index is bad; see spmm. `launch` is for run_hops.
+// if the index is bad; see spmm. `launch` is for run_chains.
 //
 // Where the columns can be divided into whole cache lines, a thread takes its columns through all
 // hops: it then reads only what it has written, which matters most where threads have no
@@ -117,8 +140,10 @@ bool propagate_layers(const Layers<A>& m, Sides<const A> x, Sides<A> out, A* scr
   return for_column_blocks<A>(m.d, pool, [&](int64_t k, int64_t columns, const auto& launch) {
     Layers<A> part = m;
     part.d = columns;
-    A* own = scratch + (m.count > 1 ? k * (m.ui.rows + m.iu.rows) : 0);
-    run_layers(part, x.columns_from(k), out.columns_from(k), own, launch);
+    A* own = m.count > 1 ? scratch + k * (m.ui.rows + m.iu.rows) : nullptr;
+    const Sides<const A> from = x.columns_from(k);
+    const auto hop = [&](int64_t) { return Hop<A>{m.ui, m.iu, from}; };
+    run_chains(part, hop, from, out.columns_from(k), own, launch);
   });
 }
 
