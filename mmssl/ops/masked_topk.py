@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mmssl import _extension
 from mmssl.indexing import row_edges
 from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Bad, Sample, sample_graph
@@ -81,7 +82,7 @@ def masked_topk(
     if is_cpu_half(user_emb):
         user_emb, item_emb = user_emb.float(), item_emb.float()
     native = use_native("masked_topk", user_emb.device.type, user_emb.dtype)
-    if native and user_emb.device.type == "cuda" and k > _MAX_CUDA_K:
+    if native and _extension.on_gpu(user_emb) and k > _MAX_CUDA_K:
         if requested_backend() == "native":
             raise RuntimeError(
                 "mmssl.ops.masked_topk: backend 'native' is required, but the CUDA kernel makes "

@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmssl import ops
+from mmssl import _extension, ops
 from mmssl.graph import GraphView, InteractionGraph
 from mmssl.ops.masked_topk import masked_topk_reference
 from tests.ops.graphs import DTYPES, on, random_view, slack
@@ -43,7 +43,7 @@ def native(
 ) -> Lists:
     users = None if users is None else users.to(device)
     exclude = None if exclude is None else on(exclude, device)
-    too_long = device == "cuda" and k > 1024
+    too_long = _extension.on_gpu(user.to(device)) and k > 1024
     with ops.backend("auto" if too_long else "native"):
         scores, items = ops.masked_topk(
             user.to(device), item.to(device), k, users=users, exclude=exclude

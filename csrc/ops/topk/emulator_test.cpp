@@ -104,6 +104,16 @@ int main() {
     wrong += check<bf16, float>(c, 2);
     wrong += check<double, double>(c, 1);
   }
+  // Few users on many multiprocessors: the items are divided.
+  const Case divided[] = {
+      {"parts", 3, 5000, 9, 20, 0, true, false},
+      {"parts and ties", 2, 4111, 1, 7, 0, true, true},
+      {"parts and long lists", 1, 2500, 2, 1024, 0, false, false},
+  };
+  for (const Case& c : divided) {
+    wrong += check<float, float>(c, 64);
+    wrong += check<double, double>(c, 3);
+  }
   std::printf(wrong == 0 ? "emulated CUDA masked_topk: ok\n" : "emulated CUDA masked_topk: FAILED\n");
   return wrong != 0;
 }

@@ -1,4 +1,5 @@
-// A block ranks kUsers users at a time. For each tile of kItems items its threads compute the
+// A block ranks kUsers users at a time, where there are few users only among a part of the items; a
+// second launch then merges the parts. For each tile of kItems items its threads compute the
 // scores, one item per thread; then its warps append, in the order of the items, what exceeds a
 // user's threshold to the user's candidates, and cut these back to the best k whenever they fill
 // their buffer. Candidates live in global memory (they stay in the L2 cache), one buffer per user
@@ -113,15 +114,65 @@ __device__ void sort(A* score, int32_t* item, int size) {
   }
 }
 
+// How a call is divided, and its scratch.
+template <class A>
+struct Plan {
+  int64_t blocks;      // of the first launch
+  int64_t parts;       // of the items
+  int64_t part_items;  // a multiple of kItems
+  int capacity;        // of the candidates of a user in a part
+  A* score;            // (blocks, kUsers, capacity), then (tiles, kUsers, parts k) where parts > 1
+  int32_t* item;       // the same
+  int32_t* count;      // (blocks, kUsers) where parts > 1
+
+  int64_t merged_entries;
+
+  __host__ __device__ int64_t entries() const { return blocks * kUsers<A> * capacity; }
+  int64_t bytes() const {
+    const int64_t counts = blocks * kUsers<A> * int64_t(sizeof(int32_t));
+    return (entries() + merged_entries) * int64_t(sizeof(A) + sizeof(int32_t)) + counts;
+  }
+  // Those of a user in one part.
+  __device__ Candidates<A> of(int64_t block, int r) const {
+    const int64_t at = (block * kUsers<A> + r) * capacity;
+    return {score + at, item + at};
+  }
+  // Those of a user in all parts.
+  __device__ Candidates<A> merged(int64_t tile, int r, int k) const {
+    const int64_t at = entries() + (tile * kUsers<A> + r) * parts * k;
+    return {score + at, item + at};
+  }
+};
+
+// Sorts the candidates of a user and writes the best; the whole block.
+template <class T, class A>
+__device__ void write_best(const TopkArgs<T, A>& a, int64_t row, const Candidates<A>& c, int count,
+                           int k) {
+  __shared__ A best_score[kMaxTopk];
+  __shared__ int32_t best_item[kMaxTopk];
+  const A worst = -A(INFINITY);
+  int sorted_size = 1;
+  while (sorted_size < k) sorted_size *= 2;
+  for (int n = threadIdx.x; n < sorted_size; n += kThreads) {
+    best_score[n] = n < count ? c.score[n] : worst;
+    best_item[n] = n < count ? c.item[n] : INT32_MAX;
+  }
+  __syncthreads();
+  sort(best_score, best_item, sorted_size);
+  for (int64_t n = threadIdx.x; n < a.k; n += kThreads) {
+    const bool real = n < count;
+    a.scores[row * a.k + n] = real ? best_score[n] : worst;
+    a.items[row * a.k + n] = real ? best_item[n] : -1;
+  }
+  __syncthreads();
+}
+
 template <class T, class A>
 __global__ void __launch_bounds__(kThreads, kResident)
-    topk_kernel(TopkArgs<T, A> a, A* __restrict__ scratch_score, int32_t* __restrict__ scratch_item,
-                int capacity) {
+    topk_kernel(TopkArgs<T, A> a, const Plan<A> plan) {
   __shared__ A item_tile[kDepth<A>][kItems + 1];
   alignas(16) __shared__ A user_tile[kDepth<A>][kUsers<A>];
   __shared__ A score[kUsers<A>][kItems];
-  __shared__ A best_score[kMaxTopk];
-  __shared__ int32_t best_item[kMaxTopk];
   __shared__ A threshold[kUsers<A>];
   __shared__ int count[kUsers<A>];
   __shared__ int64_t user[kUsers<A>];  // -1: none
@@ -129,11 +180,13 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32;
   const int k = int(a.k < a.num_items ? a.k : a.num_items);
   const A worst = -A(INFINITY);
-  int sorted_size = 1;
-  while (sorted_size < k) sorted_size *= 2;
+  const int capacity = plan.capacity;
+  // With several parts every block has one tile of users.
+  const int64_t begin = int64_t(blockIdx.x) % plan.parts * plan.part_items;
+  const int64_t end = begin + plan.part_items < a.num_items ? begin + plan.part_items : a.num_items;
 
-  for (int64_t first = int64_t(blockIdx.x) * kUsers<A>; first < a.batch;
-       first += int64_t(gridDim.x) * kUsers<A>) {
+  for (int64_t first = int64_t(blockIdx.x) / plan.parts * kUsers<A>; first < a.batch;
+       first += int64_t(gridDim.x) / plan.parts * kUsers<A>) {
     if (thread < kUsers<A>) {
       int64_t u = -1;
       if (first + thread < a.batch) u = a.users == nullptr ? first + thread : a.users[first + thread];
@@ -144,7 +197,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     }
     __syncthreads();
 
-    for (int64_t j0 = 0; j0 < a.num_items; j0 += kItems) {
+    for (int64_t j0 = begin; j0 < end; j0 += kItems) {
       A sum[kUsers<A>] = {};
       for (int64_t k0 = 0; k0 < a.d; k0 += kDepth<A>) {
         for (int n = thread; n < kItems * kDepth<A>; n += kThreads) {
@@ -181,8 +234,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
           }
           __syncwarp();
         }
-        const int64_t buffer = (int64_t(blockIdx.x) * kUsers<A> + r) * capacity;
-        const Candidates<A> c = {scratch_score + buffer, scratch_item + buffer};
+        const Candidates<A> c = plan.of(blockIdx.x, r);
         int own = count[r];
         A limit = threshold[r];
         for (int part = 0; part < kItems; part += 32) {
@@ -215,8 +267,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     }
 
     for (int r = 0; r < kUsers<A> && first + r < a.batch; ++r) {
-      const int64_t buffer = (int64_t(blockIdx.x) * kUsers<A> + r) * capacity;
-      const Candidates<A> c = {scratch_score + buffer, scratch_item + buffer};
+      const Candidates<A> c = plan.of(blockIdx.x, r);
       // The warp that may change the count is the only one to look at it.
       if (warp == r % kWarps && count[r] > k) {
         A limit = worst;
@@ -225,19 +276,43 @@ __global__ void __launch_bounds__(kThreads, kResident)
         if (lane == 0) count[r] = left;
       }
       __syncthreads();
-      for (int n = thread; n < sorted_size; n += kThreads) {
-        best_score[n] = n < count[r] ? c.score[n] : worst;
-        best_item[n] = n < count[r] ? c.item[n] : INT32_MAX;
+      if (plan.parts == 1) {
+        write_best(a, first + r, c, count[r], k);
+      } else if (thread == 0) {
+        plan.count[int64_t(blockIdx.x) * kUsers<A> + r] = count[r];
       }
-      __syncthreads();
-      sort(best_score, best_item, sorted_size);
-      for (int64_t n = thread; n < a.k; n += kThreads) {
-        const bool real = n < count[r];
-        a.scores[(first + r) * a.k + n] = real ? best_score[n] : worst;
-        a.items[(first + r) * a.k + n] = real ? best_item[n] : -1;
-      }
-      __syncthreads();
     }
+  }
+}
+
+// A block for each tile of users. Parts lie in the order of the items, and so do the candidates within.
+template <class T, class A>
+__global__ void __launch_bounds__(kThreads, kResident)
+    merge_kernel(TopkArgs<T, A> a, const Plan<A> plan) {
+  __shared__ int count[kUsers<A>];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int k = int(a.k < a.num_items ? a.k : a.num_items);
+  const int64_t tile = blockIdx.x, first = tile * kUsers<A>;
+  for (int r = warp; r < kUsers<A> && first + r < a.batch; r += kWarps) {
+    const Candidates<A> all = plan.merged(tile, r, k);
+    int total = 0;
+    for (int64_t part = 0; part < plan.parts; ++part) {
+      const int64_t block = tile * plan.parts + part;
+      const Candidates<A> c = plan.of(block, r);
+      const int own = plan.count[block * kUsers<A> + r];
+      for (int j = lane; j < own; j += 32) {
+        all.score[total + j] = c.score[j], all.item[total + j] = c.item[j];
+      }
+      total += own;
+    }
+    __syncwarp();
+    A limit = 0;
+    if (total > k) total = cut(all, total, k, 0, limit, lane);
+    if (lane == 0) count[r] = total;
+  }
+  __syncthreads();
+  for (int r = 0; r < kUsers<A> && first + r < a.batch; ++r) {
+    write_best(a, first + r, plan.merged(tile, r, k), count[r], k);
   }
 }
 
@@ -248,29 +323,46 @@ int64_t capacity_of(const TopkArgs<T, A>& a) {
   return (2 * k + 128 + 31) / 32 * 32;
 }
 
+// Few users leave multiprocessors idle, which then take a part of the items each.
+constexpr int64_t kMaxParts = 16, kMinPartItems = 4 * kItems;
+
 template <class T, class A>
-int64_t blocks_of(const TopkArgs<T, A>& a, int processors) {
-  const int64_t tiles = (a.batch + kUsers<A> - 1) / kUsers<A>, most = int64_t(processors) * kResident;
-  return tiles < most ? tiles : most;
+Plan<A> plan_of(const TopkArgs<T, A>& a, int processors) {
+  const int64_t tiles = ceil_div(a.batch, kUsers<A>), most = int64_t(processors) * kResident;
+  int64_t parts = 1;
+  while (parts < kMaxParts && 2 * parts * tiles <= most && a.num_items >= 2 * parts * kMinPartItems) {
+    parts *= 2;
+  }
+  Plan<A> plan{};
+  plan.parts = parts;
+  plan.part_items = ceil_div(ceil_div(a.num_items, parts), kItems) * kItems;
+  plan.blocks = parts > 1 || tiles < most ? tiles * parts : most;
+  plan.capacity = int(capacity_of(a));
+  const int64_t k = a.k < a.num_items ? a.k : a.num_items;
+  plan.merged_entries = parts == 1 ? 0 : tiles * kUsers<A> * parts * k;
+  return plan;
 }
 
 }  // namespace
 
 template <class T, class A>
 int64_t topk_scratch(const TopkArgs<T, A>& a, int processors) {
-  const int64_t entries = blocks_of(a, processors) * kUsers<A> * capacity_of(a);
-  return entries * int64_t(sizeof(A) + sizeof(int32_t));
+  return plan_of(a, processors).bytes();
 }
 
 template <class T, class A>
 cudaError_t launch_masked_topk(const TopkArgs<T, A>& a, void* scratch, int processors,
                                cudaStream_t stream) {
   if (a.batch == 0 || a.k == 0) return cudaSuccess;
-  const int64_t blocks = blocks_of(a, processors), capacity = capacity_of(a);
-  A* score = static_cast<A*>(scratch);
-  int32_t* item = reinterpret_cast<int32_t*>(score + blocks * kUsers<A> * capacity);
-  MMSSL_LAUNCH((topk_kernel<T, A>), unsigned(blocks), kThreads, stream, a, score, item,
-               int(capacity));
+  Plan<A> plan = plan_of(a, processors);
+  const int64_t entries = plan.entries() + plan.merged_entries;
+  plan.score = static_cast<A*>(scratch);
+  plan.item = reinterpret_cast<int32_t*>(plan.score + entries);
+  plan.count = plan.item + entries;
+  MMSSL_LAUNCH((topk_kernel<T, A>), unsigned(plan.blocks), kThreads, stream, a, plan);
+  if (plan.parts > 1) {
+    MMSSL_LAUNCH((merge_kernel<T, A>), num_blocks(a.batch, kUsers<A>), kThreads, stream, a, plan);
+  }
   return cudaGetLastError();
 }
 
