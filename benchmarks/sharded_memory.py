@@ -2,7 +2,7 @@
 
 ::
 
-    python -m benchmarks.sharded_memory --users 5000000 --items 500000 --edges 25000000 --dim 32
+    python -m benchmarks.sharded_memory --users 5000000 --items 500000 --edges 10000000 --dim 32
 
 trains on a synthetic graph in 1, 2 and 4 processes, measures, and compares with a prediction:
 
@@ -12,8 +12,10 @@ trains on a synthetic graph in 1, 2 and 4 processes, measures, and compares with
 - bytes sent by a process in a step: ``4 D`` for every row that another process needs, in every hop
   forward and backward; and the rows of the batch.
 
-Memory is the largest private resident memory (RssAnon) during the steps. With ``--limit-gb`` every
-process may allocate only so much.
+Memory is the largest private resident memory (RssAnon) during the steps. ``--limit 6`` trains again
+with at most 6 GB of data per process (RLIMIT_DATA: the heap and private writable mappings, whether
+they are backed by memory or not), and tells which numbers of processes can. ``--plot FILE`` draws
+the memory of a process by their number.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from mmssl.data.dataset import Interactions
 from mmssl.distributed.group import Processes
 from mmssl.memory import keep_freed_memory
 from mmssl.models.sharded import ShardedLightGCNTask
+from mmssl.plotting import BLUE, INK, MUTED, figure_to_svg
 
 RESULTS = Path(__file__).parent / "results" / "scale" / "sharded-memory.json"
 LAYERS, BATCH, STEPS = 2, 2048, 2
@@ -82,8 +85,8 @@ def work(rank: int, size: int, folder: str, options: dict[str, Any]) -> None:
     """Train in one of the processes and write what it measured."""
     torch.set_num_threads(1)
     keep_freed_memory()
-    if options["limit_gb"]:
-        limit = int(options["limit_gb"] * 1e9)
+    if options["limit"]:
+        limit = int(options["limit"] * 1e9)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     dist.init_process_group("gloo", f"file://{folder}/store-{size}", rank=rank, world_size=size)
     group = Processes(sharded=True)
@@ -135,29 +138,77 @@ def measure(size: int, folder: str, options: dict[str, Any]) -> list[dict[str, A
     return [json.loads(Path(folder, f"{size}-{rank}.json").read_text()) for rank in range(size)]
 
 
-def table(runs: dict[int, list[dict[str, Any]]], options: dict[str, Any]) -> list[str]:
+def trains_within(size: int, folder: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Train in ``size`` processes with limited memory; return what happened."""
+    Path(folder, f"store-{size}").unlink(missing_ok=True)
+    try:
+        measure(size, folder, options)
+    except torch.multiprocessing.ProcessRaisedException as error:
+        reason = str(error).strip().splitlines()[-1]
+        if "allocate memory" not in reason and "MemoryError" not in reason:
+            raise
+        return {"trains": False, "reason": reason}
+    return {"trains": True}
+
+
+def predicted_bytes(process: dict[str, Any], alone: dict[str, Any], nodes: int) -> float:
+    """Return the memory of a process from that of the run in a single one."""
+    own = alone["training_bytes"] - alone["base_bytes"]
+    share = (process["users"] + process["items"]) / nodes
+    total: float = process["base_bytes"] + share * own + process["halo_bytes"]
+    return total
+
+
+def largest(ranks: list[dict[str, Any]]) -> dict[str, Any]:
+    return max(ranks, key=lambda rank: rank["training_bytes"])
+
+
+def table(record: dict[str, Any]) -> list[str]:
     """Compare every run with the prediction from the run in a single process."""
-    nodes = options["users"] + options["items"]
+    options, runs, limited = (record[key] for key in ("options", "runs", "limited"))
+    limit = f" with at most {options['limit']:g} GB" if options["limit"] else ""
     lines = [
-        "| processes | memory of a process | predicted | sent in a step by one | predicted |",
-        "|---|---|---|---|---|",
+        "| processes | memory of a process | predicted | sent in a step by one | predicted |"
+        + (f" trains{limit} |" if limit else ""),
+        "|---|---|---|---|---|" + ("---|" if limit else ""),
     ]
-    alone = runs.get(1)
     for size, ranks in runs.items():
-        worst = max(ranks, key=lambda r: r["training_bytes"])
-        expected = ""
-        if alone is not None:
-            own = alone[0]["training_bytes"] - alone[0]["base_bytes"]
-            share = (worst["users"] + worst["items"]) / nodes
-            predicted = worst["base_bytes"] + share * own + worst["halo_bytes"]
+        worst, expected = largest(ranks), ""
+        if 1 in runs:
+            predicted = predicted_bytes(worst, runs[1][0], options["users"] + options["items"])
             expected = f"{predicted / 1e9:.2f} GB ({worst['training_bytes'] / predicted - 1:+.0%})"
         sent = max(r["sent_bytes"] for r in ranks)
         model = max(r["predicted_sent_bytes"] for r in ranks)
-        lines.append(
+        line = (
             f"| {size} | {worst['training_bytes'] / 1e9:.2f} GB | {expected} | {sent / 1e6:.1f} MB "
             f"| {model / 1e6:.1f} MB ({sent / model - 1:+.1%}) |"
         )
+        if limit:
+            line += " yes |" if limited[size]["trains"] else " no, out of memory |"
+        lines.append(line)
     return lines
+
+
+def draw(figure: Any, record: dict[str, Any]) -> None:
+    """Draw the memory of the largest process against the number of processes."""
+    options, runs = record["options"], record["runs"]
+    nodes = options["users"] + options["items"]
+    worst = [largest(ranks) for ranks in runs.values()]
+    axes = figure.subplots()
+    places = range(len(runs))
+    heights = [w["training_bytes"] / 1e9 for w in worst]
+    axes.bar(places, heights, width=0.5, color=BLUE, label="measured")
+    predicted = [predicted_bytes(w, runs[1][0], nodes) / 1e9 for w in worst]
+    axes.plot(places, predicted, "o--", color=INK, markersize=5, label="predicted")
+    if options["limit"]:
+        axes.axhline(options["limit"], color=MUTED, linewidth=1)
+        axes.annotate(f"limit of {options['limit']:g} GB", (0.99, options["limit"]), ha="right",
+                      va="bottom", xycoords=("axes fraction", "data"), color=MUTED)  # fmt: skip
+    axes.set_xticks(list(places), [str(size) for size in runs])
+    axes.set_xlabel("processes")
+    axes.set_ylabel("memory of the largest process, GB")
+    axes.grid(axis="x", visible=False)
+    axes.legend()
 
 
 def main() -> None:
@@ -169,17 +220,27 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=64)
     parser.add_argument("--wire", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
-    parser.add_argument("--limit-gb", type=float, default=0.0)
+    parser.add_argument("--limit", type=float, default=0.0, help="GB of a process")
     parser.add_argument("--out", type=Path, help=f"for example {RESULTS.name}")
+    parser.add_argument("--plot", type=Path, help="an SVG file; needs --processes 1")
     options = vars(parser.parse_args())
+    out, plot = options.pop("out"), options.pop("plot")
+    sizes = options["processes"]
     with tempfile.TemporaryDirectory() as folder:
         make_edges(options["users"], options["items"], options["edges"], Path(folder))
-        runs = {size: measure(size, folder, options) for size in options["processes"]}
-    print("\n".join(table(runs, options)))
-    out = options.pop("out")
+        runs = {size: measure(size, folder, {**options, "limit": 0}) for size in sizes}
+        limited = (
+            {size: trains_within(size, folder, options) for size in sizes}
+            if options["limit"]
+            else {}
+        )
+    record = {"options": options, "layers": LAYERS, "batch": BATCH, "runs": runs}
+    record |= {"limited": limited, "torch": torch.__version__}
+    print("\n".join(table(record)))
     if out is not None:
-        record = {"options": options, "layers": LAYERS, "batch": BATCH, "runs": runs}
-        out.write_text(json.dumps({**record, "torch": torch.__version__}, indent=1) + "\n")
+        out.write_text(json.dumps(record, indent=1) + "\n")
+    if plot is not None:
+        plot.write_text(figure_to_svg(lambda figure: draw(figure, record), 5, 3) + "\n")
 
 
 if __name__ == "__main__":
