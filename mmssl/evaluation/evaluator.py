@@ -105,7 +105,8 @@ class Evaluator:
         interactions = dataset.val if split == "val" else dataset.test
         user = torch.as_tensor(interactions.user, dtype=torch.int64)
         item = torch.as_tensor(interactions.item, dtype=torch.int64)
-        if user.numel() == 0:
+        # A process of a group may have none.
+        if int(group.sum(torch.tensor(user.numel()))) == 0:
             raise InputError(f"split {split!r}: expected at least one interaction, got none")
         # A sorted array of user * I + item, in which a binary search finds relevant items.
         self._relevant = (user * dataset.num_items + item).sort().values.to(graph.device)

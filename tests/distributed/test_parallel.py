@@ -10,16 +10,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from mmssl.distributed.group import Processes
+from mmssl.distributed.group import SINGLE, Group, Processes
 from mmssl.distributed.partition import Ranges
 from mmssl.distributed.storage import ShardedStore
 from mmssl.training.checkpoint import load_checkpoint
 from mmssl.training.run import RunDirectory
+from mmssl.training.task import create_task
+from tests.conftest import make_dataset
 from tests.distributed.processes import (
     ROUNDED,
     RUNS,
     assert_close,
     assert_same_bits,
+    configuration,
     train,
     train_together,
 )
@@ -96,3 +99,26 @@ def write(folder: Path) -> None:
     store._write(folder / "last.safetensors", tensors, state, keep=1)
     read = store._read(folder / "last.safetensors").tensors
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_process_without_users_items_and_held_out_edges(tmp_path):
+    run_together(2, train_in_one_of_two, tmp_path)
+    torch.testing.assert_close(
+        torch.load(tmp_path / "losses.pt"), some_steps(SINGLE), rtol=1e-5, atol=0
+    )
+
+
+def train_in_one_of_two(folder: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Ranges, "balanced", lambda degree, size: Ranges((0, 0, degree.numel())))
+        losses = some_steps(Processes(sharded=True))
+    torch.save(losses, folder / "losses.pt")
+
+
+def some_steps(group: Group) -> torch.Tensor:
+    model, config = configuration("paper")
+    dataset = make_dataset(30, 12)
+    task = create_task(model, dataset, config, group=group)
+    losses = [task.step(number).double() for number in range(3)]
+    metrics = task.evaluator(dataset, "test").evaluate(task.embed())
+    return torch.cat([*losses, torch.tensor(list(metrics.values()))])

@@ -9,12 +9,13 @@ import torch.distributed as dist
 
 from mmssl.config import load_config
 from mmssl.distributed import partition
-from mmssl.distributed.group import Processes
+from mmssl.distributed.group import SINGLE, Processes
 from mmssl.distributed.partition import Ranges, draw_rows
 from mmssl.distributed.storage import ShardedStore, check_file
 from mmssl.errors import InputError
 from mmssl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from mmssl.training.run import RunDirectory
+from mmssl.training.state import prefixed
 from mmssl.training.task import create_task
 
 needs_gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
@@ -130,6 +131,31 @@ def test_what_needs_all_rows_is_refused(group, tiny_dataset, variant, settings, 
     config = load_config(variant, settings=settings)
     with pytest.raises(InputError, match=message):
         create_task("mmssl", tiny_dataset, config, group=group)
+
+
+@needs_gloo
+@pytest.mark.parametrize(
+    ("model", "variant"), [("mmssl", "paper"), ("mmssl", "plus"), ("lightgcn", "paper")]
+)
+def test_every_table_of_a_checkpoint_is_divided(group, tiny_dataset, model, variant):
+    """What has a row per user or item, and only that; the names are those of one process."""
+    rows = tiny_dataset.num_users, tiny_dataset.num_items
+    config = load_config(variant, settings=["model.embedding_dim=16"])
+    states = []
+    for some in (group, SINGLE):
+        task = create_task(model, tiny_dataset, config, group=some)
+        task.start_epoch(0, 0)
+        task.step(0)
+        best = {**task.embed().tensors(), **prefixed("parameter", task.parameters())}
+        states.append({**task.state(), **best, **prefixed("best", best)})
+        if some is group:
+            for name, tensor in states[0].items():
+                ranges = task.layout(name)
+                held = ranges.num_rows if ranges is not None else None
+                table = tensor.dim() > 1 and tensor.shape[0] in rows
+                assert held == (tensor.shape[0] if table else None), name
+    shapes = [{name: tensor.shape for name, tensor in state.items()} for state in states]
+    assert shapes[0] == shapes[1]
 
 
 @needs_gloo

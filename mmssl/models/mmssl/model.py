@@ -130,7 +130,8 @@ class MMSSL(nn.Module):
 
     def _split(self, columns: Tensor) -> Tensor:
         """Reshape (N, M D) to (M, N, D)."""
-        return columns.view(columns.shape[0], len(self.modalities), -1).transpose(0, 1)
+        shape = columns.shape[0], len(self.modalities), self.config.embedding_dim
+        return columns.view(shape).transpose(0, 1)
 
     def _propagate_ids(self) -> tuple[Tensor, Tensor]:
         """Propagate the ID embeddings over each modality's graph: (M, U, D) and (M, I, D)."""
