@@ -49,6 +49,15 @@ def random_graph(users: int, items: int, edges: int, hub: int, **options) -> Int
     return InteractionGraph.from_edges(user, item, users, items, **options)
 
 
+GRAPHS = {
+    "d": st.one_of(st.integers(1, 80), st.sampled_from([16, 32, 48, 64, 128])),
+    "dtype": st.sampled_from([torch.float32, torch.float64]),
+    "normalization": st.sampled_from(NORMALIZATIONS),
+    "valued": st.booleans(),
+    "hub": st.sampled_from([0, 3000]),
+}
+
+
 def everything(function, graph: InteractionGraph, num_layers: int, tables: list[Tensor]):
     """Results and gradients of a loss that reads the inputs directly as well, like LightGCN's."""
     user, item = (t.detach().clone().requires_grad_() for t in tables)
@@ -60,15 +69,7 @@ def everything(function, graph: InteractionGraph, num_layers: int, tables: list[
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    num_layers=st.integers(0, 5),
-    d=st.one_of(st.integers(1, 80), st.sampled_from([16, 32, 48, 64, 128])),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
-    normalization=st.sampled_from(NORMALIZATIONS),
-    valued=st.booleans(),
-    hub=st.sampled_from([0, 3000]),
-    threads=st.integers(2, 4),
-)
+@given(num_layers=st.integers(0, 5), threads=st.integers(2, 4), **GRAPHS)
 def test_hops_one_by_one_and_the_same_bits_for_any_number_of_threads(
     num_layers, d, dtype, normalization, valued, hub, threads
 ):
@@ -156,13 +157,9 @@ def by_parts(graph, user, item, users, pos_items, neg_items, num_layers):
 @settings(max_examples=40, deadline=None)
 @given(
     num_layers=st.integers(0, 4),
-    d=st.one_of(st.integers(1, 80), st.sampled_from([16, 32, 48, 64, 128])),
-    dtype=st.sampled_from([torch.float32, torch.float64]),
-    normalization=st.sampled_from(NORMALIZATIONS),
-    valued=st.booleans(),
-    hub=st.sampled_from([0, 3000]),
     size=st.sampled_from([1, 7, 300]),
     threads=st.integers(2, 4),
+    **GRAPHS,
 )
 def test_a_step_is_that_of_its_parts_and_the_same_for_any_number_of_threads(
     num_layers, d, dtype, normalization, valued, hub, size, threads
