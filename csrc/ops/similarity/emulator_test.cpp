@@ -14,17 +14,17 @@ namespace {
 using mmssl::test::normal;
 
 struct Problem {
-  int64_t blocks, rows, items, d, capacity;
+  int64_t blocks, rows, items, d, capacity = 0;
   std::vector<int64_t> rowptr{0};
-  std::vector<int32_t> col;
-  std::vector<double> user, item;
+  std::vector<int32_t> col{};
+  std::vector<double> user{}, item{};
 
   mmssl::BatchRows edges() const { return {rows, capacity, rowptr.data(), col.data()}; }
 };
 
 Problem problem(int64_t blocks, int64_t rows, int64_t items, int64_t d) {
   std::mt19937 random(5);
-  Problem p{blocks, rows, items, d, 0};
+  Problem p{blocks, rows, items, d};
   for (int64_t b = 0; b < rows; ++b) {
     for (int64_t i = 0; i < items; ++i) {
       if (random() % 4 < unsigned(b % 3)) p.col.push_back(int32_t(i));  // every third row is empty
