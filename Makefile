@@ -24,12 +24,12 @@ SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name 
 help:
 	@echo "make demo        train on MovieLens-100K, compare with baselines, show recommendations"
 	@echo "make test        the fast tests, about two minutes on two cores"
-	@echo "make test-all    the whole test suite, which CI runs"
+	@echo "make test-all    the whole test suite, which CI runs; only long runs on the emulator of CUDA are left to cuda-check"
 	@echo "make lint        ruff and mypy"
 	@echo "make docs        the documentation site, into build/site"
 	@echo "make sanitize    the op tests under address and undefined-behavior sanitizers"
 	@echo "make hardening   kills, soak, malformed files, fuzzing, sanitizers, threads: one table (PARTS=...)"
-	@echo "make cuda-check  compile the CUDA kernels and check their instruction budgets (needs nvcc, no GPU)"
+	@echo "make cuda-check  compile the CUDA kernels, check their instruction budgets and contracts (needs nvcc, no GPU)"
 	@echo "make wheel       source distribution and manylinux_2_28 wheels, into dist/ (PYTHONS=... for more Pythons)"
 	@echo "make test-wheel  the op tests from the installed wheel, with each torch of TORCHES (downloads gigabytes)"
 	@echo "make wheel-cuda  a wheel with the CUDA kernels, built and loaded next to a CUDA torch (downloads one)"
@@ -71,10 +71,10 @@ demo: $(STAMP)
 PYTEST := -m pytest -n 2 --dist loadfile
 
 test: $(STAMP)
-	$(PY) $(PYTEST) -m "not slow"
+	$(PY) $(PYTEST) -m "not slow and not emulated"
 
 test-all: $(STAMP)
-	$(PY) $(PYTEST)
+	$(PY) $(PYTEST) -m "not emulated"
 
 lint: $(STAMP)
 	$(PY) -m ruff check .
@@ -121,6 +121,7 @@ cuda-check: $(STAMP)
 	PYTHON=$(PY) bash csrc/check_cuda.sh
 	$(PY) -m pip install -q --disable-pip-version-check 'nvidia-cuda-nvdisasm>=13'
 	$(PY) -m tools.cuda_budget --check
+	$(PY) -m pytest -n 2 --dist load -m emulated tests/ops/test_cuda_source.py
 
 # One wheel for the Python of the environment and one for each of PYTHONS.
 PYTHONS :=

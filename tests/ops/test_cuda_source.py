@@ -193,14 +193,23 @@ LEFT_OUT = ("any_problem", "many_rows", "every_simd", "memory", "zero_rows_at_an
 
 # The tests of the other ops with CUDA kernels also say what only the CPU checks, such as ids.
 EMULATED = ("norm_act", "keep_mask", "add_normalized", "view_attention", "sample_bpr", "info_nce",
-            "masked_similarity_linear", "bpr_loss", "spmm", "propagate", "propagate_layers",
-            "masked_topk")  # fmt: skip
+            "masked_similarity_linear")  # fmt: skip
+EMULATED_FOR_MINUTES = ("bpr_loss", "spmm", "propagate", "propagate_layers", "masked_topk")
 
 
 @pytest.mark.slow
 @needs_compiler
 @needs_cpu_kernel
-@pytest.mark.parametrize("op", [OPS[name] for name in EMULATED], ids=EMULATED)
+@pytest.mark.parametrize(
+    "op",
+    [
+        *(pytest.param(OPS[name], id=name) for name in EMULATED),
+        *(
+            pytest.param(OPS[name], id=name, marks=pytest.mark.emulated)
+            for name in EMULATED_FOR_MINUTES
+        ),
+    ],
+)
 def test_an_op_keeps_its_contract_on_the_emulated_kernels(op, emulated):
     """The tests of the CPU kernels, run against the CUDA kernels."""
     names = dict.fromkeys([op.name, op.folder, op.name.removesuffix("_loss")])
