@@ -90,6 +90,9 @@ def _train_until(
 
     keep_freed_memory()
     check_installed(arguments.track)
+    for option in ("seeds", "profile"):
+        if arguments.parallel is not None and getattr(arguments, option):
+            raise InputError(f"train: --{option} can't be used with --parallel")
     model, variant = arguments.model or DEFAULT_MODEL, arguments.variant or DEFAULT_VARIANT
     if arguments.profile and (
         arguments.resume
@@ -156,9 +159,6 @@ def _profile(run: Any, dataset: Any, device: str) -> int:
 
 def _check_parallel(arguments: argparse.Namespace, run: Any) -> None:
     mode = arguments.parallel
-    for option in ("seeds", "profile"):
-        if getattr(arguments, option):
-            raise InputError(f"train: --{option} can't be used with --parallel")
     spec = model_spec(run.info.model, run.config.variant)
     if mode not in spec.parallel:
         have = ", ".join(

@@ -177,6 +177,7 @@ def test_an_error_is_reported_once(outputs, error):
     output = outputs[1][len(MODES) + ERRORS.index(error)]
     assert output.codes == [2, 2], output
     assert len(error_lines(output.err)) == 1, output.err
+    assert not (outputs[0] / "failed").exists()
 
 
 @needs_gloo
