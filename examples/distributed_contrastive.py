@@ -72,6 +72,7 @@ def train(rank: int, processes: int, store: str) -> None:
     torch.testing.assert_close(encoder.module.weight.grad, whole.weight.grad)
     if rank == 0:
         print(f"loss of the whole batch: {expected.item():.4f}, the same in {processes} processes")
+    dist.barrier()  # no process leaves while another still reads from it
     dist.destroy_process_group()
 
 
