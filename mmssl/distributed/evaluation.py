@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mmssl import ops
 from mmssl.distributed.group import Processes
-from mmssl.distributed.partition import Partition
+from mmssl.distributed.partition import Partition, within
 from mmssl.evaluation.evaluator import Evaluator, Split
 from mmssl.graph import GraphView, InteractionGraph
 from mmssl.indexing import pointers
@@ -125,7 +125,7 @@ def _of_users(edges: Interactions, users: slice) -> Interactions:
 
 def _columns(view: GraphView, columns: slice) -> GraphView:
     """Return some columns of a view as a view for ``masked_topk``, which reads no transpose."""
-    mine = (view.col >= columns.start) & (view.col < columns.stop)
+    mine = within(view.col, columns)
     count = torch.zeros(view.nnz + 1, dtype=torch.int64, device=view.device)
     torch.cumsum(mine, 0, out=count[1:])
     return GraphView(
