@@ -19,7 +19,7 @@
 #define MMSSL_LAUNCH_SHARED(kernel, grid, block, bytes, stream, ...)                               \
   (cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)),          \
    kernel<<<grid, block, bytes, stream>>>(__VA_ARGS__))
-#define MMSSL_DYNAMIC_SHARED(name) extern __shared__ __align__(16) char name[]
+#define MMSSL_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) char name[]
 #endif
 
 #if defined(__CUDACC__) || defined(MMSSL_EMULATE_CUDA)

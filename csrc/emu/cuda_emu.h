@@ -1,8 +1,9 @@
 // Runs a subset of CUDA C++ on the CPU, for tests: one fiber per thread, blocks one after another.
 //
 // Covers indexing and logic: threadIdx and similar variables, __syncthreads, warp shuffles and
-// votes, static shared memory, tensor cores (emu/tensor.h). Built with -fsanitize=thread it also
-// finds data races within a block (emu/races.h). It shows neither races between blocks nor speed.
+// votes, static shared memory, tensor cores (emu/tensor.h, emu/hopper.h). Built with -fsanitize=thread
+// it also finds data races within a block (emu/races.h). It shows neither races between blocks nor
+// speed.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -11,6 +12,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -49,13 +51,43 @@ struct Index {
 // ThreadSanitizer's frames are larger.
 constexpr size_t kStackBytes = races::kDetected ? 256 << 10 : 64 << 10;
 
-enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kDone };
+enum class State { kReady, kAtBlockBarrier, kAtWarpBarrier, kAtPhase, kDone };
 
 // A copy to shared memory that was started; age: groups of copies ended since.
 struct Copy {
   void* to;
   const void* from;
   int age;
+};
+
+// An mbarrier: what is missing before its phase ends, arrivals and bytes.
+struct Barrier {
+  int32_t bytes;
+  uint16_t missing;
+  uint8_t arrivals, phase;
+
+  void advance() {
+    if (missing == 0 && bytes == 0) missing = arrivals, phase ^= 1;
+  }
+};
+
+// A copy by cp.async.bulk that was started.
+struct BulkCopy {
+  void* to;
+  const void* from;
+  uint32_t bytes;
+  Barrier* barrier;
+};
+
+// A wgmma that was started, of one lane; see emu/hopper.h.
+struct Product {
+  float* d;
+  bool add, first;  // to what d holds; nothing else in flight writes d
+  int age;          // groups of products ended since
+  float before[32];
+  uint64_t from_a, from_b;  // descriptors; 0 for operands in registers
+  bool transposed;
+  uint16_t a[2][16], b[16][16];  // what the lane multiplies: two rows, 16 columns
 };
 
 struct Fiber {
@@ -65,6 +97,10 @@ struct Fiber {
   State state = State::kReady;
   uint64_t exchanged = 0;  // what the other lanes of the warp may read
   std::vector<Copy> copies;
+  std::vector<Product> products;
+  bool fenced = false;                 // since results of a wgmma were waited for
+  const Barrier* barrier = nullptr;    // at which it waits, for the end of a phase of that parity
+  int parity = 0;
   int turn = 0;  // see emu/tensor.h
 };
 
@@ -75,11 +111,23 @@ struct Block {
   unsigned current = 0;  // the running thread
   Index index, grid;
   const std::function<void()>* body = nullptr;
+  std::deque<BulkCopy> bulk_copies;
 };
 
 inline Block*& block() {
   static thread_local Block* instance = nullptr;
   return instance;
+}
+
+// Bulk copies arrive as late as they may: when no thread can go on. Returns whether one has.
+inline bool deliver(Block& b) {
+  if (b.bulk_copies.empty()) return false;
+  const BulkCopy copy = b.bulk_copies.front();
+  b.bulk_copies.pop_front();
+  std::memcpy(copy.to, copy.from, copy.bytes);
+  copy.barrier->bytes -= int32_t(copy.bytes);
+  copy.barrier->advance();
+  return true;
 }
 
 // Suspends the running thread. `unordered`: without memory ordering, as in a shuffle or a vote.
@@ -125,7 +173,10 @@ inline void run_block(Block& b, size_t threads) {
     b.fibers[i].state = State::kReady;
     b.fibers[i].turn = 0;
     b.fibers[i].copies.clear();
+    b.fibers[i].products.clear();
+    b.fibers[i].fenced = false;
   }
+  b.bulk_copies.clear();
   const auto count = [&](size_t begin, size_t end, State state) {
     return size_t(std::count_if(b.fibers.begin() + begin, b.fibers.begin() + end,
                                 [&](const Fiber& fiber) { return fiber.state == state; }));
@@ -151,28 +202,37 @@ inline void run_block(Block& b, size_t threads) {
       progress |= open(warp, std::min(threads, warp + 32), State::kAtWarpBarrier);
     }
     progress |= open(0, threads, State::kAtBlockBarrier);
+    for (size_t i = 0; i < threads; ++i) {
+      Fiber& fiber = b.fibers[i];
+      if (fiber.state != State::kAtPhase || fiber.barrier->phase == fiber.parity) continue;
+      fiber.state = State::kReady;
+      progress = true;
+    }
+    if (!progress) progress = deliver(b);
     if (!progress) {
       b.fibers.clear();  // they can't be resumed
       throw std::runtime_error("emulator: a barrier or shuffle that some threads do not reach");
     }
   }
+  if (!b.bulk_copies.empty()) throw std::runtime_error("emulator: a bulk copy nobody waits for");
   races::acquire(&b);
 }
 
 // The dynamic shared memory of the block, of exactly the size of the launch.
-inline std::vector<char>& dynamic_shared() {
-  static thread_local std::vector<char> bytes;
+constexpr std::align_val_t kSharedAlignment{1024};
+struct FreeShared {
+  void operator()(char* bytes) const { operator delete(bytes, kSharedAlignment); }
+};
+inline std::unique_ptr<char, FreeShared>& dynamic_shared() {
+  static thread_local std::unique_ptr<char, FreeShared> bytes;
   return bytes;
 }
-inline void* shared_base() {
-  void* base = dynamic_shared().data();
-  size_t space = dynamic_shared().size();
-  return std::align(16, space - 16, base, space);
-}
+inline void* shared_base() { return dynamic_shared().get(); }
 
 inline void launch(unsigned grid, unsigned threads, size_t shared, cudaStream_t,
                    const std::function<void()>& body) {
-  dynamic_shared() = std::vector<char>(shared + 16, char(0xff));
+  dynamic_shared().reset(static_cast<char*>(operator new(shared, kSharedAlignment)));
+  std::memset(shared_base(), 0xff, shared);
   if (grid == 0 || threads == 0 || threads > 1024) {
     throw std::runtime_error("emulator: a launch of " + std::to_string(grid) + " blocks of " +
                              std::to_string(threads) + " threads, which a GPU refuses");

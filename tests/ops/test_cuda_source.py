@@ -267,12 +267,13 @@ def test_training_steps_on_the_emulated_kernels(variant, emulated):
 
 
 @needs_compiler
-def test_twins_of_the_tensor_core_instructions(tmp_path):
+@pytest.mark.parametrize("source", ["tensor_test", "hopper_test"])
+def test_twins_of_the_tensor_core_instructions(source, tmp_path):
     program = tmp_path / "twins"
     flags = ["-std=c++20", "-O1", "-fsanitize=address,undefined", "-DMMSSL_EMULATE_CUDA", "-Icsrc"]
     assert CXX is not None
     built = subprocess.run(
-        [CXX, *flags, "csrc/emu/tensor_test.cpp", "-o", str(program)],
+        [CXX, *flags, f"csrc/emu/{source}.cpp", "-o", str(program)],
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert built.returncode == 0, built.stderr
