@@ -131,6 +131,7 @@ def work(rank: int, size: int, folder: str, options: dict[str, Any]) -> None:
         "seconds_per_step": seconds,
     }
     Path(folder, f"{size}-{rank}.json").write_text(json.dumps(result))
+    group.wait()  # no process leaves while another still reads from it
     dist.destroy_process_group()
 
 

@@ -1,7 +1,5 @@
 """Entry point of ``python -m mmssl``, equivalent to the command ``mmssl``."""
 
-import sys
+from mmssl.cli import command
 
-from mmssl.cli import main
-
-sys.exit(main())
+command()

@@ -22,4 +22,13 @@ class LostProcess(RuntimeError):  # noqa: N818
 
     The message is one line. The command line prints it, from one of the remaining processes, as
     ``error: ...`` and exits with code 1.
+
+    Args:
+        reason: How it was noticed.
     """
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            "lost the connection to another process of the run, which failed or was killed: "
+            f"{reason}"
+        )

@@ -64,6 +64,7 @@ def test_example(script, tmp_path):
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
+        timeout=600,  # seconds; some start several processes, which could wait for each other
     )
     assert done.returncode == 0, done.stderr
     assert re.search(r"[0-9]", done.stdout) and not list(tmp_path.iterdir())

@@ -14,9 +14,9 @@ from benchmarks.leaderboard.cell import Budget, Cell, Data
 from benchmarks.leaderboard.entries import ABLATIONS, Entry, ablations, chosen, entries
 from benchmarks.leaderboard.score import FinalTest
 from mmssl.cli.common import Parser
-from mmssl.cli.stop import StopOnSignal
 from mmssl.errors import InputError
 from mmssl.memory import keep_freed_memory
+from mmssl.signals import StopOnSignal
 from mmssl.training.guards import Interrupted
 
 WORK = Path("runs/leaderboard")

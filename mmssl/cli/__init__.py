@@ -10,7 +10,10 @@ import argparse
 import io
 import os
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NoReturn
 
 from mmssl import __version__
 from mmssl.cli import (
@@ -26,10 +29,33 @@ from mmssl.cli import (
     tune,
 )
 from mmssl.cli.common import Parser, printable
-from mmssl.distributed import reports_early
+from mmssl.distributed import launched, reports_early
 from mmssl.errors import Diverged, InputError, LostProcess
 
 _COMMANDS = (data, features, train, tune, evaluate, recommend, report, export, bench, doctor)
+
+
+def command() -> NoReturn:
+    """Run the command of this process, then end the process.
+
+    If it has failed and torchrun has started it, the process ends at once, without what Python does
+    at its end: other processes wait for that, and it takes seconds on a busy machine.
+    """
+    if not launched():
+        sys.exit(main())
+    code: Any = 1
+    try:
+        code = main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+    if code in (0, None) or not isinstance(code, int):
+        sys.exit(code)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(code)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

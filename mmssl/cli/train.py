@@ -15,7 +15,6 @@ from mmssl.cli.common import (
     print_metrics,
     resolve_device,
 )
-from mmssl.cli.stop import StopOnSignal
 from mmssl.distributed import MODES, restarted
 from mmssl.errors import InputError
 from mmssl.models.registry import (
@@ -25,6 +24,7 @@ from mmssl.models.registry import (
     model_spec,
     model_specs,
 )
+from mmssl.signals import StopOnSignal
 
 if TYPE_CHECKING:
     from mmssl.distributed.group import Group
@@ -195,7 +195,9 @@ def _new(
     default = default_run_path(dataset, model, config)
     if arguments.seeds is None:
         out = arguments.out or default
-        if arguments.parallel is not None and restarted() and (out / "config.toml").exists():
+        # The processes must agree, and the leading one may write the file while another looks.
+        exists = restarted() and group.leads and (out / "config.toml").exists()
+        if arguments.parallel is not None and group.any(exists)[0]:
             arguments.resume = True
             run = _kind(group).open(out)
             return [run], run.read_data(dataset), out

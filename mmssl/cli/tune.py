@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from mmssl.cli.common import Commands, add_config_options, add_device_options, resolve_device
-from mmssl.cli.stop import StopOnSignal
 from mmssl.errors import InputError
 from mmssl.models.registry import DEFAULT_MODEL, model_names
+from mmssl.signals import StopOnSignal
 
 _DEFAULT_TRIALS = 20
 _FIXED = ("data", "model", "variant", "preset", "config", "settings", "epochs", "seed", "space")

@@ -219,10 +219,8 @@ def connected(call: Callable[..., T], *arguments: Any, **options: Any) -> T:
     try:
         return call(*arguments, **options)
     except RuntimeError as error:
-        raise LostProcess(
-            "lost the connection to another process of the run, which failed or was killed: "
-            + (str(error).splitlines() or ["no reason given"])[0][:200]
-        ) from error
+        reason = (str(error).splitlines() or ["no reason given"])[0][:200]
+        raise LostProcess(reason) from error
 
 
 class _Total(torch.autograd.Function):

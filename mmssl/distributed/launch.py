@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from mmssl.distributed import reports_early
+from mmssl.distributed import launched, reports_early
 from mmssl.distributed.group import SINGLE, Group, Processes
+from mmssl.distributed.watch import Watch
 from mmssl.errors import InputError, LostProcess
 
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -24,8 +25,9 @@ _TIMEOUT = timedelta(hours=1)
 def joined(mode: str | None, device: str) -> Iterator[tuple[Group, str]]:
     """Join the processes of this run, and end with them.
 
-    Whatever raises in one process ends all of them: the others lose their connection to it. The
-    first process that raises is the only one to say why; the others exit without a word.
+    Whatever raises in one process or kills it ends all of them: the others lose their connection to
+    it. The first process that raises is the only one to say why; the others exit without a word. A
+    process that can't end, because it waits for yet another one, is ended by a :class:`Watch`.
 
     Args:
         mode: One of :data:`mmssl.distributed.MODES`; None for training in a single process.
@@ -48,21 +50,25 @@ def joined(mode: str | None, device: str) -> Iterator[tuple[Group, str]]:
         return
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
-    store = _connect(device)
+    watch = Watch()
     try:
-        yield Processes(sharded=mode == "sharded"), device
-    except Exception as error:
-        if not _is_first(store):
-            raise SystemExit(1 if isinstance(error, LostProcess) else 2) from None
-        raise
+        store = _connect(device, watch)
+        try:
+            yield Processes(sharded=mode == "sharded"), device
+        except BaseException as error:
+            _fail(error, store, watch)
+            raise
+        finally:
+            _disconnect()
+        watch.leave()
     finally:
-        _disconnect()
+        watch.close()
 
 
 def _check_environment(mode: str | None) -> None:
     if mode is None:
         several = os.environ.get("WORLD_SIZE", "1") != "1"
-        if several and "TORCHELASTIC_RUN_ID" in os.environ:
+        if several and launched():
             raise InputError(
                 "train: expected --parallel data or --parallel sharded under torchrun with several "
                 "processes, got neither"
@@ -77,7 +83,7 @@ def _check_environment(mode: str | None) -> None:
         )
 
 
-def _connect(device: str) -> Any:
+def _connect(device: str, watch: Watch) -> Any:
     """Initialize torch's default process group; return the store that all processes share."""
     import torch.distributed as dist
 
@@ -100,10 +106,23 @@ def _connect(device: str) -> Any:
         # The store outlives the processes: after a restart it still has their addresses.
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=_TIMEOUT)
-    except (RuntimeError, ValueError) as error:
+        watch.connect(store, rank, size, os.environ["MASTER_ADDR"], lambda: _is_first(store))
+    except (OSError, RuntimeError, ValueError) as error:
         line = str(error).splitlines()[0]
         raise InputError(f"--parallel: the processes can't connect: {line}") from error
     return store
+
+
+def _fail(error: BaseException, store: Any, watch: Watch) -> None:
+    """Have all processes end; return in the one that reports the error."""
+    code = 1 if isinstance(error, LostProcess) else 2
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        code = error.code
+    watch.fail(code, f"error: {error}" if isinstance(error, Exception) else "interrupted")
+    first = not isinstance(error, Exception) or _is_first(store)
+    watch.drop()
+    if not first:
+        raise SystemExit(code) from None
 
 
 def _disconnect() -> None:

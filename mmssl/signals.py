@@ -11,6 +11,11 @@ import time
 _SAME_REQUEST_SECONDS = 1.0
 
 
+def one_request(first: float, second: float) -> bool:
+    """Whether signals at two times, in seconds, are one request to stop."""
+    return second - first < _SAME_REQUEST_SECONDS
+
+
 class StopOnSignal:
     """Context manager that turns SIGINT, SIGTERM and SIGHUP into a request to save and stop.
 
@@ -48,7 +53,7 @@ class StopOnSignal:
 
     def _handle(self, number: int, _frame: object) -> None:
         now = time.monotonic()
-        if self._signal and now - self._time < _SAME_REQUEST_SECONDS:
+        if self._signal and one_request(self._time, now):
             return
         if self._signal or not self._polled:
             os.write(2, b"interrupted\n")
