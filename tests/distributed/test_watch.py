@@ -20,7 +20,10 @@ from mmssl.errors import InputError, LostProcess
 from mmssl.signals import StopOnSignal
 from tests.processes import forked
 
-pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo"),
+]
 
 PATIENCE = 120  # seconds in which processes must start and end; a hang would last an hour
 GRACE = 1.0
