@@ -214,7 +214,7 @@ inline void run_block(Block& b, size_t threads) {
       throw std::runtime_error("emulator: a barrier or shuffle that some threads do not reach");
     }
   }
-  if (!b.bulk_copies.empty()) throw std::runtime_error("emulator: a bulk copy nobody waits for");
+  if (!b.bulk_copies.empty()) throw std::runtime_error("emulator: a bulk copy that is not waited for");
   races::acquire(&b);
 }
 

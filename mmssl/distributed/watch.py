@@ -32,7 +32,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class _End(NamedTuple):
-    """What ends the process unless it ends by itself before."""
+    """What ends the process unless it ends earlier."""
 
     deadline: float
     code: int
@@ -44,7 +44,7 @@ class Watch:
     """Watches signals and, once connected, the other processes.
 
     A lost process, a signal before the processes are connected and a repeated signal give this one
-    ten seconds to end by itself. Used in the main thread only.
+    ten seconds to end in the usual way. Used in the main thread only.
     """
 
     def __init__(self) -> None:
