@@ -29,13 +29,12 @@ from mmssl.graph import GraphView
 from mmssl.training.pairwise import PairwiseTask
 from mmssl.training.profile import quiet_kineto
 
-REST, LIGHTGCN = "rest", "propagation, BPR and L2"
+REST, LIGHTGCN = "rest", "propagation, BPR, L2 and Adam"
 # Operator or profiler range -> phase.
 PHASE_OF = {
     "mmssl::sample": "sampling",
     "mmssl::propagate_layers": "propagation",
-    "mmssl::propagated_bpr_loss": LIGHTGCN,
-    "mmssl::propagated_bpr_loss_backward": LIGHTGCN,
+    "mmssl::propagated_bpr_step": LIGHTGCN,
     "mmssl::spmm": "item graph",
     "mmssl::info_nce": "softmax and contrast",
     "mmssl::info_nce_backward": "softmax and contrast",
@@ -119,19 +118,21 @@ def parts_of(task: PairwiseTask[Any, Any], step: Callable[[], object]) -> list[P
 
     # Three ids are written, and a line of the graph is read for each.
     once("sampling", limits.copying(batch * 3 * (8.0 + 64.0), device))
-    # Parameter, gradient and both moments are read, all but the gradient written.
-    once("Adam", limits.copying(28.0 * numbers, device))
     with recorded() as calls:
         step()
+    # Parameter, gradient and both moments are read, all but the gradient written.
+    joined = any(name == "propagated_bpr_step" for name, *_ in calls)
+    once(LIGHTGCN if joined else "Adam", limits.copying(28.0 * numbers, device))
     views: dict[int, limits.Gathers] = {}
     for name, arguments, options in calls:
         if name == "propagate_layers":
             graph, layers = arguments[0], arguments[3]
             # A probe reads the rows of both directions, as a hop does forward and again backward.
             once("propagation", _gathers(views, graph.ui, width), 2.0 * layers)
-        elif name == "propagated_bpr_loss":
-            # All rows of all hops, as its definition has them; the op leaves some out.
-            once(LIGHTGCN, _gathers(views, arguments[0].ui, width), 2.0 * arguments[-1])
+        elif name == "propagated_bpr_step":
+            # All rows of all hops and a gradient, as its definition has them; the op has neither.
+            layers = task.model.num_layers
+            once(LIGHTGCN, _gathers(views, arguments[0].ui, width), 2.0 * layers)
             once(LIGHTGCN, limits.copying(4.0 * width * 2 * 3 * batch, device))
         elif name == "spmm":
             once("item graph", _gathers(views, arguments[0], width))
@@ -177,6 +178,6 @@ def recorded() -> Iterator[list[tuple[str, tuple[Any, ...], dict[str, Any]]]]:
         return call
 
     with contextlib.ExitStack() as stack:
-        for name in ("propagate_layers", "propagated_bpr_loss", "spmm", "info_nce", "bpr_loss"):
+        for name in ("propagate_layers", "propagated_bpr_step", "spmm", "info_nce", "bpr_loss"):
             stack.enter_context(mock.patch.object(ops, name, recording(name)))
         yield calls

@@ -5,6 +5,7 @@
 // between levels. (With automatic vectorization gcc 12 keeps the accumulators in memory: 5x
 // slower.)
 #pragma once
+#include <cmath>
 #include <cstdint>
 #include <type_traits>
 
@@ -74,6 +75,27 @@ MMSSL_INLINE Vec<A, kLanes> load(const A* p) {
 template <class A, int kLanes>
 MMSSL_INLINE void store(A* p, Vec<A, kLanes> v) {
   __builtin_memcpy(p, &v, sizeof(v));
+}
+
+// Square roots, correctly rounded at every level. GNU vector types have none, and a compiler makes no
+// vector of calls that may set errno.
+template <class A, int kLanes>
+MMSSL_INLINE Vec<A, kLanes> square_root(Vec<A, kLanes> v) {
+#if defined(__x86_64__)
+  if constexpr (sizeof(v) > 16 && sizeof(A) == 4) {
+    asm("vsqrtps %0, %0" : "+v"(v));
+    return v;
+  } else if constexpr (sizeof(v) > 16) {
+    asm("vsqrtpd %0, %0" : "+v"(v));
+    return v;
+  }
+#endif
+  if constexpr (kLanes == 1) {
+    return std::sqrt(v);
+  } else {
+    for (int i = 0; i < kLanes; ++i) v[i] = std::sqrt(v[i]);
+    return v;
+  }
 }
 
 // bf16 is loaded and stored two to a word: the even columns form one vector, the odd ones another.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import record_function
 
 from mmssl import ops
 from mmssl.distributed.sharded_graph import ShardedGraph
@@ -20,7 +21,9 @@ from mmssl.graph import InteractionGraph
 from mmssl.models.configs import LightGCNConfig
 from mmssl.models.embeddings import Embeddings
 from mmssl.ops import Triples
+from mmssl.ops.propagated_bpr_step import AdamRates
 from mmssl.training.pairwise import PairwiseTask
+from mmssl.training.state import adam_state
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
@@ -128,11 +131,37 @@ class LightGCNTask(PairwiseTask[LightGCN, LightGCNConfig]):
     section = "lightgcn"
     terms = ("bpr", "l2")
     varies = ""
+    phases = (*PairwiseTask.phases, "step")
 
     def build(self, dataset: InteractionDataset) -> LightGCN:
         """See the base class."""
         width, layers = self.config.model.embedding_dim, self.settings.num_layers
         return LightGCN(self.graph, embedding_dim=width, num_layers=layers)
+
+    def train_on(self, batch: Triples) -> Tensor:
+        """See the base class; one process on the CPU does all of it in one call."""
+        if self.device.type != "cpu" or self.group.size > 1:
+            return super().train_on(batch)
+        with record_function("mmssl::step"):
+            ego, settings = self.model.ego(), self.settings
+            user, item = (adam_state(self.optimizer, table) for table in ego)
+            for state in (user, item):
+                state["step"] += 1
+            group = self.optimizer.param_groups[0]
+            beta1, beta2 = group["betas"]
+            rates = AdamRates(group["lr"], beta1, beta2, group["eps"], int(user["step"]))
+            return ops.propagated_bpr_step(
+                self.graph,
+                *ego,
+                user["exp_avg"],
+                item["exp_avg"],
+                user["exp_avg_sq"],
+                item["exp_avg_sq"],
+                *batch,
+                settings.num_layers,
+                settings.reg,
+                rates,
+            )
 
     def losses(self, batch: Triples) -> dict[str, Tensor]:
         """See the base class."""

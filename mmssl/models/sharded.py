@@ -25,6 +25,7 @@ from mmssl.models.plus.loss import sampled_softmax
 from mmssl.models.plus.model import Plus
 from mmssl.models.plus.task import PlusTask
 from mmssl.ops import Triples
+from mmssl.training.pairwise import PairwiseTask
 from mmssl.training.sharded import ShardedPairwiseTask
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ class ShardedLightGCNTask(ShardedPairwiseTask[LightGCN, LightGCNConfig], LightGC
         model = LightGCN(self.sharded, embedding_dim=width, num_layers=layers)
         self.initialize(model.user_embedding, model.item_embedding, std=0.1)
         return model
+
+    def train_on(self, batch: Triples) -> Tensor:
+        """See the base class; the rows of a batch come from several processes."""
+        return PairwiseTask.train_on(self, batch)
 
     def losses(self, batch: Triples) -> dict[str, Tensor]:
         """See the base class."""

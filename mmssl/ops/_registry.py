@@ -33,6 +33,8 @@ class Contract:
     """Arguments that get a gradient; ``view.value`` stands for the edge values of a graph view."""
     derivatives: int = 1
     """How often the result can be differentiated."""
+    updated: tuple[str, ...] = ()
+    """Tensors that are updated in place."""
 
 
 @dataclass(frozen=True)

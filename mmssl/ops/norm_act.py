@@ -289,7 +289,13 @@ def _bad() -> Iterator[Bad]:
 declare(
     Op(
         norm_act,
-        Contract(_samples, _bad, differentiable=("x", "weight", "bias"), derivatives=2),
+        Contract(
+            _samples,
+            _bad,
+            differentiable=("x", "weight", "bias"),
+            derivatives=2,
+            updated=("running_mean", "running_var"),
+        ),
         Words(
             "LeakyReLU, batch normalization, dropout; twice differentiable",
             "intermediate activations",

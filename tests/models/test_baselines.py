@@ -20,6 +20,7 @@ from mmssl.models.popularity import popularity
 from mmssl.training.checkpoint import load_checkpoint, save_checkpoint
 from mmssl.training.fit import fit_run
 from mmssl.training.guards import Interrupted
+from mmssl.training.pairwise import PairwiseTask
 from mmssl.training.run import RunDirectory
 from mmssl.training.task import create_task
 from tests.models.truth import light_convolution
@@ -160,6 +161,23 @@ def test_checkpoint_of_another_version(tmp_path):
         fit_run(run, dataset, show_progress=False, resume=True)
 
 
+def test_a_step_is_that_of_autograd_and_adam():
+    """The step of the CPU, and the one that any model and device takes, with one state."""
+    dataset, config = make_dataset(), load_config(settings=["lightgcn.batch_size=50"])
+    tasks = [create_task("lightgcn", dataset, config) for _ in range(2)]
+    steps = LightGCNTask.train_on, PairwiseTask.train_on
+    for task in tasks:
+        task.start_epoch(0, 0)
+    for number in range(4):
+        pair = zip(tasks, steps, strict=True)
+        torch.testing.assert_close(*(step(task, task._draw(number)) for task, step in pair))
+        steps = steps[::-1] if number == 1 else steps
+    one, other = (task.state() for task in tasks)
+    assert one.keys() == other.keys() and one["optimizer.0.step"] == 4
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, other[name], rtol=1e-5, atol=1e-6)
+
+
 def test_an_epoch_has_every_edge_once():
     """Also when the last batch is smaller; negatives are never train items."""
     dataset = make_dataset()
@@ -167,7 +185,7 @@ def test_an_epoch_has_every_edge_once():
     task = create_task("lightgcn", dataset, config)
     assert task.steps_per_epoch == 5  # 240 edges
     drawn = []
-    task.losses = lambda batch: drawn.append(batch) or LightGCNTask.losses(task, batch)
+    task.train_on = lambda batch: drawn.append(batch) or LightGCNTask.train_on(task, batch)
     orders = []
     for epoch in range(2):
         task.start_epoch(epoch, 0)

@@ -96,8 +96,11 @@ def tensors(op: Op, arguments: dict[str, Any]) -> list[Tensor]:
 
 
 def with_tensors(op: Op, arguments: dict[str, Any], new: Sequence[Tensor]) -> dict[str, Any]:
-    """Return the same arguments with other tensors, in the order of :func:`tensors`."""
-    out, left = dict(arguments), list(new)
+    """Return the same arguments with other tensors, in the order of :func:`tensors`.
+
+    Those that the op updates in place are copied.
+    """
+    out, left = with_own_tensors(op.function, arguments), list(new)
     for name in op.contract.differentiable:
         value = arguments.get(name.split(".")[0])
         if name == "view.value":
@@ -121,8 +124,15 @@ def flat(result: Any) -> list[Tensor]:
 def call(function: Callable[..., Any], arguments: dict[str, Any]) -> list[Tensor]:
     """Return the results of a function and the arguments it updates in place, from one seed."""
     torch.manual_seed(0)
-    own = {k: v.clone() if k.startswith("running") else v for k, v in arguments.items()}
-    return flat(function(**own)) + [v for k, v in own.items() if k.startswith("running")]
+    own = with_own_tensors(function, arguments)
+    updated = [own.get(name) for name in OPS[function.__name__].contract.updated]
+    return flat(function(**own)) + flat(updated)
+
+
+def with_own_tensors(function: Callable[..., Any], arguments: dict[str, Any]) -> dict[str, Any]:
+    """Return the same arguments with copies of those that an op updates in place."""
+    updated = OPS[function.__name__].contract.updated
+    return {k: v.clone() if k in updated and v is not None else v for k, v in arguments.items()}
 
 
 def everything(op: Op, arguments: dict[str, Any], backend: str) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""propagate_layers and propagated_bpr_loss: the hops one by one, the same bits for any threads."""
+"""propagate_layers and what is built on it: the hops one by one, the same bits for any threads."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmssl import ops
 from mmssl.graph import NORMALIZATIONS, InteractionGraph
 from mmssl.ops._registry import OPS
+from mmssl.ops.propagated_bpr_step import AdamRates
 from tests.ops.cases import operator_calls, sample
 from tests.ops.kernels import needs_cpu_kernel
 
@@ -183,6 +184,49 @@ def test_a_step_is_that_of_its_parts_and_the_same_for_any_number_of_threads(
     for g, exact in zip(got, wide, strict=True):
         bound = 32 * torch.finfo(dtype).eps * max(float(exact.abs().max()), 1e-3)
         assert (g.double() - exact).abs().max() <= bound
+
+
+@settings(max_examples=40, deadline=None)
+@given(num_layers=st.integers(1, 4), threads=st.integers(2, 4), step=st.integers(1, 3), **GRAPHS)
+def test_a_step_of_adam_is_that_of_torch_and_the_same_for_any_number_of_threads(
+    num_layers, d, dtype, normalization, valued, hub, threads, step
+):
+    value = torch.linspace(0.5, 1.5, 4000 + hub) if valued else None
+    graph = random_graph(90, 1700, 4000, hub, normalization=normalization, value=value)
+    random = torch.Generator().manual_seed(d)
+    tables = [torch.randn(n, d, generator=random, dtype=dtype) * 0.1 for n in (90, 1700) * 3]
+    tables[4:] = [0.001 + t.square() for t in tables[4:]]
+    batch = [torch.randint(n, (300,), generator=random) for n in (90, 1700, 1700)]
+    before = torch.get_num_threads()
+
+    def run(native: bool, dtype: torch.dtype) -> list[Tensor]:
+        own = [t.to(dtype, copy=True) for t in tables]
+        rates = AdamRates(0.01, 0.9, 0.999, 1e-8, step)
+        with ops.backend("native" if native else "reference"):
+            terms = ops.propagated_bpr_step(graph, *own, *batch, num_layers, 0.2, rates)
+        return [terms, *own]
+
+    try:
+        torch.set_num_threads(1)
+        alone = run(True, dtype)
+        torch.set_num_threads(threads)
+        got = run(True, dtype)
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(g, a) for g, a in zip(got, alone, strict=True))
+    for g, plain, exact in zip(got, run(False, dtype), run(False, torch.float64), strict=True):
+        slack = 64 * torch.finfo(dtype).eps * max(float(exact.abs().max()), 1e-3)
+        assert (g - exact).abs().max() <= 2 * (plain - exact).abs().max() + slack
+
+
+def test_a_step_of_adam_changes_nothing_if_an_id_is_out_of_range():
+    graph = random_graph(50, 40, 300, 0)
+    tables = [torch.rand(n, 8) for n in (50, 40) * 3]
+    before = [t.clone() for t in tables]
+    batch = [torch.tensor([3, 49]), torch.tensor([0, 39]), torch.tensor([5, 40])]
+    with pytest.raises(RuntimeError, match=r"neg_items must lie in \[0, 40\), got 40"):
+        ops.propagated_bpr_step(graph, *tables, *batch, 3, 0.1, AdamRates(0.1, 0.9, 0.9, 0.1, 1))
+    assert all(torch.equal(*pair) for pair in zip(tables, before, strict=True))
 
 
 def test_a_step_is_one_operator_call_each_way():

@@ -96,13 +96,14 @@ def view_cases() -> dict[str, dict[str, torch.Tensor]]:
 def propagated_bpr_calls(
     label: str, rest: Any, place: int = 0, wrong: Any = None
 ) -> dict[str, Any]:
-    """Calls of propagated_bpr_loss and its backward, with one input of the batch replaced."""
+    """Calls of the operators that take a graph and a batch, one input of which is replaced."""
     both, one = (table(USERS), table(ITEMS)), torch.tensor(1.0)
     batch = [ids(0, 1, 2), ids(0, 1, 2), ids(2, 1, 0), torch.ones(3), table(3), table(6)]
     batch[place] = batch[place] if wrong is None else wrong
     calls = {"propagated_bpr_loss_backward": (one, one, *both, *batch, *rest)}
     if place < 3:
         calls["propagated_bpr_loss"] = (*both, *batch[:3], *rest)
+        calls["propagated_bpr_step"] = (*both * 3, *batch[:3], *rest, 0.1, 0.1, 0.9, 0.9, 0.1, 1)
     return {f"{k}: {label}": partial(getattr(torch.ops.mmssl, k), *v) for k, v in calls.items()}
 
 

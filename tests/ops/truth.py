@@ -59,6 +59,42 @@ def propagated_bpr_loss(graph, user, item, users, pos_items, neg_items, num_laye
     return [loss, bpr_loss(user, item, users, pos_items, neg_items, with_l2=True)[1]]
 
 
+def propagated_bpr_step(
+    graph, user, item, user_mean, item_mean, user_square, item_square, users, pos_items, neg_items,
+    num_layers, reg, rates,
+) -> Arrays:  # fmt: skip
+    final = propagate_layers(graph, user, item, num_layers)
+    grads = [np.zeros_like(t) for t in final]  # of the results, then of the tables
+    decay = [np.zeros_like(t) for t in final]
+    loss, squares = propagated_bpr_loss(graph, user, item, users, pos_items, neg_items, num_layers)
+    share = 1 / len(users)
+    for u, p, n in zip(users.tolist(), pos_items.tolist(), neg_items.tolist(), strict=True):
+        slope = -share / (1 + np.exp(final[0][u] @ (final[1][p] - final[1][n])))
+        grads[0][u] += slope * (final[1][p] - final[1][n])
+        grads[1][p] += slope * final[0][u]
+        grads[1][n] -= slope * final[0][u]
+        for side, row in ((0, u), (1, p), (1, n)):
+            decay[side][row] += reg * share * array((user, item)[side])[row]
+    ui, iu = dense(graph.ui), dense(graph.iu)
+    zeros = [np.zeros((len(ui), len(ui))), np.zeros((len(iu), len(iu)))]
+    hop = np.block([[zeros[0], ui], [iu, zeros[1]]]).T
+    both = np.concatenate(grads)
+    both = sum(np.linalg.matrix_power(hop, n) @ both for n in range(num_layers + 1))
+    both = both / (num_layers + 1) + np.concatenate(decay)
+    out = [np.array([float(loss), float(reg * share / 2 * squares)])]
+    tables = []
+    for table, mean, square, grad in (
+        (user, user_mean, user_square, both[: len(ui)]),
+        (item, item_mean, item_square, both[len(ui) :]),
+    ):
+        m = rates.beta1 * array(mean) + (1 - rates.beta1) * grad
+        v = rates.beta2 * array(square) + (1 - rates.beta2) * grad**2
+        size = rates.lr / (1 - rates.beta1**rates.step)
+        root = np.sqrt(v / (1 - rates.beta2**rates.step)) + rates.eps
+        tables.append((array(table) - size * m / root, m, v))
+    return out + [tables[side][n] for n in range(3) for side in (0, 1)]
+
+
 def cosine_logsumexp(anchor, rows, temperature, partial=None) -> Arrays:
     a, r, t = unit(array(anchor)), unit(array(rows)), float(temperature)
     out = []

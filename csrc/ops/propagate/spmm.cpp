@@ -189,14 +189,45 @@ MMSSL_INLINE void sum_row(const Spmm<T, A>& s, int64_t begin, int64_t end,
   if (k < d) sum_tail<T, A, kLanes, kWeights>(s, begin, end, k, finish, out);
 }
 
-// A row of y from the sum of its chunks.
-template <class T, class A>
-MMSSL_INLINE void write_row(const Spmm<T, A>& s, int64_t row, const A* sum) {
-  const Finish<T, A> f = finish_of(s.p, row);
-  T* y = s.p.y + row * s.p.y_stride;
-  for (int64_t k = 0; k < s.p.d; ++k) {
-    write(y + k, f.base == nullptr ? f.scale * sum[k] : f(sum[k], widen(f.base[k])));
+// Columns [0, d) of a row of y by Adam, from their gradient.
+template <class A, int kLanes>
+MMSSL_INLINE void update_row(const SparseProduct<A, A>& p, int64_t row, const A* grad, int64_t d) {
+  const Adam<A> adam = p.epilogue.adam;
+  const int64_t at = row * p.y_stride;
+  int64_t k = 0;
+  for (; k + kLanes <= d; k += kLanes) {
+    const auto g = load<A, kLanes>(grad + k);
+    auto mean = load<A, kLanes>(adam.mean + at + k), square = load<A, kLanes>(adam.square + at + k);
+    mean += adam.share * (g - mean);
+    square = adam.kept * square + adam.square_share * g * g;
+    store<A, kLanes>(adam.mean + at + k, mean);
+    store<A, kLanes>(adam.square + at + k, square);
+    const auto size = square_root<A, kLanes>(square) * adam.root + adam.eps;
+    store<A, kLanes>(p.y + at + k, load<A, kLanes>(p.y + at + k) - adam.rate * mean / size);
   }
+  if constexpr (kLanes > 1) {
+    if (k == d) return;
+    SparseProduct<A, A> rest = p;
+    rest.y += k, rest.epilogue.adam.mean += k, rest.epilogue.adam.square += k;
+    update_row<A, 1>(rest, row, grad + k, d - k);
+  }
+}
+
+// A row of y from the sum of its chunks, which it may overwrite.
+template <class T, class A>
+MMSSL_INLINE void write_row(const Spmm<T, A>& s, int64_t row, A* sum) {
+  const Finish<T, A> f = finish_of(s.p, row);
+  const auto finished = [&](int64_t k) {
+    return f.base == nullptr ? f.scale * sum[k] : f(sum[k], widen(f.base[k]));
+  };
+  if constexpr (std::is_same_v<T, A>) {
+    if (s.p.epilogue.adam.mean != nullptr) {
+      for (int64_t k = 0; k < s.p.d; ++k) sum[k] = finished(k);
+      return update_row<A, 1>(s.p, row, sum, s.p.d);
+    }
+  }
+  T* y = s.p.y + row * s.p.y_stride;
+  for (int64_t k = 0; k < s.p.d; ++k) write(y + k, finished(k));
 }
 
 // kVecs: the vectors of a row, or 0 for rows of any width. Most of the time of a short row is in
@@ -206,16 +237,21 @@ template <class T, class A, int kLanes, int kMaxVecs, Weights kWeights, int kVec
 MMSSL_INLINE void run_rows(const Spmm<T, A> s, const Cut& from, const Cut& to) {
   const SparseArgs<A>& a = s.p.a;
   const int64_t d = s.p.d;
+  const bool updates = std::is_same_v<T, A> && s.p.epilogue.adam.mean != nullptr;
+  const std::unique_ptr<T[]> grad(updates ? new T[d] : nullptr);  // a row
   std::unique_ptr<A[]> own;  // sum and current chunk of a long row that no other task touches
   const int64_t last = to.slot < 0 ? to.row : to.row + 1;
   for (int64_t row = from.row; row < last; ++row) {
     const int64_t first = a.rowptr[row], end = a.rowptr[row + 1];
     if (end - first <= kChunkEdges) {
-      T* y = s.p.y + row * s.p.y_stride;
+      T* y = updates ? grad.get() : s.p.y + row * s.p.y_stride;
       if constexpr (kVecs > 0) {
         sum_columns<T, A, kLanes, kVecs, kWeights>(s, first, end, 0, finish_of(s.p, row), y);
       } else {
         sum_row<T, A, kLanes, kMaxVecs, kWeights>(s, first, end, finish_of(s.p, row), y);
+      }
+      if constexpr (std::is_same_v<T, A>) {
+        if (updates) update_row<A, kLanes>(s.p, row, y, kVecs > 0 ? kVecs * kLanes : d);
       }
       continue;
     }

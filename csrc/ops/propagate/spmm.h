@@ -26,6 +26,20 @@ struct SparseArgs {
   int64_t columns = 0;              // C
 };
 
+// Adam with bias corrections, for a table of parameters on the CPU. Kingma, Ba: "Adam: A Method for
+// Stochastic Optimization", ICLR 2015. The moments lie as the parameters do.
+template <class A>
+struct Adam {
+  A* mean = nullptr;    // (R, D)
+  A* square = nullptr;  // (R, D)
+  A rate = 0;           // lr / (1 - beta1^t) in step t
+  A root = 1;           // 1 / sqrt(1 - beta2^t)
+  A share = 0;          // 1 - beta1, of the gradient in the first moment
+  A kept = 0;           // beta2
+  A square_share = 0;   // 1 - beta2
+  A eps = 0;
+};
+
 // What becomes of a finished row r of the product: scale * factor[r] * (base[r] + row). A null factor
 // is all ones; a null base leaves the row as it is.
 template <class T, class A>
@@ -35,6 +49,7 @@ struct Epilogue {
   const A* factor = nullptr;  // (R) or null
   A scale = 1;
   const int32_t* base_row = nullptr;  // CPU only: (R) the row of base that stands for base[r], or null
+  Adam<A> adam{};  // CPU only: with moments, the rows are the gradient of y, which is updated
 };
 
 // One product of a batch: y (R, D) = a (R, C) @ x (C, D), row-major. T is the type x and y are

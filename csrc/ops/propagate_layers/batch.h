@@ -139,13 +139,6 @@ class ByNumber {
   std::vector<A> col_scale_;
 };
 
-// Whether every entry of the index that is read here, and not by spmm, is in range.
-template <class A>
-bool is_index(const SparseArgs<A>& a, const Parallel& pool) {
-  return ids_in_range(a.col, a.nnz, a.columns, pool) &&
-         (a.edge == nullptr || ids_in_range(a.edge, a.nnz, a.nnz, pool));
-}
-
 constexpr int64_t kRowsAhead = 8;  // rows of a batch that are prefetched, since they are far apart
 
 template <class A>
@@ -176,37 +169,61 @@ double sum_squares(const Distinct& rows, const A* x, int64_t d) {
   return total;
 }
 
+// Writes to `found` the distinct rows of the results. scratch: m.scratch() numbers. Returns false if
+// the index is bad; see spmm.
+template <class A>
+bool find_rows(const Layers<A>& m, const Places& places, Sides<const A> x, Sides<A> found,
+               A* scratch, const Parallel& pool) {
+  const RowsOfMatrix<A> ui(m.ui, places.users), iu(m.iu, places.items);
+  return for_column_blocks<A>(m.d, pool, [&](int64_t k, int64_t columns, const auto& launch) {
+    Layers<A> part = m;
+    part.d = columns;
+    const Sides<const A> own = x.columns_from(k);
+    const auto hop = [&](int64_t l) {
+      if (l < m.count) return Hop<A>{m.ui, m.iu, own};
+      return Hop<A>{ui.args(), iu.args(), own, places.users.row(), places.items.row()};
+    };
+    run_chains(part, hop, own, found.columns_from(k), scratch + k * (m.scratch() / m.d), launch);
+  });
+}
+
+// Whether every entry of the index that is read here, and not by spmm, is in range.
+template <class A>
+bool is_index(const Layers<A>& m, const Parallel& pool) {
+  const auto good = [&](const SparseArgs<A>& a) {
+    return ids_in_range(a.col, a.nnz, a.columns, pool) &&
+           (a.edge == nullptr || ids_in_range(a.edge, a.nnz, a.nnz, pool));
+  };
+  return good(m.ui) && good(m.iu);
+}
+
+// The loss on the distinct rows of the results with its slopes (B) of bpr.h, and the squares of the
+// rows of x.
+template <class A>
+void evaluate_rows(const Places& places, Sides<const A> x, Sides<const A> found, A* loss,
+                   A* squares, A* slope, const Parallel& pool) {
+  const int64_t d = x.stride;
+  A unused;
+  bpr_forward(places.args<A>(found.user, found.item, d), loss, &unused, slope, pool);
+  *squares = A(sum_squares(places.users, x.user, d) + sum_squares(places.items, x.item, d));
+}
+
 // Writes the loss on the results, the squares of the rows of x (U, D) and (I, D), the slopes (B) of
 // bpr.h, and to `found` (B, D) and (2 B, D) the distinct rows of the results, followed by zeros.
 // Returns false if the index is bad; see spmm.
 template <class A>
 bool propagated_bpr(const Layers<A>& m, const Triples& batch, Sides<const A> x, Sides<A> found,
                     A* loss, A* squares, A* slope, const Parallel& pool) {
-  if (m.ui.value != nullptr && !(is_index(m.ui, pool) && is_index(m.iu, pool))) return false;
+  if (m.ui.value != nullptr && !is_index(m, pool)) return false;
   const Places places(batch, m.ui.rows, m.iu.rows);
-  const RowsOfMatrix<A> ui(m.ui, places.users), iu(m.iu, places.items);
-  const int64_t rows = m.count > 1 ? m.ui.rows + m.iu.rows : 0;
-  const Buffer<A> scratch(rows * m.d);
-  const bool good =
-      for_column_blocks<A>(m.d, pool, [&](int64_t k, int64_t columns, const auto& launch) {
-        Layers<A> part = m;
-        part.d = columns;
-        const Sides<const A> own = x.columns_from(k);
-        const auto hop = [&](int64_t l) {
-          if (l < m.count) return Hop<A>{m.ui, m.iu, own};
-          return Hop<A>{ui.args(), iu.args(), own, places.users.row(), places.items.row()};
-        };
-        run_chains(part, hop, own, found.columns_from(k), scratch.get() + k * rows, launch);
-      });
-  if (!good) return false;
+  const Buffer<A> scratch(m.scratch());
+  if (!find_rows(m, places, x, found, scratch.get(), pool)) return false;
   const auto clear = [&](A* table, int64_t from, int64_t to) {
     std::fill(table + from * m.d, table + to * m.d, A(0));
   };
   clear(found.user, places.users.count(), batch.count);
   clear(found.item, places.items.count(), 2 * batch.count);
-  A unused;
-  bpr_forward(places.args<A>(found.user, found.item, m.d), loss, &unused, slope, pool);
-  *squares = A(sum_squares(places.users, x.user, m.d) + sum_squares(places.items, x.item, m.d));
+  evaluate_rows(places, x, {found.user, found.item, m.d}, loss, squares, slope, pool);
   return true;
 }
 
@@ -225,21 +242,24 @@ void add_rows(const Distinct& rows, A factor, const A* x, const A* grad, A* tota
   }
 }
 
-// The gradient of x, from what the forward has written. The scales of m are those of the transposed
-// matrices.
+// Numbers that put_gradient needs.
 template <class A>
-bool propagated_bpr_backward(const Layers<A>& m, const Triples& batch, Sides<const A> x,
-                             Sides<const A> found, const A* slope, A grad_loss, A grad_squares,
-                             Sides<A> out, const Parallel& pool) {
-  if (!is_index(m.ui, pool) || !is_index(m.iu, pool)) return false;
-  const Places places(batch, m.ui.rows, m.iu.rows);
+int64_t gradient_scratch(const Layers<A>& m, const Places& places) {
+  return 2 * (places.users.count() + places.items.count() + 2) * m.d + m.scratch();
+}
+
+// The gradient of x, from the distinct rows of the results and the slopes, goes to `out`; with
+// moments, it updates `out`, which may be x. The scales of m are those of the transposed matrices.
+template <class A>
+bool put_gradient(const Layers<A>& m, const Places& places, Sides<const A> x, Sides<const A> found,
+                  const A* slope, A grad_loss, A grad_squares, Sides<A> out,
+                  const Moments<A>* moments, A* scratch, const Parallel& pool) {
   const ByNumber<A> ui(m.ui, places.items, pool), iu(m.iu, places.users, pool);
   const int64_t users = places.users.count() + 1, items = places.items.count() + 1;
-  const int64_t some = users + items, all = m.count > 1 ? m.ui.rows + m.iu.rows : 0;
-  const Buffer<A> buffer((2 * some + all) * m.d);
-  const Sides<A> g{buffer.get(), buffer.get() + users * m.d, m.d};
+  const int64_t some = users + items;
+  const Sides<A> g{scratch, scratch + users * m.d, m.d};
   const Sides<A> last_g{g.user + some * m.d, g.item + some * m.d, m.d};
-  A* const scratch = last_g.user + some * m.d;
+  A* const pair = last_g.user + some * m.d;
   std::fill_n(g.user, m.d, A(0)), std::fill_n(g.item, m.d, A(0));
   bpr_backward(places.args<A>(found.user, found.item, m.d), grad_loss, A(0), slope, g.user + m.d,
                g.item + m.d, pool);
@@ -252,12 +272,56 @@ bool propagated_bpr_backward(const Layers<A>& m, const Triples& batch, Sides<con
     part.d = columns;
     const Sides<const A> first{g.user + k, g.item + k, m.d};
     const Sides<const A> last{last_g.user + k, last_g.item + k, m.d};
+    Moments<A> own{};
+    if (moments != nullptr) own = moments->columns_from(k);
     const auto hop = [&](int64_t l) {
-      return Hop<A>{l == 1 ? ui.args() : m.ui, l == 1 ? iu.args() : m.iu,
-                    l == m.count ? last : first, places.users.number(), places.items.number()};
+      return Hop<A>{l == 1 ? ui.args() : m.ui,
+                    l == 1 ? iu.args() : m.iu,
+                    l == m.count ? last : first,
+                    places.users.number(),
+                    places.items.number(),
+                    moments == nullptr ? nullptr : &own};
     };
-    run_chains(part, hop, first, out.columns_from(k), scratch + k * all, launch);
+    run_chains(part, hop, first, out.columns_from(k), pair + k * (m.scratch() / m.d), launch);
   });
+}
+
+// The gradient of x, from what the forward has written. The scales of m are those of the transposed
+// matrices.
+template <class A>
+bool propagated_bpr_backward(const Layers<A>& m, const Triples& batch, Sides<const A> x,
+                             Sides<const A> found, const A* slope, A grad_loss, A grad_squares,
+                             Sides<A> out, const Parallel& pool) {
+  if (!is_index(m, pool)) return false;
+  const Places places(batch, m.ui.rows, m.iu.rows);
+  const Buffer<A> scratch(gradient_scratch(m, places));
+  return put_gradient<A>(m, places, x, found, slope, grad_loss, grad_squares, out, nullptr,
+                         scratch.get(), pool);
+}
+
+// A step of Adam on loss + reg / (2 B) * squares, which are those of propagated_bpr, for the tables
+// x. Nothing is changed if the index is bad.
+template <class A>
+bool propagated_bpr_step(const Layers<A>& m, const Triples& batch, Sides<A> x,
+                         const Moments<A>& moments, A reg, A* loss, A* l2, const Parallel& pool) {
+  if (!is_index(m, pool)) return false;
+  const Places places(batch, m.ui.rows, m.iu.rows);
+  Layers<A> transposed = m;
+  transposed.ui.row_scale = m.iu.col_scale, transposed.ui.col_scale = m.iu.row_scale;
+  transposed.iu.row_scale = m.ui.col_scale, transposed.iu.col_scale = m.ui.row_scale;
+  // One allocation: the hops of both directions use the same part of it.
+  const int64_t users = places.users.count(), items = places.items.count();
+  const Buffer<A> buffer(batch.count + (users + items) * m.d + gradient_scratch(m, places));
+  A* const slope = buffer.get();
+  const Sides<A> found{slope + batch.count, slope + batch.count + users * m.d, m.d};
+  A* const scratch = found.item + items * m.d;
+  const Sides<const A> from{x.user, x.item, x.stride}, rows{found.user, found.item, m.d};
+  if (!find_rows(m, places, from, found, scratch + (gradient_scratch(m, places) - m.scratch()), pool))
+    return false;
+  const A half = reg / A(2 * batch.count);
+  evaluate_rows(places, from, rows, loss, l2, slope, pool);
+  *l2 *= half;
+  return put_gradient(transposed, places, from, rows, slope, A(1), half, x, &moments, scratch, pool);
 }
 
 }  // namespace cpu

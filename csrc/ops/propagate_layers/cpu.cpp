@@ -1,4 +1,6 @@
-// Schemas of propagate_layers and propagated_bpr_loss, bound to the CPU kernels.
+// Schemas of propagate_layers, propagated_bpr_loss and propagated_bpr_step, bound to the CPU kernels.
+#include <cmath>
+
 #include "ops/propagate_layers/batch.h"
 #include "ops/propagate_layers/operands.h"
 
@@ -117,6 +119,47 @@ std::tuple<Tensor, Tensor> propagated_bpr_loss_backward(
   return {out_user, out_item};
 }
 
+// Updates the first six tensors, of which the moments are like the tables.
+Tensor propagated_bpr_step(
+    const Tensor& user, const Tensor& item, const Tensor& user_mean, const Tensor& item_mean,
+    const Tensor& user_square, const Tensor& item_square, const Tensor& users,
+    const Tensor& pos_items, const Tensor& neg_items, const Tensor& rowptr, const Tensor& col,
+    const Tensor& t_rowptr, const Tensor& t_col, const OptTensor& ui_row_scale,
+    const OptTensor& ui_col_scale, const OptTensor& iu_row_scale, const OptTensor& iu_col_scale,
+    const OptTensor& value, const OptTensor& t_edge, int64_t num_layers, double scale, double reg,
+    double lr, double beta1, double beta2, double eps, int64_t step) {
+  const LayersOperands o(user, item, rowptr, col, t_rowptr, t_col, ui_row_scale, ui_col_scale,
+                         iu_row_scale, iu_col_scale, value, t_edge, num_layers, scale);
+  o.check_rowptr();
+  for (const Tensor* t : {&user, &user_mean, &user_square, &item, &item_mean, &item_square}) {
+    const int64_t rows = t == &user || t == &user_mean || t == &user_square ? o.ui.rows() : o.iu.rows();
+    STD_TORCH_CHECK(t->is_contiguous() &&
+                        matches(*t, user, user.scalar_type(), {rows, o.width}),
+                    "mmssl::propagated_bpr_step: tables and moments must be contiguous, and of one "
+                    "dtype and size");
+  }
+  STD_TORCH_CHECK(step >= 1, "mmssl::propagated_bpr_step: steps count from 1, got ", step);
+  const BatchOperands ids(o, users, pos_items, neg_items);
+  const Tensor terms = new_empty(user, {2});
+  for_table_dtype(user, [&](auto number) {
+    using A = decltype(number);
+    const auto sides = [&](const Tensor& of_user, const Tensor& of_item) {
+      return Sides<A>{mutable_data<A>(of_user), mutable_data<A>(of_item), o.width};
+    };
+    Adam<A> rates;
+    rates.rate = A(lr / (1 - std::pow(beta1, step)));
+    rates.root = A(1 / std::sqrt(1 - std::pow(beta2, step)));
+    rates.share = A(1 - beta1);
+    rates.kept = A(beta2), rates.square_share = A(1 - beta2), rates.eps = A(eps);
+    const Moments<A> moments{sides(user_mean, item_mean), sides(user_square, item_square), rates};
+    A* const found = mutable_data<A>(terms);
+    const bool good = cpu::propagated_bpr_step(o.layers<A>(), ids.get(), sides(user, item), moments,
+                                               A(reg), found, found + 1, torch_threads());
+    if (!good) o.report_bad_index();
+  });
+  return terms;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
@@ -138,10 +181,18 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
       "Tensor? ui_row_scale, Tensor? ui_col_scale, Tensor? iu_row_scale, Tensor? iu_col_scale, "
       "Tensor? value, Tensor? t_edge, int num_layers, float scale) "
       "-> (Tensor, Tensor)");
+  m.def(
+      "propagated_bpr_step(Tensor(a!) user, Tensor(b!) item, Tensor(c!) user_mean, "
+      "Tensor(d!) item_mean, Tensor(e!) user_square, Tensor(f!) item_square, Tensor users, "
+      "Tensor pos_items, Tensor neg_items, Tensor rowptr, Tensor col, Tensor t_rowptr, Tensor t_col, "
+      "Tensor? ui_row_scale, Tensor? ui_col_scale, Tensor? iu_row_scale, Tensor? iu_col_scale, "
+      "Tensor? value, Tensor? t_edge, int num_layers, float scale, float reg, float lr, "
+      "float beta1, float beta2, float eps, int step) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {
   m.impl("propagate_layers", TORCH_BOX(&propagate_layers<Kernels>));
   m.impl("propagated_bpr_loss", TORCH_BOX(&propagated_bpr_loss));
   m.impl("propagated_bpr_loss_backward", TORCH_BOX(&propagated_bpr_loss_backward));
+  m.impl("propagated_bpr_step", TORCH_BOX(&propagated_bpr_step));
 }

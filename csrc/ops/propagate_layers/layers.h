@@ -37,14 +37,33 @@ struct Sides {
   Sides columns_from(int64_t k) const { return {user + k, item + k, stride}; }
 };
 
+// The moments of a table pair, which lie as the tables do; CPU only.
+template <class A>
+struct Moments {
+  Sides<A> mean, square;
+  Adam<A> rates;
+
+  Adam<A> of(bool for_users) const {
+    Adam<A> adam = rates;
+    adam.mean = for_users ? mean.user : mean.item;
+    adam.square = for_users ? square.user : square.item;
+    return adam;
+  }
+  Moments columns_from(int64_t k) const {
+    return {mean.columns_from(k), square.columns_from(k), rates};
+  }
+};
+
 // What a hop multiplies, and the rows that it adds: row r of a product gets row user_row[r] or
-// item_row[r] of base, or r itself without such a map.
+// item_row[r] of base, or r itself without such a map. With moments, the last hop is a gradient, by
+// which the output is updated.
 template <class A>
 struct Hop {
   SparseArgs<A> ui, iu;
   Sides<const A> base;
   const int32_t* user_row = nullptr;
   const int32_t* item_row = nullptr;
+  const Moments<A>* moments = nullptr;
 };
 
 // The product of hop number l for one side, from the other side of the hop before.
@@ -57,6 +76,7 @@ SparseProduct<A, A> product_of(const Layers<A>& m, const Hop<A>& hop, int64_t l,
   e.base_row = for_users ? hop.user_row : hop.item_row;
   if (l == m.count) {
     e.scale = m.scale;
+    if (hop.moments != nullptr) e.adam = hop.moments->of(for_users);
   } else {
     e.factor = for_users ? m.iu.col_scale : m.ui.col_scale;
   }

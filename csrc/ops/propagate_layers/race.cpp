@@ -32,8 +32,13 @@ Bytes run(const Parallel& pool, auto number) {
     const bool backward = cpu::propagated_bpr_backward<A>(
         m, batch, sides(x), {found.user, found.item, d}, slope.data(), A(0.7), A(0.1), sides(grad),
         pool);
-    const Bytes bytes = bytes_of(out, rows, losses, slope, grad,
-                                 std::vector<char>{good, forward, backward});
+    std::vector<A> trained = x, mean = out, square(m.size(), A(0.01)), terms(2);
+    const Moments<A> moments{
+        sides(mean), sides(square), {nullptr, nullptr, A(0.01), A(1), A(0.1), A(0.99), A(0.01), A(1e-8)}};
+    const bool step = cpu::propagated_bpr_step<A>(m, batch, sides(trained), moments, A(0.1),
+                                                  &terms[0], &terms[1], pool);
+    const Bytes bytes = bytes_of(out, rows, losses, slope, grad, trained, mean, square, terms,
+                                 std::vector<char>{good, forward, backward, step});
     all.insert(all.end(), bytes.begin(), bytes.end());
   }
   return all;
