@@ -76,7 +76,7 @@ def _drawn(
     compute: Callable[[Tensor, int, int], Tensor],
     first: int = 0,
 ) -> tuple[Tensor | None, float]:
-    dropped = min(round(rate * _STEPS), _STEPS - 1)
+    dropped = _dropped(rate)
     if dropped == 0:
         return None, 1.0
     seed = torch.randint(1 << 62, (1,), device=device)
@@ -87,26 +87,60 @@ def _drawn(
     return compute(seed, count, limit)[skipped:].view(*shape), _STEPS / (_STEPS - dropped)
 
 
+def keep_masks(
+    count: int, layers: Sequence[tuple[Sequence[int], float]], device: torch.device | str = "cpu"
+) -> list[tuple[Tensor | None, float]]:
+    """Draw what ``count`` rounds of :func:`keep_mask` over some layers draw.
+
+    Args:
+        count: K, number of rounds.
+        layers: Shape and rate of each layer's mask.
+        device: Device of the masks.
+
+    Returns:
+        For each layer its masks (K, shape), or None if nothing is dropped, and the factor.
+    """
+    native = use_native("keep_mask", torch.device(device).type)
+    compute = torch.ops.mmssl.keep_mask if native else mask_from_seed
+    dropped = [_dropped(rate) for _, rate in layers]
+    seeds = torch.randint(1 << 62, (count, sum(d > 0 for d in dropped)), device=device)
+    of_layer = iter(seeds.unbind(1))
+    return [
+        (
+            compute(next(of_layer), math.prod(shape), d - _STEPS // 2).view(count, *shape)
+            if d
+            else None,
+            _STEPS / (_STEPS - d),
+        )
+        for d, (shape, _) in zip(dropped, layers, strict=True)
+    ]
+
+
+def _dropped(rate: float) -> int:
+    """Return the rate in units of 1 / _STEPS."""
+    return min(round(rate * _STEPS), _STEPS - 1)
+
+
 def mask_from_seed(seed: Tensor, n: int, limit: int) -> Tensor:
-    """Compute the mask from its seed in plain PyTorch, as ``mmssl::keep_mask`` does.
+    """Compute masks from their seeds in plain PyTorch, as ``mmssl::keep_mask`` does.
 
     Element ``4 w + j`` is kept if the j-th 16 bits, signed, of the w-th output of SplitMix64
     (Steele, Lea, Flood, OOPSLA 2014) after the seed are at least ``limit``.
 
     Args:
-        seed: (1,) int64.
-        n: Number of elements.
+        seed: (K,) int64.
+        n: Number of elements of a mask.
         limit: Smallest value that is kept, in [-2^15, 2^15).
 
     Returns:
-        (n,) uint8 of 0 and 1.
+        (K n,) uint8 of 0 and 1, one mask after the other.
     """
     number = torch.arange(1, (n + 3) // 4 + 1, device=seed.device)
-    word = seed + number * _GOLDEN  # wraps on purpose
+    word = seed[:, None] + number * _GOLDEN  # wraps on purpose
     word = (word ^ _shift_right(word, 30)) * _MIX_1
     word = (word ^ _shift_right(word, 27)) * _MIX_2
     word = word ^ _shift_right(word, 31)
-    return (word.view(torch.int16)[:n] >= limit).to(torch.uint8)
+    return (word.view(torch.int16)[:, :n] >= limit).to(torch.uint8).flatten()
 
 
 def _shift_right(x: Tensor, bits: int) -> Tensor:
@@ -133,7 +167,7 @@ def dropout(x: Tensor, rate: float, training: bool = True, *, first: int = 0) ->
 
 
 def _fake(seed: Tensor, n: int, limit: int) -> Tensor:
-    return seed.new_empty(n, dtype=torch.uint8)
+    return seed.new_empty(seed.shape[0] * n, dtype=torch.uint8)
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:

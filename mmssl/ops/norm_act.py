@@ -4,7 +4,7 @@ A gradient penalty differentiates the input gradient of a critic, which passes o
 elementwise step between its products a dozen times. Here each of the three passes reads and writes
 its arrays once.
 
-Legend: N rows, H columns.
+Legend: N rows, H columns, G groups of rows.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from mmssl.ops._cases import Bad, Sample
 from mmssl.ops._checks import (
     accumulation_dtype,
     check_device,
+    check_integer,
     check_not_negative,
     check_number,
     check_shape,
@@ -46,6 +47,7 @@ def norm_act(
     running_var: Tensor | None = None,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    groups: int = 1,
 ) -> Tensor:
     """Apply the elementwise part of a hidden layer in train mode.
 
@@ -55,9 +57,11 @@ def norm_act(
         y = F.batch_norm(a, running_mean, running_var, weight, bias, True, momentum, eps)
         y = y * keep * keep_scale
 
-    Gradients flow to ``x``, ``weight`` and ``bias`` and can be differentiated once more; a third
-    derivative is not supported. Sums over the rows are formed in blocks and added in float64; the
-    result has the same bits for any number of threads.
+    With ``groups``, that is done to each of G equal blocks of rows: each is normalized by its own
+    statistics, and the running statistics see one after the other. Gradients flow to ``x``,
+    ``weight`` and ``bias`` and can be differentiated once more; a third derivative is not
+    supported. Sums over the rows are formed in blocks and added in float64; the result has the same
+    bits for any number of threads.
 
     Args:
         x: (N, H) floating point, N >= 2.
@@ -70,6 +74,7 @@ def norm_act(
         running_var: (H,) updated in place with the unbiased variance, or None.
         momentum: Weight of the batch in the running statistics, in [0, 1].
         eps: Added to the variance, >= 0.
+        groups: G, a divisor of N with N / G >= 2.
 
     Returns:
         (N, H) in the dtype of ``x``.
@@ -80,7 +85,7 @@ def norm_act(
 
     Source: Ioffe and Szegedy, "Batch Normalization", 2015.
     """
-    _check(x, weight, bias, keep)
+    _check(x, weight, bias, keep, groups)
     check_not_negative("negative_slope", negative_slope)
     check_not_negative("keep_scale", keep_scale)
     check_not_negative("eps", eps)
@@ -95,17 +100,18 @@ def norm_act(
     if not use_native("norm_act", x.device.type, x.dtype):
         statistics = (running_mean, running_var)
         return norm_act_reference(
-            x, weight, bias, keep, keep_scale, negative_slope, eps, statistics, momentum
+            *(x, weight, bias, keep, keep_scale, negative_slope, eps, statistics, momentum, groups)
         ).to(dtype)
     acc = accumulation_dtype(x.dtype)
-    y, mean, rstd = _call(x, weight.to(acc), bias.to(acc), keep, keep_scale, negative_slope, eps)
+    vectors = weight.to(acc), bias.to(acc)
+    y, mean, rstd = _call(x, *vectors, keep, keep_scale, negative_slope, eps, groups)
     with torch.no_grad():
-        _update(running_mean, running_var, mean, rstd, momentum, eps, x.shape[0])
+        update_running(running_mean, running_var, mean, rstd, momentum, eps, x.shape[0], groups)
     out: Tensor = y.to(dtype)
     return out
 
 
-def _update(
+def update_running(
     running_mean: Tensor | None,
     running_var: Tensor | None,
     mean: Tensor,
@@ -113,24 +119,43 @@ def _update(
     momentum: float,
     eps: float,
     rows: int,
+    groups: int,
 ) -> None:
-    """Move the running statistics towards those of a batch."""
+    """Move the running statistics towards those of each group of a batch.
+
+    Args:
+        running_mean: (H,), or None.
+        running_var: (H,), or None.
+        mean: (G H,), of the groups.
+        rstd: (G H,), the same.
+        momentum: Weight of a group.
+        eps: What was added to the variances.
+        rows: N, of all groups.
+        groups: G.
+    """
+    rows //= groups
     if running_mean is not None and running_var is not None and _extension.on_gpu(mean):
         running = (running_mean, running_var)
         if all(t.dtype == mean.dtype and t.is_contiguous() for t in running):
-            torch.ops.mmssl.norm_act_running(mean, rstd, *running, momentum, eps, rows)
+            torch.ops.mmssl.norm_act_running(mean, rstd, *running, momentum, eps, rows, groups)
             return
     if running_mean is not None:
-        running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        for one in mean.view(groups, -1):
+            running_mean.lerp_(one.to(running_mean.dtype), momentum)
     if running_var is not None:
         unbiased = (rstd.double().pow(-2) - eps) * (rows / (rows - 1))
-        running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+        for one in unbiased.view(groups, -1):
+            running_var.lerp_(one.to(running_var.dtype), momentum)
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None) -> None:
+def _check(x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None, groups: int) -> None:
     check_tensor("x", x, dims="(N, H)")
-    if x.shape[0] < 2:
-        raise InputError(f"x: expected at least 2 rows for batch statistics, got {x.shape[0]}")
+    check_integer("groups", groups, 1)
+    if x.shape[0] < 2 * groups:
+        of = "" if groups == 1 else f" of each of {groups} groups"
+        raise InputError(f"x: expected at least 2 rows for batch statistics{of}, got {x.shape[0]}")
+    if x.shape[0] % groups:
+        raise InputError(f"groups: expected a divisor of the {x.shape[0]} rows of x, got {groups}")
     for name, vector in (("weight", weight), ("bias", bias)):
         check_tensor(name, vector, dims="(H,)")
         check_shape(name, vector, x.shape[1:])
@@ -157,8 +182,18 @@ def norm_act_reference(
     eps: float,
     running: tuple[Tensor | None, Tensor | None],
     momentum: float,
+    groups: int = 1,
 ) -> Tensor:
     """Compute :func:`norm_act` in plain PyTorch; ``running`` are the mean and the variance."""
+    if groups > 1:
+        options = keep_scale, slope, eps, running, momentum
+        masks = [None] * groups if keep is None else keep.chunk(groups)
+        return torch.cat(
+            [
+                norm_act_reference(rows, weight, bias, mask, *options)
+                for rows, mask in zip(x.chunk(groups), masks, strict=True)
+            ]
+        )
     acc = accumulation_dtype(x.dtype)
     a = F.leaky_relu(x.to(acc), slope)
     y = F.batch_norm(a, *running, weight.to(acc), bias.to(acc), True, momentum, eps)
@@ -167,8 +202,9 @@ def norm_act_reference(
     return y.to(x.dtype)
 
 
-def _fake(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(weight)
+def _fake(x: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    length = options[-1] * weight.shape[0]
+    return x.new_empty(x.shape), weight.new_empty(length), weight.new_empty(length)
 
 
 def _backward_fake(
@@ -178,13 +214,13 @@ def _backward_fake(
 
 
 def _double_backward_fake(
-    up_x: Tensor, up_weight: Tensor, up_bias: Tensor, grad_y: Tensor, x: Tensor, *_: Any
+    up_x: Tensor, up_weight: Any, up_bias: Any, grad_y: Tensor, x: Tensor, weight: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return x.new_empty(x.shape), x.new_empty(x.shape), torch.empty_like(up_weight)
+    return x.new_empty(x.shape), x.new_empty(x.shape), torch.empty_like(weight)
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _bias, keep, ctx.keep_scale, ctx.slope, _eps = inputs
+    x, weight, _bias, keep, ctx.keep_scale, ctx.slope, _eps, ctx.groups = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.set_materialize_grads(False)  # no zeros for the statistics
@@ -196,23 +232,26 @@ def _backward(ctx: Any, grad_y: Tensor | None, *_: Any) -> tuple[Tensor | None, 
         return None, None, None
     x, weight, mean, rstd, keep = ctx.saved_tensors
     grads: tuple[Tensor, Tensor, Tensor] = _call_backward(
-        grad_y, x, weight, mean, rstd, keep, ctx.keep_scale, ctx.slope
+        grad_y, x, weight, mean, rstd, keep, ctx.keep_scale, ctx.slope, ctx.groups
     )
     return grads
 
 
 def _backward_save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tensors, ctx.keep_scale, ctx.slope = inputs
+    *tensors, ctx.keep_scale, ctx.slope, ctx.groups = inputs
+    ctx.set_materialize_grads(False)  # no zeros for the vectors
     ctx.save_for_backward(*tensors)
 
 
 def _backward_backward(
-    ctx: Any, up_x: Tensor, up_weight: Tensor, up_bias: Tensor
+    ctx: Any, up_x: Tensor | None, up_weight: Tensor | None, up_bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The statistics are functions of ``x``; their share is part of the gradient for ``x``."""
-    grad_y, x, weight, mean, rstd, keep = ctx.saved_tensors
+    saved = ctx.saved_tensors
+    if up_x is None:
+        up_x = torch.zeros_like(saved[1])
     grads: tuple[Tensor, Tensor, Tensor] = _call_double_backward(
-        up_x, up_weight, up_bias, grad_y, x, weight, mean, rstd, keep, ctx.keep_scale, ctx.slope
+        up_x, up_weight, up_bias, *saved, ctx.keep_scale, ctx.slope, ctx.groups
     )
     return grads
 
@@ -257,6 +296,8 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
     yield sample("typical", 6, 3)
     yield sample("running statistics", 6, 3, **statistics, momentum=0.3)
     yield sample("no dropout", 6, 3, keep=False, negative_slope=0.0, eps=1e-3)
+    yield sample("groups", 6, 3, groups=3)
+    yield sample("groups, running statistics", 6, 3, groups=2, **statistics, momentum=0.3)
     yield sample("few rows", 3, 1)
     yield sample("odd sizes", 7, 17)
     yield sample("large", 300, 200)
@@ -282,6 +323,9 @@ def _bad() -> Iterator[Bad]:
     for name in ("negative_slope", "keep_scale", "eps"):
         for value in (-1.0, float("nan"), float("inf"), "small", None):
             yield Bad(name, value, f"{name}: expected a finite number >= 0, got {value!r}")
+    for groups in (0, -1, 1.5, None):
+        yield Bad("groups", groups, f"groups: expected an integer >= 1, got {groups!r}")
+    yield Bad("groups", 4, "x: expected at least 2 rows .* of each of 4 groups, got 6")
     for value in (-1.0, 1.5, float("nan"), None):
         yield Bad("momentum", value, rf"momentum: expected a number in \[0, 1\], got {value!r}")
 

@@ -11,7 +11,7 @@ Legend: n rows, p and q columns.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -260,33 +260,86 @@ class _Product(torch.autograd.Function):
 class _SquaredNorms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, delta: Tensor, weight: Tensor) -> Tensor:
-        ctx.through_gram = 2 * weight.shape[1] < 3 * delta.shape[0]
-        if ctx.through_gram:
-            image = _multiply(delta, symmetric_product(weight))  # (n, q)
-            ctx.save_for_backward(delta, weight, image)
-            return _row_dot(image, delta)
-        image = _multiply(delta, weight.T)  # (n, p)
+        square, image = squared_norms(delta, weight)
         ctx.save_for_backward(delta, weight, image)
-        return _row_dot(image, image)
+        return square
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         delta, weight, image = ctx.saved_tensors
-        factor = (2 * grads[0]).to(delta.dtype)
-        to_delta = to_weight = None
-        if ctx.through_gram:
-            if ctx.needs_input_grad[0]:
-                to_delta = factor[:, None] * image
-            if ctx.needs_input_grad[1]:
-                to_weight = _multiply(weight, symmetric_product(delta, factor))
-            return to_delta, to_weight
-        scaled = factor[:, None] * image
-        if ctx.needs_input_grad[0]:
-            to_delta = _multiply(scaled, weight)
-        if ctx.needs_input_grad[1]:
-            to_weight = _multiply(scaled.T, delta)
+        needed = ctx.needs_input_grad
+        return squared_norms_backward(grads[0], delta, weight, image, needed)
+
+
+def squared_norms(delta: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute :func:`squared_norms_through` and what its gradient reads, for an autograd function.
+
+    Args:
+        delta: (n, q).
+        weight: (p, q).
+
+    Returns:
+        (n,), and ``delta @ weight.T`` (n, p) or ``delta @ weight.T @ weight`` (n, q).
+    """
+    if _through_gram(delta, weight):
+        image = _multiply(delta, symmetric_product(weight))
+        return _row_dot(image, delta), image
+    image = _multiply(delta, weight.T)
+    return _row_dot(image, image), image
+
+
+def squared_norms_backward(
+    grad: Tensor,
+    delta: Tensor,
+    weight: Tensor,
+    image: Tensor,
+    needed: Sequence[bool] = (True, True),
+) -> tuple[Tensor | None, Tensor | None]:
+    """Compute the gradients of :func:`squared_norms`, given that for its first result.
+
+    Args:
+        grad: (n,).
+        delta: (n, q).
+        weight: (p, q).
+        image: The second result.
+        needed: Which of them are needed.
+
+    Returns:
+        (n, q) and (p, q).
+    """
+    factor = (2 * grad).to(delta.dtype)
+    to_delta = to_weight = None
+    if _through_gram(delta, weight):
+        if needed[0]:
+            to_delta = factor[:, None] * image
+        if needed[1]:
+            to_weight = _multiply(weight, symmetric_product(delta, factor))
         return to_delta, to_weight
+    scaled = factor[:, None] * image
+    if needed[0]:
+        to_delta = _multiply(scaled, weight)
+    if needed[1]:
+        to_weight = _multiply(scaled.T, delta)
+    return to_delta, to_weight
+
+
+def _through_gram(delta: Tensor, weight: Tensor) -> bool:
+    return 2 * weight.shape[1] < 3 * delta.shape[0]
+
+
+def added_product(to: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Add ``a @ b`` to a matrix in place, not differentiable.
+
+    Args:
+        to: (n, q).
+        a: (n, p), same dtype and device.
+        b: (p, q), the same.
+
+    Returns:
+        ``to``.
+    """
+    return to.add_(_multiply(a, b)) if _takes_onednn(a) else to.addmm_(a, b)
 
 
 def _row_dot(a: Tensor, b: Tensor) -> Tensor:

@@ -171,7 +171,17 @@ def norm_act(
     running_var=None,
     momentum=0.1,
     eps=1e-5,
+    groups=1,
 ) -> Arrays:
+    if groups > 1:
+        masks = [None] * groups if keep is None else keep.chunk(groups)
+        parts, running = [], [running_mean, running_var]
+        for rows, mask in zip(x.chunk(groups), masks, strict=True):
+            options = negative_slope, mask, keep_scale, *running, momentum, eps
+            part, *new = norm_act(rows, weight, bias, *options)
+            parts.append(part)
+            running = [torch.from_numpy(t) for t in new] or running
+        return [np.concatenate(parts), *(array(t) for t in running if t is not None)]
     x = array(x)
     a = np.where(x > 0, x, negative_slope * x)
     mean = a.sum(0) / len(a)

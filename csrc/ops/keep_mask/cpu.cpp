@@ -9,14 +9,17 @@ using namespace mmssl;
 struct Kernels {
   explicit Kernels(const KeepMaskOperands&) {}
 
-  void fill(const int64_t* seed, int16_t limit, uint8_t* keep, int64_t n) const {
-    cpu::keep_mask(static_cast<uint64_t>(*seed), limit, keep, n, torch_threads());
+  void fill(const int64_t* seed, int64_t count, int16_t limit, uint8_t* keep, int64_t n) const {
+    for (int64_t k = 0; k < count; ++k) {
+      cpu::keep_mask(static_cast<uint64_t>(seed[k]), limit, keep + k * n, n, torch_threads());
+    }
   }
 };
 
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
+  // K masks of n elements, one after the other.
   m.def("keep_mask(Tensor seed, SymInt n, int limit) -> Tensor");
 }
 

@@ -11,8 +11,8 @@ class Kernels {
  public:
   explicit Kernels(const KeepMaskOperands& o) : device_(o.seed) {}
 
-  void fill(const int64_t* seed, int16_t limit, uint8_t* keep, int64_t n) const {
-    MMSSL_CUDA_CHECK(cuda::launch_keep_mask(seed, limit, keep, n, device_.stream));
+  void fill(const int64_t* seed, int64_t count, int16_t limit, uint8_t* keep, int64_t n) const {
+    MMSSL_CUDA_CHECK(cuda::launch_keep_mask(seed, count, limit, keep, n, device_.stream));
   }
 
  private:

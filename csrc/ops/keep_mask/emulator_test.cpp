@@ -15,15 +15,18 @@ uint64_t next(uint64_t& state) {
   return z ^ (z >> 31);
 }
 
-int check(int64_t seed, int64_t n, int16_t limit) {
-  std::vector<uint32_t> words((n + 3) / 4 + 1, 0xffffffffu);
+int check(const std::vector<int64_t>& seeds, int64_t n, int16_t limit) {
+  const int64_t count = int64_t(seeds.size());
+  std::vector<uint32_t> words((count * n + 3) / 4 + 1, 0xffffffffu);
   uint8_t* keep = reinterpret_cast<uint8_t*>(words.data());
-  mmssl::cuda::launch_keep_mask(&seed, limit, keep, n, nullptr);
-  uint64_t state = uint64_t(seed), word = 0;
-  int wrong = keep[n] != 0xff;  // nothing is written behind the end
-  for (int64_t i = 0; i < n; ++i) {
-    if (i % 4 == 0) word = next(state);
-    wrong += keep[i] != (int16_t(uint16_t(word >> (16 * (i % 4)))) >= limit ? 1 : 0);
+  mmssl::cuda::launch_keep_mask(seeds.data(), count, limit, keep, n, nullptr);
+  int wrong = keep[count * n] != 0xff;  // nothing is written behind the end
+  for (int64_t k = 0; k < count; ++k) {
+    uint64_t state = uint64_t(seeds[k]), word = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      if (i % 4 == 0) word = next(state);
+      wrong += keep[k * n + i] != (int16_t(uint16_t(word >> (16 * (i % 4)))) >= limit ? 1 : 0);
+    }
   }
   if (wrong > 0) std::printf("n = %d, limit %d: %d wrong\n", int(n), int(limit), wrong);
   return wrong;
@@ -34,7 +37,9 @@ int check(int64_t seed, int64_t n, int16_t limit) {
 int main() {
   int wrong = 0;
   for (int64_t n : {0, 1, 3, 4, 7, 1023, 1024, 5000}) {
-    for (int16_t limit : {-32768, -13107, 0, 32767}) wrong += check(0x123456789abcdef, n, limit);
+    for (int16_t limit : {-32768, -13107, 0, 32767}) {
+      wrong += check({0x123456789abcdef}, n, limit) + check({3, -7, 1 << 20}, n, limit);
+    }
   }
   std::printf(wrong == 0 ? "emulated CUDA keep_mask: ok\n" : "emulated CUDA keep_mask: FAILED\n");
   return wrong != 0;

@@ -4,8 +4,8 @@
 
 namespace mmssl::cuda {
 
-// keep (n) of 0 and 1, aligned to 4 bytes; the seed is one number on the device.
-cudaError_t launch_keep_mask(const int64_t* seed, int16_t limit, uint8_t* keep, int64_t n,
-                             cudaStream_t stream);
+// keep (K, n) of 0 and 1, aligned to 4 bytes; seed (K).
+cudaError_t launch_keep_mask(const int64_t* seed, int64_t count, int16_t limit, uint8_t* keep,
+                             int64_t n, cudaStream_t stream);
 
 }  // namespace mmssl::cuda

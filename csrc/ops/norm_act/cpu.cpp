@@ -35,18 +35,18 @@ struct Kernels {
 STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
   m.def(
       "norm_act(Tensor x, Tensor weight, Tensor bias, Tensor? keep, float keep_scale, float slope, "
-      "float eps) -> (Tensor, Tensor, Tensor)");
+      "float eps, int groups) -> (Tensor, Tensor, Tensor)");
   m.def(
       "norm_act_backward(Tensor grad_y, Tensor x, Tensor weight, Tensor mean, Tensor rstd, "
-      "Tensor? keep, float keep_scale, float slope) -> (Tensor, Tensor, Tensor)");
+      "Tensor? keep, float keep_scale, float slope, int groups) -> (Tensor, Tensor, Tensor)");
   m.def(
-      "norm_act_double_backward(Tensor up_x, Tensor up_weight, Tensor up_bias, Tensor grad_y, "
+      "norm_act_double_backward(Tensor up_x, Tensor? up_weight, Tensor? up_bias, Tensor grad_y, "
       "Tensor x, Tensor weight, Tensor mean, Tensor rstd, Tensor? keep, float keep_scale, "
-      "float slope) -> (Tensor, Tensor, Tensor)");
+      "float slope, int groups) -> (Tensor, Tensor, Tensor)");
   // For a GPU; on the CPU the same numbers come from operators of torch.
   m.def(
       "norm_act_running(Tensor mean, Tensor rstd, Tensor(a!) running_mean, Tensor(b!) running_var, "
-      "float momentum, float eps, int rows) -> ()");
+      "float momentum, float eps, int rows, int groups) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {

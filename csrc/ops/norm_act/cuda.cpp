@@ -9,7 +9,7 @@ using namespace mmssl;
 
 struct Kernels : cuda::Launch {
   explicit Kernels(const NormActOperands& o)
-      : Launch(o.x, cuda::norm_act_scratch(o.x.size(0), o.x.size(1)) * sizeof(double)) {}
+      : Launch(o.x, cuda::norm_act_scratch(o.x.size(0) / o.groups, o.x.size(1), o.groups) * sizeof(double)) {}
 
   template <class T, class A>
   void forward(const NormActArgs<A>& a, const T* x, const A* bias, A eps, T* y, A* mean,
@@ -36,22 +36,25 @@ struct Kernels : cuda::Launch {
 };
 
 void norm_act_running(const Tensor& mean_, const Tensor& rstd_, const Tensor& running_mean,
-                      const Tensor& running_var, double momentum, double eps, int64_t rows) {
+                      const Tensor& running_var, double momentum, double eps, int64_t rows,
+                      int64_t groups) {
   const Tensor mean = as_contiguous(mean_), rstd = as_contiguous(rstd_);
   const ScalarType type = mean.scalar_type();
-  const int64_t columns = mean.dim() == 1 ? mean.size(0) : 0;
-  for (const Tensor& t : {mean, rstd, running_mean, running_var}) {
+  const int64_t columns = running_mean.dim() == 1 ? running_mean.size(0) : 0;
+  const auto check = [&](const Tensor& t, int64_t length) {
     STD_TORCH_CHECK((type == ScalarType::Float || type == ScalarType::Double) &&
-                        matches(t, mean, type, {columns}) && t.is_contiguous(),
-                    "mmssl::norm_act_running: expected (H,) float32 or float64, contiguous, on one "
-                    "device");
-  }
+                        matches(t, mean, type, {length}) && t.is_contiguous(),
+                    "mmssl::norm_act_running: expected (G H,) statistics and (H,) running ones, "
+                    "float32 or float64, contiguous, on one device");
+  };
+  check(mean, groups * columns), check(rstd, groups * columns);
+  check(running_mean, columns), check(running_var, columns);
   const cuda::CurrentDevice device(mean);
   for_dtype(type, [&](auto, auto sum) {
     using A = decltype(sum);
     MMSSL_CUDA_CHECK(cuda::launch_norm_act_running<A>(
-        {columns, rows, momentum, eps, data<A>(mean), data<A>(rstd), mutable_data<A>(running_mean),
-         mutable_data<A>(running_var)},
+        {columns, rows, groups, momentum, eps, data<A>(mean), data<A>(rstd),
+         mutable_data<A>(running_mean), mutable_data<A>(running_var)},
         device.stream));
   });
 }

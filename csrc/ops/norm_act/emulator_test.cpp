@@ -1,6 +1,7 @@
 // The CUDA kernels of norm_act, run on the CPU against the CPU kernels in double and against the
 // definition of the forward.
 //   cd csrc/ops/norm_act && g++ -std=c++20 -DMMSSL_EMULATE_CUDA -I../.. -x c++ emulator_test.cpp kernels.cu
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <random>
@@ -83,7 +84,7 @@ int check(int64_t n, int64_t h, bool dropout, double tolerance) {
   std::vector<uint8_t> keep(n * h);
   for (auto& k : keep) k = random() % 10 < 7;
   const NormActArgs<A> a{n, h, weight.data(), dropout ? keep.data() : nullptr, A(kScale), A(kSlope)};
-  std::vector<double> scratch(mmssl::cuda::norm_act_scratch(n, h), NAN);
+  std::vector<double> scratch(mmssl::cuda::norm_act_scratch(n, h, 1), NAN);
   std::vector<T> y(n * h), grad_x(n * h), out_grad_y(n * h), out_x(n * h);
   std::vector<A> mean(h), rstd(h), grad_weight(h), grad_bias(h), out_weight(h);
   mmssl::cuda::launch_norm_act<T, A>(a, x.data(), bias.data(), A(kEps), y.data(), mean.data(),
@@ -142,21 +143,82 @@ int check(int64_t n, int64_t h, bool dropout, double tolerance) {
   return wrong;
 }
 
+// Groups have the bits that each has alone, and vectors are the sums of theirs; without gradients for
+// the vectors they are those of zeros.
+int check_groups(int64_t groups, int64_t n, int64_t h) {
+  using T = double;
+  std::mt19937 random(5);
+  const int64_t all = groups * n * h;
+  const auto x = normal<T>(all, random), grad = normal<T>(all, random), up = normal<T>(all, random);
+  const auto weight = normal<T>(h, random), bias = normal<T>(h, random);
+  const std::vector<T> zeros(h);
+  std::vector<uint8_t> keep(all);
+  for (auto& k : keep) k = random() % 10 < 7;
+  struct Results {
+    std::vector<T> y, grad_x, out_grad_y, out_x, mean, rstd, grad_weight, grad_bias, out_weight;
+  };
+  const auto run = [&](int64_t from, int64_t count, const T* up_vector) {
+    const int64_t first = from * n * h, size = count * n * h;
+    Results r{std::vector<T>(size),      std::vector<T>(size),      std::vector<T>(size),
+              std::vector<T>(size),      std::vector<T>(count * h), std::vector<T>(count * h),
+              std::vector<T>(h),         std::vector<T>(h),         std::vector<T>(h)};
+    const NormActArgs<T> a{n, h, weight.data(), keep.data() + first, kScale, kSlope, count};
+    std::vector<double> scratch(mmssl::cuda::norm_act_scratch(n, h, count), NAN);
+    mmssl::cuda::launch_norm_act<T, T>(a, x.data() + first, bias.data(), kEps, r.y.data(),
+                                       r.mean.data(), r.rstd.data(), scratch.data(), nullptr);
+    mmssl::cuda::launch_norm_act_backward<T, T>(
+        a, grad.data() + first, x.data() + first, r.mean.data(), r.rstd.data(), r.grad_x.data(),
+        r.grad_weight.data(), r.grad_bias.data(), scratch.data(), nullptr);
+    mmssl::cuda::launch_norm_act_double_backward<T, T>(
+        a, up.data() + first, up_vector, up_vector, grad.data() + first, x.data() + first,
+        r.mean.data(), r.rstd.data(), r.out_grad_y.data(), r.out_x.data(), r.out_weight.data(),
+        scratch.data(), nullptr);
+    return r;
+  };
+  const Results whole = run(0, groups, nullptr);
+  int wrong = 0;
+  Results sums{{}, {}, {}, {}, {}, {}, zeros, zeros, zeros};
+  for (int64_t g = 0; g < groups; ++g) {
+    const Results one = run(g, 1, zeros.data());
+    const auto same = [&](const std::vector<T>& part, const std::vector<T>& in) {
+      for (size_t i = 0; i < part.size(); ++i) wrong += !(part[i] == in[g * part.size() + i]);
+    };
+    same(one.y, whole.y), same(one.grad_x, whole.grad_x), same(one.out_x, whole.out_x);
+    same(one.out_grad_y, whole.out_grad_y), same(one.mean, whole.mean), same(one.rstd, whole.rstd);
+    for (int64_t c = 0; c < h; ++c) {
+      sums.grad_weight[c] += one.grad_weight[c], sums.grad_bias[c] += one.grad_bias[c];
+      sums.out_weight[c] += one.out_weight[c];
+    }
+  }
+  for (int64_t c = 0; c < h; ++c) {
+    const double tolerance = 1e-12 * double(groups * n);
+    wrong += !(std::fabs(sums.grad_weight[c] - whole.grad_weight[c]) <= tolerance);
+    wrong += !(std::fabs(sums.grad_bias[c] - whole.grad_bias[c]) <= tolerance);
+    wrong += !(std::fabs(sums.out_weight[c] - whole.out_weight[c]) <= tolerance * 10);
+  }
+  if (wrong > 0) std::printf("%d groups of %d rows: %d wrong\n", int(groups), int(n), wrong);
+  return wrong;
+}
+
 template <class A>
-int check_running(int64_t h, double momentum, double tolerance) {
+int check_running(int64_t h, int64_t groups, double momentum, double tolerance) {
   std::mt19937 random(3);
-  const auto mean = normal<A>(h, random), before = normal<A>(h, random);
-  std::vector<A> rstd(h), running_mean = before, running_var = before;
-  for (int64_t c = 0; c < h; ++c) rstd[c] = A(0.1 + double(random() % 100) / 20);
-  mmssl::cuda::launch_norm_act_running<A>({h, 7, momentum, kEps, mean.data(), rstd.data(),
+  const auto mean = normal<A>(groups * h, random), before = normal<A>(h, random);
+  std::vector<A> rstd(groups * h), running_mean = before, running_var = before;
+  for (A& r : rstd) r = A(0.1 + double(random() % 100) / 20);
+  mmssl::cuda::launch_norm_act_running<A>({h, 7, groups, momentum, kEps, mean.data(), rstd.data(),
                                            running_mean.data(), running_var.data()},
                                           nullptr);
   int wrong = 0;
   for (int64_t c = 0; c < h; ++c) {
-    const double b = double(before[c]), r = double(rstd[c]);
-    const double unbiased = (1 / (r * r) - kEps) * 7 / 6;
-    wrong += !(std::fabs(running_mean[c] - (b + momentum * (mean[c] - b))) <= tolerance);
-    wrong += !(std::fabs(running_var[c] - (b + momentum * (unbiased - b))) <= tolerance * (1 + unbiased));
+    double m = double(before[c]), v = m, largest = 1;
+    for (int64_t g = 0; g < groups; ++g) {
+      const double r = double(rstd[g * h + c]), unbiased = (1 / (r * r) - kEps) * 7 / 6;
+      m += momentum * (double(mean[g * h + c]) - m), v += momentum * (unbiased - v);
+      largest = std::max(largest, unbiased);
+    }
+    wrong += !(std::fabs(running_mean[c] - m) <= tolerance);
+    wrong += !(std::fabs(running_var[c] - v) <= tolerance * (1 + largest));
   }
   if (wrong > 0) std::printf("running statistics, H = %d: %d wrong\n", int(h), wrong);
   return wrong;
@@ -167,7 +229,8 @@ int check_running(int64_t h, double momentum, double tolerance) {
 int main() {
   int wrong = 0;
   for (double momentum : {0.1, 0.5, 1.0}) {
-    wrong += check_running<float>(300, momentum, 1e-6) + check_running<double>(3, momentum, 1e-13);
+    wrong += check_running<float>(300, 1, momentum, 1e-6);
+    wrong += check_running<double>(3, 3, momentum, 1e-13);
   }
   for (int64_t n : {2, 7, 128, 300}) {
     for (int64_t h : {1, 31, 32, 65}) {
@@ -176,6 +239,7 @@ int main() {
     }
   }
   wrong += check<bf16, float>(130, 33, true, 2e-2);
+  wrong += check_groups(3, 130, 33) + check_groups(2, 5, 3);
   wrong += check<float, float>(8400, 3, true, 2e-5);  // more rows than the smallest chunks hold
   wrong += check<float, float>(5, 0, true, 2e-5);
   std::printf(wrong == 0 ? "emulated CUDA norm_act: ok\n" : "emulated CUDA norm_act: FAILED\n");

@@ -1,4 +1,4 @@
-// A pass is two launches of the same grid, a block for 32 columns of a chunk of rows. In the first a
+// A pass is two launches of the same grid, a block for 32 columns of a chunk of a group's rows. In the first a
 // block sums its chunk; in the second it adds the sums of all chunks in order, which gives what its
 // columns need, and writes its numbers. The first chunk's blocks also write what belongs to a column.
 #include "ops/norm_act/kernels.cuh"
@@ -28,13 +28,21 @@ struct Part {
   __device__ Part(int64_t rows, int64_t columns)
       : size(chunk_rows(rows)),
         chunks(ceil_div(rows, size)),
-        chunk(blockIdx.x / ceil_div(columns, kColumns)),
-        first(chunk * size),
-        last(first + size < rows ? first + size : rows),
+        group(blockIdx.x / ceil_div(columns, kColumns) / chunks),
+        chunk(blockIdx.x / ceil_div(columns, kColumns) % chunks),
+        start(group * rows),
+        first(start + chunk * size),
+        last(chunk * size + size < rows ? first + size : start + rows),
         column(blockIdx.x % ceil_div(columns, kColumns) * kColumns + threadIdx.x % kColumns),
         live(column < columns),
         line(threadIdx.x / kColumns) {}
-  int64_t size, chunks, chunk, first, last, column;
+  // Whether its block writes what a column has once for each group, and once for all groups.
+  __device__ bool writes_statistics() const { return chunk == 0; }
+  __device__ bool writes_totals() const { return chunk == 0 && group == 0; }
+
+  int64_t size, chunks, group, chunk;
+  int64_t start, first, last;  // rows: where the group and the chunk begin, and where the chunk ends
+  int64_t column;
   bool live;  // the column exists
   int line;   // the row of this thread among those of the block
 };
@@ -68,14 +76,18 @@ struct Gradient : Input<T, A> {
   const T* grad_y;
   const A *mean, *rstd;
 
-  __device__ Statistics<A> terms(int64_t, int64_t column) const {
-    return {mean[column], rstd[column]};
+  __device__ int64_t of(int64_t group, int64_t column) const {
+    return group * this->a.columns + column;
+  }
+  __device__ Statistics<A> terms(const Part& part) const {
+    const int64_t c = of(part.group, part.column);
+    return {mean[c], rstd[c]};
   }
   __device__ A upstream(int64_t at) const { return widen(grad_y[at]) * this->kept(at); }
 };
 
 // A job defines the sums of a column, kSums of them, and from them kFactors factors of its elements;
-// terms() is what the sums of a chunk need.
+// terms() is what the sums of a chunk need, sums(group) are those of all chunks of a group.
 
 template <class T, class A>
 struct Forward : Input<T, A> {
@@ -86,22 +98,24 @@ struct Forward : Input<T, A> {
   T* y;
   A *mean, *rstd;
 
-  __device__ A terms(int64_t first, int64_t column) const {
-    return this->activation(this->at(first, column));
+  __device__ A terms(const Part& part) const {
+    return this->activation(this->at(part.first, part.column));
   }
   __device__ void add(A origin, int64_t at, A (&sum)[kSums]) const {
     const A d = this->activation(at) - origin;
     sum[0] += d;
     sum[1] += d * d;
   }
-  __device__ void finish(const Part& part, const ChunkSums& sums, A (&factor)[kFactors]) const {
-    const Moments m = moments(sums, this->a.rows, part.size, [&](int64_t chunk) {
-      return double(terms(chunk * part.size, part.column));
+  template <class Sums>
+  __device__ void finish(const Part& part, const Sums& sums, A (&factor)[kFactors]) const {
+    const Moments m = moments(sums(part.group), this->a.rows, part.size, [&](int64_t chunk) {
+      return double(this->activation(this->at(part.start + chunk * part.size, part.column)));
     });
     const A r = A(1 / sqrt(m.variance + double(eps)));
     factor[0] = A(m.mean), factor[1] = this->a.weight[part.column] * r;
     factor[2] = bias[part.column];
-    if (part.chunk == 0) mean[part.column] = A(m.mean), rstd[part.column] = r;
+    const int64_t to = part.group * this->a.columns + part.column;
+    if (part.writes_statistics()) mean[to] = A(m.mean), rstd[to] = r;
   }
   __device__ void write(const A (&factor)[kFactors], int64_t at) const {
     const A out = (this->activation(at) - factor[0]) * factor[1] + factor[2];
@@ -121,12 +135,16 @@ struct Backward : Gradient<T, A> {
     sum[0] += g;
     sum[1] += g * ((this->activation(at) - of.mean) * of.rstd);
   }
-  __device__ void finish(const Part& part, const ChunkSums& sums, A (&factor)[kFactors]) const {
-    const double g = sums.all(0), gx = sums.all(1), n = double(this->a.rows);
-    const Statistics<A> of = this->terms(0, part.column);
+  template <class Sums>
+  __device__ void finish(const Part& part, const Sums& sums, A (&factor)[kFactors]) const {
+    double g = sums(part.group).all(0), gx = sums(part.group).all(1);
+    const double n = double(this->a.rows);
+    const Statistics<A> of = this->terms(part);
     factor[0] = of.mean, factor[1] = of.rstd, factor[2] = this->a.weight[part.column] * of.rstd;
     factor[3] = A(g / n), factor[4] = A(gx / n);
-    if (part.chunk == 0) grad_bias[part.column] = A(g), grad_weight[part.column] = A(gx);
+    if (!part.writes_totals()) return;
+    for (int64_t k = 1; k < this->a.groups; ++k) g += sums(k).all(0), gx += sums(k).all(1);
+    grad_bias[part.column] = A(g), grad_weight[part.column] = A(gx);
   }
   // grad_x = leaky' * weight * rstd * (g - mean(g) - xhat * mean(g xhat))
   __device__ void write(const A (&factor)[kFactors], int64_t at) const {
@@ -154,14 +172,24 @@ struct DoubleBackward : Gradient<T, A> {
     sum[3] += l * xhat;
     sum[4] += l * g;
   }
-  __device__ void finish(const Part& part, const ChunkSums& sums, A (&factor)[kFactors]) const {
+  template <class Sums>
+  __device__ void finish(const Part& part, const Sums& sums, A (&factor)[kFactors]) const {
     const int64_t c = part.column;
-    const SecondFactors f = second_factors(sums, double(this->a.rows), this->a.weight[c],
-                                           this->rstd[c], up_weight[c], up_bias[c]);
+    const auto factors_of = [&](int64_t group) {
+      return second_factors(sums(group), double(this->a.rows), this->a.weight[c],
+                            this->rstd[this->of(group, c)],
+                            up_weight == nullptr ? 0 : double(up_weight[c]),
+                            up_bias == nullptr ? 0 : double(up_bias[c]));
+    };
+    const SecondFactors f = factors_of(part.group);
 #pragma unroll
     for (int k = 0; k < 7; ++k) factor[k] = A(f.own[k]);
-    factor[7] = this->mean[c], factor[8] = this->rstd[c];
-    if (part.chunk == 0) out_weight[c] = A(f.weight);
+    const Statistics<A> of = this->terms(part);
+    factor[7] = of.mean, factor[8] = of.rstd;
+    if (!part.writes_totals()) return;
+    double weight = f.weight;
+    for (int64_t k = 1; k < this->a.groups; ++k) weight += factors_of(k).weight;
+    out_weight[c] = A(weight);
   }
   __device__ void write(const A (&factor)[kFactors], int64_t at) const {
     const A keep = this->kept(at), g = widen(this->grad_y[at]) * keep;
@@ -173,7 +201,7 @@ struct DoubleBackward : Gradient<T, A> {
   }
 };
 
-// totals (chunks, kSums, H)
+// totals (groups, chunks, kSums, H)
 template <class Job>
 __global__ void __launch_bounds__(kBlock)
     sums_kernel(const __grid_constant__ Job job, double* __restrict__ totals) {
@@ -182,7 +210,7 @@ __global__ void __launch_bounds__(kBlock)
   const Part part(job.a.rows, job.a.columns);
   double total[Job::kSums] = {};
   if (part.live) {
-    const auto terms = job.terms(part.first, part.column);
+    const auto terms = job.terms(part);
     for (int64_t begin = part.first + part.line; begin < part.last; begin += kLines * kPartial) {
       A sum[Job::kSums] = {};
 #pragma unroll 4
@@ -201,7 +229,8 @@ __global__ void __launch_bounds__(kBlock)
   if (part.line >= Job::kSums || !part.live) return;
   double sum = 0;  // a warp for each of the sums
   for (int line = 0; line < kLines; ++line) sum += line_sums[part.line][line][lane];
-  totals[(part.chunk * Job::kSums + part.line) * job.a.columns + part.column] = sum;
+  const int64_t chunk = part.group * part.chunks + part.chunk;
+  totals[(chunk * Job::kSums + part.line) * job.a.columns + part.column] = sum;
 }
 
 template <class Job>
@@ -213,7 +242,12 @@ __global__ void __launch_bounds__(kBlock)
   const int lane = threadIdx.x % kColumns;
   A factor[Job::kFactors];
   if (part.line == 0 && part.live) {
-    job.finish(part, ChunkSums(totals, part.chunks, Job::kSums, job.a.columns, part.column), factor);
+    const auto sums = [&](int64_t group) {
+      const int64_t of_group = part.chunks * Job::kSums * job.a.columns;
+      return ChunkSums(totals + group * of_group, part.chunks, Job::kSums, job.a.columns,
+                       part.column);
+    };
+    job.finish(part, sums, factor);
 #pragma unroll
     for (int k = 0; k < Job::kFactors; ++k) factors[k][lane] = factor[k];
   }
@@ -238,10 +272,14 @@ __global__ void __launch_bounds__(kBlock)
     running_kernel(const __grid_constant__ RunningArgs<A> a) {
   const int64_t c = global_thread();
   if (c >= a.columns) return;
-  const double r = a.rstd[c], n = double(a.rows);
-  const A unbiased = A((1 / (r * r) - a.eps) * (n / (n - 1)));
-  a.running_mean[c] = moved(a.running_mean[c], a.mean[c], A(a.momentum));
-  a.running_var[c] = moved(a.running_var[c], unbiased, A(a.momentum));
+  A mean = a.running_mean[c], var = a.running_var[c];
+  for (int64_t k = 0; k < a.groups; ++k) {
+    const double r = a.rstd[k * a.columns + c], n = double(a.rows);
+    const A unbiased = A((1 / (r * r) - a.eps) * (n / (n - 1)));
+    mean = moved(mean, a.mean[k * a.columns + c], A(a.momentum));
+    var = moved(var, unbiased, A(a.momentum));
+  }
+  a.running_mean[c] = mean, a.running_var[c] = var;
 }
 
 template <class Job>
@@ -249,7 +287,7 @@ cudaError_t launch(const Job& job, double* scratch, cudaStream_t stream) {
   const int64_t rows = job.a.rows, columns = job.a.columns;
   if (rows == 0 || columns == 0) return cudaSuccess;
   const unsigned grid =
-      unsigned(ceil_div(rows, chunk_rows(rows)) * ceil_div(columns, kColumns));
+      unsigned(job.a.groups * ceil_div(rows, chunk_rows(rows)) * ceil_div(columns, kColumns));
   MMSSL_LAUNCH((sums_kernel<Job>), grid, kBlock, stream, job, scratch);
   MMSSL_LAUNCH((write_kernel<Job>), grid, kBlock, stream, job, scratch);
   return cudaGetLastError();
@@ -257,8 +295,8 @@ cudaError_t launch(const Job& job, double* scratch, cudaStream_t stream) {
 
 }  // namespace
 
-int64_t norm_act_scratch(int64_t rows, int64_t columns) {
-  return rows == 0 ? 0 : ceil_div(rows, chunk_rows(rows)) * kMaxSums * columns;
+int64_t norm_act_scratch(int64_t rows, int64_t columns, int64_t groups) {
+  return rows == 0 ? 0 : groups * ceil_div(rows, chunk_rows(rows)) * kMaxSums * columns;
 }
 
 template <class T, class A>

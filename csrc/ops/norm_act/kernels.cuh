@@ -6,8 +6,8 @@
 
 namespace mmssl::cuda {
 
-// Sums that any of the passes needs as scratch.
-int64_t norm_act_scratch(int64_t rows, int64_t columns);
+// Sums that any of the passes needs as scratch; rows of a group.
+int64_t norm_act_scratch(int64_t rows, int64_t columns, int64_t groups);
 
 // Each pass in two launches; the same bits every time.
 template <class T, class A>
@@ -26,12 +26,12 @@ cudaError_t launch_norm_act_double_backward(const NormActArgs<A>& a, const T* up
                                             T* out_grad_y, T* out_x, A* out_weight,
                                             double* scratch, cudaStream_t stream);
 
-// What a batch changes in the running statistics.
+// What the statistics of G groups change in the running ones, one after the other.
 template <class A>
 struct RunningArgs {
-  int64_t columns, rows;  // H, N
+  int64_t columns, rows, groups;  // H, N, G
   double momentum, eps;
-  const A *mean, *rstd;                // (H), of the batch
+  const A *mean, *rstd;                // (G, H), of the batch
   A *running_mean, *running_var;       // (H), updated in place
 };
 

@@ -1,5 +1,6 @@
 #include "ops/norm_act/norm_act.h"
 
+#include <array>
 #include <cmath>
 #include <type_traits>
 #include <vector>
@@ -222,7 +223,8 @@ struct DoubleBackward {
 
   void finish(int64_t column, const ChunkSums& sums) {
     const SecondFactors f = second_factors(sums, double(a.rows), a.weight[column], rstd[column],
-                                           up_weight[column], up_bias[column]);
+                                           up_weight == nullptr ? 0 : up_weight[column],
+                                           up_bias == nullptr ? 0 : up_bias[column]);
     out_weight[column] = A(f.weight);
     for (int k = 0; k < 7; ++k) own.set(k, column, f.own[k]);
   }
@@ -249,14 +251,52 @@ struct DoubleBackward {
   }
 };
 
+// The arguments of one group; its rows begin at first().
+template <class A>
+struct Group : NormActArgs<A> {
+  Group(const NormActArgs<A>& all, int64_t group) : NormActArgs<A>(all), group(group) {
+    this->groups = 1;
+    if (this->keep != nullptr) this->keep += first();
+  }
+  int64_t first() const { return group * this->rows * this->columns; }
+  int64_t column() const { return group * this->columns; }  // of its statistics
+  int64_t group;
+};
+
+// Calls run(group, to) for each group, which writes sums to `to`, kCount of them for every column, and
+// adds these up over the groups.
+template <int kCount, class A, class Run>
+void for_groups(const NormActArgs<A>& a, const std::array<A*, kCount>& totals, const Run& run) {
+  run(Group<A>(a, 0), totals);
+  if (a.groups == 1) return;
+  std::vector<A> own(kCount * a.columns);
+  std::array<A*, kCount> to;
+  for (int k = 0; k < kCount; ++k) to[k] = own.data() + k * a.columns;
+  for (int64_t group = 1; group < a.groups; ++group) {
+    run(Group<A>(a, group), to);
+    for (int k = 0; k < kCount; ++k) {
+      for (int64_t c = 0; c < a.columns; ++c) totals[k][c] += to[k][c];
+    }
+  }
+}
+
 }  // namespace
 
 template <class T, class A>
 void norm_act(const NormActArgs<A>& a, const T* x, const A* bias, A eps, T* y, A* mean, A* rstd,
               const Parallel& pool) {
   using Numbers = PerColumn<A, 1>;
-  Forward<T, A> job{a, x, bias, eps, y, mean, rstd, Numbers(a.columns)};
-  column_passes(job, pool);
+  for_groups<0>(a, {}, [&](const Group<A>& g, const auto&) {
+    Forward<T, A> job{g,
+                      x + g.first(),
+                      bias,
+                      eps,
+                      y + g.first(),
+                      mean + g.column(),
+                      rstd + g.column(),
+                      Numbers(a.columns)};
+    column_passes(job, pool);
+  });
 }
 
 template <class T, class A>
@@ -264,10 +304,18 @@ void norm_act_backward(const NormActArgs<A>& a, const T* grad_y, const T* x, con
                        const A* rstd, T* grad_x, A* grad_weight, A* grad_bias,
                        const Parallel& pool) {
   using Numbers = PerColumn<A, 3>;
-  Backward<T, A> job{a,      grad_y,      x,         mean,
-                     rstd,   grad_x,      grad_weight, grad_bias,
-                     Numbers(a.columns)};
-  column_passes(job, pool);
+  for_groups<2, A>(a, {grad_weight, grad_bias}, [&](const Group<A>& g, const auto& to) {
+    Backward<T, A> job{g,
+                       grad_y + g.first(),
+                       x + g.first(),
+                       mean + g.column(),
+                       rstd + g.column(),
+                       grad_x + g.first(),
+                       to[0],
+                       to[1],
+                       Numbers(a.columns)};
+    column_passes(job, pool);
+  });
 }
 
 template <class T, class A>
@@ -276,9 +324,21 @@ void norm_act_double_backward(const NormActArgs<A>& a, const T* up_x, const A* u
                               const A* rstd, T* out_grad_y, T* out_x, A* out_weight,
                               const Parallel& pool) {
   using Numbers = PerColumn<A, 7>;
-  DoubleBackward<T, A> job{a,    up_x, up_weight,  up_bias, grad_y,     x,
-                           mean, rstd, out_grad_y, out_x,   out_weight, Numbers(a.columns)};
-  column_passes(job, pool);
+  for_groups<1, A>(a, {out_weight}, [&](const Group<A>& g, const auto& to) {
+    DoubleBackward<T, A> job{g,
+                             up_x + g.first(),
+                             up_weight,
+                             up_bias,
+                             grad_y + g.first(),
+                             x + g.first(),
+                             mean + g.column(),
+                             rstd + g.column(),
+                             out_grad_y + g.first(),
+                             out_x + g.first(),
+                             to[0],
+                             Numbers(a.columns)};
+    column_passes(job, pool);
+  });
 }
 
 #define MMSSL_INSTANTIATE(T, A)                                                                 \

@@ -10,13 +10,16 @@ namespace mmssl {
 
 // The operands of all three passes; matrix() and vector() check those of one pass.
 struct NormActOperands {
-  NormActOperands(const Tensor& x_, const Tensor& weight_, const OptTensor& keep_)
+  NormActOperands(const Tensor& x_, const Tensor& weight_, const OptTensor& keep_, int64_t groups_)
       : x(as_contiguous(x_)),
         keep(as_contiguous(keep_)),
+        groups(groups_),
         type(x.scalar_type()),
         accumulation(accumulation_type(type)) {
     STD_TORCH_CHECK(x.dim() == 2 && is_supported(type),
                     "mmssl::norm_act: x must be (N, H) float32, float64 or bfloat16");
+    STD_TORCH_CHECK(groups >= 1 && x.size(0) % groups == 0,
+                    "mmssl::norm_act: groups must divide the rows of x");
     STD_TORCH_CHECK(matches(keep, x, ScalarType::Byte, {x.size(0), x.size(1)}),
                     "mmssl::norm_act: keep must be (N, H) uint8 on the device of x");
     weight = vector(weight_, "weight");
@@ -27,6 +30,9 @@ struct NormActOperands {
                     " must be (H,) of the type sums are kept in, on the device of x");
     return as_contiguous(t);
   }
+  OptTensor vector(const OptTensor& t, const char* what) const {
+    return t ? OptTensor(vector(*t, what)) : t;
+  }
   Tensor matrix(const Tensor& t, const char* what) const {
     STD_TORCH_CHECK(matches(t, x, type, {x.size(0), x.size(1)}), "mmssl::norm_act: ", what,
                     " must be (N, H) of the dtype and on the device of x");
@@ -34,25 +40,34 @@ struct NormActOperands {
   }
   Tensor new_matrix() const { return empty_like(x); }
   Tensor new_vector() const { return new_empty(x, {x.size(1)}, accumulation); }
+  Tensor statistics(const Tensor& t, const char* what) const {
+    STD_TORCH_CHECK(matches(t, x, accumulation, {groups * x.size(1)}), "mmssl::norm_act: ", what,
+                    " must be (G H,) of the type sums are kept in, on the device of x");
+    return as_contiguous(t);
+  }
+  Tensor new_statistics() const { return new_empty(x, {groups * x.size(1)}, accumulation); }
 
   template <class A>
   NormActArgs<A> args(double keep_scale, double slope) const {
-    return {x.size(0),     x.size(1), data<A>(weight), data<uint8_t>(keep), A(keep_scale), A(slope)};
+    return {x.size(0) / groups, x.size(1), data<A>(weight), data<uint8_t>(keep), A(keep_scale),
+            A(slope),           groups};
   }
 
   Tensor x, weight;
   OptTensor keep;
+  int64_t groups;
   ScalarType type, accumulation;
 };
 
 // The operands that both gradients share.
 struct NormActGradOperands : NormActOperands {
   NormActGradOperands(const Tensor& grad_y_, const Tensor& x_, const Tensor& weight_,
-                      const Tensor& mean_, const Tensor& rstd_, const OptTensor& keep_)
-      : NormActOperands(x_, weight_, keep_),
+                      const Tensor& mean_, const Tensor& rstd_, const OptTensor& keep_,
+                      int64_t groups_)
+      : NormActOperands(x_, weight_, keep_, groups_),
         grad_y(matrix(grad_y_, "grad_y")),
-        mean(vector(mean_, "mean")),
-        rstd(vector(rstd_, "rstd")) {}
+        mean(statistics(mean_, "mean")),
+        rstd(statistics(rstd_, "rstd")) {}
 
   Tensor grad_y, mean, rstd;
 };
@@ -60,11 +75,12 @@ struct NormActGradOperands : NormActOperands {
 template <class Kernels>
 std::tuple<Tensor, Tensor, Tensor> norm_act(const Tensor& x, const Tensor& weight,
                                             const Tensor& bias_, const OptTensor& keep,
-                                            double keep_scale, double slope, double eps) {
-  const NormActOperands o(x, weight, keep);
+                                            double keep_scale, double slope, double eps,
+                                            int64_t groups) {
+  const NormActOperands o(x, weight, keep, groups);
   const Tensor bias = o.vector(bias_, "bias");
   const Kernels kernels(o);
-  const Tensor y = o.new_matrix(), mean = o.new_vector(), rstd = o.new_vector();
+  const Tensor y = o.new_matrix(), mean = o.new_statistics(), rstd = o.new_statistics();
   for_dtype(o.type, [&](auto storage, auto sum) {
     using T = decltype(storage);
     using A = decltype(sum);
@@ -78,8 +94,8 @@ template <class Kernels>
 std::tuple<Tensor, Tensor, Tensor> norm_act_backward(const Tensor& grad_y, const Tensor& x,
                                                      const Tensor& weight, const Tensor& mean,
                                                      const Tensor& rstd, const OptTensor& keep,
-                                                     double keep_scale, double slope) {
-  const NormActGradOperands o(grad_y, x, weight, mean, rstd, keep);
+                                                     double keep_scale, double slope, int64_t groups) {
+  const NormActGradOperands o(grad_y, x, weight, mean, rstd, keep, groups);
   const Kernels kernels(o);
   const Tensor grad_x = o.new_matrix(), grad_weight = o.new_vector(), grad_bias = o.new_vector();
   for_dtype(o.type, [&](auto storage, auto sum) {
@@ -94,14 +110,15 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_backward(const Tensor& grad_y, const
 
 template <class Kernels>
 std::tuple<Tensor, Tensor, Tensor> norm_act_double_backward(
-    const Tensor& up_x_, const Tensor& up_weight_, const Tensor& up_bias_, const Tensor& grad_y,
+    const Tensor& up_x_, const OptTensor& up_weight_, const OptTensor& up_bias_, const Tensor& grad_y,
     const Tensor& x, const Tensor& weight, const Tensor& mean, const Tensor& rstd,
-    const OptTensor& keep, double keep_scale, double slope) {
-  const NormActGradOperands o(grad_y, x, weight, mean, rstd, keep);
+    const OptTensor& keep, double keep_scale, double slope, int64_t groups) {
+  const NormActGradOperands o(grad_y, x, weight, mean, rstd, keep, groups);
   const Kernels kernels(o);
   const Tensor up_x = o.matrix(up_x_, "up_x"), out_x = o.new_matrix();
-  const Tensor up_weight = o.vector(up_weight_, "up_weight"), out_weight = o.new_vector();
-  const Tensor up_bias = o.vector(up_bias_, "up_bias"), out_grad_y = o.new_matrix();
+  const OptTensor up_weight = o.vector(up_weight_, "up_weight");
+  const OptTensor up_bias = o.vector(up_bias_, "up_bias");
+  const Tensor out_weight = o.new_vector(), out_grad_y = o.new_matrix();
   for_dtype(o.type, [&](auto storage, auto sum) {
     using T = decltype(storage);
     using A = decltype(sum);

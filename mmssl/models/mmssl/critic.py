@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -21,12 +21,19 @@ from mmssl.distributed.group import SINGLE, Group
 from mmssl.distributed.losses import shared_norm_act
 from mmssl.models.linear import Linear
 from mmssl.models.mmssl.config import CriticConfig
+from mmssl.models.mmssl.critic_pass import (
+    PENALTY_SCALE,
+    SCORE_SCALE,
+    HeadWeights,
+    Hidden,
+    mean_score,
+    whole_loss,
+)
 from mmssl.models.mmssl.rows import Rows, multiply
+from mmssl.ops._autograd import under_torch_func
+from mmssl.ops.dispatch import use_native
+from mmssl.ops.keep_mask import keep_masks
 from mmssl.ops.product import squared_norms_through
-
-# As in the released code, the sigmoid is scaled by 100 and the penalty by 0.3.
-_SCORE_SCALE = 100.0
-_PENALTY_SCALE = 0.3
 
 
 class HiddenLayer(nn.BatchNorm1d):
@@ -166,24 +173,81 @@ class Critic(nn.Module):
     def score(self, pre_activation: Tensor) -> Tensor:
         """Map (n, h) outputs of the first layer to scores (n,) in (0, 100)."""
         logit = self.head(pre_activation).squeeze(1)
-        return _SCORE_SCALE * torch.sigmoid(logit.to(self.bias.dtype))
+        return SCORE_SCALE * torch.sigmoid(logit.to(self.bias.dtype))
 
     def forward(self, blocks: Sequence[Rows]) -> Tensor:
         """Score M blocks of B rows, one batch for BatchNorm: (M B,)."""
         self.count_batches(1)
         return self.score(self.pre_activation(blocks, self.product_weight()))
 
+    def mean_score(self, blocks: Sequence[Rows]) -> Tensor:
+        """Compute ``forward(blocks).mean()`` with a gradient for the rows only; a scalar."""
+        weight = self.product_weight()
+        if not self.in_one_pass(weight):
+            return self.forward(blocks).mean()
+        self.count_batches(1)
+        pre = multiply(blocks, weight)
+        return mean_score(self.layers(pre.shape[0], 1), self.head_weights(), pre, self.bias)
+
+    def in_one_pass(self, weight: Tensor) -> bool:
+        """Whether gradients are those written out in :mod:`mmssl.models.mmssl.critic_pass`.
+
+        Args:
+            weight: Result of :meth:`product_weight`.
+        """
+        return (
+            self.training
+            and self.first.group.size == 1
+            and not under_torch_func()
+            and use_native("norm_act", weight.device.type, weight.dtype)
+        )
+
+    def layers(self, num_rows: int, groups: int) -> tuple[Hidden, Hidden]:
+        """Draw the masks of one pass.
+
+        Args:
+            num_rows: n, rows of a group.
+            groups: G.
+        """
+        both = self.first, self.second
+        sizes = [((num_rows, layer.num_features), layer.rate) for layer in both]
+        masks = keep_masks(groups, sizes, self.weight.device)
+        first, second = (
+            Hidden(
+                (layer.running_mean, layer.running_var),
+                None if keep is None else keep.flatten(0, 1),
+                scale,
+                layer.negative_slope,
+                layer.eps,
+                0.1 if layer.momentum is None else layer.momentum,
+            )
+            for layer, (keep, scale) in zip(both, masks, strict=True)
+        )
+        return first, second
+
+    def head_weights(self) -> HeadWeights:
+        """Return the parameters behind the first layer."""
+        return HeadWeights(
+            *(cast(Tensor, p) for layer in self.head for p in (layer.weight, layer.bias))
+        )
+
+    @property
+    def first(self) -> HiddenLayer:
+        """The hidden layer of width h."""
+        return cast(HiddenLayer, self.head[0])
+
+    @property
+    def second(self) -> HiddenLayer:
+        """The hidden layer of width h/2."""
+        return cast(HiddenLayer, self.head[2])
+
 
 class CriticLoss(NamedTuple):
-    """The terms of the critic's loss, scalars."""
+    """The terms of the critic's loss, scalars without a gradient."""
 
     fake: Tensor
     real: Tensor
     penalty: Tensor
-
-    def total(self) -> Tensor:
-        """Return ``E[D(fake)] - E[D(real)] + penalty``, which the critic minimizes."""
-        return self.fake - self.real + self.penalty
 
 
 def critic_loss(
@@ -194,8 +258,8 @@ def critic_loss(
     gp_weight: float,
     *,
     with_penalty: bool = True,
-) -> CriticLoss:
-    """Compute the Wasserstein loss with a gradient penalty on mixed rows.
+) -> tuple[Tensor, CriticLoss]:
+    """Compute the Wasserstein loss with a gradient penalty on mixed rows; differentiable once.
 
     Args:
         critic: In train mode; BatchNorm sees the fake, the real, then the mixed rows.
@@ -204,10 +268,26 @@ def critic_loss(
         alpha: (M B, 1) share of the real row in each mixed row.
         gp_weight: Weight of the penalty.
         with_penalty: False skips the penalty, which is then 0, and the mixed rows.
+
+    Returns:
+        ``E[D(fake)] - E[D(real)] + penalty``, which the critic minimizes, and its terms.
     """
-    critic.count_batches(3 if with_penalty else 2)
+    groups = 3 if with_penalty else 2
+    critic.count_batches(groups)
     weight = critic.product_weight()
-    pre = critic.pre_activation([*fake_rows, real_rows], weight)
+    blocks = [*fake_rows, real_rows]
+    if critic.in_one_pass(weight):
+        loss, vector = whole_loss(
+            critic.layers(alpha.shape[0], groups),
+            critic.head_weights(),
+            multiply(blocks, weight),
+            critic.bias,
+            weight,
+            alpha,
+            gp_weight if with_penalty else None,
+        )
+        return loss, CriticLoss(*vector.unbind())
+    pre = critic.pre_activation(blocks, weight)
     fake, real = pre.tensor_split([alpha.shape[0]])
     real = real.repeat(fake.shape[0] // real.shape[0], 1)
     fake_score, real_score = critic.score(fake), critic.score(real)
@@ -216,7 +296,9 @@ def critic_loss(
         # The first layer is affine, so the mixed rows need no product.
         mixed = torch.lerp(fake, real, alpha.to(fake.dtype))
         penalty = gp_weight * gradient_penalty(critic, mixed, weight)
-    return CriticLoss(fake_score.mean(), real_score.mean(), penalty)
+    terms = CriticLoss(fake_score.mean(), real_score.mean(), penalty)
+    loss = terms.fake - terms.real + terms.penalty
+    return loss, CriticLoss(*(term.detach() for term in terms))
 
 
 def gradient_penalty(critic: Critic, pre_activation: Tensor, weight: Tensor) -> Tensor:
@@ -231,4 +313,4 @@ def gradient_penalty(critic: Critic, pre_activation: Tensor, weight: Tensor) -> 
     (delta,) = torch.autograd.grad(score.sum(), pre_activation, create_graph=True)  # (n, h)
     square = critic.squared_norms(delta, weight)  # d row = delta @ weight.T
     norm = square.clamp_min(torch.finfo(square.dtype).tiny).sqrt()
-    return _PENALTY_SCALE * (norm - 1).square().mean()
+    return PENALTY_SCALE * (norm - 1).square().mean()

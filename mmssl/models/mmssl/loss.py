@@ -5,10 +5,12 @@ Legend: U users, I items, B batch, D embedding dim, M modalities.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import functools
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mmssl import ops
 from mmssl.distributed.group import SINGLE, Group
@@ -19,17 +21,13 @@ from mmssl.ops import Triples
 
 
 class LossTerms(NamedTuple):
-    """The weighted terms, scalars; their sum is minimized."""
+    """The weighted terms, scalars without a gradient; their sum is minimized."""
 
     bpr: Tensor
     l2: Tensor
     feat_reg: Tensor
     contrastive: Tensor
     adversarial: Tensor
-
-    def total(self) -> Tensor:
-        """Return the loss, the sum of the terms."""
-        return torch.stack(self).sum()
 
 
 def recommender_loss(
@@ -40,14 +38,14 @@ def recommender_loss(
     *,
     batch_size: int,
     group: Group = SINGLE,
-) -> LossTerms:
-    """Compute all terms of the recommender's loss, or this process's summand of each.
+) -> tuple[Tensor, LossTerms]:
+    """Compute the recommender's loss and its terms, or this process's summand of each.
 
     Args:
         embeddings: Embeddings of the whole graph.
         batch: The (B,) triples.
-        fake_score: (M B,) critic scores of the generated rows, or None without a critic; those of
-            this process's part of the batch.
+        fake_score: The critic's mean score of the generated rows, a scalar, or None without a
+            critic; that of this process's part of the batch.
         config: The weights.
         batch_size: Divisor of the L2 term.
         group: The processes that divide the batch; each of them has the whole of it.
@@ -62,14 +60,17 @@ def recommender_loss(
     contrast = None
     if config.cl_weight > 0:
         contrast = contrastive_loss(embeddings, users, config, group)
-    features = feature_squares(embeddings) / item.shape[0]
-    terms = weighted(bpr, squares / batch_size, features, contrast, fake_score, config)
-    if group.size > 1:
-        bpr, feat_reg, adversarial = terms.bpr, terms.feat_reg, terms.adversarial
-        terms = terms._replace(
-            bpr=share * bpr, feat_reg=share * feat_reg, adversarial=share * adversarial
-        )
-    return terms
+    return weighted(
+        bpr,
+        squares,
+        feature_squares(embeddings),
+        contrast,
+        fake_score,
+        config,
+        batch_size=batch_size,
+        num_items=item.shape[0],
+        share=share,
+    )
 
 
 def weighted(
@@ -79,25 +80,57 @@ def weighted(
     contrast: Tensor | None,
     fake_score: Tensor | None,
     config: LossConfig,
-) -> LossTerms:
-    """Apply the weights of the terms.
+    *,
+    batch_size: int,
+    num_items: int,
+    share: float = 1.0,
+) -> tuple[Tensor, LossTerms]:
+    """Apply the weights of the terms and add them up.
 
     Args:
         bpr: The ranking loss.
-        squares: Squares of the batch's final embeddings, per triple.
-        features: Squares of the propagated features, per item.
+        squares: Sum of the squares of the batch's final embeddings.
+        features: Sum of the squares of the propagated features.
         contrast: InfoNCE, or None without it.
-        fake_score: (n,) critic scores of generated rows, or None without a critic.
+        fake_score: The critic's mean score of generated rows, or None without a critic.
         config: The weights.
+        batch_size: Divisor of the squares of the batch.
+        num_items: Divisor of those of the features.
+        share: Of this process, in what every process computes in full or of its own rows.
     """
-    zero = bpr.new_zeros(())
-    return LossTerms(
-        bpr,
-        config.decay * 0.5 * squares,
-        config.feat_reg_decay * 0.5 * features,
-        zero if contrast is None else config.cl_weight * contrast,
-        zero if fake_score is None else -config.g_weight * fake_score.mean(),
+    zero = None if contrast is not None and fake_score is not None else bpr.new_zeros(())
+    weights = (
+        share,
+        config.decay * 0.5 / batch_size,
+        share * config.feat_reg_decay * 0.5 / num_items,
+        config.cl_weight,
+        -share * config.g_weight,
     )
+    values = bpr, squares, features, contrast, fake_score
+    loss, terms = _WeightedSum.apply(weights, *(zero if v is None else v for v in values))
+    return loss, LossTerms(*terms.unbind())
+
+
+class _WeightedSum(torch.autograd.Function):
+    """The sum of weighted scalars, and its summands without a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, weights: tuple[float, ...], *values: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.weights = _constant(weights, values[0].dtype, values[0].device)
+        terms = torch.stack(values) * ctx.weights
+        ctx.mark_non_differentiable(terms)
+        return terms.sum(), terms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *(grad * ctx.weights).unbind()
+
+
+@functools.lru_cache(maxsize=16)
+def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return numbers on a device; they are copied there once."""
+    return torch.tensor(values, dtype=dtype, device=device)
 
 
 def feature_squares(embeddings: MultiModalEmbeddings) -> Tensor:

@@ -176,8 +176,8 @@ class ShardedStep(TrainingStep):
         views: BatchViews,
         batch: Triples,
         fake_score: Tensor | None,
-    ) -> LossTerms:
-        """Compute the terms of the whole batch."""
+    ) -> tuple[Tensor, LossTerms]:
+        """Compute the loss of the whole batch, and its terms."""
         config, (rows, place) = self.config.loss, views
         items = gathered(
             self.shards,
@@ -188,7 +188,7 @@ class ShardedStep(TrainingStep):
         bpr, squares = ops.bpr_loss(
             rows.user, items, place, place, place + place.numel(), with_l2=True
         )
-        features = summed(self.shards, feature_squares(embeddings)) / self.partition.items.num_rows
+        features = summed(self.shards, feature_squares(embeddings))
         contrast = None
         if config.cl_weight > 0:
             own = self.partition.own_users
@@ -196,7 +196,11 @@ class ShardedStep(TrainingStep):
             pair = embeddings.user_modality[:, mine], embeddings.user[mine]
             part = ring_info_nce(self.shards, *pair, config.temperature, config.cl_eps)
             contrast = summed(self.shards, part)
-        return weighted(bpr, squares / self.batch_size, features, contrast, fake_score, config)
+        return weighted(
+            *(bpr, squares, features, contrast, fake_score, config),
+            batch_size=self.batch_size,
+            num_items=self.partition.items.num_rows,
+        )
 
     # ---- gradients ---------------------------------------------------------------------------
 

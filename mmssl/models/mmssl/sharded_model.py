@@ -82,6 +82,10 @@ class ShardedCritic(Critic):
         total = summed(self.shards, multiply(own, weight).to(self.bias.dtype))
         return (total + self.bias).to(weight.dtype)
 
+    def in_one_pass(self, weight: Tensor) -> bool:
+        """See the base class; autograd knows what is a sum over the processes."""
+        return False
+
     def squared_norms(self, delta: Tensor, weight: Tensor) -> Tensor:
         """See the base class."""
         return summed(self.shards, super().squared_norms(copied(self.shards, delta), weight))

@@ -200,11 +200,11 @@ class TrainingStep:
             fake_score = None
             if self.critic is not None and fake is not None:
                 with _frozen(self.critic):
-                    fake_score = self.critic([fake])
-            terms = self._losses(embeddings, views, whole.batch, fake_score)
+                    fake_score = self.critic.mean_score([fake])
+            loss, terms = self._losses(embeddings, views, whole.batch, fake_score)
         self.optimizer.zero_grad(set_to_none=True)
         with record_function("mmssl::backward"):
-            terms.total().backward()
+            loss.backward()
             self._sum_gradients(self.model)
         with record_function("mmssl::optimizer"):
             norms += self._clip(self.model, self.config.training.clip_norm)
@@ -226,8 +226,8 @@ class TrainingStep:
         views: BatchViews,
         batch: Triples,
         fake_score: Tensor | None,
-    ) -> LossTerms:
-        """Compute this process's summands of the recommender's terms on the whole batch."""
+    ) -> tuple[Tensor, LossTerms]:
+        """Compute this process's summand of the loss, and of its terms, on the whole batch."""
         return recommender_loss(
             embeddings,
             batch,
@@ -258,7 +258,7 @@ class TrainingStep:
                 tables = embeddings.user[None], embeddings.item[None]
                 own = similarity_rows(*tables, users, inputs.edges)
                 real = real_rows(own, inputs.uniform, config, self.form)
-            terms = critic_loss(
+            loss, terms = critic_loss(
                 self.critic,
                 [fake],
                 real,
@@ -268,10 +268,10 @@ class TrainingStep:
             )
             if self.group.size > 1:
                 share = users.numel() / self.batch_size
-                terms = CriticLoss(*(share * term for term in terms))
+                loss, terms = share * loss, CriticLoss(*(share * term for term in terms))
         self.critic_optimizer.zero_grad(set_to_none=True)
         with record_function("mmssl::critic_backward"):
-            terms.total().backward()
+            loss.backward()
             self._sum_gradients(self.critic)
         with record_function("mmssl::critic_optimizer"):
             norms += self._clip(self.critic, config.clip_norm)
@@ -294,11 +294,10 @@ class TrainingStep:
         return norm_of(module.parameters())
 
     def _summed(self, terms: Sequence[Tensor]) -> list[Tensor]:
-        """Return the terms of the whole batch, detached."""
-        detached = [term.detach() for term in terms]
+        """Return the terms of the whole batch."""
         if self.group.size == 1:
-            return detached
-        return list(self.group.sum(torch.stack(detached)).unbind())
+            return list(terms)
+        return list(self.group.sum(torch.stack(list(terms))).unbind())
 
 
 def build_step(

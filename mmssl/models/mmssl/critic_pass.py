@@ -1,0 +1,350 @@
+"""The critic's loss on all rows at once, with its gradient written out.
+
+The fake, the real and the mixed rows go through the head together, each group with batch statistics
+of its own, and one backward pass does what autograd would do in five: one for each group, one for
+the input gradient of the penalty, and one for the gradient of that. :func:`critic_loss` in
+:mod:`mmssl.models.mmssl.critic` is the same by autograd.
+
+Legend: n rows of a group, G groups, h width of the first layer, h2 of the second, I items.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mmssl.ops.norm_act import update_running
+from mmssl.ops.product import added_product, affine, product, squared_norms, squared_norms_backward
+
+# As in the released code, the sigmoid is scaled by 100 and the penalty by 0.3.
+SCORE_SCALE = 100.0
+PENALTY_SCALE = 0.3
+
+
+class HeadWeights(NamedTuple):
+    """The parameters of the layers behind the first."""
+
+    norm1: Tensor  # (h,)
+    shift1: Tensor  # (h,)
+    weight2: Tensor  # (h2, h)
+    bias2: Tensor  # (h2,)
+    norm2: Tensor  # (h2,)
+    shift2: Tensor  # (h2,)
+    weight3: Tensor  # (1, h2)
+    bias3: Tensor  # (1,)
+
+
+@dataclass(frozen=True)
+class Hidden:
+    """LeakyReLU, batch normalization and dropout of one hidden layer, for one pass."""
+
+    running: tuple[Tensor | None, Tensor | None]  # (width,) mean and variance, updated in place
+    keep: Tensor | None  # (G n, width)
+    keep_scale: float
+    slope: float
+    eps: float
+    momentum: float
+
+    def forward(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> _Normalized:
+        """Map (G n, width) to the same shape, and keep what the gradients read."""
+        y, mean, rstd = torch.ops.mmssl.norm_act(
+            x, weight, bias, self.keep, self.keep_scale, self.slope, self.eps, groups
+        )
+        update_running(*self.running, mean, rstd, self.momentum, self.eps, x.shape[0], groups)
+        return _Normalized(self, x, y, weight, mean, rstd, self.keep, groups)
+
+
+@dataclass(frozen=True)
+class _Normalized:
+    """A hidden layer's input, output and statistics."""
+
+    layer: Hidden
+    x: Tensor  # (G n, width)
+    y: Tensor  # (G n, width)
+    weight: Tensor  # (width,)
+    mean: Tensor  # (G width,)
+    rstd: Tensor  # (G width,)
+    keep: Tensor | None
+    groups: int
+
+    def last(self) -> _Normalized:
+        """Return the last group alone."""
+        n, width = self.x.shape[0] // self.groups, self.x.shape[1]
+        keep = None if self.keep is None else self.keep[-n:]
+        statistics = self.mean[-width:], self.rstd[-width:]
+        return _Normalized(self.layer, self.x[-n:], self.y[-n:], self.weight, *statistics, keep, 1)
+
+    def _arguments(self) -> tuple[Any, ...]:
+        layer = self.layer
+        tensors = self.x, self.weight, self.mean, self.rstd, self.keep
+        return *tensors, layer.keep_scale, layer.slope, self.groups
+
+    def backward(self, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients for x, weight and bias, given that for y."""
+        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.mmssl.norm_act_backward(
+            grad, *self._arguments()
+        )
+        return grads
+
+    def double_backward(self, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the gradients for grad, x and weight, given that for what backward gave for x."""
+        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.mmssl.norm_act_double_backward(
+            up, None, None, grad, *self._arguments()
+        )
+        return grads
+
+
+class _Head:
+    """The forward pass through the head, and its gradient."""
+
+    def __init__(
+        self, x: Tensor, weights: HeadWeights, layers: tuple[Hidden, Hidden], groups: int
+    ) -> None:
+        self.dtype = x.dtype
+        w = self.weights = weights
+        self.weight2, self.weight3 = w.weight2.to(x.dtype), w.weight3.to(x.dtype)
+        self.first = layers[0].forward(x, w.norm1, w.shift1, groups)
+        second = affine(self.first.y, self.weight2.T, w.bias2.to(x.dtype))
+        self.second = layers[1].forward(second, w.norm2, w.shift2, groups)
+        logit = affine(self.second.y, self.weight3.T, w.bias3.to(x.dtype)).squeeze(1)
+        self.share = torch.sigmoid(logit.to(w.bias3.dtype))  # (G n,)
+
+    def slopes(self) -> Tensor:
+        """Return the derivatives (G n,) of the scores with respect to the logits."""
+        return SCORE_SCALE * self.share * (1 - self.share)
+
+    def column(self, values: Tensor) -> Tensor:
+        """Return (rows,) numbers as a (rows, 1) matrix of the activations' dtype."""
+        return values.to(self.dtype)[:, None]
+
+    def to_input(self, to_logit: Tensor) -> Tensor:
+        """Return the gradient (G n, h) for the input, given that for the logits (G n,)."""
+        to_second, *_ = self.second.backward(self.column(to_logit) * self.weight3)
+        to_first, *_ = self.first.backward(product(to_second, self.weight2))
+        return to_first
+
+
+class _Penalty:
+    """``0.3 mean((||d score / d row|| - 1)^2)`` over the last group, and its gradient."""
+
+    def __init__(self, head: _Head, weight: Tensor) -> None:
+        self.head, self.weight = head, weight
+        self.first, self.second = head.first.last(), head.second.last()
+        n = self.first.x.shape[0]
+        self.share = head.share[-n:]
+        self.slope = head.slopes()[-n:]
+        self.at_second = head.column(self.slope) * head.weight3  # (n, h2), gradients for outputs
+        self.through_second, *_ = self.second.backward(self.at_second)
+        self.at_first = product(self.through_second, head.weight2)  # (n, h)
+        self.delta, *_ = self.first.backward(self.at_first)
+        square, self.image = squared_norms(self.delta, weight)
+        tiny = torch.finfo(square.dtype).tiny
+        self.norm = square.clamp_min(tiny).sqrt()
+        self.above = square >= tiny
+        self.value = PENALTY_SCALE * (self.norm - 1).square().mean()
+
+    def backward(self, grad: Tensor) -> _PenaltyGradient:
+        """Return what the penalty adds to the gradients, given that for its value."""
+        head, n = self.head, self.norm.shape[0]
+        to_square = (grad * (PENALTY_SCALE / n)) * (1 - 1 / self.norm) * self.above
+        up, to_weight = squared_norms_backward(to_square, self.delta, self.weight, self.image)
+        assert up is not None and to_weight is not None
+        up, to_first, to_norm1 = self.first.double_backward(up, self.at_first)
+        to_weight2 = product(self.through_second.T, up)
+        up = product(up, head.weight2.T)
+        up, to_second, to_norm2 = self.second.double_backward(up, self.at_second)
+        to_weight3 = product(head.column(self.slope).T, up)
+        to_slope = product(up, head.weight3.T).squeeze(1).to(self.slope.dtype)
+        to_logit = to_slope * self.slope * (1 - 2 * self.share)
+        return _PenaltyGradient(
+            to_weight, to_first, to_norm1, to_weight2, to_second, to_norm2, to_weight3, to_logit
+        )
+
+
+class _PenaltyGradient(NamedTuple):
+    """The penalty's share of the gradients; those of rows belong to the last group."""
+
+    weight: Tensor  # (I, h)
+    first: Tensor  # (n, h) for the input of the first hidden layer
+    norm1: Tensor  # (h,)
+    weight2: Tensor  # (h2, h)
+    second: Tensor  # (n, h2) for the input of the second
+    norm2: Tensor  # (h2,)
+    weight3: Tensor  # (1, h2)
+    logit: Tensor  # (n,)
+
+
+class _CriticLoss(torch.autograd.Function):
+    """Maps the outputs of the first layer to the loss and its terms."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        layers: tuple[Hidden, Hidden],
+        alpha: Tensor,
+        gp_weight: float | None,
+        pre: Tensor,
+        bias: Tensor,
+        weight: Tensor,
+        *parameters: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        n, groups = alpha.shape[0], 2 if gp_weight is None else 3
+        ctx.gp_weight, ctx.alpha, ctx.batch = gp_weight, alpha.to(pre.dtype), pre.shape[0] - n
+        x = _grouped_rows(pre, bias, ctx.alpha, groups)
+        ctx.head = head = _Head(x, HeadWeights(*parameters), layers, groups)
+        means = SCORE_SCALE * head.share[: 2 * n].view(2, n).mean(1)
+        ctx.penalty, penalty = None, means.new_zeros(())
+        if gp_weight is not None:
+            ctx.penalty = _Penalty(head, weight)
+            penalty = gp_weight * ctx.penalty.value
+        terms = torch.cat([means, penalty[None]])
+        ctx.mark_non_differentiable(terms)
+        return means[0] - means[1] + penalty, terms
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        head: _Head = ctx.head
+        n = ctx.alpha.shape[0]
+        to_logit = head.slopes()
+        to_logit[:n] *= grad / n
+        to_logit[n : 2 * n] *= -grad / n
+        extra = None
+        if ctx.penalty is not None:
+            extra = ctx.penalty.backward(grad * ctx.gp_weight)
+            to_logit[2 * n :] = extra.logit
+        column = head.column(to_logit)
+        to_weight3, to_bias3 = _products(column, head.second.y, extra and extra.weight3)
+        to_second, to_norm2, to_shift2 = head.second.backward(column * head.weight3)
+        if extra is not None:
+            to_second[-n:].add_(extra.second)
+            to_norm2.add_(extra.norm2)
+        to_weight2, to_bias2 = _products(to_second, head.first.y, extra and extra.weight2)
+        to_first, to_norm1, to_shift1 = head.first.backward(product(to_second, head.weight2))
+        if extra is not None:
+            to_first[-n:].add_(extra.first)
+            to_norm1.add_(extra.norm1)
+        to_pre = _ungrouped_rows(to_first, ctx.alpha, ctx.batch)
+        to_head = HeadWeights(
+            *(to_norm1, to_shift1, to_weight2, to_bias2),
+            *(to_norm2, to_shift2, to_weight3, to_bias3),
+        )
+        wide = (g.to(w.dtype) for g, w in zip(to_head, head.weights, strict=True))
+        # Each mixed row is a mean of a fake and a real one, so that the shares of the bias add up.
+        to_bias = to_pre.sum(0, dtype=to_norm1.dtype)
+        return None, None, None, to_pre, to_bias, extra and extra.weight, *wide
+
+
+class _MeanScore(torch.autograd.Function):
+    """Maps the outputs of the first layer to the mean of the scores, with a gradient for them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, layers: tuple[Hidden, Hidden], weights: HeadWeights, pre: Tensor, bias: Tensor
+    ) -> Tensor:
+        ctx.head = head = _Head(pre + bias.to(pre.dtype), weights, layers, 1)
+        return SCORE_SCALE * head.share.mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        head: _Head = ctx.head
+        slopes = head.slopes()
+        return None, None, head.to_input(slopes * (grad / slopes.shape[0])), None
+
+
+def whole_loss(
+    layers: tuple[Hidden, Hidden],
+    weights: HeadWeights,
+    pre: Tensor,
+    bias: Tensor,
+    weight: Tensor,
+    alpha: Tensor,
+    gp_weight: float | None,
+) -> tuple[Tensor, Tensor]:
+    """Compute ``E[D(fake)] - E[D(real)] + gp_weight penalty``; differentiable once.
+
+    Args:
+        layers: The hidden layers, with masks for G n rows.
+        weights: The parameters of the head.
+        pre: (n + B, h) products of n fake and B real rows with ``weight``, without the bias.
+        bias: (h,), of the first layer.
+        weight: (I, h), of the first layer, in the dtype of ``pre``.
+        alpha: (n, 1) shares of the real rows in the mixed ones; n is a multiple of B.
+        gp_weight: Weight of the penalty, or None without it, where G is 2 instead of 3.
+
+    Returns:
+        The loss and its three terms (3,), which have no gradient.
+    """
+    out: tuple[Tensor, Tensor] = _CriticLoss.apply(
+        layers, alpha, gp_weight, pre, bias, weight, *weights
+    )
+    return out
+
+
+def mean_score(
+    layers: tuple[Hidden, Hidden], weights: HeadWeights, pre: Tensor, bias: Tensor
+) -> Tensor:
+    """Compute the mean score of n rows, with a gradient for ``pre`` only; differentiable once.
+
+    Args:
+        layers: The hidden layers, with masks for n rows.
+        weights: The parameters of the head, constants.
+        pre: (n, h) products of the rows with the first layer's weight, without the bias.
+        bias: (h,), of the first layer, a constant.
+    """
+    out: Tensor = _MeanScore.apply(layers, weights, pre, bias)
+    return out
+
+
+def _products(column: Tensor, rows: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return ``column.T @ rows`` (p, q), more of it added, and the sums of the column's (p,)."""
+    if more is None:
+        return product(column.T, rows), column.sum(0)
+    return added_product(more, column.T, rows), column.sum(0)
+
+
+def _grouped_rows(pre: Tensor, bias: Tensor, alpha: Tensor, groups: int) -> Tensor:
+    """Return fake rows, a real row for each of them, and mixed rows: (G n, h).
+
+    Args:
+        pre: (n + B, h) products of the fake rows and of the B real ones.
+        bias: (h,), of the first layer.
+        alpha: (n, 1) shares of the real rows.
+        groups: G, 2 or 3.
+    """
+    n = alpha.shape[0]
+    x = pre.new_empty(groups * n, pre.shape[1])
+    bias = bias.to(pre.dtype)
+    torch.add(pre[:n], bias, out=x[:n])
+    real = pre[n:]
+    blocks = x[n : 2 * n].view(-1, *real.shape)
+    torch.add(real.expand_as(blocks), bias, out=blocks)
+    if groups == 3:
+        torch.lerp(x[:n], x[n : 2 * n], alpha, out=x[2 * n :])
+    return x
+
+
+def _ungrouped_rows(grad: Tensor, alpha: Tensor, batch: int) -> Tensor:
+    """Return the gradient (n + B, h) of :func:`_grouped_rows` for ``pre``.
+
+    Args:
+        grad: (G n, h), overwritten.
+        alpha: (n, 1).
+        batch: B.
+    """
+    n = alpha.shape[0]
+    out = grad.new_empty(n + batch, grad.shape[1])
+    fake, real = grad[:n], grad[n : 2 * n]
+    if grad.shape[0] == 3 * n:
+        mixed = grad[2 * n :]
+        torch.addcmul(fake, 1 - alpha, mixed, out=out[:n])
+        real.addcmul_(alpha, mixed)
+    else:
+        out[:n] = fake
+    torch.sum(real.view(-1, batch, real.shape[1]), 0, out=out[n:])
+    return out
