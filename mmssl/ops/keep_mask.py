@@ -47,48 +47,27 @@ def keep_mask(
     Raises:
         InputError: ``rate`` is outside [0, 1) or ``shape`` is not made of integers >= 0.
     """
-    return _part_of_mask(shape, rate, device, 0)
-
-
-def _part_of_mask(
-    shape: Sequence[int], rate: float, device: torch.device | str, first: int
-) -> tuple[Tensor | None, float]:
-    """Return the elements from ``first`` on of the mask of a larger tensor."""
-    check_number("rate", rate, 0, 1, "a number in [0, 1)")
-    if any(type(n) is not int or n < 0 for n in shape):
-        raise InputError(f"shape: expected integers >= 0, got {tuple(shape)}")
-    native = use_native("keep_mask", torch.device(device).type)
-    compute = torch.ops.mmssl.keep_mask if native else mask_from_seed
-    return _drawn(shape, rate, device, compute, first)
+    return _one(keep_masks(1, [(shape, rate)], device))
 
 
 def keep_mask_reference(
     shape: Sequence[int], rate: float, device: torch.device | str = "cpu"
 ) -> tuple[Tensor | None, float]:
     """Compute :func:`keep_mask` in plain PyTorch, from the same drawn number."""
-    return _drawn(shape, rate, device, mask_from_seed)
+    return _one(_drawn(1, [(shape, rate)], device, mask_from_seed, 0))
 
 
-def _drawn(
-    shape: Sequence[int],
-    rate: float,
-    device: torch.device | str,
-    compute: Callable[[Tensor, int, int], Tensor],
-    first: int = 0,
-) -> tuple[Tensor | None, float]:
-    dropped = _dropped(rate)
-    if dropped == 0:
-        return None, 1.0
-    seed = torch.randint(1 << 62, (1,), device=device)
-    words, skipped = divmod(first, _ELEMENTS)
-    if words:
-        seed = seed + torch.full_like(seed, words) * _GOLDEN  # wraps on purpose
-    limit, count = dropped - _STEPS // 2, math.prod(shape) + skipped
-    return compute(seed, count, limit)[skipped:].view(*shape), _STEPS / (_STEPS - dropped)
+def _one(masks: list[tuple[Tensor | None, float]]) -> tuple[Tensor | None, float]:
+    keep, scale = masks[0]
+    return None if keep is None else keep[0], scale
 
 
 def keep_masks(
-    count: int, layers: Sequence[tuple[Sequence[int], float]], device: torch.device | str = "cpu"
+    count: int,
+    layers: Sequence[tuple[Sequence[int], float]],
+    device: torch.device | str = "cpu",
+    *,
+    first: int = 0,
 ) -> list[tuple[Tensor | None, float]]:
     """Draw what ``count`` rounds of :func:`keep_mask` over some layers draw.
 
@@ -96,24 +75,44 @@ def keep_masks(
         count: K, number of rounds.
         layers: Shape and rate of each layer's mask.
         device: Device of the masks.
+        first: Position of the first element, where these are parts of the masks of larger tensors.
 
     Returns:
         For each layer its masks (K, shape), or None if nothing is dropped, and the factor.
     """
+    for shape, rate in layers:
+        check_number("rate", rate, 0, 1, "a number in [0, 1)")
+        if any(type(n) is not int or n < 0 for n in shape):
+            raise InputError(f"shape: expected integers >= 0, got {tuple(shape)}")
     native = use_native("keep_mask", torch.device(device).type)
     compute = torch.ops.mmssl.keep_mask if native else mask_from_seed
+    return _drawn(count, layers, device, compute, first)
+
+
+def _drawn(
+    count: int,
+    layers: Sequence[tuple[Sequence[int], float]],
+    device: torch.device | str,
+    compute: Callable[[Tensor, int, int], Tensor],
+    first: int,
+) -> list[tuple[Tensor | None, float]]:
     dropped = [_dropped(rate) for _, rate in layers]
-    seeds = torch.randint(1 << 62, (count, sum(d > 0 for d in dropped)), device=device)
-    of_layer = iter(seeds.unbind(1))
-    return [
-        (
-            compute(next(of_layer), math.prod(shape), d - _STEPS // 2).view(count, *shape)
-            if d
-            else None,
-            _STEPS / (_STEPS - d),
-        )
-        for d, (shape, _) in zip(dropped, layers, strict=True)
-    ]
+    drawing = sum(d > 0 for d in dropped)
+    if not drawing:
+        return [(None, 1.0)] * len(layers)
+    seeds = torch.randint(1 << 62, (count, drawing), device=device)
+    words, skipped = divmod(first, _ELEMENTS)
+    if words:
+        seeds = seeds + torch.full_like(seeds, words) * _GOLDEN  # wraps on purpose
+    of_layer, masks = iter(seeds.unbind(1)), []
+    for d, (shape, _) in zip(dropped, layers, strict=True):
+        keep = None
+        if d:
+            length = math.prod(shape) + skipped
+            keep = compute(next(of_layer), length, d - _STEPS // 2).view(count, length)
+            keep = keep[:, skipped:].view(count, *shape)
+        masks.append((keep, _STEPS / (_STEPS - d)))
+    return masks
 
 
 def _dropped(rate: float) -> int:
@@ -162,8 +161,28 @@ def dropout(x: Tensor, rate: float, training: bool = True, *, first: int = 0) ->
     """
     if not training:
         return x
-    keep, scale = _part_of_mask(x.shape, rate, x.device, first)
+    keep, scale = _one(keep_masks(1, [(x.shape, rate)], x.device, first=first))
     return x if keep is None else x * (keep.to(x.dtype) * scale)
+
+
+def dropout_of_columns(x: Tensor, blocks: int, rate: float, *, first: int = 0) -> Tensor:
+    """Apply :func:`dropout` to K blocks of columns, one after the other.
+
+    Args:
+        x: (N, K D) floating point.
+        blocks: K.
+        rate: Share that is dropped, in [0, 1).
+        first: As in :func:`dropout`, in the mask of every block.
+
+    Raises:
+        InputError: ``rate`` is outside [0, 1).
+    """
+    rows, width = x.shape[0], x.shape[1] // blocks
+    ((keep, scale),) = keep_masks(blocks, [((rows, width), rate)], x.device, first=first)
+    if keep is None:
+        return x
+    factor = keep.transpose(0, 1).to(x.dtype, memory_format=torch.contiguous_format) * scale
+    return x * factor.flatten(1)
 
 
 def _fake(seed: Tensor, n: int, limit: int) -> Tensor:

@@ -48,19 +48,20 @@ def product(a: Tensor, b: Tensor) -> Tensor:
     return out
 
 
-def batched_product(a: Tensor, b: Tensor) -> Tensor:
-    """Compute ``torch.bmm(a, b)``, differentiable any number of times.
+def batched_affine(a: Tensor, b: Tensor, shift: Tensor) -> Tensor:
+    """Compute ``torch.baddbmm(shift, a, b)``, differentiable any number of times.
 
     Args:
         a: (K, n, p).
         b: (K, p, q), same dtype and device.
+        shift: (K, n, q), the same.
 
     Returns:
         (K, n, q).
     """
     if not _takes_onednn(a):
-        return torch.bmm(a, b)
-    return torch.stack([product(left, right) for left, right in zip(a, b, strict=True)])
+        return torch.baddbmm(shift, a, b)
+    return torch.stack([product(left, right) for left, right in zip(a, b, strict=True)]) + shift
 
 
 def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -21,7 +21,9 @@ from mmssl.distributed.group import SINGLE, Group
 from mmssl.distributed.losses import shared_norm_act
 from mmssl.models.linear import Linear
 from mmssl.models.mmssl.config import CriticConfig
-from mmssl.models.mmssl.critic_pass import (
+from mmssl.models.mmssl.rows import Rows, multiply
+from mmssl.ops._autograd import under_torch_func
+from mmssl.ops._critic_pass import (
     PENALTY_SCALE,
     SCORE_SCALE,
     HeadWeights,
@@ -29,8 +31,6 @@ from mmssl.models.mmssl.critic_pass import (
     mean_score,
     whole_loss,
 )
-from mmssl.models.mmssl.rows import Rows, multiply
-from mmssl.ops._autograd import under_torch_func
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.keep_mask import keep_masks
 from mmssl.ops.product import squared_norms_through
@@ -190,7 +190,7 @@ class Critic(nn.Module):
         return mean_score(self.layers(pre.shape[0], 1), self.head_weights(), pre, self.bias)
 
     def in_one_pass(self, weight: Tensor) -> bool:
-        """Whether gradients are those written out in :mod:`mmssl.models.mmssl.critic_pass`.
+        """Whether gradients are those written out in :mod:`mmssl.ops._critic_pass`.
 
         Args:
             weight: Result of :meth:`product_weight`.

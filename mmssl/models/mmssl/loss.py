@@ -119,6 +119,7 @@ class _WeightedSum(torch.autograd.Function):
         ctx.weights = _constant(weights, values[0].dtype, values[0].device)
         terms = torch.stack(values) * ctx.weights
         ctx.mark_non_differentiable(terms)
+        ctx.set_materialize_grads(False)  # no zeros for the summands
         return terms.sum(), terms
 
     @staticmethod
@@ -135,7 +136,22 @@ def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.devic
 
 def feature_squares(embeddings: MultiModalEmbeddings) -> Tensor:
     """Compute ``sum_m ||f_i^m||^2 + ||f_u^m||^2``."""
-    return embeddings.user_feature.square().sum() + embeddings.item_feature.square().sum()
+    out: Tensor = _SumOfSquares.apply(embeddings.user_feature, embeddings.item_feature)
+    return out
+
+
+class _SumOfSquares(torch.autograd.Function):
+    """The sum of the squares of two tensors; their gradients are formed together."""
+
+    @staticmethod
+    def forward(ctx: Any, *parts: Tensor) -> Tensor:
+        ctx.save_for_backward(*parts)
+        return parts[0].square().sum() + parts[1].square().sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        return tuple(torch._foreach_mul(list(ctx.saved_tensors), 2 * grad))
 
 
 def contrastive_loss(

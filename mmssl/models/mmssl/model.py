@@ -17,7 +17,7 @@ from mmssl.graph import InteractionGraph
 from mmssl.models.linear import Linear, project
 from mmssl.models.mmssl.attention import CrossModalAttention, IdentityAttention
 from mmssl.models.mmssl.config import ModelConfig
-from mmssl.ops.keep_mask import dropout
+from mmssl.ops.keep_mask import dropout_of_columns
 
 
 class MultiModalEmbeddings(NamedTuple):
@@ -88,14 +88,12 @@ class MMSSL(nn.Module):
     def forward(self) -> MultiModalEmbeddings:
         """Compute the embeddings of every user and item."""
         user_feature, item_feature = self._propagate_features()
-        user_modality, item_modality = self._propagate_ids()
-        config = self.config
+        views = self._propagate_ids()
+        config, tables = self.config, (self.user_embedding, self.item_embedding)
+        mixed = self.attention(views).split([table.shape[0] for table in tables])
         user, item = (
-            ops.add_normalized(table, self.attention(modality)[None], config.id_weight)
-            for table, modality in (
-                (self.user_embedding, user_modality),
-                (self.item_embedding, item_modality),
-            )
+            ops.add_normalized(table, rows[None], config.id_weight)
+            for table, rows in zip(tables, mixed, strict=True)
         )
         user, item = self._propagate_layers(user, item)
         return MultiModalEmbeddings(
@@ -103,8 +101,8 @@ class MMSSL(nn.Module):
             ops.add_normalized(item, item_feature, config.feat_weight),
             user_feature,
             item_feature,
-            user_modality,
-            item_modality,
+            views[:, : user.shape[0]],
+            views[:, user.shape[0] :],
         )
 
     def _propagate_features(self) -> tuple[Tensor, Tensor]:
@@ -114,15 +112,15 @@ class MMSSL(nn.Module):
             (M, U, D) and (M, I, D).
         """
         projected = [
-            dropout(
-                project(cast(Linear, layer), self.get_buffer(f"raw_{position}")),
-                self.config.dropout,
-                self.training,
-                first=self.first_item * self.config.embedding_dim,
-            )
+            project(cast(Linear, layer), self.get_buffer(f"raw_{position}"))
             for position, layer in enumerate(self.projection)
         ]
-        item = torch.cat(projected, 1)  # (I, M D)
+        item = dropout_of_columns(
+            torch.cat(projected, 1),  # (I, M D)
+            len(projected),
+            self.config.dropout if self.training else 0.0,
+            first=self.first_item * self.config.embedding_dim,
+        )
         for _ in range(self.config.num_feature_layers):
             user = self._to_users(item)
             item = self._to_items(user)
@@ -133,16 +131,16 @@ class MMSSL(nn.Module):
         shape = columns.shape[0], len(self.modalities), self.config.embedding_dim
         return columns.view(shape).transpose(0, 1)
 
-    def _propagate_ids(self) -> tuple[Tensor, Tensor]:
-        """Propagate the ID embeddings over each modality's graph: (M, U, D) and (M, I, D)."""
+    def _propagate_ids(self) -> Tensor:
+        """Propagate the ID embeddings over each modality's graph: (M, U + I, D)."""
         graphs: Sequence[InteractionGraph] = self.modality_graphs
         if all(graph is graphs[0] for graph in graphs):
             graphs = graphs[:1]
         users, items = self._over(graphs)
-        if len(graphs) < len(self.modalities):
-            count = len(self.modalities)
-            return users[0].expand(count, -1, -1), items[0].expand(count, -1, -1)
-        return torch.stack(users), torch.stack(items)
+        nodes = users[0].shape[0] + items[0].shape[0]
+        pairs = [side for pair in zip(users, items, strict=True) for side in pair]
+        views = torch.cat(pairs).view(len(graphs), nodes, -1)
+        return views.expand(len(self.modalities), -1, -1)
 
     def _propagate_layers(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
         """Average the layers; each item hop reads the user side that was just computed.
@@ -151,16 +149,16 @@ class MMSSL(nn.Module):
             user: (U, D), layer 0.
             item: (I, D), layer 0.
         """
-        user_sum, item_sum = user, item
+        sums = [user, item]
         for layer in range(1, self.config.num_layers + 1):
             last = self.config.final_softmax and layer == self.config.num_layers
             user = self._to_users(item)
             user = user.softmax(-1) if last else user
             item = self._to_items(user)
             item = item.softmax(-1) if last else item
-            user_sum, item_sum = user_sum + user, item_sum + item
-        count = self.config.num_layers + 1
-        return user_sum / count, item_sum / count
+            sums = list(torch._foreach_add(sums, [user, item]))
+        user, item = torch._foreach_div(sums, self.config.num_layers + 1)
+        return user, item
 
     def _to_users(self, item: Tensor) -> Tensor:
         """Multiply (I, D) by the interactions."""

@@ -22,7 +22,7 @@ from mmssl import ops
 from mmssl.models.mmssl.config import CriticConfig
 from mmssl.ops._similarity import takes_fused
 from mmssl.ops.masked_similarity import BatchEdges, similarity_factors
-from mmssl.ops.product import batched_product, product
+from mmssl.ops.product import batched_affine, product
 
 # The released Gumbel draw adds this inside both logarithms, which bounds it to +-18.5.
 _LOG_EPS = 1e-8
@@ -88,9 +88,9 @@ def _multiply_factored(blocks: Sequence[FactoredRows], weight: Tensor) -> Tensor
     count, num_rows, dim = left.shape
     items = _joined([block.item_emb.transpose(0, 1).flatten(1) for block in blocks], 1)
     through = product(items.to(dtype).T, weight).view(count, dim, -1)  # (M, D, H)
-    out = batched_product(left, through).flatten(0, 1)
     value = _joined([block.value for block in blocks], 0)  # (M, n)
-    out = out + ops.spmm(blocks[0].edges.stacked(value), weight)
+    on_edges = ops.spmm(blocks[0].edges.stacked(value), weight)
+    out = batched_affine(left, through, on_edges.view(count, num_rows, -1)).flatten(0, 1)
     if any(block.floor is not None for block in blocks):
         zero = out.new_zeros(num_rows)
         floor = torch.cat(

@@ -203,6 +203,7 @@ class _CriticLoss(torch.autograd.Function):
             penalty = gp_weight * ctx.penalty.value
         terms = torch.cat([means, penalty[None]])
         ctx.mark_non_differentiable(terms)
+        ctx.set_materialize_grads(False)  # no zeros for the terms
         return means[0] - means[1] + penalty, terms
 
     @staticmethod
