@@ -234,26 +234,18 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
         pair, pair, one, None, True, True, 0.0, False, ids(0, 1, 2)[None]
     )
 
-    ones = torch.ones(DIM)
-    calls["norm_act: weight"] = lambda: op.norm_act(user, ones[:2], ones, None, 1.0, 0.2, 1e-5, 1)
-    calls["norm_act: keep"] = lambda: op.norm_act(
-        user, ones, ones, torch.ones(1, DIM, dtype=torch.uint8), 1.0, 0.2, 1e-5, 1
-    )
-    for count in (0, -1, 4, 2**62):
-        calls[f"norm_act: {count} groups"] = lambda count=count: op.norm_act(
-            user, ones, ones, None, 1.0, 0.2, 1e-5, count
-        )
-    calls["norm_act_backward: grad"] = lambda: op.norm_act_backward(
-        user[:2], user, ones, ones, ones, None, 1.0, 0.2, 1
-    )
-    calls["norm_act_backward: statistics of groups"] = lambda: op.norm_act_backward(
-        user, user, ones, ones, ones, None, 1.0, 0.2, user.shape[0]
-    )
+    ones, short, rest = torch.ones(DIM), torch.ones(1, DIM, dtype=torch.uint8), (1.0, 0.2, 1e-5)
+    calls["norm_act: weight"] = lambda: op.norm_act(user, ones[:2], ones, None, *rest, 1)
+    calls["norm_act: keep"] = lambda: op.norm_act(user, ones, ones, short, *rest, 1)
+    for n in (0, -1, 4, 2**62):
+        calls[f"norm_act: {n} groups"] = partial(op.norm_act, user, ones, ones, None, *rest, n)
+    for n, grad in ((1, user[:2]), (2, user)):
+        call = partial(op.norm_act_backward, grad, user, *[ones] * 3, None, *rest[:2], n)
+        calls[f"norm_act_backward: {n} groups"] = call
     calls["keep_mask: n is negative"] = lambda: op.keep_mask(ids(1), -1, 0)
     calls["keep_mask: n is 2^62"] = lambda: op.keep_mask(ids(1), 2**62, 0)
     calls["keep_mask: limit"] = lambda: op.keep_mask(ids(1), 5, 2**20)
     calls["keep_mask: two of 2^62"] = lambda: op.keep_mask(ids(1, 2), 2**62, 0)
-    calls["keep_mask: a matrix of seeds"] = lambda: op.keep_mask(ids(1, 2)[None], 5, 0)
 
     views = torch.stack([table(BATCH), table(BATCH)])
     calls["view_attention: heads"] = lambda: op.view_attention(views, views, views, 0)
