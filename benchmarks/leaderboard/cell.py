@@ -288,6 +288,9 @@ class Cell:
         for number in set(records.numbered(self.folder, "seed")) - set(finished):
             say(f"seed {number}: its setting is not the chosen one any more, removed")
             (self.folder / f"seed-{number}.json").unlink()
+        for number, record in finished.items():
+            if record["tuning"]["trials"] < tuning["trials"]:  # trials have chosen the same since
+                records.write(self.folder / f"seed-{number}.json", {**record, "tuning": tuning})
         for seed in self.seeds:
             if seed in finished:
                 continue

@@ -203,6 +203,20 @@ def test_more_trials_keep_those_that_are_done(board, monkeypatch):
     assert list(trials) == [0, 1] and trials[0] == first
 
 
+def test_a_run_says_how_many_trials_chose_its_setting(board):
+    """Trial 0 is the model's own setting; a run with it is kept if no trial is better."""
+    cell = board.cell(trials=0, seeds=1)
+    board.run(cell)
+    path = cell.folder / "seed-1.json"
+    before = records.read(path)
+    assert before["tuning"]["trials"] == 0
+    board.run(board.cell(trials=1, seeds=1))
+    after = records.read(path)
+    assert after.pop("tuning")["trials"] == 1 and before.pop("tuning") and after == before
+    board.run(cell)  # a smaller budget takes nothing back
+    assert records.read(path)["tuning"]["trials"] == 1
+
+
 def test_an_ablation_changes_the_tuned_setting_of_its_base(board):
     base = board.cell(trials=2, seeds=1)
     changed = replace(
