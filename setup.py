@@ -32,6 +32,11 @@ from setuptools.errors import CompileError
 STABLE_API = "-DTORCH_TARGET_VERSION=0x020b000000000000"
 # The architectures that the kernels are compiled for on a machine without a CUDA device.
 CUDA_ARCHITECTURES = "8.0;9.0+PTX"
+NVCC = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas=-warn-spills"]
+# Files with instructions that compute capability 9.0 alone has: compiled for it, whatever the
+# others are compiled for, and chosen at run time.
+SM90A_ONLY = "*_sm90a.cu"
+SM90A = "-gencode=arch=compute_90a,code=sm_90a"
 CSRC = str(Path(__file__).resolve().parent / "csrc")  # absolute: ninja runs elsewhere
 
 # What makes every module load on the systems of manylinux_2_28.
@@ -160,7 +165,6 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
     else:
         if not torch.cuda.is_available():
             os.environ.setdefault("TORCH_CUDA_ARCH_LIST", CUDA_ARCHITECTURES)
-        nvcc = ["-std=c++20", "-O3", "-lineinfo", "-Xptxas=-warn-spills"]
         extensions.append(
             CUDAExtension(
                 "mmssl._C_cuda",
@@ -169,10 +173,10 @@ def plan() -> tuple[list[Extension], type[SetuptoolsBuildExt]]:
                         OLD_SYSTEMS,
                         csrc / "library_cuda.cpp",
                         *csrc.glob("ops/*/cuda.cpp"),
-                        *csrc.glob("ops/*/*.cu"),
+                        *(p for p in csrc.glob("ops/*/*.cu") if not p.match(SM90A_ONLY)),
                     ]
                 ),
-                extra_compile_args={"cxx": [*flags, STABLE_API, "-DUSE_CUDA"], "nvcc": nvcc},
+                extra_compile_args={"cxx": [*flags, STABLE_API, "-DUSE_CUDA"], "nvcc": NVCC},
                 py_limited_api=True,
                 **common(),
             )
@@ -200,11 +204,27 @@ class BuildExt(BaseBuildExt):
         """Build one extension and record the outcome."""
         module = ext.name.removeprefix("mmssl.")
         try:
+            if module == "_C_cuda":
+                ext.extra_objects = self.sm90a_objects()
             super().build_extension(ext)
         except Exception as error:
             leave_out(module, "it failed to compile (the compiler's messages are in the build log)")
             raise CompileError(f"{ext.name} failed to compile") from error
         built[module] = {"built": True, "reason": ""}
+
+    def sm90a_objects(self) -> list[str]:
+        """Compile the files for compute capability 9.0: torch has one set of options for all."""
+        nvcc = find_nvcc()
+        assert nvcc is not None  # or the extension would not be built
+        host = ["-ccbin", os.environ["CC"]] if "CC" in os.environ else []  # as torch does
+        objects = []
+        for source in named(Path("csrc").glob(f"ops/*/{SM90A_ONLY}")):
+            target = Path(self.build_temp) / source.replace(".cu", ".o")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            command = [str(nvcc), *NVCC, SM90A, *host, f"-I{CSRC}", "-Xcompiler=-fPIC"]
+            self.spawn([*command, "-c", source, "-o", str(target)])
+            objects.append(str(target))
+        return objects
 
     def run(self) -> None:
         """Build all extensions, then write the record next to them."""

@@ -6,7 +6,7 @@
 # check  (200 s): load the binaries that came with the checkout, or build them; a short pass over every
 #                 op; the tests that need a GPU; memcheck and racecheck on spmm, info_nce and masked_topk
 # ops    (180 s): ceilings of the device, then every op against its peers and its limit; info_nce with
-#                 both sets of kernels
+#                 all three sets of kernels
 # step   (180 s): training steps against the released arithmetic, with their phases; full ranking
 #
 # Everything a call has written is in one file, OUT/gpu-CALL.tar, also if a command fails or the call is
@@ -152,11 +152,11 @@ ops() {
   cp docs/cuda.md "$work/bounds-before.md"
   [ -n "$rehearse" ] || stage ceilings $((budget / 9)) "$python" -m benchmarks.probes_gpu
   bench info_nce $((budget * 3 / 9)) ops --only info_nce
-  export MMSSL_INFO_NCE=tiles # the older kernels
-  bench info_nce_tiles $((budget / 9)) ops --only info_nce --peers native
-  unset MMSSL_INFO_NCE
+  # The same with mma.sync instead of wgmma, and with the oldest kernels.
+  MMSSL_INFO_NCE=mma bench info_nce_mma $((budget / 9)) ops --only info_nce --peers native
+  MMSSL_INFO_NCE=tiles bench info_nce_tiles $((budget / 9)) ops --only info_nce --peers native
   bench propagate $((budget * 2 / 9)) ops --only propagate
-  bench others $((budget * 2 / 9)) ops
+  bench others $((budget / 9)) ops
 }
 
 step() {

@@ -9,6 +9,8 @@ tolerances are those of the dtypes and not of the kernels.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -71,6 +73,16 @@ def tf32(function: Callable[[], Tensor]) -> Tensor:
         torch.set_float32_matmul_precision("highest")
 
 
+@contextlib.contextmanager
+def chosen(kernels: str) -> Iterator[None]:
+    """Let info_nce use older kernels on a GPU: "mma", "tiles"; "" for those it takes by itself."""
+    os.environ["MMSSL_INFO_NCE"] = kernels
+    try:
+        yield
+    finally:
+        del os.environ["MMSSL_INFO_NCE"]
+
+
 def differentiable(device: str, dtype: str) -> Iterator[Check]:
     """The ops with gradients, each with its truth."""
     kind = getattr(torch, dtype)
@@ -79,13 +91,16 @@ def differentiable(device: str, dtype: str) -> Iterator[Check]:
     x, y = draw(ITEMS, D).to(kind), draw(USERS, D, seed=1).to(kind)
     a, p, extra = (draw(N, D, seed=s).to(kind) for s in (2, 3, 4))
 
-    def check(name: str, op: str, function: Callable[..., Any], *inputs: Tensor) -> Check:
+    def check(
+        name: str, op: str, function: Callable[..., Any], *inputs: Tensor, kernels: str = ""
+    ) -> Check:
         def truth() -> Sequence[Tensor]:
             with ops.backend("reference"):
                 return both(lambda *t: function(there, *t), *(i.double() for i in inputs))
 
         def mine() -> Sequence[Tensor]:
-            return both(lambda *t: function(here, *t), *(i.to(device) for i in inputs))
+            with chosen(kernels):
+                return both(lambda *t: function(here, *t), *(i.to(device) for i in inputs))
 
         return f"{name}, {dtype}", op, mine, truth
 
@@ -120,6 +135,15 @@ def differentiable(device: str, dtype: str) -> Iterator[Check]:
         "info_nce, temperature 0.01", "info_nce",
         lambda _, t, u: ops.info_nce(t, u, 0.01, symmetric=True), a, p,
     )  # fmt: skip
+    if dtype == "bfloat16":  # a device of capability 9.0 has used wgmma so far
+        for width in (D, 64, 130):
+            for temperature in (0.3, 0.01):
+                yield check(
+                    f"info_nce, mma.sync, D = {width}, t = {temperature}", "info_nce",
+                    lambda _, *t, temperature=temperature: ops.info_nce(*t, temperature),
+                    draw(N, width, seed=2).to(kind), draw(N, width, seed=3).to(kind),
+                    kernels="mma",
+                )  # fmt: skip
     if dtype == "float32":
         for width in (D, 64, 130):
             yield check(

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Checks the CUDA part on a machine with nvcc, without a GPU and with any torch:
-#   1. every .cu compiles for sm_80 and sm_90; a warning or a register spill is an error;
+#   1. every .cu compiles for sm_80 and sm_90, *_sm90a.cu for sm_90a; a warning, a register spill or wgmma
+#      that runs one by one is an error;
 #   2. the bindings compile and link, against an empty stand-in for libtorch_cuda;
 #   3. the module imports only the C interface of torch, so that one build serves every torch, and
 #      nothing that a system of manylinux_2_28 lacks (tools/symbols.py).
@@ -20,10 +21,16 @@ rm -f "$out"/*.o
 name_of() { echo "$1" | sed 's|^csrc/||; s|[.][a-z]*$||' | tr / _; }
 
 for source in csrc/ops/*/*.cu; do
-  for arch in 80 90; do
+  case $source in *_sm90a.cu) architectures=90a ;; *) architectures="80 90" ;; esac
+  for arch in $architectures; do
     object=$out/$(name_of "$source").$arch.o
     "$cuda/bin/nvcc" -gencode=arch=compute_$arch,code=sm_$arch -O3 -std=c++20 -lineinfo -Icsrc \
-      -Werror all-warnings -Xptxas -warn-spills,-Werror -Xcompiler -fPIC -c "$source" -o "$object"
+      -Werror all-warnings -Xptxas -warn-spills,-Werror -Xcompiler -fPIC -c "$source" -o "$object" \
+      2>"$out/messages" || { cat "$out/messages" >&2; exit 1; }
+    if grep -q "wgmma.mma_async instructions are serialized" "$out/messages"; then # only a remark
+      cat "$out/messages" >&2
+      exit 1
+    fi
   done
 done
 
@@ -34,7 +41,7 @@ for source in csrc/common/old_systems.cpp csrc/library_cuda.cpp csrc/ops/*/cuda.
     -c "$source" -o "$out/$(name_of "$source").binding.o"
 done
 "$cxx" -shared -x c++ /dev/null -Wl,-soname,libtorch_cuda.so -o "$out/stub/libtorch_cuda.so"
-"$cxx" -shared -Wl,--version-script=csrc/exports.map "$out"/*.binding.o "$out"/*.90.o -o "$out/_C_cuda.abi3.so" \
+"$cxx" -shared -Wl,--version-script=csrc/exports.map "$out"/*.binding.o "$out"/*.90*.o -o "$out/_C_cuda.abi3.so" \
   -L"$out/stub" -L"$cuda/lib64" -L"$torch/lib" -Wl,--no-as-needed \
   -ltorch_cuda -lcudart -lc10 -ltorch_cpu
 
@@ -42,4 +49,4 @@ done
 symbols=$(nm -D "$out/_C_cuda.abi3.so")  # no pipe: grep -q would close it early
 grep -q ' U aoti_torch_get_current_cuda_stream' <<<"$symbols"
 grep -q ' T PyInit__C_cuda' <<<"$symbols"
-echo "check_cuda: compiled and linked for sm_80 and sm_90 (not run)"
+echo "check_cuda: compiled and linked for sm_80, sm_90 and sm_90a (not run)"

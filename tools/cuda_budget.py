@@ -2,8 +2,9 @@
 
 ``python -m tools.cuda_budget`` compiles the kernels for sm_90, counts what a warp executes in one
 pass through the main loop, and prints registers, spills and the lower bounds that follow for the
-time on an H100. ``--write`` puts the tables into docs/cuda.md; ``--check`` exits 1 where a count
-has grown by more than 10 % since, or where a register is spilled. Needs nvcc (in CUDA_HOME
+time on an H100. ``--write`` puts the tables into docs/cuda.md, and what is predicted from them into
+benchmarks/NOTES.md; ``--check`` exits 1 where a count has grown by more than 10 % since, or where a
+register is spilled. Needs nvcc (in CUDA_HOME
 or on PATH) and nvdisasm (there, on PATH, or from the package nvidia-cuda-nvdisasm).
 """
 
@@ -20,13 +21,13 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from tools import sass
+from tools import cuda_prediction, sass
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGE = ROOT / "docs/cuda.md"
+PAGE, NOTES = ROOT / "docs/cuda.md", ROOT / "benchmarks/NOTES.md"
 BEGIN, END = "<!-- budget:begin -->", "<!-- budget:end -->"
 GROWTH = 1.10
-SIZES = (4096, 16384, 65536)
+SIZES = cuda_prediction.SIZES
 
 # H100 SXM: multiprocessors, clock, what a multiprocessor does per clock, bytes per second from L2.
 PROCESSORS, CLOCK, L2_BYTES_S = 132, 1.755e9, 5.5e12
@@ -45,6 +46,8 @@ class Kernel:
     """What a pass covers."""
     longest: bool = False
     """Count the longest way through the loop: an upper bound for kernels with masks in it."""
+    copied_by: int = 1
+    """Of so many warps one makes all copies; what it executes for them is shared out."""
     trips: int = 1
     """How often the innermost loops of the main one are run."""
     passes: float = 0
@@ -63,6 +66,11 @@ class Budget:
     flop: float
     registers: int
     spilled: int
+
+    @property
+    def name(self) -> str:
+        """What the tables call the kernel."""
+        return self.kernel.name
 
     def bounds(self, n: int) -> dict[str, float]:
         """Return milliseconds of issue, products, exponentials and L2 for N rows."""
@@ -91,6 +99,14 @@ def _pipelined(way: str, terms: int, depth: int) -> Kernel:
     )  # fmt: skip
 
 
+def _warpgroups(way: str, depth: int) -> Kernel:
+    return Kernel(
+        f"info_nce {way}, bf16, D <= {depth}, wgmma", "csrc/ops/info_nce/wgmma_sm90a.cu",
+        rf"{way}_kernelINS\w?_5ShapeILi{depth}E", "16 x 64 scores", copied_by=8,
+        passes=_passes(way, 64), l2_bytes=64 * (depth * 2 + 8) / 8,
+    )  # fmt: skip
+
+
 def _tiles(way: str, product: str, columns: int, bytes: int) -> Kernel:
     operands = {"Bf16": "bf16", "Tf32": "TF32"}[product]
     return Kernel(
@@ -105,6 +121,7 @@ KERNELS = (
     *(_pipelined(way, terms, depth)
       for terms, depth in ((1, 64), (1, 128), (1, 256), (2, 64), (2, 128), (3, 64))
       for way in ("sum", "grad")),
+    *(_warpgroups(way, depth) for depth in (64, 128, 256) for way in ("sum", "grad")),
     _tiles("sum", "Bf16", 64, 2),
     _tiles("grad", "Bf16", 64, 2),
     _tiles("sum", "Tf32", 32, 4),
@@ -152,9 +169,11 @@ def find(tool: str) -> str:
 
 
 def compile_source(source: str, folder: Path) -> tuple[str, str]:
-    """Return the machine code of a source for sm_90 as text, and what ptxas says about it."""
+    """Return the machine code of a source for sm_90 or sm_90a, and what ptxas says about it."""
+    arch = "90a" if source.endswith("_sm90a.cu") else "90"
     binary = folder / (source.replace("/", "_") + ".cubin")
-    command = [find("nvcc"), "-cubin", "-gencode=arch=compute_90,code=sm_90", "-O3", "-std=c++20"]
+    command = [find("nvcc"), "-cubin", f"-gencode=arch=compute_{arch},code=sm_{arch}", "-O3",
+               "-std=c++20"]  # fmt: skip
     done = subprocess.run(
         [*command, f"-I{ROOT / 'csrc'}", "-Xptxas", "-v", str(ROOT / source), "-o", str(binary)],
         capture_output=True, text=True, check=False,
@@ -191,6 +210,10 @@ def measure() -> list[Budget]:
                 loop = sass.main_loop(code, kernel.longest, kernel.trips)
                 assert loop is not None
                 mix = sass.one_pass(code, loop, kernel.longest, kernel.trips)
+                if kernel.copied_by > 1:
+                    others = sass.one_pass(code, loop, kernel.longest, kernel.trips, copies=False)
+                    mix = Counter({c: round(others[c] + (mix[c] - others[c]) / kernel.copied_by)
+                                   for c in mix})  # fmt: skip
                 found.append(Budget(kernel, mix, sass.flop(code, loop), *usage(words, names[0])))
     return found
 
@@ -209,6 +232,12 @@ def tables(budgets: list[Budget]) -> str:
         for b in budgets if b.kernel.passes for n in SIZES
     ]  # fmt: skip
     return f"{_table(head, rows)}\n\nMilliseconds at least:\n\n{_table(times, bounds)}"
+
+
+def predictions(budgets: list[Budget]) -> str:
+    """Return what is predicted for both kernels of info_nce with D = 64 in Markdown."""
+    chosen = [b for b in budgets if re.fullmatch(r"info_nce \w+, bf16, D <= 64(, wgmma)?", b.name)]
+    return _table(cuda_prediction.HEAD, cuda_prediction.rows(chosen))
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
@@ -254,9 +283,12 @@ def main() -> int:
         return 2
     print(tables(budgets))
     page = PAGE.read_text(encoding="utf-8") if options.write or options.check else ""
-    if options.write:
-        before, after = page.split(BEGIN, 1)[0], page.split(END, 1)[1]
-        PAGE.write_text(f"{before}{BEGIN}\n{tables(budgets)}\n{END}{after}", encoding="utf-8")
+    for path, text in ((PAGE, tables(budgets)), (NOTES, predictions(budgets))):
+        if not options.write:
+            break
+        before, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
+        after = rest.split(END, 1)[1]
+        path.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
     wrong = check(budgets, page) if options.check else []
     for line in wrong:
         print(f"error: {line}; if it has to be, run python -m tools.cuda_budget --write",

@@ -88,19 +88,25 @@ def loops(blocks: list[Block]) -> list[tuple[int, int]]:
 
 
 def main_loop(blocks: list[Block], longest: bool = False, trips: int = 1) -> tuple[int, int] | None:
-    """Return the innermost loop with the most tensor (or else FMA) instructions in a pass."""
+    """Return the innermost loop with the most tensor (or else FMA) instructions in a pass.
 
-    def work(loop: tuple[int, int]) -> tuple[int, int]:
+    Of loops with as many products the one whose longest way is shortest counts: kernels have
+    another loop for the temperatures at which every row needs a maximum.
+    """
+
+    def work(loop: tuple[int, int]) -> tuple[int, int, int]:
         mix = one_pass(blocks, loop, longest, trips)
-        return mix["tensor"], mix["FMA"]
+        most = one_pass(blocks, loop, True, trips).total() if mix["tensor"] else 0
+        return mix["tensor"], -most, mix["FMA"]
 
     found = loops(blocks)
     return max(found, key=work) if found else None
 
 
 def one_pass(
-    blocks: list[Block], loop: tuple[int, int], longest: bool = False, trips: int = 1
-) -> Counter[str]:
+    blocks: list[Block], loop: tuple[int, int], longest: bool = False, trips: int = 1,
+    copies: bool = True,
+) -> Counter[str]:  # fmt: skip
     """Count the instructions of a pass from the top of a loop back to it.
 
     Of several ways through the loop those with the most products and copies to shared memory count,
@@ -111,6 +117,7 @@ def one_pass(
         loop: its first and last block.
         longest: count the longest way instead, an upper bound.
         trips: how often an innermost loop inside this one is run.
+        copies: prefer ways with copies; of warps that leave these to another one, those without.
     """
     first, last = loop
     inside = [x for x in loops(blocks) if first <= x[0] and x[1] <= last and x != loop]
@@ -120,7 +127,11 @@ def one_pass(
     best: dict[int, Counter[str] | None] = {}
 
     def score(mix: Counter[str]) -> tuple[int, int, int]:
-        return mix["tensor"], mix["copy"], mix.total() * (1 if longest else -1)
+        return (
+            mix["tensor"],
+            mix["copy"] * (1 if copies else -1),
+            mix.total() * (1 if longest else -1),
+        )
 
     for n in range(last, first - 1, -1):
         own, after = blocks[n].mix(), blocks[n].next
@@ -129,7 +140,7 @@ def one_pass(
             if n != begin:
                 continue
             leaf = not any(begin <= x[0] and x[1] <= end and x != (begin, end) for x in inside)
-            body = one_pass(blocks, (begin, end), longest, trips)
+            body = one_pass(blocks, (begin, end), longest, trips, copies)
             own = Counter({c: (trips if leaf else 1) * count for c, count in body.items()})
             after = [t for m in range(begin, end + 1) for t in blocks[m].next
                      if not begin <= t <= end]  # fmt: skip
@@ -148,6 +159,7 @@ def flop(blocks: list[Block], loop: tuple[int, int]) -> float:
     total = 0
     for block in blocks[loop[0] : loop[1] + 1]:
         for opcode in block.opcodes:
-            if shape := re.match(r"HMMA\.16(8)(8|16)\.", opcode):
+            # A warp's share of a product of four warps has 16 rows as well.
+            if shape := re.match(r"(?:HMMA\.16|HGMMA\.64x)(\d+?)x?(8|16)\.", opcode):
                 total += 2 * 16 * int(shape[1]) * int(shape[2])
     return total

@@ -30,6 +30,7 @@ class CurrentDevice {
 #if defined(MMSSL_EMULATE_CUDA)
   explicit CurrentDevice(const Tensor& t) : index_(t.get_device_index()) {}
   int processors() const { return 4; }
+  bool hopper() const { return true; }
   const cudaStream_t stream = nullptr;
 
  private:
@@ -39,14 +40,20 @@ class CurrentDevice {
       : stream(stream_of(t.get_device_index())),
         index_(t.get_device_index()),
         guard_(t.get_device_index()) {}
-  int processors() const {
-    int count = 1;
-    MMSSL_CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, index_));
-    return count;
+  int processors() const { return attribute(cudaDevAttrMultiProcessorCount); }
+  // Compute capability 9.0, for which *_sm90a.cu are compiled.
+  bool hopper() const {
+    return attribute(cudaDevAttrComputeCapabilityMajor) == 9 &&
+           attribute(cudaDevAttrComputeCapabilityMinor) == 0;
   }
   const cudaStream_t stream;
 
  private:
+  int attribute(cudaDeviceAttr name) const {
+    int value = 0;
+    MMSSL_CUDA_CHECK(cudaDeviceGetAttribute(&value, name, index_));
+    return value;
+  }
   static cudaStream_t stream_of(int32_t device) {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));

@@ -141,41 +141,65 @@ __device__ __forceinline__ void pin([[maybe_unused]] Accumulator& d) {
 }
 
 #if defined(__CUDACC__)
-#define MMSSL_RESULTS                                                                               \
-  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25," \
-  "%26,%27,%28,%29,%30,%31}"
-#define MMSSL_FOUR(t) "+f"(t[0]), "+f"(t[1]), "+f"(t[2]), "+f"(t[3])
-#define MMSSL_OUTPUTS(d)                                                                            \
-  MMSSL_FOUR(d[0][0]), MMSSL_FOUR(d[0][1]), MMSSL_FOUR(d[1][0]), MMSSL_FOUR(d[1][1]),               \
-      MMSSL_FOUR(d[2][0]), MMSSL_FOUR(d[2][1]), MMSSL_FOUR(d[3][0]), MMSSL_FOUR(d[3][1])
+#define MMSSL_FOUR(mode, t) mode(t[0]), mode(t[1]), mode(t[2]), mode(t[3])
+#define MMSSL_RESULTS(mode, d)                                                                      \
+  MMSSL_FOUR(mode, d[0][0]), MMSSL_FOUR(mode, d[0][1]), MMSSL_FOUR(mode, d[1][0]),                  \
+      MMSSL_FOUR(mode, d[1][1]), MMSSL_FOUR(mode, d[2][0]), MMSSL_FOUR(mode, d[2][1]),              \
+      MMSSL_FOUR(mode, d[3][0]), MMSSL_FOUR(mode, d[3][1])
+// `operands`: a, b and what comes before the transposition of b; `add`: whether to keep d.
+#define MMSSL_WGMMA(add, operands)                                                                   \
+  "{\n\t.reg .pred add;\n\tsetp.ne.b32 add, " add ", 0;\n\t"                                      \
+  "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "                                            \
+  "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,"  \
+  "%26,%27,%28,%29,%30,%31}, " operands ";\n\t}"
 #endif
 
-// Starts d (64, 64) (+)= a (64, 16) b (16, 64), bfloat16 into float32. a: the words of mma.m16n8k16 in
+// Starts d (64, 64) = a (64, 16) b (16, 64), bfloat16 into float32. a: the words of mma.m16n8k16 in
 // registers, or a descriptor of 64 rows with k in a row. b: a descriptor of 64 columns with k in a row,
 // or with kTransposed of 16 rows with the columns in a row.
-template <bool kTransposed, bool kAdd>
+template <bool kTransposed>
 __device__ __forceinline__ void multiply_async(Accumulator& d, const uint32_t (&a)[4], uint64_t b) {
 #if defined(__CUDACC__)
-  asm volatile("{\n\t.reg .pred add;\n\tsetp.ne.b32 add, %38, 0;\n\t"
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " MMSSL_RESULTS
-               ", {%32,%33,%34,%35}, %36, add, 1, 1, %37;\n\t}"
-               : MMSSL_OUTPUTS(d)
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(kTransposed)),
-                 "n"(int(kAdd)));
+  asm volatile(MMSSL_WGMMA("0", "{%32,%33,%34,%35}, %36, add, 1, 1, %37")
+               : MMSSL_RESULTS("=f", d)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(kTransposed)));
 #else
-  emu::start_product(&d[0][0][0], a, 0, b, kTransposed, kAdd);
+  emu::start_product(&d[0][0][0], a, 0, b, kTransposed, false);
 #endif
 }
-template <bool kTransposed, bool kAdd>
+template <bool kTransposed>
 __device__ __forceinline__ void multiply_async(Accumulator& d, uint64_t a, uint64_t b) {
 #if defined(__CUDACC__)
-  asm volatile("{\n\t.reg .pred add;\n\tsetp.ne.b32 add, %35, 0;\n\t"
-               "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 " MMSSL_RESULTS
-               ", %32, %33, add, 1, 1, 0, %34;\n\t}"
-               : MMSSL_OUTPUTS(d)
-               : "l"(a), "l"(b), "n"(int(kTransposed)), "n"(int(kAdd)));
+  asm volatile(MMSSL_WGMMA("0", "%32, %33, add, 1, 1, 0, %34")
+               : MMSSL_RESULTS("=f", d)
+               : "l"(a), "l"(b), "n"(int(kTransposed)));
 #else
-  emu::start_product(&d[0][0][0], nullptr, a, b, kTransposed, kAdd);
+  emu::start_product(&d[0][0][0], nullptr, a, b, kTransposed, false);
+#endif
+}
+
+// The same for d += a b; for d = a b without `add`, where d may hold anything. A sum that is set to zero
+// before a loop of products would make the compiler run them one by one.
+template <bool kTransposed>
+__device__ __forceinline__ void multiply_add_async(Accumulator& d, const uint32_t (&a)[4], uint64_t b,
+                                                   bool add = true) {
+#if defined(__CUDACC__)
+  asm volatile(MMSSL_WGMMA("%38", "{%32,%33,%34,%35}, %36, add, 1, 1, %37")
+               : MMSSL_RESULTS("+f", d)
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(int(kTransposed)), "r"(int(add)));
+#else
+  emu::start_product(&d[0][0][0], a, 0, b, kTransposed, add);
+#endif
+}
+template <bool kTransposed>
+__device__ __forceinline__ void multiply_add_async(Accumulator& d, uint64_t a, uint64_t b,
+                                                   bool add = true) {
+#if defined(__CUDACC__)
+  asm volatile(MMSSL_WGMMA("%35", "%32, %33, add, 1, 1, 0, %34")
+               : MMSSL_RESULTS("+f", d)
+               : "l"(a), "l"(b), "n"(int(kTransposed)), "r"(int(add)));
+#else
+  emu::start_product(&d[0][0][0], nullptr, a, b, kTransposed, add);
 #endif
 }
 

@@ -274,6 +274,11 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   return emu::exchange(value, (emu::block()->current & 31u) ^ unsigned(mask));
 }
 
+template <class T>
+T __shfl_sync(unsigned, T value, int source) {
+  return emu::exchange(value, unsigned(source));
+}
+
 inline void __syncwarp() { emu::wait(emu::State::kAtWarpBarrier); }
 
 inline double rsqrt(double x) { return 1 / std::sqrt(x); }

@@ -41,6 +41,7 @@ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t
     throw std::runtime_error("emulator: cp.async.bulk of what is not a multiple of 16 bytes");
   }
   std::memset(shared, 0xff, bytes);
+  races::release(at);  // the arrival of the bytes is one of the barrier's
   const races::Unwatched unwatched;
   block()->bulk_copies.push_back({shared, global, bytes, &barrier_at(at)});
 }

@@ -62,21 +62,21 @@ void product_kernel(const bf16* image, Place place_a, Place place_b, const bf16*
   barrier->wait(0);
   const int lane = threadIdx.x % 32, row = threadIdx.x / 32 * 16 + lane / 4;
   Accumulator d;
-  const auto step = [&](int k, auto add) {
-    constexpr bool kAdd = decltype(add)::value;
+  fence_products();
+  for (int k = 0; k < kK; k += 16) {
+    const uint64_t b = place_b.of(own + kOperand, k);
     if (kFromRegisters) {
       uint32_t words[4];
       for (int i = 0; i < 4; ++i) {
         memcpy(words + i, a + (row + i % 2 * 8) * kK + k + lane % 4 * 2 + i / 2 * 8, 4);
       }
-      multiply_async<kTransposed, kAdd>(d, words, place_b.of(own + kOperand, k));
+      multiply_add_async<kTransposed>(d, words, b, k > 0);
+    } else if (k == 0) {
+      multiply_async<kTransposed>(d, place_a.of(own, k), b);
     } else {
-      multiply_async<kTransposed, kAdd>(d, place_a.of(own, k), place_b.of(own + kOperand, k));
+      multiply_add_async<kTransposed>(d, place_a.of(own, k), b);
     }
-  };
-  fence_products();
-  step(0, std::false_type{});
-  for (int k = 16; k < kK; k += 16) step(k, std::true_type{});
+  }
   commit_products();
   if (!std::isnan(d[0][0][0])) c[0] = NAN;  // nothing is there yet
   wait_for_products<0>();

@@ -127,6 +127,15 @@ int run() {
 
   expect(fast_exp2(3.0f) == 8 && fast_exp2(-INFINITY) == 0 && fast_exp2(-130.0f) == 0, "ex2");
   expect(std::isnan(fast_exp2(NAN)) && fast_exp2(200.0f) == INFINITY, "ex2 of NaN and overflow");
+  double worst[3] = {};
+  for (float x = -126; x < 128; x += 0.0037f) {
+    const double y = std::exp2(double(x));
+    worst[0] = std::max(worst[0], std::abs(polynomial_exp2<3>(x) / y - 1));
+    worst[1] = std::max(worst[1], std::abs(polynomial_exp2<4>(x) / y - 1));
+    worst[2] = std::max(worst[2], std::abs(polynomial_exp2<5>(x) / y - 1));
+  }
+  expect(worst[0] < 8e-5 && worst[1] < 3e-6 && worst[2] < 3e-7, "2^x by polynomials");
+  expect(std::isnan(polynomial_exp2<4>(NAN)), "2^NaN by polynomials");
   const uint32_t packed = pack_bf16(1.0f, -2.0f);
   expect(packed == 0xc0003f80u, "cvt.rn.bf16x2");
   return wrong;

@@ -96,13 +96,13 @@ def test_check_builds_only_what_did_not_come_along(run):
         assert f"sanitizer --tool {tool} --error-exitcode 9 --kernel-name" in shown
 
 
-def test_ops_measures_both_kernels_of_info_nce(run):
+def test_ops_measures_all_kernels_of_info_nce(run):
     code, text, calls = run("ops")
     assert code == 0, text
     bench = [call for call in calls if "mmssl bench" in call]
-    assert [call.split()[0] for call in bench] == ["-m", "tiles", "-m", "-m"]
+    assert [call.split()[0] for call in bench] == ["-m", "mma", "tiles", "-m", "-m"]
     assert all("--device cuda" in call and "--smoke" not in call for call in bench)
-    assert {"bounds-before.md", "ceilings.log", "info_nce_tiles.log"} <= packed(run.out, "ops")
+    assert {"bounds-before.md", "ceilings.log", "info_nce_mma.log"} <= packed(run.out, "ops")
 
 
 def test_step(run):
@@ -176,5 +176,5 @@ def test_the_pass_over_every_op():
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("ok ") == 63
+    assert done.stdout.count("ok ") == 69
     assert "every op agrees with its reference" in done.stdout

@@ -174,12 +174,12 @@ def test_cuda_bindings_agree_with_the_cpu_in_results_and_checks(emulated):
     assert "checked" in done.stdout
 
 
-def run_on_emulator(library: Path, files: list[str], names: str) -> None:
+def run_on_emulator(library: Path, files: list[str], names: str, **environment: str) -> None:
     """Run tests of the CPU kernels against the CUDA kernels."""
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "tests.ops.emulated", "-p", "no:cacheprovider",
          *files, "-k", names],
-        cwd=ROOT, env={**os.environ, "MMSSL_EMULATED": str(library)},
+        cwd=ROOT, env={**os.environ, "MMSSL_EMULATED": str(library), **environment},
         capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
@@ -221,6 +221,17 @@ def test_an_op_keeps_its_contract_on_the_emulated_kernels(op, emulated):
     checked_by_cpu = ("wrong_tensors",) if op.name == "bpr_loss" else ()  # ids out of range
     left_out = " and not ".join(("", *longer, *LEFT_OUT, *checked_by_cpu))
     run_on_emulator(emulated, files, f"{op.name}{left_out}")
+
+
+@pytest.mark.slow
+@needs_compiler
+@needs_cpu_kernel
+def test_info_nce_in_bfloat16_on_the_kernels_of_older_devices(emulated):
+    """The emulated device has compute capability 9.0; others have no wgmma."""
+    files = ["tests/ops/test_all_ops.py", "tests/ops/test_info_nce.py"]
+    left_out = "".join(f" and not {name}" for name in LEFT_OUT)
+    names = f"info_nce and (bfloat16 or temperatures){left_out}"
+    run_on_emulator(emulated, files, names, MMSSL_INFO_NCE="mma")
 
 
 @pytest.mark.slow

@@ -50,7 +50,8 @@ class Kernels {
             o.options.symmetric,
             o.options.eps,
             o.options.tf32 ? cuda::Precision::kTf32 : cuda::Precision::kFull,
-            device_.processors()};
+            device_.processors(),
+            device_.hopper()};
   }
   template <class T, class A>
   Tensor new_scratch(bool backward) const {

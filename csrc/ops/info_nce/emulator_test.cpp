@@ -1,5 +1,5 @@
 // The CUDA kernels of info_nce, run on the CPU against plain loops in double, gradients included.
-//   cd csrc/ops/info_nce && g++ -std=c++20 -DMMSSL_EMULATE_CUDA -I../.. -x c++ emulator_test.cpp kernels.cu
+//   cd csrc/ops/info_nce && g++ -std=c++20 -DMMSSL_EMULATE_CUDA -I../.. -x c++ emulator_test.cpp *.cu
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -201,15 +201,17 @@ int main() {
         // Slower still with ThreadSanitizer: one small problem, and one with tiles to wait for.
         if (emu::races::kDetected && (!flag || (size.n != 7 && size.n != 200))) continue;
         const InfoNceShape s{size.pairs, size.n, size.n, size.k, size.d, true, size.n == 70 || !flag,
-                             flag, flag ? 1e-3 : 0.0, Precision::kFull, size.processors};
-        InfoNceShape fast = s;
+                             flag, flag ? 1e-3 : 0.0, Precision::kFull, size.processors, false};
+        InfoNceShape fast = s, hopper = s;
         fast.precision = Precision::kTf32;
+        hopper.hopper = true;
         const double hotter = t < 0.1 ? 20 : 1;  // errors of scores grow with 1 / t
         wrong += check<float, float>("float", s, t, 2e-6 * hotter);
         wrong += check<float, float>("tf32", fast, t, 1e-4 * hotter);
         wrong += check<bf16, float>("bf16", s, t, 1e-2);
+        wrong += check<bf16, float>("bf16, wgmma", hopper, t, 1e-2);
         wrong += check<double, double>("double", s, t, 1e-13 * hotter);
-        cases += 4;
+        cases += 5;
         if (size.pairs * size.n > 140) continue;
         setenv("MMSSL_INFO_NCE", "tiles", 1);  // the kernels that do not pipeline
         wrong += check<float, float>("float, tiles", s, t, 2e-6 * hotter);
@@ -226,17 +228,20 @@ int main() {
       if (emu::races::kDetected && size.n == 70) continue;
       const bool targeted = in_batch || size.n == 7, pairs = !targeted;
       InfoNceShape s{size.pairs, size.n, pairs ? size.n : size.k, size.n == 7 ? 3 : 0, size.d,
-                     in_batch, size.n == 7, pairs, 1e-3, Precision::kFull, size.processors};
+                     in_batch, size.n == 7, pairs, 1e-3, Precision::kFull, size.processors, false};
+      InfoNceShape hopper = s;
+      hopper.hopper = true;
       for (const bool tiles : {false, true}) {
         if (tiles) setenv("MMSSL_INFO_NCE", "tiles", 1);
         for (const double t : {0.3, 0.01}) {
           const double hotter = t < 0.1 ? 20 : 1;
           wrong += check<float, float>("float", s, t, 2e-6 * hotter, targeted);
           wrong += check<bf16, float>("bf16", s, t, 1e-2, targeted);
+          if (!tiles) wrong += check<bf16, float>("bf16, wgmma", hopper, t, 1e-2, targeted);
           s.precision = Precision::kTf32;
           wrong += check<float, float>("tf32", s, t, (tiles ? 4e-3 : 1e-4) * hotter, targeted);
           s.precision = Precision::kFull;
-          cases += 3;
+          cases += tiles ? 3 : 4;
         }
         unsetenv("MMSSL_INFO_NCE");
       }

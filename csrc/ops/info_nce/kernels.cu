@@ -152,10 +152,11 @@ __global__ void __launch_bounds__(kThreads, kResident) grad_kernel(Problem<T, A>
 unsigned blocks(int64_t threads) { return num_blocks(threads, kThreads); }
 unsigned warps(int64_t rows) { return blocks(rows * kWarp); }
 
-// MMSSL_INFO_NCE=tiles keeps to the kernels of this file, to compare the two on a GPU.
-bool wants_tiles() {
+// MMSSL_INFO_NCE=tiles keeps to the kernels of this file, MMSSL_INFO_NCE=mma to these and mma.cu, to
+// compare them on a GPU.
+bool wants(const char* kernels) {
   const char* choice = std::getenv("MMSSL_INFO_NCE");
-  return choice != nullptr && std::strcmp(choice, "tiles") == 0;
+  return choice != nullptr && std::strcmp(choice, kernels) == 0;
 }
 
 template <class T, class A>
@@ -173,8 +174,9 @@ char* place(Problem<T, A>& p, bool backward, char* base) {
     end += ceil_div(count * int64_t(sizeof(*pointer)), 256) * 256;
   };
   const InfoNceShape& s = p.shape;
-  const pipelined::Form form = wants_tiles() ? pipelined::Form{} : pipelined::form<T, A>(s);
+  const pipelined::Form form = wants("tiles") ? pipelined::Form{} : pipelined::form<T, A>(s);
   p.form_terms = form.terms, p.form_depth = form.depth;
+  p.warpgroups = s.hopper && std::is_same_v<T, bf16> && form.terms > 0 && !wants("mma");
   const int64_t blocks = form.terms > 0 ? pipelined::padded(s, 0) / pipelined::kRows
                                         : row_blocks<T, A>(s, 0, backward);
   const int64_t most = std::max(blocks, int64_t(1));

@@ -19,6 +19,7 @@ struct InfoNceShape {
   double eps;
   Precision precision;
   int processors;  // multiprocessors to keep busy
+  bool hopper;     // the device has compute capability 9.0: kernels with wgmma run
 };
 
 // Bytes of scratch that a launch needs, aligned to 256; targeted: there is a target.
@@ -159,8 +160,9 @@ struct Problem {
 
   // Of the pipelined kernels (mma.cuh), for which these are laid out; 0 where they don't serve.
   int form_terms, form_depth;
+  bool warpgroups;  // for wgmma_sm90a.cu
   bf16* panel[kSets];
-  float *column[kSets], *column_shift[kSets];  // per padded row: (1 / norm, weight / norm); shift
+  float *column[kSets], *column_shift[kSets];  // ColumnPair per two padded rows; shift
   int* padded_target;                          // per padded anchor, where there is a target
 
   __host__ __device__ int64_t rows(int set) const {
@@ -324,6 +326,12 @@ template <class T>
 void launch_sums(const Problem<T, float>& p, int set, cudaStream_t stream);
 template <class T>
 void launch_gradients(const Problem<T, float>& p, int set, cudaStream_t stream);
+
+// The same by wgmma (wgmma_sm90a.cu), on panels of their own: a tile is kept as planes of 64 features,
+// whose lines of 128 bytes are swizzled as the products want them in shared memory. So a bulk copy of a
+// tile needs no description of it, which only the driver could make.
+void launch_warpgroup_sums(const Problem<bf16, float>& p, int set, cudaStream_t stream);
+void launch_warpgroup_gradients(const Problem<bf16, float>& p, int set, cudaStream_t stream);
 
 }  // namespace pipelined
 

@@ -17,7 +17,7 @@ __device__ __forceinline__ void sum_rows(const P& p, int set, const Block& b, ch
   Own<S> own;
   for_each_tile<S, false, true>(
       p, set, b, base, [&](const bf16* rows) { own.load(rows); },
-      [&](const bf16* tile, const Column* columns, const float*, const Mask& mask) {
+      [&](const bf16* tile, const ColumnPair* columns, const float*, const Mask& mask) {
         const bool masked = mask.any();
 #pragma unroll(kFixed ? 4 : 1)
         for (int u = 0; u < kCols / 16; ++u) {
@@ -25,11 +25,11 @@ __device__ __forceinline__ void sum_rows(const P& p, int set, const Block& b, ch
           multiply<S>(x, own, tile, u);
 #pragma unroll
           for (int t = 0; t < 2; ++t) {
-            Column column[2] = {{1, 0}, {1, 0}};
-            if constexpr (S::kTerms == 1) columns_of(columns, u, t, column);
+            ColumnPair column{};
+            if constexpr (S::kTerms == 1) column = columns_of(columns, u, t);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-              const float s = S::kTerms == 1 ? x[t][i] * column[i % 2].inverse : x[t][i];
+              const float s = S::kTerms == 1 ? x[t][i] * column.inverse[i % 2] : x[t][i];
               if constexpr (kFixed) {
                 x[t][i] = fast_exp2(fmaf(s, factor[i / 2], shift));
               } else {
@@ -110,7 +110,7 @@ __device__ __forceinline__ void add_gradients(const P& p, int set, const Block& 
   Own<S> own;
   for_each_tile<S, !kFixed, false>(
       p, set, b, base, [&](const bf16* rows) { own.load(rows); },
-      [&](const bf16* tile, const Column* columns, const float* column_shift, const Mask& mask) {
+      [&](const bf16* tile, const ColumnPair* columns, const float* column_shift, const Mask& mask) {
         const bool masked = mask.any();
 #pragma unroll(!kFixed || S::kTerms == 3 ? 1 : 4)  // without spilling a register
         for (int u = 0; u < kCols / 16; ++u) {
@@ -118,20 +118,19 @@ __device__ __forceinline__ void add_gradients(const P& p, int set, const Block& 
           multiply<S>(x, own, tile, u);
 #pragma unroll
           for (int t = 0; t < 2; ++t) {
-            Column column[2];
-            columns_of(columns, u, t, column);
+            const ColumnPair column = columns_of(columns, u, t);
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
-              const Column c = column[i % 2];
+              const float its_inverse = column.inverse[i % 2], its_weight = column.weight[i % 2];
               const int h = i / 2;
-              const float s = S::kTerms == 1 ? x[t][i] * c.inverse : x[t][i];
+              const float s = S::kTerms == 1 ? x[t][i] * its_inverse : x[t][i];
               if constexpr (kFixed) {
-                x[t][i] = fast_exp2(fmaf(s, factor[h], shift)) * fmaf(weight[h], c.inverse, c.weight);
+                x[t][i] = fast_exp2(fmaf(s, factor[h], shift)) * fmaf(weight[h], its_inverse, its_weight);
               } else {
                 const float y = s * factor[h];
                 const float its_shift = column_shift[u * 16 + t * 8 + threadIdx.x % 4 * 2 + i % 2];
-                x[t][i] = fast_exp2(y - shifts[h]) * (weight[h] * c.inverse) +
-                          fast_exp2(y - its_shift) * c.weight;
+                x[t][i] = fast_exp2(y - shifts[h]) * (weight[h] * its_inverse) +
+                          fast_exp2(y - its_shift) * its_weight;
               }
             }
           }
@@ -176,6 +175,14 @@ __global__ void __launch_bounds__(kThreads, S::kTerms* S::kDepth <= 64 ? 2 : 1)
   }
 }
 
+// Where a feature of a padded row is in a panel for wgmma_sm90a.cu: of a line of 64 features, the pieces of
+// 8 are permuted by the line.
+template <int kDepth>
+__device__ __forceinline__ int64_t warpgroup_entry(int64_t row, int64_t feature) {
+  const int64_t line = (row / kCols * (kDepth / 64) + feature / 64) * kCols + row % kCols;
+  return line * 64 + (feature % 64 / 8 ^ row % 8) * 8 + feature % 8;
+}
+
 // A thread per two features of a padded row.
 template <int kTerms, int kDepth, class T>
 __global__ void __launch_bounds__(kThreads)
@@ -195,14 +202,16 @@ __global__ void __launch_bounds__(kThreads)
   split<kTerms>(value[0], value[1], words);
 #pragma unroll
   for (int term = 0; term < kTerms; ++term) {
-    bf16* to = p.panel[set] + ((row / kCols * kTerms + term) * kCols + row % kCols) * kDepth + feature;
+    bf16* to = p.panel[set] + (p.warpgroups ? warpgroup_entry<kDepth>(row, feature)
+                                            : ((row / kCols * kTerms + term) * kCols + row % kCols) * kDepth + feature);
     *reinterpret_cast<uint32_t*>(to) = words[term];
   }
   if (feature != 0) return;
   const float inverse = live ? p.inverse[set][from] : 0.0f;
-  p.column[set][2 * row] = inverse;
+  float* const column = p.column[set] + row / 2 * 4 + row % 2;  // of a ColumnPair
+  column[0] = inverse;
   if (set == 0 && p.target != nullptr) p.padded_target[row] = live ? int(p.target[from]) : -1;
-  p.column[set][2 * row + 1] = live && backward ? p.weight[set][from] * inverse : 0.0f;
+  column[2] = live && backward ? p.weight[set][from] * inverse : 0.0f;
   if (backward) p.column_shift[set][row] = live ? p.shift[set][from] : 0.0f;
 }
 
@@ -239,6 +248,9 @@ void launch_panels(const Problem<T, float>& p, int set, bool backward, cudaStrea
 
 template <class T>
 void launch_sums(const Problem<T, float>& p, int set, cudaStream_t stream) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (p.warpgroups) return launch_warpgroup_sums(p, set, stream);
+  }
   with_shape(p, [&](auto shape) {
     using S = decltype(shape);
     static_assert(S::kBytes <= Form{S::kTerms, S::kDepth}.bytes());
@@ -248,6 +260,9 @@ void launch_sums(const Problem<T, float>& p, int set, cudaStream_t stream) {
 
 template <class T>
 void launch_gradients(const Problem<T, float>& p, int set, cudaStream_t stream) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    if (p.warpgroups) return launch_warpgroup_gradients(p, set, stream);
+  }
   with_shape(p, [&](auto shape) {
     using S0 = decltype(shape);
     using S = Shape<S0::kTerms, S0::kDepth, (S0::kTerms * S0::kDepth > 192)>;
