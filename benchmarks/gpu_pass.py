@@ -75,7 +75,7 @@ def tf32(function: Callable[[], Tensor]) -> Tensor:
 
 @contextlib.contextmanager
 def chosen(kernels: str) -> Iterator[None]:
-    """Let info_nce use older kernels on a GPU: "mma", "tiles"; "" for those it takes by itself."""
+    """Let info_nce use older kernels on a GPU: "mma", "tiles"; "" for its own choice."""
     os.environ["MMSSL_INFO_NCE"] = kernels
     try:
         yield

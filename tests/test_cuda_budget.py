@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tools import cuda_budget, sass
+from tools import cuda_budget, cuda_prediction, sass
 
 # A loop of three ways: a masked tile takes longer; the copy is left out after the last tile.
 LISTING = """
@@ -95,3 +95,19 @@ def test_no_loop_has_grown():
         cwd=cuda_budget.ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_predictions():
+    """Exact bounds over what is assumed to be reached; the critic stays near its bytes."""
+    found = budget(310)
+    for n, line in zip(cuda_prediction.SIZES, cuda_prediction.rows([found]), strict=True):
+        assert line[2] == "issue" and float(line[3]) == pytest.approx(
+            found.bounds(n)["issue"], 0.01
+        )
+        assert float(line[4]) > found.bounds(n)["issue"] / cuda_prediction.OVERLAP
+    assert cuda_prediction.filled(65536) == pytest.approx(512 / 528)
+    page = cuda_budget.NOTES.read_text(encoding="utf-8")
+    committed = [line for line in page.splitlines() if line.startswith("| critic of TikTok")]
+    assert len(committed) == 2
+    for line in committed:
+        assert float(line.split("|")[-2]) <= 3

@@ -47,7 +47,7 @@ class Kernel:
     longest: bool = False
     """Count the longest way through the loop: an upper bound for kernels with masks in it."""
     copied_by: int = 1
-    """Of so many warps one makes all copies; what it executes for them is shared out."""
+    """One warp of this number makes all copies; what it executes for them is divided by it."""
     trips: int = 1
     """How often the innermost loops of the main one are run."""
     passes: float = 0
@@ -235,9 +235,14 @@ def tables(budgets: list[Budget]) -> str:
 
 
 def predictions(budgets: list[Budget]) -> str:
-    """Return what is predicted for both kernels of info_nce with D = 64 in Markdown."""
+    """Return what is predicted for info_nce with D = 64 and for sparse products in Markdown."""
     chosen = [b for b in budgets if re.fullmatch(r"info_nce \w+, bf16, D <= 64(, wgmma)?", b.name)]
-    return _table(cuda_prediction.HEAD, cuda_prediction.rows(chosen))
+    (spmm,) = (b.mix.total() for b in budgets if b.name.startswith("spmm"))
+    tables = (
+        _table(cuda_prediction.HEAD, cuda_prediction.rows(chosen)),
+        _table(cuda_prediction.PRODUCT_HEAD, cuda_prediction.products(spmm)),
+    )
+    return "\n\n".join(tables)
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -56,3 +56,41 @@ def rows(budgets: Sequence[Bounded]) -> list[list[str]]:
             shown = f"{bounds[limit]:.3g}", f"{predicted:.3g}", f"{rate:.0f}"
             lines.append([budget.name, f"{n:,}", limit, *shown, f"{rate / PEAK_TFLOPS:.0%}"])
     return lines
+
+
+L2_BYTES, L2_BYTES_S, DRAM_BYTES_S = 40e6, 5.5e12, 3.35e12
+"""What of the L2 a table may fill (of 50 MB), and the rates of an H100 SXM."""
+ISSUED_S, IN_FLIGHT, CHUNK, LATENCY_S, LAUNCH_S = 132 * 4 * 1.755e9, 8, 64, 0.7e-6, 4e-6
+"""Instructions a second; of csrc/ops/propagate/kernels.cu; a turn to memory, and a launch."""
+PRODUCTS = (
+    # name, rows, columns, edges, width, lanes of 4 or (odd widths) 1 numbers
+    ("TikTok", 9_308, 6_710, 59_541, 64, 16),
+    ("Sports", 35_598, 18_357, 218_409, 64, 16),
+    ("10M edges", 1_000_000, 500_000, 10_172_405, 64, 16),
+    ("critic of TikTok, padded", 2_048, 6_710, 6_550, 1_680, 32),
+    ("critic of TikTok", 2_048, 6_710, 6_550, 1_677, 32),
+)
+PRODUCT_HEAD = ["product", "D", "MB gathered and written", "their time, us", "predicted, us",
+                "predicted / their time"]  # fmt: skip
+
+
+def products(instructions: int) -> list[list[str]]:
+    """Return a line per sparse product in float32: the time of its bytes, and what is predicted.
+
+    Args:
+        instructions: of a warp for 8 edges and as many columns as its lanes hold.
+    """
+    lines = []
+    for name, num_rows, columns, edges, d, lanes in PRODUCTS:
+        vec = 4 if d % 4 == 0 else 1
+        table, gathered, written = (4.0 * n * d for n in (columns, edges, num_rows))
+        missed = gathered * max(0.0, 1 - L2_BYTES / table) + min(table, gathered)
+        dram = (missed + written + 4.0 * edges) / DRAM_BYTES_S
+        least = max((gathered + written) / L2_BYTES_S, dram)
+        sectors = 1 if vec == 4 else 5 / 4  # rows that begin anywhere
+        issue = edges / 8 * -(-d // (vec * lanes)) * lanes / 32 * instructions / ISSUED_S
+        turns = 2 * CHUNK / IN_FLIGHT if edges > num_rows * IN_FLIGHT else 4
+        predicted = max(least * sectors, issue) / OVERLAP + turns * LATENCY_S / 2 + 2 * LAUNCH_S
+        lines.append([name, f"{d:,}", f"{(gathered + written) / 1e6:.0f}", f"{least * 1e6:.1f}",
+                      f"{predicted * 1e6:.1f}", f"{predicted / least:.1f}"])  # fmt: skip
+    return lines

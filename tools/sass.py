@@ -90,13 +90,13 @@ def loops(blocks: list[Block]) -> list[tuple[int, int]]:
 def main_loop(blocks: list[Block], longest: bool = False, trips: int = 1) -> tuple[int, int] | None:
     """Return the innermost loop with the most tensor (or else FMA) instructions in a pass.
 
-    Of loops with as many products the one whose longest way is shortest counts: kernels have
-    another loop for the temperatures at which every row needs a maximum.
+    Of loops with as many products the one whose longest way is shortest counts, unless longest ways
+    are asked for: kernels have another loop for temperatures at which every row needs a maximum.
     """
 
     def work(loop: tuple[int, int]) -> tuple[int, int, int]:
         mix = one_pass(blocks, loop, longest, trips)
-        most = one_pass(blocks, loop, True, trips).total() if mix["tensor"] else 0
+        most = one_pass(blocks, loop, True, trips).total() if mix["tensor"] and not longest else 0
         return mix["tensor"], -most, mix["FMA"]
 
     found = loops(blocks)

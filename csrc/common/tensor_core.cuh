@@ -121,7 +121,7 @@ __device__ __forceinline__ float fast_exp2(float x) {
 #endif
 }
 
-// 2^x on the multiply-add units, for -126 <= x < 128: 2^n p(x - n) with the nearest integer n and the
+// 2^x on the multiply-add units, for -126 <= x < 127.5: 2^n p(x - n) with the nearest integer n and the
 // polynomial of that degree whose relative error is least: 8e-5, 3e-6 or 8e-8. NaN gives NaN.
 template <int kDegree>
 __device__ __forceinline__ float polynomial_exp2(float x) {

@@ -61,7 +61,7 @@ struct Descriptor {
         swizzle(bits >> 62 == 0 ? 0 : 4 - int(bits >> 62)) {
     if (bits >> 49 & 7) throw std::runtime_error("emulator: a base offset");
   }
-  // Entry (row, k) of an operand; rows are those of a or the columns of b. kMajor: neighboring k are
+  // Entry (row, k) of an operand; rows are those of a or the columns of b. k_major: neighboring k are
   // neighbors in memory. A group is 8 rows (8 k), or what fits the span of the swizzle.
   uint16_t operator()(unsigned row, unsigned k, bool k_major) const {
     const unsigned span = 16u << swizzle;  // bytes of a line that is swizzled as a whole

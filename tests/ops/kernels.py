@@ -87,11 +87,11 @@ def _kernels_used(op: str) -> list[str]:
     return re.findall(r'#include "ops/(\w+)/kernels.cuh"', text)
 
 
-def build_emulated_bindings(folder: Path) -> Path:
+def build_emulated_bindings(folder: Path, sanitizer: str = "") -> Path:
     """Builds the CUDA bindings, with their kernels on the emulator, as a library for the CPU.
 
     Loaded after ``mmssl._C``, it replaces the CPU kernels: ``torch.ops.mmssl`` then runs
-    the CUDA bindings on CPU tensors.
+    the CUDA bindings on CPU tensors. With a sanitizer the process needs :func:`preloaded`.
     """
     library = folder / "emulated.so"
     ops = ROOT / "csrc/ops"
@@ -99,7 +99,7 @@ def build_emulated_bindings(folder: Path) -> Path:
     torch_root = Path(torch.__file__).parent
     includes = ["-Icsrc", "-isystem", str(torch_root / "include")]
     flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-w", "-DMMSSL_EMULATE_CUDA"]
-    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", *SANITIZERS.get(sanitizer, [])]
     link = [f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"]
     assert CXX is not None
     done = subprocess.run(
@@ -110,6 +110,18 @@ def build_emulated_bindings(folder: Path) -> Path:
     )
     assert done.returncode == 0, done.stderr
     return library
+
+
+def preloaded() -> dict[str, str]:
+    """What the environment of a process needs that loads a library with SANITIZERS["address"]."""
+    assert CXX is not None
+    libraries = [
+        subprocess.check_output([CXX, f"-print-file-name={name}"], text=True).strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    # Leaks are Python's own; a test asks for more memory than there is.
+    options = "detect_leaks=0:allocator_may_return_null=1"
+    return {"LD_PRELOAD": " ".join(libraries), "ASAN_OPTIONS": options}
 
 
 def assert_captured_in_a_cuda_graph(

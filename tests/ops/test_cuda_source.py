@@ -18,6 +18,7 @@ from tests.ops.kernels import (
     build_emulated_bindings,
     needs_compiler,
     needs_cpu_kernel,
+    preloaded,
 )
 
 CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
@@ -161,6 +162,12 @@ def emulated(tmp_path_factory):
     return build_emulated_bindings(tmp_path_factory.mktemp("emulated"))
 
 
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory):
+    """The same with AddressSanitizer and UBSan."""
+    return build_emulated_bindings(tmp_path_factory.mktemp("sanitized"), "address")
+
+
 @needs_compiler
 @needs_cpu_kernel
 def test_cuda_bindings_agree_with_the_cpu_in_results_and_checks(emulated):
@@ -198,21 +205,9 @@ EMULATED = ("norm_act", "keep_mask", "add_normalized", "view_attention", "sample
 EMULATED_FOR_MINUTES = ("bpr_loss", "spmm", "propagate", "propagate_layers", "masked_topk")
 
 
-@pytest.mark.slow
-@needs_compiler
-@needs_cpu_kernel
-@pytest.mark.parametrize(
-    "op",
-    [
-        *(pytest.param(OPS[name], id=name) for name in EMULATED),
-        *(
-            pytest.param(OPS[name], id=name, marks=pytest.mark.emulated)
-            for name in EMULATED_FOR_MINUTES
-        ),
-    ],
-)
-def test_an_op_keeps_its_contract_on_the_emulated_kernels(op, emulated):
-    """The tests of the CPU kernels, run against the CUDA kernels."""
+def run_contract(name: str, library: Path, **environment: str) -> None:
+    """Run the tests of the CPU kernels of an op against its CUDA kernels."""
+    op = OPS[name]
     names = dict.fromkeys([op.name, op.folder, op.name.removesuffix("_loss")])
     files = [f"tests/ops/test_{name}.py" for name in names]
     files = ["tests/ops/test_all_ops.py", *(f for f in files if (ROOT / f).is_file())]
@@ -220,7 +215,23 @@ def test_an_op_keeps_its_contract_on_the_emulated_kernels(op, emulated):
     longer = [other for other in OPS if op.name in other and other != op.name]
     checked_by_cpu = ("wrong_tensors",) if op.name == "bpr_loss" else ()  # ids out of range
     left_out = " and not ".join(("", *longer, *LEFT_OUT, *checked_by_cpu))
-    run_on_emulator(emulated, files, f"{op.name}{left_out}")
+    run_on_emulator(library, files, f"{op.name}{left_out}", **environment)
+
+
+@pytest.mark.slow
+@needs_compiler
+@needs_cpu_kernel
+@pytest.mark.parametrize("name", EMULATED)
+def test_an_op_keeps_its_contract_on_the_emulated_kernels(name, emulated):
+    run_contract(name, emulated)
+
+
+@pytest.mark.emulated
+@needs_compiler
+@needs_cpu_kernel
+@pytest.mark.parametrize("name", EMULATED_FOR_MINUTES)
+def test_an_op_keeps_its_contract_under_sanitizers(name, sanitized):
+    run_contract(name, sanitized, **preloaded())
 
 
 @pytest.mark.slow

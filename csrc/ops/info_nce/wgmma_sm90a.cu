@@ -7,9 +7,15 @@
 namespace mmssl::cuda::pipelined::warpgroups {
 namespace {
 
-// Of 32 exponentials on polynomials: a multiprocessor forms 16 exponentials a clock, which is what the
-// forward would otherwise wait for. The gradient waits for its products as long.
-constexpr int kSumPolynomials = 4, kGradPolynomials = 2;
+// How many of 32 exponentials are polynomials in the forward: with 3, issuing instructions takes as long
+// as the other exponentials, of which a multiprocessor forms 16 a clock. The gradient needs no polynomials.
+constexpr int kPolynomials = 3;
+
+// 2^x for entry n of the 32 of a tile.
+__device__ __forceinline__ float exp2_of_entry(int n, float x) {
+  const bool by_polynomial = (n + 1) * kPolynomials / 32 > n * kPolynomials / 32;
+  return by_polynomial ? polynomial_exp2<4>(x) : fast_exp2(x);
+}
 
 template <bool kFixed>
 struct Sums {
@@ -28,7 +34,7 @@ struct Sums {
           float& x = s[u][t][i];
           x = x * column.inverse[i % 2];
           if constexpr (kFixed) {
-            x = exp2_of_entry<kSumPolynomials, 4>(u * 8 + t * 4 + i, fmaf(x, factor[i / 2], shift));
+            x = exp2_of_entry(u * 8 + t * 4 + i, fmaf(x, factor[i / 2], shift));
           } else {
             x = x * factor[i / 2];
           }
@@ -144,12 +150,11 @@ struct Weights {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
           const float its_inverse = column.inverse[i % 2], its_weight = column.weight[i % 2];
-          const int h = i / 2, n = u * 8 + t * 4 + i;
+          const int h = i / 2;
           float& x = s[u][t][i];
           x *= its_inverse;
           if constexpr (kFixed) {
-            x = exp2_of_entry<kGradPolynomials, 3>(n, fmaf(x, factor[h], shift)) *
-                fmaf(weight[h], its_inverse, its_weight);
+            x = fast_exp2(fmaf(x, factor[h], shift)) * fmaf(weight[h], its_inverse, its_weight);
           } else {
             const float y = x * factor[h];
             x = fast_exp2(y - own_shift[h]) * (weight[h] * its_inverse) +

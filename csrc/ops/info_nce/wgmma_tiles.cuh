@@ -11,7 +11,7 @@ constexpr int kPlane = kCols * 64;        // entries of 64 rows and 64 features
 constexpr uint32_t kGroup = 1024;         // bytes of 8 lines of a plane
 
 // kBlocks: of a multiprocessor. Two that wait for each product and fill each other's gaps, or one
-// that has room for the scores of two tiles.
+// whose results take all registers.
 template <int kDepth_, int kStages_, int kBlocks_>
 struct Shape {
   static constexpr int kDepth = kDepth_, kStages = kStages_, kBlocks = kBlocks_;
@@ -211,7 +211,7 @@ struct Tiles {
   const int* own_targets;  // null where the positives are those of the columns
   Address first;           // of the first stage
   Turn<S> turn;            // of the present tile
-  int to_copy;             // after so many tiles the first thread copies the next one
+  int to_copy;             // tiles until the first thread copies another one
   Copies<S, P> copies;
 
   __device__ __forceinline__ Tiles(const P& p, const Block& b_, const Shared<S>& m_, int set, bool forward,
@@ -243,12 +243,6 @@ struct Tiles {
     if (mask.any()) f(mask);
   }
 };
-
-// 2^x for entry n of the 32 of a tile: `kPolynomials` of them on the multiply-add units.
-template <int kPolynomials, int kDegree>
-__device__ __forceinline__ float exp2_of_entry(int n, float x) {
-  return (n + 1) * kPolynomials / 32 > n * kPolynomials / 32 ? polynomial_exp2<kDegree>(x) : fast_exp2(x);
-}
 
 }  // namespace mmssl::cuda::pipelined::warpgroups
 #endif

@@ -1,11 +1,13 @@
 // A group of kLanes lanes of a warp owns a row, or of a wide row kLanes * kVec columns; each lane owns
-// kVec neighboring columns and gathers them with one load of 16 bytes. A row with more than kChunkEdges edges is left to the groups of
-// the chunks that it spans: the edges of the whole matrix are cut into chunks of kChunkEdges, so
-// that the host needs to know no row and nothing waits for the device, and a second kernel adds the
-// sums of a row's chunks in order, without atomics.
+// kVec neighboring columns and gathers them with one load of 16 bytes, kInFlight edges at a time, while
+// the next columns are on their way. A row with more edges than a chunk is left to the groups of the
+// chunks that it spans: the edges of the whole matrix are cut into chunks, so that the host needs to
+// know no row and nothing waits for the device, and a second kernel adds the sums of a row's chunks
+// in a fixed order, without atomics: a warp those of a row, a block those of a very long one.
 //
 // A launch takes up to kMaxProducts products, passed by value in its parameters; neighboring blocks
 // belong to the same product.
+#include "ops/propagate/gathers.cuh"
 #include "ops/propagate/kernels.cuh"
 
 #include <algorithm>
@@ -17,23 +19,9 @@ namespace {
 // Far below the 4 KB limit for a kernel's parameters, and more than a model's modalities in both
 // directions.
 constexpr int kMaxProducts = 16;
-constexpr int kEdgesPerGroup = 32;  // of spmm_value_grad: spreads the search for the row
-
-template <int kValue>
-struct Constant {
-  static constexpr int value = kValue;
-  constexpr int operator()() const { return kValue; }
-};
-
-template <class T, int kVec>
-struct alignas(sizeof(T) * kVec) Pack {
-  T v[kVec];
-};
-
-template <class T, int kVec>
-__device__ __forceinline__ Pack<T, kVec> load(const T* p) {
-  return *reinterpret_cast<const Pack<T, kVec>*>(p);
-}
+constexpr int kInFlight = 8;  // edges whose rows a lane gathers at a time
+// Pieces of a row that one warp adds up; the warps of a block share those of a longer one.
+constexpr int64_t kPiecesOfWarp = 32;
 
 template <class A>
 __device__ __forceinline__ A edge_weight(const SparseArgs<A>& a, int64_t p, int32_t c) {
@@ -51,13 +39,13 @@ struct Span {
 // Piece 2j is the part of chunk j that belongs to the long row at its head, piece 2j + 1 the part
 // that belongs to another long row that begins in it. A piece is empty if no such row exists.
 template <class A>
-__device__ __forceinline__ Span find_piece(const SparseArgs<A>& a, int64_t piece) {
-  const int64_t begin = piece / 2 * kChunkEdges;
-  const int64_t end = begin + kChunkEdges < a.nnz ? begin + kChunkEdges : a.nnz;
+__device__ __forceinline__ Span find_piece(const SparseArgs<A>& a, int64_t piece, int64_t chunk) {
+  const int64_t begin = piece / 2 * chunk;
+  const int64_t end = begin + chunk < a.nnz ? begin + chunk : a.nnz;
   const bool at_head = piece % 2 == 0;
   const int64_t row = row_of(a.rowptr, a.rows, at_head ? begin : end - 1);
   const int64_t first = a.rowptr[row], stop = a.rowptr[row + 1];
-  if (stop - first <= kChunkEdges || (!at_head && first <= begin)) return {0, 0};
+  if (stop - first <= chunk || (!at_head && first <= begin)) return {0, 0};
   return {first > begin ? first : begin, stop < end ? stop : end};
 }
 
@@ -66,6 +54,7 @@ struct Entry {
   SparseProduct<T, A> p;
   A* scratch;      // (2 * chunks, d): sums of the pieces of long rows
   int64_t chunks;  // 0 where no row can be long
+  int chunk;       // edges of a chunk
   int parts;       // groups that share a row: they take different columns
 };
 
@@ -104,7 +93,7 @@ __device__ __forceinline__ void write_columns(const SparseProduct<T, A>& p, int6
 // Tasks [0, R) of a product are its rows, the next 2 * chunks the pieces of its long rows; each is
 // done by `parts` neighboring groups.
 template <class T, class A, int kVec, int kLanes, bool kWeighted>
-__global__ void __launch_bounds__(kBlock, 4)
+__global__ void __launch_bounds__(kBlock, sizeof(A) == 4 ? 3 : 2)
     spmm_kernel(const __grid_constant__ Table<T, A> table) {
   const int n = product_of_block(table);
   const Entry<T, A>& e = table.entry[n];
@@ -119,18 +108,53 @@ __global__ void __launch_bounds__(kBlock, 4)
   if (group >= a.rows + 2 * e.chunks || k >= d) return;
   const bool whole_row = group < a.rows;
   const Span span = whole_row ? Span{a.rowptr[group], a.rowptr[group + 1]}
-                              : find_piece(a, group - a.rows);
-  if (whole_row ? span.end - span.begin > kChunkEdges : span.begin == span.end) return;
+                              : find_piece(a, group - a.rows, e.chunk);
+  if (whole_row ? span.end - span.begin > e.chunk : span.begin == span.end) return;
   const A scale = whole_row && a.row_scale != nullptr ? a.row_scale[group] : A(1);
-  const T* __restrict__ x = e.p.x;
+  const char* __restrict__ x = reinterpret_cast<const char*>(e.p.x + k);
+  const int stride = int(e.p.x_stride * sizeof(T));  // one multiply-add an address
+  const int32_t* __restrict__ col = a.col + span.begin;
+  const int count = int(span.end - span.begin);
   Pack<A, kVec> sum = {};
-#pragma unroll 8
-  for (int64_t p = span.begin; p < span.end; ++p) {
-    const int32_t c = a.col[p];
-    const Pack<T, kVec> row = load<T, kVec>(x + c * e.p.x_stride + k);
-    const A weight = kWeighted ? edge_weight(a, p, c) : A(1);
+  int32_t ahead[kInFlight];
+  const auto fetch = [&](int p) {
 #pragma unroll
-    for (int i = 0; i < kVec; ++i) sum.v[i] += weight * widen(row.v[i]);
+    for (int n = 0; n < kInFlight; ++n) {
+      if (p + n < count) ahead[n] = col[p + n];
+    }
+  };
+  // Adds the rows of kEdges fetched edges; without `whole` the last ones may be behind the end.
+  const auto add = [&](int p, auto first, auto edges, bool whole) {
+    constexpr int kFirst = decltype(first)::value, kEdges = decltype(edges)::value;
+    Pack<T, kVec> row[kEdges];
+    A weight[kEdges];
+#pragma unroll
+    for (int n = 0; n < kEdges; ++n) {
+      if (!whole && p + kFirst + n >= count) continue;
+      const int32_t c = ahead[kFirst + n];
+      row[n] = load<T, kVec>(reinterpret_cast<const T*>(x + int64_t(c) * stride));
+      if constexpr (kWeighted) weight[n] = edge_weight(a, span.begin + p + kFirst + n, c);
+    }
+    if (whole) fetch(p + kInFlight);
+#pragma unroll
+    for (int n = 0; n < kEdges; ++n) {
+      if (!whole && p + kFirst + n >= count) continue;
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        const A value = widen(row[n].v[i]);
+        sum.v[i] += kWeighted ? weight[n] * value : value;
+      }
+    }
+  };
+  int p = 0;
+  fetch(0);
+#pragma unroll 1
+  for (; p + kInFlight <= count; p += kInFlight) {
+    add(p, Constant<0>{}, Constant<kInFlight>{}, true);
+  }
+  if (p < count) add(p, Constant<0>{}, Constant<kInFlight / 2>{}, false);
+  if (p + kInFlight / 2 < count) {
+    add(p, Constant<kInFlight / 2>{}, Constant<kInFlight / 2>{}, false);
   }
 #pragma unroll
   for (int i = 0; i < kVec; ++i) sum.v[i] *= scale;
@@ -142,105 +166,80 @@ __global__ void __launch_bounds__(kBlock, 4)
   }
 }
 
-// A warp for every 32 columns of a chunk: where a long row begins in it, adds up that row's pieces.
+// The pieces [begin, end) of a row, of which the first is that of its beginning; empty for a warp whose
+// chunk begins no long row.
+struct Pieces {
+  int64_t begin, end, first, row;
+};
+
+// Adds up pieces from `from` on, `step` of them apart, in an order that depends on their number only.
+template <class A>
+__device__ __forceinline__ A sum_of_pieces(const A* scratch, int64_t d, const Pieces& pieces,
+                                           int64_t from, int64_t step) {
+  A sum[kInFlight] = {};
+  for (int64_t c = from; c < pieces.end; c += step * kInFlight) {
+#pragma unroll
+    for (int n = 0; n < kInFlight; ++n) {
+      const int64_t at = c + n * step;
+      if (at < pieces.end) sum[n] += scratch[(at == pieces.begin ? pieces.first : 2 * at) * d];
+    }
+  }
+#pragma unroll
+  for (int width = kInFlight / 2; width > 0; width /= 2) {
+#pragma unroll
+    for (int n = 0; n < width; ++n) sum[n] += sum[n + width];
+  }
+  return sum[0];
+}
+
+// A warp for every 32 columns of a chunk: where a long row begins in it, adds up that row's pieces. The
+// warps of the block share very long rows.
 template <class T, class A>
 __global__ void __launch_bounds__(kBlock) join_kernel(const __grid_constant__ Table<T, A> table) {
+  constexpr int kWarps = kBlock / kWarp;
+  __shared__ Pieces of_warp[kWarps];
+  __shared__ A part[kWarps][kWarp];
   const int n = product_of_block(table);
   const Entry<T, A>& e = table.entry[n];
   const SparseArgs<A>& a = e.p.a;
-  const int64_t thread = int64_t(blockIdx.x - table.first_block[n]) * kBlock + threadIdx.x;
-  const int64_t d = e.p.d, warps = ceil_div(d, kWarp), chunk = thread / kWarp / warps;
-  const int64_t k = thread / kWarp % warps * kWarp + threadIdx.x % kWarp;
-  if (chunk >= e.chunks || k >= d) return;
-  const int64_t begin = chunk * kChunkEdges;
-  const int64_t end = begin + kChunkEdges < a.nnz ? begin + kChunkEdges : a.nnz;
-  const int64_t row = row_of(a.rowptr, a.rows, end - 1);  // a long row that begins here gets this far
-  const int64_t first = a.rowptr[row], stop = a.rowptr[row + 1];
-  if (stop - first <= kChunkEdges || first < begin) return;
-  const A scale = a.row_scale == nullptr ? A(1) : a.row_scale[row];
-  const int64_t last = (stop - 1) / kChunkEdges;
-  A sum = e.scratch[(2 * chunk + (first == begin ? 0 : 1)) * d + k];
-  for (int64_t c = chunk + 1; c <= last; ++c) sum += e.scratch[2 * c * d + k];
-  write_columns(e.p, row, k, Pack<A, 1>{scale * sum});
-}
-
-// Group j takes positions [j, j + 1) * kEdgesPerGroup. Every lane of a warp runs every iteration,
-// since all of them take part in the shuffles.
-template <class T, class A, int kVec, int kLanes>
-__global__ void __launch_bounds__(kBlock)
-    value_grad_kernel(SparseArgs<A> a, const T* __restrict__ g, const T* __restrict__ x,
-                      A* __restrict__ out, int64_t d) {
-  const int64_t group = global_thread() / kLanes;
-  const int lane = threadIdx.x % kLanes;
-  const int64_t begin = group * kEdgesPerGroup;
-  const int64_t edges = a.rowptr[a.rows];  // the arrays may be longer; what is behind has no gradient
-  int64_t row = begin < edges ? row_of(a.rowptr, a.rows, begin) : 0;
-#pragma unroll 1
-  for (int n = 0; n < kEdgesPerGroup; ++n) {
-    const int64_t p = begin + n;
-    const bool live = p < edges;
-    A sum = 0;
-    int32_t c = 0;
-    if (live) {
-      while (p >= a.rowptr[row + 1]) ++row;
-      c = a.col[p];
-#pragma unroll 2
-      for (int64_t k = int64_t(lane) * kVec; k < d; k += kLanes * kVec) {
-        const Pack<T, kVec> u = load<T, kVec>(g + row * d + k), v = load<T, kVec>(x + c * d + k);
-#pragma unroll
-        for (int i = 0; i < kVec; ++i) sum += widen(u.v[i]) * widen(v.v[i]);
-      }
-    }
-    sum = sum_of_lanes<kLanes>(sum);
-    if (live && lane == 0) {
-      A scale = a.row_scale == nullptr ? A(1) : a.row_scale[row];
-      if (a.col_scale != nullptr) scale *= a.col_scale[c];
-      out[a.edge == nullptr ? p : a.edge[p]] = scale * sum;
-    } else if (lane == 0 && p < a.nnz) {
-      out[a.edge == nullptr ? p : a.edge[p]] = 0;
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
+  const int64_t task = int64_t(blockIdx.x - table.first_block[n]) * kWarps;
+  const int64_t d = e.p.d, slabs = ceil_div(d, kWarp);
+  const auto column = [&](int w) { return (task + w) % slabs * kWarp + lane; };
+  const int64_t chunk = (task + warp) / slabs, begin = chunk * e.chunk;
+  Pieces pieces{};
+  if (chunk < e.chunks) {
+    const int64_t end = begin + e.chunk < a.nnz ? begin + e.chunk : a.nnz;
+    const int64_t row = row_of(a.rowptr, a.rows, end - 1);  // a long row that begins here gets this far
+    const int64_t first = a.rowptr[row], stop = a.rowptr[row + 1];
+    if (stop - first > e.chunk && first >= begin) {
+      pieces = {chunk, (stop - 1) / e.chunk + 1, 2 * chunk + (first == begin ? 0 : 1), row};
     }
   }
-}
-
-// Distributes a row of d numbers over lanes: 16-byte loads where every row starts on a multiple of
-// 16 bytes, and just enough lanes for a row, so that short rows share a warp.
-struct Layout {
-  int vec, lanes;
-  bool operator==(const Layout&) const = default;
-};
-
-template <class T>
-Layout layout_of(int64_t d, bool aligned) {
-  constexpr int kWide = 16 / sizeof(T);
-  const int vec = aligned && d % kWide == 0 ? kWide : 1;
-  int lanes = 4;
-  while (lanes < 32 && int64_t(lanes) * vec < d) lanes *= 2;
-  return {vec, lanes};
-}
-
-// Calls f(kVec, kLanes) as constants.
-template <class T, class F>
-void choose(Layout layout, const F& f) {
-  const auto with_lanes = [&](auto vec) {
-    switch (layout.lanes) {
-      case 4:
-        return f(vec, Constant<4>{});
-      case 8:
-        return f(vec, Constant<8>{});
-      case 16:
-        return f(vec, Constant<16>{});
-      default:
-        return f(vec, Constant<32>{});
-    }
+  const auto write = [&](int64_t k, A sum) {
+    const A scale = a.row_scale == nullptr ? A(1) : a.row_scale[pieces.row];
+    if (k < d) write_columns(e.p, pieces.row, k, Pack<A, 1>{scale * sum});
   };
-  if (layout.vec > 1) {
-    with_lanes(Constant<16 / sizeof(T)>{});
-  } else {
-    with_lanes(Constant<1>{});
+  if (lane == 0) of_warp[warp] = pieces;
+  __syncthreads();
+  for (int w = 0; w < kWarps; ++w) {
+    const Pieces shared = of_warp[w];
+    if (shared.end - shared.begin <= kPiecesOfWarp) continue;
+    part[warp][lane] = column(w) < d ? sum_of_pieces(e.scratch + column(w), d, shared,
+                                                     shared.begin + warp, kWarps)
+                                     : A(0);
+    __syncthreads();
+    if (warp == w) {
+      A sum = 0;
+      for (int other = 0; other < kWarps; ++other) sum += part[other][lane];
+      write(column(w), sum);
+    }
+    __syncthreads();
   }
+  const int64_t count = pieces.end - pieces.begin, k = column(warp);
+  if (count == 0 || count > kPiecesOfWarp || k >= d) return;
+  write(k, sum_of_pieces(e.scratch + k, d, pieces, pieces.begin, 1));
 }
-
-bool is_aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 
 template <class T, class A>
 bool is_aligned(const SparseProduct<T, A>& p) {
@@ -250,7 +249,8 @@ bool is_aligned(const SparseProduct<T, A>& p) {
 }
 
 int64_t num_chunks(int64_t nnz) {
-  return nnz <= kChunkEdges ? 0 : ceil_div(nnz, kChunkEdges);
+  const int64_t chunk = spmm_chunk_edges(nnz);
+  return nnz <= chunk ? 0 : ceil_div(nnz, chunk);
 }
 
 // Assigns blocks to each product of the table; threads(entry) is the number of its threads.
@@ -308,22 +308,10 @@ cudaError_t spmm(std::span<const SparseProduct<T, A>> products, A* scratch, cuda
     });
     if (found == pending.end()) found = pending.insert(found, Pending{layout, {}});
     const int parts = int(ceil_div(p.d, int64_t(layout.vec) * layout.lanes));
-    found->table.entry[found->table.count++] = Entry<T, A>{p, own, chunks, parts};
+    found->table.entry[found->table.count++] = 
+        Entry<T, A>{p, own, chunks, int(spmm_chunk_edges(p.a.nnz)), parts};
   }
   for (Pending& launch : pending) spmm(launch.table, launch.layout, stream);
-  return cudaGetLastError();
-}
-
-template <class T, class A>
-cudaError_t value_grad(const SparseArgs<A>& a, const T* g, const T* x, A* out, int64_t d,
-                       cudaStream_t stream) {
-  if (a.nnz == 0) return cudaSuccess;
-  const int64_t groups = ceil_div(a.nnz, kEdgesPerGroup);
-  choose<T>(layout_of<T>(d, is_aligned(x) && is_aligned(g)), [&](auto vec, auto lanes) {
-    constexpr int kVec = decltype(vec)::value, kLanes = decltype(lanes)::value;
-    MMSSL_LAUNCH((value_grad_kernel<T, A, kVec, kLanes>), num_blocks(groups * kLanes), kBlock, stream,
-                 a, g, x, out, d);
-  });
   return cudaGetLastError();
 }
 
@@ -342,19 +330,6 @@ cudaError_t launch_spmm(std::span<const SparseProduct<bf16, float>> products, fl
 cudaError_t launch_spmm(std::span<const SparseProduct<double, double>> products, double* scratch,
                         cudaStream_t stream) {
   return spmm(products, scratch, stream);
-}
-
-cudaError_t launch_spmm_value_grad(const SparseArgs<float>& a, const float* g, const float* x,
-                                   float* out, int64_t d, cudaStream_t stream) {
-  return value_grad(a, g, x, out, d, stream);
-}
-cudaError_t launch_spmm_value_grad(const SparseArgs<float>& a, const bf16* g, const bf16* x,
-                                   float* out, int64_t d, cudaStream_t stream) {
-  return value_grad(a, g, x, out, d, stream);
-}
-cudaError_t launch_spmm_value_grad(const SparseArgs<double>& a, const double* g, const double* x,
-                                   double* out, int64_t d, cudaStream_t stream) {
-  return value_grad(a, g, x, out, d, stream);
 }
 
 }  // namespace mmssl::cuda
