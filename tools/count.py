@@ -74,8 +74,8 @@ def _missing(*paths: str) -> str:
 
 def read_an_op() -> list[Count]:
     """Files from the Python function to the kernels, and what is read once for all ops."""
-    # 10 and, until a GPU has judged between them, the second set of CUDA kernels.
-    what, goal = f"files to read for {OP}", 16  # three sets of CUDA kernels, one for sm_90a
+    # 10 and, until a GPU has judged between them, the second and the third set of CUDA kernels.
+    what, goal = f"files to read for {OP}", 16
     folder = f"csrc/ops/{OP}"
     if absent := _missing(f"mmssl/ops/{OP}.py", folder):
         return [Count(what, [], goal, absent=absent)]
