@@ -66,19 +66,31 @@ class Freedom(LightGCN):
         for table in self.ego():
             nn.init.xavier_uniform_(table)
 
-    def forward(self, graph: InteractionGraph | None = None) -> Embeddings:
-        """Compute the final embeddings of every user (U, D) and item (I, D).
+    def forward(self) -> Embeddings:
+        """Compute the final embeddings of every user (U, D) and item (I, D)."""
+        user, item = light_convolution(self.graph, *self.ego(), self.num_layers)
+        return Embeddings(user, item + self.neighborhood())
+
+    def rows(self, graph: InteractionGraph, users: Tensor, items: Tensor) -> Embeddings:
+        """Compute some rows of what :meth:`forward` would return for another train graph.
 
         Args:
-            graph: What to propagate over; None means the whole train graph.
+            graph: What to propagate over, normalization "sym".
+            users: (n,) int64.
+            items: (m,) int64.
+
+        Returns:
+            (n, D) and (m, D).
         """
-        user, item = light_convolution(
-            self.graph if graph is None else graph, *self.ego(), self.num_layers
-        )
-        neighborhood: Tensor = self.item_embedding
+        user, item = ops.propagated_rows(graph, *self.ego(), users, items, self.num_layers)
+        return Embeddings(user, item + F.embedding(items, self.neighborhood()))
+
+    def neighborhood(self) -> Tensor:
+        """Compute ``A^n E_item``, (I, D)."""
+        found: Tensor = self.item_embedding
         for _ in range(self.num_item_layers):
-            neighborhood = ops.spmm(self.item_graph, neighborhood)
-        return Embeddings(user, item + neighborhood)
+            found = ops.spmm(self.item_graph, found)
+        return found
 
 
 class FreedomTask(PairwiseTask[Freedom, FreedomConfig]):
@@ -114,12 +126,15 @@ class FreedomTask(PairwiseTask[Freedom, FreedomConfig]):
 
     def losses(self, batch: Triples) -> dict[str, Tensor]:
         """See the base class."""
-        user, item = self.model(self.pruned)
-        bpr = ops.bpr_loss(user, item, *batch)
+        users, items = self.model.rows(
+            self.pruned, batch.user, torch.cat([batch.pos_item, batch.neg_item])
+        )
+        count = len(batch.user)
+        place = torch.arange(2 * count, device=users.device)
+        bpr = ops.bpr_loss(users, items, place[:count], place[:count], place[count:])
         features = bpr.new_zeros(())
         if self.model.projections is not None:
             # BPR depends on f[pos] - f[neg] only: the rows of the batch are enough.
-            users = F.embedding(batch.user, user)
             margins = [
                 (users * difference).sum(1)
                 for difference in self.model.projections.differences(batch.pos_item, batch.neg_item)

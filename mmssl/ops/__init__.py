@@ -26,6 +26,7 @@ from mmssl.ops.propagate import propagate, spmm
 from mmssl.ops.propagate_layers import propagate_layers
 from mmssl.ops.propagated_bpr_loss import propagated_bpr_loss
 from mmssl.ops.propagated_bpr_step import propagated_bpr_step  # noqa: F401 - not for users
+from mmssl.ops.propagated_rows import propagated_rows  # noqa: F401 - not for users
 from mmssl.ops.sampling import Triples, sample_bpr
 from mmssl.ops.view_attention import view_attention
 

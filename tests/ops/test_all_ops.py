@@ -372,7 +372,7 @@ FREE = {
     ("norm_act", "keep", "None"),
     ("masked_similarity_linear", "weight", "another width"),
 }
-OF_BATCHES = {"bpr_loss", "propagated_bpr_loss"}  # their kernels find ids out of range
+OF_BATCHES = {"bpr_loss", "propagated_bpr_loss", "propagated_rows"}  # kernels check ids
 KERNEL_IDS = {"negative", "too large", "2^40", "least", "largest"}
 
 

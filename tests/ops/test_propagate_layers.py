@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from mmssl import ops
 from mmssl.graph import NORMALIZATIONS, InteractionGraph
 from mmssl.ops._registry import OPS
+from mmssl.ops.propagate_layers import graph_operands
 from mmssl.ops.propagated_bpr_step import AdamRates
 from tests.ops.cases import operator_calls, sample
 from tests.ops.kernels import needs_cpu_kernel
@@ -227,6 +228,22 @@ def test_a_step_of_adam_changes_nothing_if_an_id_is_out_of_range():
     with pytest.raises(RuntimeError, match=r"neg_items must lie in \[0, 40\), got 40"):
         ops.propagated_bpr_step(graph, *tables, *batch, 3, 0.1, AdamRates(0.1, 0.9, 0.9, 0.1, 1))
     assert all(torch.equal(*pair) for pair in zip(tables, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("users", "items"), [([0, 50], [0]), ([0], [-1]), ([0.0], [0]), ([[0]], [0])]
+)
+def test_rows_out_of_range_are_refused(users, items):
+    graph = random_graph(50, 40, 300, 0)
+    tables = [torch.rand(50, 8), torch.rand(40, 8)]
+    ids = torch.tensor(users), torch.tensor(items)
+    operands = graph_operands(graph, torch.float32, 2)
+    with pytest.raises(RuntimeError, match="must lie in|must be"):
+        torch.ops.mmssl.propagated_rows(*tables, *ids, *operands)
+    good = torch.tensor([1, 2]), torch.tensor([3])
+    for grads in ((torch.rand(1, 8), torch.rand(1, 8)), (torch.rand(2, 8), torch.rand(1, 7))):
+        with pytest.raises(RuntimeError, match="the gradients must be like the results"):
+            torch.ops.mmssl.propagated_rows_backward(*grads, *tables, *good, *operands)
 
 
 def test_a_step_is_one_operator_call_each_way():

@@ -59,6 +59,11 @@ def propagated_bpr_loss(graph, user, item, users, pos_items, neg_items, num_laye
     return [loss, bpr_loss(user, item, users, pos_items, neg_items, with_l2=True)[1]]
 
 
+def propagated_rows(graph, user, item, users, items, num_layers) -> Arrays:
+    of_user, of_item = propagate_layers(graph, user, item, num_layers)
+    return [of_user[users.numpy()], of_item[items.numpy()]]
+
+
 def propagated_bpr_step(
     graph, user, item, user_mean, item_mean, user_square, item_square, users, pos_items, neg_items,
     num_layers, reg, rates,

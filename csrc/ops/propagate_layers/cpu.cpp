@@ -1,4 +1,5 @@
-// Schemas of propagate_layers, propagated_bpr_loss and propagated_bpr_step, bound to the CPU kernels.
+// Schemas of propagate_layers and of the ops that use some rows of its results, bound to the CPU
+// kernels.
 #include <cmath>
 
 #include "ops/propagate_layers/batch.h"
@@ -19,6 +20,36 @@ class Kernels {
 
  private:
   const LayersOperands& o_;
+};
+
+void check_ids(const char* name, const Tensor& ids, int64_t limit) {
+  const int64_t* p = data<int64_t>(ids);
+  for (int64_t b = 0; b < ids.size(0); ++b) {
+    STD_TORCH_CHECK(p[b] >= 0 && p[b] < limit, "mmssl::propagate_layers: ", name,
+                    " must lie in [0, ", limit, "), got ", p[b]);
+  }
+}
+
+// Ids of rows of both sides, (n,) and (m,).
+class IdOperands {
+ public:
+  IdOperands(const LayersOperands& o, const Tensor& users, const Tensor& items)
+      : users_(as_contiguous(users)), items_(as_contiguous(items)) {
+    for (const Tensor* ids : {&users_, &items_}) {
+      STD_TORCH_CHECK(matches(*ids, o.user, ScalarType::Long, {kAny}) &&
+                          ids->numel() < int64_t(1) << 30,
+                      "mmssl::propagated_rows: users and items must be (n,) int64 on the device of "
+                      "user, with n < 2^30");
+    }
+    check_ids("users", users_, o.ui.rows());
+    check_ids("items", items_, o.iu.rows());
+  }
+  Ids get() const {
+    return {data<int64_t>(users_), users_.numel(), data<int64_t>(items_), items_.numel()};
+  }
+
+ private:
+  Tensor users_, items_;
 };
 
 // The triples (B,) of a batch.
@@ -42,14 +73,6 @@ class BatchOperands {
   }
 
  private:
-  static void check_ids(const char* name, const Tensor& ids, int64_t limit) {
-    const int64_t* p = data<int64_t>(ids);
-    for (int64_t b = 0; b < ids.size(0); ++b) {
-      STD_TORCH_CHECK(p[b] >= 0 && p[b] < limit, "mmssl::propagated_bpr_loss: ", name,
-                      " must lie in [0, ", limit, "), got ", p[b]);
-    }
-  }
-
   Tensor users_, pos_, neg_;
 };
 
@@ -160,6 +183,55 @@ Tensor propagated_bpr_step(
   return terms;
 }
 
+std::tuple<Tensor, Tensor> propagated_rows(
+    const Tensor& user, const Tensor& item, const Tensor& users, const Tensor& items,
+    const Tensor& rowptr, const Tensor& col, const Tensor& t_rowptr, const Tensor& t_col,
+    const OptTensor& ui_row_scale, const OptTensor& ui_col_scale, const OptTensor& iu_row_scale,
+    const OptTensor& iu_col_scale, const OptTensor& value, const OptTensor& t_edge,
+    int64_t num_layers, double scale) {
+  const LayersOperands o(user, item, rowptr, col, t_rowptr, t_col, ui_row_scale, ui_col_scale,
+                         iu_row_scale, iu_col_scale, value, t_edge, num_layers, scale);
+  o.check_rowptr();
+  const IdOperands ids(o, users, items);
+  const Tensor out_user = new_empty(o.user, {users.numel(), o.width});
+  const Tensor out_item = new_empty(o.user, {items.numel(), o.width});
+  for_table_dtype(o.user, [&](auto number) {
+    using A = decltype(number);
+    const Sides<A> out{mutable_data<A>(out_user), mutable_data<A>(out_item), o.width};
+    const bool good =
+        cpu::propagated_rows(o.layers<A>(), ids.get(), o.sides<A>(), out, torch_threads());
+    if (!good) o.report_bad_index();
+  });
+  return {out_user, out_item};
+}
+
+// The scales are those of the transposed graph; of user and item only the sizes matter.
+std::tuple<Tensor, Tensor> propagated_rows_backward(
+    const Tensor& grad_user, const Tensor& grad_item, const Tensor& user, const Tensor& item,
+    const Tensor& users, const Tensor& items, const Tensor& rowptr, const Tensor& col,
+    const Tensor& t_rowptr, const Tensor& t_col, const OptTensor& ui_row_scale,
+    const OptTensor& ui_col_scale, const OptTensor& iu_row_scale, const OptTensor& iu_col_scale,
+    const OptTensor& value, const OptTensor& t_edge, int64_t num_layers, double scale) {
+  const LayersOperands o(user, item, rowptr, col, t_rowptr, t_col, ui_row_scale, ui_col_scale,
+                         iu_row_scale, iu_col_scale, value, t_edge, num_layers, scale);
+  o.check_rowptr();
+  const IdOperands ids(o, users, items);
+  const ScalarType type = o.user.scalar_type();
+  STD_TORCH_CHECK(matches(grad_user, o.user, type, {users.numel(), o.width}) &&
+                      matches(grad_item, o.user, type, {items.numel(), o.width}),
+                  "mmssl::propagated_rows_backward: the gradients must be like the results");
+  const TableOperands grad(grad_user, grad_item, users.numel(), items.numel());
+  const Tensor out_user = empty_like(o.user), out_item = empty_like(o.item);
+  for_table_dtype(o.user, [&](auto number) {
+    using A = decltype(number);
+    const Sides<A> out{mutable_data<A>(out_user), mutable_data<A>(out_item), o.width};
+    const bool good = cpu::propagated_rows_backward(o.layers<A>(), ids.get(), grad.sides<A>(), out,
+                                                    torch_threads());
+    if (!good) o.report_bad_index();
+  });
+  return {out_user, out_item};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
@@ -182,6 +254,16 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
       "Tensor? value, Tensor? t_edge, int num_layers, float scale) "
       "-> (Tensor, Tensor)");
   m.def(
+      "propagated_rows(Tensor user, Tensor item, Tensor users, Tensor items, Tensor rowptr, "
+      "Tensor col, Tensor t_rowptr, Tensor t_col, Tensor? ui_row_scale, Tensor? ui_col_scale, "
+      "Tensor? iu_row_scale, Tensor? iu_col_scale, Tensor? value, Tensor? t_edge, "
+      "int num_layers, float scale) -> (Tensor, Tensor)");
+  m.def(
+      "propagated_rows_backward(Tensor grad_user, Tensor grad_item, Tensor user, Tensor item, "
+      "Tensor users, Tensor items, Tensor rowptr, Tensor col, Tensor t_rowptr, Tensor t_col, "
+      "Tensor? ui_row_scale, Tensor? ui_col_scale, Tensor? iu_row_scale, Tensor? iu_col_scale, "
+      "Tensor? value, Tensor? t_edge, int num_layers, float scale) -> (Tensor, Tensor)");
+  m.def(
       "propagated_bpr_step(Tensor(a!) user, Tensor(b!) item, Tensor(c!) user_mean, "
       "Tensor(d!) item_mean, Tensor(e!) user_square, Tensor(f!) item_square, Tensor users, "
       "Tensor pos_items, Tensor neg_items, Tensor rowptr, Tensor col, Tensor t_rowptr, Tensor t_col, "
@@ -194,5 +276,7 @@ STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {
   m.impl("propagate_layers", TORCH_BOX(&propagate_layers<Kernels>));
   m.impl("propagated_bpr_loss", TORCH_BOX(&propagated_bpr_loss));
   m.impl("propagated_bpr_loss_backward", TORCH_BOX(&propagated_bpr_loss_backward));
+  m.impl("propagated_rows", TORCH_BOX(&propagated_rows));
+  m.impl("propagated_rows_backward", TORCH_BOX(&propagated_rows_backward));
   m.impl("propagated_bpr_step", TORCH_BOX(&propagated_bpr_step));
 }

@@ -37,8 +37,14 @@ Bytes run(const Parallel& pool, auto number) {
         sides(mean), sides(square), {nullptr, nullptr, A(0.01), A(1), A(0.1), A(0.99), A(0.01), A(1e-8)}};
     const bool step = cpu::propagated_bpr_step<A>(m, batch, sides(trained), moments, A(0.1),
                                                   &terms[0], &terms[1], pool);
-    const Bytes bytes = bytes_of(out, rows, losses, slope, grad, trained, mean, square, terms,
-                                 std::vector<char>{good, forward, backward, step});
+    const Ids chosen{user.data(), count, pos.data(), count};
+    std::vector<A> some(2 * count * d), spread(m.size());
+    const Sides<A> parts{some.data(), some.data() + count * d, d};
+    const bool found_rows = cpu::propagated_rows<A>(m, chosen, sides(x), parts, pool);
+    const bool spread_back = cpu::propagated_rows_backward<A>(
+        m, chosen, {parts.user, parts.item, d}, sides(spread), pool);
+    const Bytes bytes = bytes_of(some, spread, out, rows, losses, slope, grad, trained, mean, square, terms,
+                                 std::vector<char>{good, forward, backward, step, found_rows, spread_back});
     all.insert(all.end(), bytes.begin(), bytes.end());
   }
   return all;

@@ -1,0 +1,168 @@
+"""Some rows of the mean of a LightGCN's layers.
+
+Legend: U users, I items, D features, L layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mmssl.graph import InteractionGraph
+from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._cases import Sample, normal, sample_graph
+from mmssl.ops._checks import check_ids
+from mmssl.ops._registry import Contract, Op, declare
+from mmssl.ops.dispatch import use_native
+from mmssl.ops.propagate_layers import (
+    check_layers,
+    graph_operands,
+    propagate_layers,
+    propagate_layers_reference,
+    transposed,
+)
+
+
+def propagated_rows(
+    graph: InteractionGraph,
+    user: Tensor,
+    item: Tensor,
+    users: Tensor,
+    items: Tensor,
+    num_layers: int,
+) -> tuple[Tensor, Tensor]:
+    """Compute rows of :func:`mmssl.ops.propagate_layers`, and nothing for all rows that they spare.
+
+    Equal to::
+
+        of_user, of_item = ops.propagate_layers(graph, user, item, num_layers)
+        return of_user[users], of_item[items]
+
+    On the CPU the last layer is computed for these rows only, and the gradient is that of
+    :func:`mmssl.ops.propagated_bpr_loss`; elsewhere the call is the expression above.
+
+    The same bits every time, on the CPU for any number of threads. Double backward is not supported
+    on the CPU.
+
+    Args:
+        graph: the graph, of any normalization; its edge values must not require a gradient.
+        user: (U, D) floating point, D >= 1, on the device of the graph.
+        item: (I, D), likewise.
+        users: (n,) int64. Ids out of range raise RuntimeError on the CPU.
+        items: (m,) int64, likewise.
+        num_layers: L >= 0.
+
+    Returns:
+        (n, D) and (m, D) in the dtype of the inputs.
+
+    Raises:
+        InputError: an argument does not match its description.
+        RuntimeError: an id is out of range; or backend "native" is required and no kernel exists
+            for the device and dtype.
+    """
+    check_layers(graph, user, item, num_layers, "mean")
+    for name, ids in (("users", users), ("items", items)):
+        check_ids(name, ids, None, user.device)
+    if num_layers == 0 or user.device.type == "cuda":
+        of_user, of_item = propagate_layers(graph, user, item, num_layers)
+        return F.embedding(users, of_user), F.embedding(items, of_item)
+    if not use_native("propagated_rows", user.device.type, user.dtype):
+        return propagated_rows_reference(graph, user, item, users, items, num_layers)
+    operands = graph_operands(graph, user.dtype, num_layers)
+    out: tuple[Tensor, Tensor] = _call(user, item, users, items, *operands)
+    return out
+
+
+def propagated_rows_reference(
+    graph: InteractionGraph,
+    user: Tensor,
+    item: Tensor,
+    users: Tensor,
+    items: Tensor,
+    num_layers: int,
+) -> tuple[Tensor, Tensor]:
+    """Compute :func:`propagated_rows` in plain PyTorch."""
+    of_user, of_item = propagate_layers_reference(graph, user, item, num_layers)
+    return F.embedding(users, of_user), F.embedding(items, of_item)
+
+
+_SAVED = 4  # the inputs begin with two tables and two arrays of ids
+
+
+def _fake(user: Tensor, item: Tensor, users: Tensor, items: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(user.new_empty((ids.shape[0], user.shape[1])) for ids in (users, items))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.save_for_backward(*inputs[:_SAVED])
+    ctx.rest = inputs[_SAVED:]  # nothing here needs a gradient, so it bypasses autograd
+
+
+def _backward(ctx: Any, grad_user: Tensor, grad_item: Tensor) -> tuple[Tensor, Tensor]:
+    rest = transposed(ctx.rest)
+    grads: tuple[Tensor, Tensor] = _call_backward(grad_user, grad_item, *ctx.saved_tensors, *rest)
+    return grads
+
+
+def _backward_fake(
+    grad_user: Tensor, grad_item: Tensor, user: Tensor, item: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return user.new_empty(user.shape), item.new_empty(item.shape)
+
+
+_FORWARD = Operator(
+    "propagated_rows", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1)
+)
+_BACKWARD = Operator("propagated_rows_backward", fake=_backward_fake, refused="double backward")
+_call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
+
+
+def _samples(dtype: torch.dtype) -> Iterator[Sample]:
+    def sample(
+        label: str,
+        sizes: tuple[int, int, int, int],
+        counts: tuple[int, int],
+        num_layers: int,
+        kind: Any = "sym",
+        valued: bool = False,
+    ) -> Sample:
+        users, items, edges, d = sizes
+        user, item = normal(dtype, d, (users, d), (items, d))
+        arguments: dict[str, Any] = {"graph": sample_graph(users, items, edges, kind, valued)}
+        arguments |= {"user": user, "item": item, "num_layers": num_layers}
+        random = torch.Generator().manual_seed(counts[0] + d)
+        for name, rows, count in zip(("users", "items"), (users, items), counts, strict=True):
+            arguments[name] = torch.randint(max(rows, 1), (count,), generator=random)
+        return Sample(label, arguments, tiny=edges < 50)
+
+    yield sample("typical", (5, 4, 9, 3), (4, 6), 3)
+    yield sample("no layer", (5, 4, 9, 3), (4, 2), 0)
+    yield sample("one layer", (5, 4, 9, 2), (6, 1), 1, "row_sqrt")
+    yield sample("edge values", (5, 4, 9, 3), (3, 3), 2, "row", True)
+    yield sample("no scale", (5, 4, 9, 2), (7, 2), 4, "none")
+    yield sample("no item", (5, 4, 9, 2), (3, 0), 2)
+    yield sample("no edge", (3, 2, 0, 2), (4, 4), 3)
+    yield sample("odd sizes", (11, 7, 40, 17), (9, 5), 3, "sym", True)
+    yield sample("large", (500, 300, 20_000, 33), (400, 700), 3)
+    strided = sample("strided", (5, 6, 12, 4), (6, 4), 2).arguments
+    for name in ("user", "item"):
+        strided[name] = strided[name].T.contiguous().T
+    for name in ("users", "items"):
+        strided[name] = strided[name].repeat(2)[::2]
+    yield Sample("strided", strided)
+
+
+declare(
+    Op(
+        propagated_rows,
+        Contract(_samples, differentiable=("user", "item")),
+        None,
+        dtypes={"cpu": (torch.float32, torch.float64)},
+        operators=(_FORWARD, _BACKWARD),
+        folder="propagate_layers",
+    )
+)
