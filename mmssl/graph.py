@@ -317,11 +317,11 @@ class InteractionGraph:
         Returns:
             (B,) int64.
         """
-        rowptr = self.index.rowptr
-        missing = self.num_items - (rowptr[user + 1] - rowptr[user])
+        first, end = (self.index.rowptr.index_select(0, user + n) for n in (0, 1))
+        missing = self.num_items - (end - first)
         rank = (draw * missing).long().clamp_max(missing - 1)
         key = user * (self.num_items + 1) + rank
-        return rank + torch.searchsorted(self.negative_rank_key, key, right=True) - rowptr[user]
+        return rank + torch.searchsorted(self.negative_rank_key, key, right=True) - first
 
     @property
     def trainable_users(self) -> Tensor:

@@ -144,7 +144,11 @@ def compute(ranked: RankedHits, names: tuple[str, ...], ks: tuple[int, ...]) -> 
     Returns:
         (B, len(names) * len(ks)) float64, with columns in the order of ``keys(names, ks)``.
     """
-    return torch.stack([METRICS[name](ranked, k) for name in names for k in ks], dim=1)
+    # Every metric of a list without a hit is 0, and most lists of a large catalog have none.
+    some = ranked.hits.any(dim=1).nonzero().squeeze(1)
+    part = RankedHits(*(t.index_select(0, some) for t in ranked))
+    found = torch.stack([METRICS[name](part, k) for name in names for k in ks], dim=1)
+    return found.new_zeros(ranked.hits.shape[0], found.shape[1]).index_copy(0, some, found)
 
 
 def keys(names: tuple[str, ...], ks: tuple[int, ...]) -> tuple[str, ...]:

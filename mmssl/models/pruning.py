@@ -60,7 +60,8 @@ def prune(
     """
     count = graph.nnz - int(rate * graph.nnz)
     uniform = torch.rand(graph.nnz, generator=generator, device=graph.device, dtype=torch.float64)
-    kept = (-torch.log1p(-uniform) / weight).argsort(stable=True)[:count]
+    key = -torch.log1p(-uniform) / weight
+    kept = key.topk(count, largest=False, sorted=False).indices  # the graph sorts them
     return InteractionGraph.from_edges(
         graph.ui.row_of_edge()[kept],
         graph.index.col.long()[kept],
