@@ -45,6 +45,31 @@ def test_the_way_without_masks_and_with_the_copy_is_counted():
     assert sass.flop(blocks["first"], loop) == 2 * 16 * 8 * 16
 
 
+# A loop over chunks with more products, then one that stores; the way around the second is shorter.
+STORES = """
+.text.one:
+.L_x_1:
+        /*0000*/                   DFMA R8, R4, R6, R8 ;
+        /*0010*/                   DFMA R8, R4, R6, R8 ;
+        /*0020*/               @P0 BRA `(.L_x_1) ;
+        /*0030*/               @P1 BRA `(.L_x_3) ;
+.L_x_2:
+        /*0040*/                   FFMA R8, R4, R6, R8 ;
+        /*0050*/                   STG.E desc[UR4][R6.64], R8 ;
+        /*0060*/               @P2 BRA `(.L_x_2) ;
+.L_x_3:
+        /*0070*/                   EXIT ;
+"""
+
+
+def test_the_loop_of_a_class_or_an_opcode_and_a_whole_thread():
+    blocks = dict(sass.kernels(STORES))["one"]
+    by_class, by_opcode = sass.main_loop(blocks), sass.main_loop(blocks, by="STG")
+    assert by_class is not None and sass.one_pass(blocks, by_class)["FMA"] == 2
+    assert by_opcode is not None and sass.one_pass(blocks, by_opcode)["global"] == 1
+    assert sass.whole(blocks) == {"FMA": 3, "global": 1, "control": 4}
+
+
 def budget(instructions: int, spilled: int = 0) -> cuda_budget.Budget:
     kernel = cuda_budget.KERNELS[0]
     mix = sass.Counter({"tensor": 32, "ALU": instructions - 32})

@@ -87,17 +87,27 @@ def loops(blocks: list[Block]) -> list[tuple[int, int]]:
     return sorted(ends.items(), key=lambda loop: loop[1] - loop[0])
 
 
-def main_loop(blocks: list[Block], longest: bool = False, trips: int = 1) -> tuple[int, int] | None:
-    """Return the innermost loop with the most tensor (or else FMA) instructions in a pass.
+def main_loop(
+    blocks: list[Block], longest: bool = False, trips: int = 1, by: str = "FMA"
+) -> tuple[int, int] | None:
+    """Return the innermost loop with the most tensor instructions in a pass.
 
     Of loops with as many products the one whose longest way is shortest counts, unless longest ways
     are asked for: kernels have another loop for temperatures at which every row needs a maximum.
+
+    Args:
+        blocks: of the kernel.
+        longest: as in :func:`one_pass`.
+        trips: as in :func:`one_pass`.
+        by: the class, or the beginning of the opcode, whose number decides where no loop has a
+            tensor instruction.
     """
 
     def work(loop: tuple[int, int]) -> tuple[int, int, int]:
         mix = one_pass(blocks, loop, longest, trips)
         most = one_pass(blocks, loop, True, trips).total() if mix["tensor"] and not longest else 0
-        return mix["tensor"], -most, mix["FMA"]
+        inside = [code for block in blocks[loop[0] : loop[1] + 1] for code in block.opcodes]
+        return mix["tensor"], -most, mix[by] or sum(code.startswith(by) for code in inside)
 
     found = loops(blocks)
     return max(found, key=work) if found else None
@@ -152,6 +162,15 @@ def one_pass(
                 ways.append(own + rest)
         best[n] = max(ways, key=score) if ways else None
     return best[first] or Counter()
+
+
+def whole(blocks: list[Block]) -> Counter[str]:
+    """Count the instructions of the longest way through a kernel that runs no loop twice."""
+    best: list[Counter[str]] = [Counter()] * len(blocks)
+    for n in range(len(blocks) - 1, -1, -1):
+        rest = [best[to] for to in blocks[n].next if to > n]
+        best[n] = blocks[n].mix() + max(rest, key=lambda mix: mix.total(), default=Counter())
+    return best[0]
 
 
 def flop(blocks: list[Block], loop: tuple[int, int]) -> float:

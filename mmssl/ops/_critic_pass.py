@@ -17,12 +17,24 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mmssl import _extension
+from mmssl.ops._critic import (
+    grouped_rows,
+    logit_gradient,
+    loss_terms,
+    row_norms,
+    scaled_rows,
+    scores,
+    ungrouped_rows,
+)
 from mmssl.ops.norm_act import update_running
-from mmssl.ops.product import added_product, affine, product, squared_norms, squared_norms_backward
-
-# As in the released code, the sigmoid is scaled by 100 and the penalty by 0.3.
-SCORE_SCALE = 100.0
-PENALTY_SCALE = 0.3
+from mmssl.ops.product import (
+    added_product,
+    affine,
+    product,
+    row_images,
+    row_images_backward,
+)
 
 
 class HeadWeights(NamedTuple):
@@ -111,11 +123,7 @@ class _Head:
         second = affine(self.first.y, self.weight2.T, w.bias2.to(x.dtype))
         self.second = layers[1].forward(second, w.norm2, w.shift2, groups)
         logit = affine(self.second.y, self.weight3.T, w.bias3.to(x.dtype)).squeeze(1)
-        self.share = torch.sigmoid(logit.to(w.bias3.dtype))  # (G n,)
-
-    def slopes(self) -> Tensor:
-        """Return the derivatives (G n,) of the scores with respect to the logits."""
-        return SCORE_SCALE * self.share * (1 - self.share)
+        self.share, self.slope = scores(logit)  # (G n,)
 
     def column(self, values: Tensor) -> Tensor:
         """Return (rows,) numbers as a (rows, 1) matrix of the activations' dtype."""
@@ -134,35 +142,42 @@ class _Penalty:
     def __init__(self, head: _Head, weight: Tensor) -> None:
         self.head, self.weight = head, weight
         self.first, self.second = head.first.last(), head.second.last()
-        n = self.first.x.shape[0]
-        self.share = head.share[-n:]
-        self.slope = head.slopes()[-n:]
+        self.slope = head.slope[-self.first.x.shape[0] :]
         self.at_second = head.column(self.slope) * head.weight3  # (n, h2), gradients for outputs
         self.through_second, *_ = self.second.backward(self.at_second)
         self.at_first = product(self.through_second, head.weight2)  # (n, h)
         self.delta, *_ = self.first.backward(self.at_first)
-        square, self.image = squared_norms(self.delta, weight)
-        tiny = torch.finfo(square.dtype).tiny
-        self.norm = square.clamp_min(tiny).sqrt()
-        self.above = square >= tiny
-        self.value = PENALTY_SCALE * (self.norm - 1).square().mean()
+        self.image, self.other = row_images(self.delta, weight)
+        self.norm, self.factor = row_norms(self.image, self.other)
 
-    def backward(self, grad: Tensor) -> _PenaltyGradient:
-        """Return what the penalty adds to the gradients, given that for its value."""
-        head, n = self.head, self.norm.shape[0]
-        to_square = (grad * (PENALTY_SCALE / n)) * (1 - 1 / self.norm) * self.above
-        up, to_weight = squared_norms_backward(to_square, self.delta, self.weight, self.image)
-        assert up is not None and to_weight is not None
+    def backward(self, grad: Tensor, share: float) -> _PenaltyGradient:
+        """Return what the penalty adds to the gradients, given that for a share of its value."""
+        head = self.head
+        up, to_weight = self._of_norms(grad, share)
         up, to_first, to_norm1 = self.first.double_backward(up, self.at_first)
         to_weight2 = product(self.through_second.T, up)
         up = product(up, head.weight2.T)
         up, to_second, to_norm2 = self.second.double_backward(up, self.at_second)
         to_weight3 = product(head.column(self.slope).T, up)
         to_slope = product(up, head.weight3.T).squeeze(1).to(self.slope.dtype)
-        to_logit = to_slope * self.slope * (1 - 2 * self.share)
         return _PenaltyGradient(
-            to_weight, to_first, to_norm1, to_weight2, to_second, to_norm2, to_weight3, to_logit
+            to_weight, to_first, to_norm1, to_weight2, to_second, to_norm2, to_weight3, to_slope
         )
+
+    def _of_norms(self, grad: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """Return the gradients for the rows' gradients ``delta`` (n, h) and the weight (I, h)."""
+        delta, weight = self.delta, self.weight
+        if not _extension.on_gpu(delta):
+            factor = (grad * share) * self.factor
+            up, to_weight = row_images_backward(factor, delta, weight, self.image)
+            assert up is not None and to_weight is not None
+            return up, to_weight
+        through_gram = self.other is delta
+        second = delta if through_gram else None
+        scaled, right = scaled_rows(grad, self.factor, self.image, second, share)
+        if right is None:
+            return scaled @ weight, scaled.T @ delta
+        return scaled, weight @ (delta.T @ right)
 
 
 class _PenaltyGradient(NamedTuple):
@@ -175,7 +190,7 @@ class _PenaltyGradient(NamedTuple):
     second: Tensor  # (n, h2) for the input of the second
     norm2: Tensor  # (h2,)
     weight3: Tensor  # (1, h2)
-    logit: Tensor  # (n,)
+    slope: Tensor  # (n,)
 
 
 class _CriticLoss(torch.autograd.Function):
@@ -192,32 +207,26 @@ class _CriticLoss(torch.autograd.Function):
         weight: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        n, groups = alpha.shape[0], 2 if gp_weight is None else 3
-        ctx.gp_weight, ctx.alpha, ctx.batch = gp_weight, alpha.to(pre.dtype), pre.shape[0] - n
-        x = _grouped_rows(pre, bias, ctx.alpha, groups)
+        ctx.rows = n = alpha.shape[0]
+        ctx.batch, ctx.gp_weight = pre.shape[0] - n, gp_weight
+        ctx.alpha, groups = (None, 2) if gp_weight is None else (alpha, 3)
+        x = grouped_rows(pre, bias, ctx.alpha, n, groups)
         ctx.head = head = _Head(x, HeadWeights(*parameters), layers, groups)
-        means = SCORE_SCALE * head.share[: 2 * n].view(2, n).mean(1)
-        ctx.penalty, penalty = None, means.new_zeros(())
-        if gp_weight is not None:
-            ctx.penalty = _Penalty(head, weight)
-            penalty = gp_weight * ctx.penalty.value
-        terms = torch.cat([means, penalty[None]])
+        ctx.penalty = None if gp_weight is None else _Penalty(head, weight)
+        norm = None if ctx.penalty is None else ctx.penalty.norm
+        out = loss_terms(head.share, norm, n, gp_weight or 0.0)
+        terms = out[1:]
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)  # no zeros for the terms
-        return means[0] - means[1] + penalty, terms
+        return out[0], terms
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         head: _Head = ctx.head
-        n = ctx.alpha.shape[0]
-        to_logit = head.slopes()
-        to_logit[:n] *= grad / n
-        to_logit[n : 2 * n] *= -grad / n
-        extra = None
-        if ctx.penalty is not None:
-            extra = ctx.penalty.backward(grad * ctx.gp_weight)
-            to_logit[2 * n :] = extra.logit
+        n = ctx.rows
+        extra = None if ctx.penalty is None else ctx.penalty.backward(grad, ctx.gp_weight)
+        to_logit = logit_gradient(grad, head.share, head.slope, extra and extra.slope, n)
         column = head.column(to_logit)
         to_weight3, to_bias3 = _products(column, head.second.y, extra and extra.weight3)
         to_second, to_norm2, to_shift2 = head.second.backward(column * head.weight3)
@@ -229,7 +238,7 @@ class _CriticLoss(torch.autograd.Function):
         if extra is not None:
             to_first[-n:].add_(extra.first)
             to_norm1.add_(extra.norm1)
-        to_pre = _ungrouped_rows(to_first, ctx.alpha, ctx.batch)
+        to_pre = ungrouped_rows(to_first, ctx.alpha, n, ctx.batch)
         to_head = HeadWeights(
             *(to_norm1, to_shift1, to_weight2, to_bias2),
             *(to_norm2, to_shift2, to_weight3, to_bias3),
@@ -247,15 +256,17 @@ class _MeanScore(torch.autograd.Function):
     def forward(
         ctx: Any, layers: tuple[Hidden, Hidden], weights: HeadWeights, pre: Tensor, bias: Tensor
     ) -> Tensor:
-        ctx.head = head = _Head(pre + bias.to(pre.dtype), weights, layers, 1)
-        return SCORE_SCALE * head.share.mean()
+        x = grouped_rows(pre, bias, None, pre.shape[0], 1)
+        ctx.head = head = _Head(x, weights, layers, 1)
+        return loss_terms(head.share, None, x.shape[0], 0.0)[0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         head: _Head = ctx.head
-        slopes = head.slopes()
-        return None, None, head.to_input(slopes * (grad / slopes.shape[0])), None
+        rows = head.share.shape[0]
+        to_logit = logit_gradient(grad, head.share, head.slope, None, rows)
+        return None, None, head.to_input(to_logit), None
 
 
 def whole_loss(
@@ -307,45 +318,3 @@ def _products(column: Tensor, rows: Tensor, more: Tensor | None) -> tuple[Tensor
     if more is None:
         return product(column.T, rows), column.sum(0)
     return added_product(more, column.T, rows), column.sum(0)
-
-
-def _grouped_rows(pre: Tensor, bias: Tensor, alpha: Tensor, groups: int) -> Tensor:
-    """Return fake rows, a real row for each of them, and mixed rows: (G n, h).
-
-    Args:
-        pre: (n + B, h) products of the fake rows and of the B real ones.
-        bias: (h,), of the first layer.
-        alpha: (n, 1) shares of the real rows.
-        groups: G, 2 or 3.
-    """
-    n = alpha.shape[0]
-    x = pre.new_empty(groups * n, pre.shape[1])
-    bias = bias.to(pre.dtype)
-    torch.add(pre[:n], bias, out=x[:n])
-    real = pre[n:]
-    blocks = x[n : 2 * n].view(-1, *real.shape)
-    torch.add(real.expand_as(blocks), bias, out=blocks)
-    if groups == 3:
-        torch.lerp(x[:n], x[n : 2 * n], alpha, out=x[2 * n :])
-    return x
-
-
-def _ungrouped_rows(grad: Tensor, alpha: Tensor, batch: int) -> Tensor:
-    """Return the gradient (n + B, h) of :func:`_grouped_rows` for ``pre``.
-
-    Args:
-        grad: (G n, h), overwritten.
-        alpha: (n, 1).
-        batch: B.
-    """
-    n = alpha.shape[0]
-    out = grad.new_empty(n + batch, grad.shape[1])
-    fake, real = grad[:n], grad[n : 2 * n]
-    if grad.shape[0] == 3 * n:
-        mixed = grad[2 * n :]
-        torch.addcmul(fake, 1 - alpha, mixed, out=out[:n])
-        real.addcmul_(alpha, mixed)
-    else:
-        out[:n] = fake
-    torch.sum(real.view(-1, batch, real.shape[1]), 0, out=out[n:])
-    return out

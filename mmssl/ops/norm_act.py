@@ -31,6 +31,7 @@ from mmssl.ops._checks import (
     check_tensor,
     is_cpu_half,
 )
+from mmssl.ops._critic import OPERATORS as CRITIC_OPERATORS
 from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 
@@ -346,6 +347,6 @@ declare(
         ),
         dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_FORWARD, _BACKWARD, _DOUBLE_BACKWARD),
-        gpu_operators=(_RUNNING,),
+        gpu_operators=(_RUNNING, *CRITIC_OPERATORS),
     )
 )

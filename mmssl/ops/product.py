@@ -261,55 +261,53 @@ class _Product(torch.autograd.Function):
 class _SquaredNorms(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, delta: Tensor, weight: Tensor) -> Tensor:
-        square, image = squared_norms(delta, weight)
+        image, other = row_images(delta, weight)
         ctx.save_for_backward(delta, weight, image)
-        return square
+        return _row_dot(image, other)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None]:
         delta, weight, image = ctx.saved_tensors
-        needed = ctx.needs_input_grad
-        return squared_norms_backward(grads[0], delta, weight, image, needed)
+        return row_images_backward(2 * grads[0], delta, weight, image, ctx.needs_input_grad)
 
 
-def squared_norms(delta: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute :func:`squared_norms_through` and what its gradient reads, for an autograd function.
+def row_images(delta: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows whose dot products are ``(delta @ weight.T).square().sum(1)``.
 
     Args:
         delta: (n, q).
         weight: (p, q).
 
     Returns:
-        (n,), and ``delta @ weight.T`` (n, p) or ``delta @ weight.T @ weight`` (n, q).
+        ``delta @ weight.T`` twice, or ``delta @ weight.T @ weight`` and ``delta``.
     """
     if _through_gram(delta, weight):
-        image = _multiply(delta, symmetric_product(weight))
-        return _row_dot(image, delta), image
+        return _multiply(delta, symmetric_product(weight)), delta
     image = _multiply(delta, weight.T)
-    return _row_dot(image, image), image
+    return image, image
 
 
-def squared_norms_backward(
-    grad: Tensor,
+def row_images_backward(
+    factor: Tensor,
     delta: Tensor,
     weight: Tensor,
     image: Tensor,
     needed: Sequence[bool] = (True, True),
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Compute the gradients of :func:`squared_norms`, given that for its first result.
+    """Compute the gradients of the dot products of :func:`row_images`.
 
     Args:
-        grad: (n,).
+        factor: (n,), twice the gradient for them.
         delta: (n, q).
         weight: (p, q).
-        image: The second result.
-        needed: Which of them are needed.
+        image: The first of the rows.
+        needed: Which gradients are needed.
 
     Returns:
         (n, q) and (p, q).
     """
-    factor = (2 * grad).to(delta.dtype)
+    factor = factor.to(delta.dtype)
     to_delta = to_weight = None
     if _through_gram(delta, weight):
         if needed[0]:

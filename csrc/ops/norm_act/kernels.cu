@@ -174,21 +174,21 @@ struct DoubleBackward : Gradient<T, A> {
   }
   template <class Sums>
   __device__ void finish(const Part& part, const Sums& sums, A (&factor)[kFactors]) const {
-    const int64_t c = part.column;
-    const auto factors_of = [&](int64_t group) {
-      return second_factors(sums(group), double(this->a.rows), this->a.weight[c],
-                            this->rstd[this->of(group, c)],
-                            up_weight == nullptr ? 0 : double(up_weight[c]),
-                            up_bias == nullptr ? 0 : double(up_bias[c]));
-    };
-    const SecondFactors f = factors_of(part.group);
+    const int64_t c = part.column, last = part.writes_totals() ? this->a.groups - 1 : part.group;
+    double weight = 0;
+    for (int64_t k = part.group; k <= last; ++k) {
+      const SecondFactors f = second_factors(sums(k), double(this->a.rows), this->a.weight[c],
+                                             this->rstd[this->of(k, c)],
+                                             up_weight == nullptr ? 0 : double(up_weight[c]),
+                                             up_bias == nullptr ? 0 : double(up_bias[c]));
+      weight += f.weight;
+      if (k > part.group) continue;
 #pragma unroll
-    for (int k = 0; k < 7; ++k) factor[k] = A(f.own[k]);
+      for (int n = 0; n < 7; ++n) factor[n] = A(f.own[n]);
+    }
     const Statistics<A> of = this->terms(part);
     factor[7] = of.mean, factor[8] = of.rstd;
     if (!part.writes_totals()) return;
-    double weight = f.weight;
-    for (int64_t k = 1; k < this->a.groups; ++k) weight += factors_of(k).weight;
     out_weight[c] = A(weight);
   }
   __device__ void write(const A (&factor)[kFactors], int64_t at) const {

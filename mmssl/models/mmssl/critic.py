@@ -23,14 +23,8 @@ from mmssl.models.linear import Linear
 from mmssl.models.mmssl.config import CriticConfig
 from mmssl.models.mmssl.rows import Rows, multiply
 from mmssl.ops._autograd import under_torch_func
-from mmssl.ops._critic_pass import (
-    PENALTY_SCALE,
-    SCORE_SCALE,
-    HeadWeights,
-    Hidden,
-    mean_score,
-    whole_loss,
-)
+from mmssl.ops._critic import PENALTY_SCALE, SCORE_SCALE
+from mmssl.ops._critic_pass import HeadWeights, Hidden, mean_score, whole_loss
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.keep_mask import keep_masks
 from mmssl.ops.product import squared_norms_through
