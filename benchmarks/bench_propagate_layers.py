@@ -1,8 +1,8 @@
 """All hops of a LightGCN and the mean of its layers, forward and backward.
 
 Compared with one ``spmm`` for each hop and side, with torch's CSR and with a pair of CSR matrices
-kept for both directions. The limit of the products is measured by ``bench_propagate``: a layer
-costs two of its calls.
+kept for both directions. The limit is that of the products, as in ``bench_propagate``: each layer
+is one forward and one backward.
 ``mmssl bench ops`` runs these cases; ``benchmarks/test_speed.py`` times the same functions.
 """
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from benchmarks import workloads
 from benchmarks.harness.clock import Work
 from benchmarks.harness.problem import Budget, Problem
+from benchmarks.limits import Gathers
 from benchmarks.peers.ops import SPARSE
 from benchmarks.peers.registry import with_backend
 from mmssl import ops
@@ -62,6 +63,7 @@ def problem(
         return Work(function, wide, grads).full()
 
     native = with_backend("native", ops.propagate_layers)
+    limited = d == D or device == "cuda"
     return Problem(
         op="propagate_layers",
         workload=workload.name,
@@ -82,6 +84,8 @@ def problem(
             **{name: functools.partial(by_hops, product) for name, product in PEERS.items()},
         },
         expected=in_float64,
+        # A probe reads the rows of both directions, as a hop does forward and again backward.
+        probe=Gathers(here.ui, tables[1], tables[0], 2 * layers) if limited else None,
         again=(
             "bench_propagate_layers",
             {"graph": graph, "layers": layers, "d": d, "device": device},

@@ -86,10 +86,12 @@ class Gathers:
         view: (R, C).
         x: (C, D) float32; on the CPU D is 64.
         grad: (R, D).
+        times: How often the work does that.
     """
 
-    def __init__(self, view: GraphView, x: Tensor, grad: Tensor) -> None:
+    def __init__(self, view: GraphView, x: Tensor, grad: Tensor, times: int = 1) -> None:
         edges, (rows, columns), width = view.nnz, view_shape(view), x.shape[1]
+        self.times = times
         self.read = 2.0 * edges * (4 * width + 4)
         self.written = 4.0 * width * (rows + columns)
         self.flop = 4.0 * edges * width
@@ -111,12 +113,13 @@ class Gathers:
         else:
             gathers = self.read / probes_gpu.gather_gb_s(self.rows) / 1e6
             writes = self.written / probes_gpu.copy_gb_s() / 1e6
+        times = self.times
         return Limit(
-            gathers + writes,
+            times * (gathers + writes),
             "gathers + writes",
-            {"gathers": gathers, "writes": writes},
-            self.flop,
-            self.read + self.written,
+            {"gathers": times * gathers, "writes": times * writes},
+            times * self.flop,
+            times * (self.read + self.written),
         )
 
 
