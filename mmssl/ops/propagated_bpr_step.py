@@ -33,6 +33,16 @@ class AdamRates(NamedTuple):
     step: int
     """Of this step, from 1."""
 
+    @property
+    def size(self) -> float:
+        """The learning rate with the bias correction of the first moment."""
+        return self.lr / (1 - self.beta1**self.step)
+
+    @property
+    def root(self) -> float:
+        """What corrects the square root of the second moment."""
+        return 1 / math.sqrt(1 - self.beta2**self.step)
+
 
 @torch.no_grad()
 def propagated_bpr_step(
@@ -110,8 +120,9 @@ def propagated_bpr_step(
             graph, user, item, *moments, *batch, num_layers, reg, rates
         )
     operands = graph_operands(graph, user.dtype, num_layers)
+    numbers = reg, rates.size, rates.root, rates.beta1, rates.beta2, rates.eps
     found: Tensor = torch.ops.mmssl.propagated_bpr_step(
-        user, item, *moments, *batch, *operands, reg, *rates
+        user, item, *moments, *batch, *operands, *numbers
     )
     return found
 
@@ -150,12 +161,10 @@ def update_by_adam(
     rates: AdamRates,
 ) -> None:
     """Update tables and moments in place by Adam, in plain PyTorch."""
-    size = rates.lr / (1 - rates.beta1**rates.step)
-    root = math.sqrt(1 - rates.beta2**rates.step)
     for table, grad, mean, square in zip(tables, grads, means, squares, strict=True):
         mean.lerp_(grad, 1 - rates.beta1)
         square.mul_(rates.beta2).addcmul_(grad, grad, value=1 - rates.beta2)
-        table.addcdiv_(mean, (square.sqrt() / root).add_(rates.eps), value=-size)
+        table.addcdiv_(mean, (square.sqrt() * rates.root).add_(rates.eps), value=-rates.size)
 
 
 def _fake(user: Tensor, *_: Any) -> Tensor:

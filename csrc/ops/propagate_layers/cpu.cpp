@@ -1,7 +1,5 @@
 // Schemas of propagate_layers and of the ops that use some rows of its results, bound to the CPU
 // kernels.
-#include <cmath>
-
 #include "ops/propagate_layers/batch.h"
 #include "ops/propagate_layers/operands.h"
 
@@ -150,7 +148,7 @@ Tensor propagated_bpr_step(
     const Tensor& t_rowptr, const Tensor& t_col, const OptTensor& ui_row_scale,
     const OptTensor& ui_col_scale, const OptTensor& iu_row_scale, const OptTensor& iu_col_scale,
     const OptTensor& value, const OptTensor& t_edge, int64_t num_layers, double scale, double reg,
-    double lr, double beta1, double beta2, double eps, int64_t step) {
+    double rate, double root, double beta1, double beta2, double eps) {
   const LayersOperands o(user, item, rowptr, col, t_rowptr, t_col, ui_row_scale, ui_col_scale,
                          iu_row_scale, iu_col_scale, value, t_edge, num_layers, scale);
   o.check_rowptr();
@@ -161,7 +159,6 @@ Tensor propagated_bpr_step(
                     "mmssl::propagated_bpr_step: tables and moments must be contiguous, and of one "
                     "dtype and size");
   }
-  STD_TORCH_CHECK(step >= 1, "mmssl::propagated_bpr_step: steps count from 1, got ", step);
   const BatchOperands ids(o, users, pos_items, neg_items);
   const Tensor terms = new_empty(user, {2});
   for_table_dtype(user, [&](auto number) {
@@ -170,8 +167,7 @@ Tensor propagated_bpr_step(
       return Sides<A>{mutable_data<A>(of_user), mutable_data<A>(of_item), o.width};
     };
     Adam<A> rates;
-    rates.rate = A(lr / (1 - std::pow(beta1, step)));
-    rates.root = A(1 / std::sqrt(1 - std::pow(beta2, step)));
+    rates.rate = A(rate), rates.root = A(root);
     rates.share = A(1 - beta1);
     rates.kept = A(beta2), rates.square_share = A(1 - beta2), rates.eps = A(eps);
     const Moments<A> moments{sides(user_mean, item_mean), sides(user_square, item_square), rates};
@@ -268,8 +264,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
       "Tensor(d!) item_mean, Tensor(e!) user_square, Tensor(f!) item_square, Tensor users, "
       "Tensor pos_items, Tensor neg_items, Tensor rowptr, Tensor col, Tensor t_rowptr, Tensor t_col, "
       "Tensor? ui_row_scale, Tensor? ui_col_scale, Tensor? iu_row_scale, Tensor? iu_col_scale, "
-      "Tensor? value, Tensor? t_edge, int num_layers, float scale, float reg, float lr, "
-      "float beta1, float beta2, float eps, int step) -> Tensor");
+      "Tensor? value, Tensor? t_edge, int num_layers, float scale, float reg, float rate, "
+      "float root, float beta1, float beta2, float eps) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {
