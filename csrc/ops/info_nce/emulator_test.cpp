@@ -222,6 +222,18 @@ int main() {
       }
     }
   }
+  // Enough tiles for every place of a ring in shared memory to be used again.
+  for (const int64_t d : {64, 100, 130}) {
+    InfoNceShape s{1, 20, 1100, 0, d, true, true, false, 0.0, Precision::kFull, 1, false};
+    for (const double t : {0.3, 0.01}) {
+      if (emu::races::kDetected && (d == 100 || t < 0.1)) continue;
+      wrong += check<bf16, float>("bf16", s, t, 1e-2, true);
+      s.hopper = true;
+      wrong += check<bf16, float>("bf16, wgmma", s, t, 1e-2, true);
+      s.hopper = false;
+      cases += 2;
+    }
+  }
   // Positives by index, and without negatives in the batch.
   for (const Size& size : {Size{1, 70, 140, 18, 2}, Size{2, 33, 5, 130, 4}, Size{2, 7, 9, 5, 4}}) {
     for (const bool in_batch : {true, false}) {

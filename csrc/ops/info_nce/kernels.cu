@@ -1,6 +1,7 @@
 // Every block owns some rows and loops over tiles of columns; nothing of size N x N is kept, and no
-// two blocks add to the same number. With few rows the columns are split between blocks as well,
-// and a last kernel adds the parts in order. The kernels of this file take every type and width; those
+// two blocks add to the same number. Both directions of a forward, and all sets of rows of a backward,
+// share a launch. With few rows the columns are split between blocks as well, and a last kernel adds the
+// parts in order. The kernels of this file take every type and width; those
 // of mma.cu are preferred where they apply.
 #include <algorithm>
 #include <cstdlib>
@@ -12,9 +13,10 @@
 namespace mmssl::cuda {
 namespace {
 
-// Sums the exponentials of 64 rows of set `set` (0, or 1 for the second direction).
+// Sums the exponentials of 64 rows of set 0, or of set 1 for the second direction.
 template <class Product, class T, class A>
-__global__ void __launch_bounds__(kThreads, kResident) sum_kernel(Problem<T, A> p, int set) {
+__global__ void __launch_bounds__(kThreads, kResident) sum_kernel(Problem<T, A> p) {
+  const int set = p.set_of_block(blockIdx.x);
   constexpr int kCols = TileShape<T>::kCols, kStride = TileShape<T>::kDepth + TileShape<T>::kPad;
   alignas(16) __shared__ T own[kRows * kStride];
   alignas(16) __shared__ T other[kCols * kStride];
@@ -87,7 +89,8 @@ __global__ void __launch_bounds__(kThreads, kResident) sum_kernel(Problem<T, A> 
 
 // Gradients of 64 normalized rows, one chunk of features: sum_j g_ij z_j over the block's columns.
 template <class Product, class T, class A>
-__global__ void __launch_bounds__(kThreads, kResident) grad_kernel(Problem<T, A> p, int set) {
+__global__ void __launch_bounds__(kThreads, kResident) grad_kernel(Problem<T, A> p) {
+  const int set = p.set_of_block(blockIdx.x);
   constexpr int kCols = TileShape<T>::kCols, kDepth = TileShape<T>::kDepth;
   constexpr int kStride = kDepth + TileShape<T>::kPad, kWeightStride = kCols + TileShape<T>::kPad;
   alignas(16) __shared__ T own[kRows * kStride];
@@ -143,8 +146,7 @@ __global__ void __launch_bounds__(kThreads, kResident) grad_kernel(Problem<T, A>
       const int64_t feature = int64_t(w.chunk) * kDepth + t * 8 + lane % 4 * 2 + i % 2;
       const int h = i / 2;
       if (row[h] >= w.count || feature >= d) continue;
-      p.part_grad[(int64_t(w.split) * p.rows(set) + w.first + row[h]) * d + feature] =
-          sum[t][i] / inverse[h];
+      p.parts(set, w.split)[(w.first + row[h]) * d + feature] = sum[t][i] / inverse[h];
     }
   }
 }
@@ -177,13 +179,23 @@ char* place(Problem<T, A>& p, bool backward, char* base) {
   const pipelined::Form form = wants("tiles") ? pipelined::Form{} : pipelined::form<T, A>(s);
   p.form_terms = form.terms, p.form_depth = form.depth;
   p.warpgroups = s.hopper && std::is_same_v<T, bf16> && form.terms > 0 && !wants("mma");
-  const int64_t blocks = form.terms > 0 ? pipelined::padded(s, 0) / pipelined::kRows
-                                        : row_blocks<T, A>(s, 0, backward);
-  const int64_t most = std::max(blocks, int64_t(1));
-  const int64_t longest = std::max({s.n, s.m, s.k});  // of a set of columns
-  const int64_t columns = std::max(ceil_div(longest, TileShape<T>::kCols), int64_t(1));
-  p.splits = int(std::clamp<int64_t>(s.processors * kResident / most, 1,
-                                     std::min<int64_t>(columns, kMaxSplits)));
+  const int sets = backward ? kSets : p.directions();
+  int64_t blocks[kSets] = {}, all_blocks = 0, tiles = 1;  // tiles: of columns, for the rows with most
+  for (int set = 0; set < sets; ++set) {
+    if (p.rows(set) == 0) continue;
+    blocks[set] = form.terms > 0 ? pipelined::padded(s, set) / pipelined::kRows
+                                 : row_blocks<T, A>(s, set, backward);
+    all_blocks += blocks[set];
+    int64_t columns = 0;
+    for (int n = 0; n < kSets; ++n) columns += source(s, set, 0, n).count;
+    const int64_t of_tile = form.terms > 0 ? pipelined::kCols : TileShape<T>::kCols;
+    tiles = std::max(tiles, ceil_div(columns, of_tile));
+  }
+  p.splits = int(std::clamp<int64_t>(s.processors * kResident / std::max(all_blocks, int64_t(1)), 1,
+                                     std::min<int64_t>(tiles, kMaxSplits)));
+  for (int set = 0; set < kSets; ++set) {
+    p.first_block[set + 1] = p.first_block[set] + unsigned(blocks[set] * p.splits);
+  }
   for (int set = 0; set < kSets; ++set) {
     take(p.z[set], p.rows(set) * s.d);
     take(p.inverse[set], p.rows(set));
@@ -198,7 +210,7 @@ char* place(Problem<T, A>& p, bool backward, char* base) {
   if (form.terms > 0 && p.target != nullptr) take(p.padded_target, pipelined::padded(s, 0));
   if (backward) {
     take(p.diagonal, p.rows(0));
-    take(p.part_grad, p.splits * std::max({p.rows(0), p.rows(1), p.rows(2)}) * s.d);
+    take(p.part_grad, p.splits * (p.rows(0) + p.rows(1) + p.rows(2)) * s.d);
     take(p.dots, p.rows(0) + p.rows(1) + p.rows(2));
     if (p.target != nullptr) take(p.first_anchor, p.rows(1)), take(p.next_anchor, p.rows(0));
   } else {
@@ -218,19 +230,15 @@ Problem<T, A> make_problem(const InfoNceShape& shape, const T* anchor, const T* 
   p.x[0] = anchor, p.x[1] = positive, p.x[2] = negatives;
   p.temperature = temperature;
   place(p, backward, static_cast<char*>(scratch));
-  for (int set = 0; set < kSets; ++set) {
-    if (p.rows(set) == 0) continue;
-    MMSSL_LAUNCH((prepare_kernel<T, A>), warps(p.rows(set)), kThreads, stream, p, set);
-  }
+  const int64_t rows = p.rows(0) + p.rows(1) + p.rows(2);
+  if (rows > 0) MMSSL_LAUNCH((prepare_kernel<T, A>), warps(rows), kThreads, stream, p);
   return p;
 }
 
 template <class T, class A>
 void make_panels(const Problem<T, A>& p, bool backward, cudaStream_t stream) {
   if constexpr (sizeof(A) == 4) {
-    for (int set = 0; p.form_terms > 0 && set < kSets; ++set) {
-      if (p.rows(set) > 0) pipelined::launch_panels(p, set, backward, stream);
-    }
+    if (p.form_terms > 0) pipelined::launch_panels(p, backward, stream);
   }
 }
 
@@ -247,24 +255,22 @@ void with_product(Precision precision, const F& f) {
 }
 
 template <class T, class A>
-void launch_sums(const Problem<T, A>& p, int set, cudaStream_t stream) {
+void launch_sums(const Problem<T, A>& p, cudaStream_t stream) {
   if constexpr (sizeof(A) == 4) {
-    if (p.form_terms > 0) return pipelined::launch_sums(p, set, stream);
+    if (p.form_terms > 0) return pipelined::launch_sums(p, stream);
   }
-  const unsigned grid = unsigned(row_blocks<T, A>(p.shape, set, false) * p.splits);
   with_product<T>(p.shape.precision, [&](auto product) {
-    MMSSL_LAUNCH((sum_kernel<decltype(product), T, A>), grid, kThreads, stream, p, set);
+    MMSSL_LAUNCH((sum_kernel<decltype(product), T, A>), p.first_block[kSets], kThreads, stream, p);
   });
 }
 
 template <class T, class A>
-void launch_gradients(const Problem<T, A>& p, int set, cudaStream_t stream) {
+void launch_gradients(const Problem<T, A>& p, cudaStream_t stream) {
   if constexpr (sizeof(A) == 4) {
-    if (p.form_terms > 0) return pipelined::launch_gradients(p, set, stream);
+    if (p.form_terms > 0) return pipelined::launch_gradients(p, stream);
   }
-  const unsigned grid = unsigned(row_blocks<T, A>(p.shape, set, true) * p.splits);
   with_product<T>(p.shape.precision, [&](auto product) {
-    MMSSL_LAUNCH((grad_kernel<decltype(product), T, A>), grid, kThreads, stream, p, set);
+    MMSSL_LAUNCH((grad_kernel<decltype(product), T, A>), p.first_block[kSets], kThreads, stream, p);
   });
 }
 
@@ -288,7 +294,7 @@ cudaError_t launch_info_nce(const InfoNceShape& shape, const T* anchor, const T*
   const auto p =
       make_problem(shape, anchor, positive, negatives, target, temperature, false, scratch, stream);
   make_panels(p, false, stream);
-  for (int set = 0; set < p.directions(); ++set) launch_sums(p, set, stream);
+  launch_sums(p, stream);
   MMSSL_LAUNCH((loss_kernel<T, A>), warps(p.rows(0)), kThreads, stream, p, loss, saved);
   return cudaGetLastError();
 }
@@ -302,23 +308,23 @@ cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor,
   const auto p =
       make_problem(shape, anchor, positive, negatives, target, temperature, true, scratch, stream);
   const int64_t most = std::max({p.rows(0), p.rows(1), p.rows(2)});
-  T* const out[kSets] = {grad_anchor, grad_positive, grad_negatives};
   if (most > 0) {
     MMSSL_LAUNCH((weight_kernel<T, A>), blocks(most), kThreads, stream, p, grad, saved);
+    make_panels(p, true, stream);
+    launch_gradients(p, stream);
   }
-  make_panels(p, true, stream);
-  for (int set = 0; set < kSets; ++set) {
-    if (p.rows(set) == 0) continue;
-    launch_gradients(p, set, stream);
-    if (set == 1 && target != nullptr && p.rows(0) > 0) {
-      // Bytes of 0x7f make a number that is larger than any row.
-      const cudaError_t cleared =
-          cudaMemsetAsync(p.first_anchor, 0x7f, p.rows(1) * sizeof(int), stream);
-      if (cleared != cudaSuccess) return cleared;
-      MMSSL_LAUNCH((anchors_kernel<T, A>), warps(p.rows(0)), kThreads, stream, p);
-      MMSSL_LAUNCH((positives_kernel<T, A>), warps(p.rows(1)), kThreads, stream, p);
-    }
-    MMSSL_LAUNCH((finish_kernel<T, A>), warps(p.rows(set)), kThreads, stream, p, set, out[set]);
+  if (target != nullptr && p.rows(0) > 0 && p.rows(1) > 0) {
+    // Bytes of 0x7f make a number that is larger than any row.
+    const cudaError_t cleared =
+        cudaMemsetAsync(p.first_anchor, 0x7f, p.rows(1) * sizeof(int), stream);
+    if (cleared != cudaSuccess) return cleared;
+    MMSSL_LAUNCH((anchors_kernel<T, A>), warps(p.rows(0)), kThreads, stream, p);
+    MMSSL_LAUNCH((positives_kernel<T, A>), warps(p.rows(1)), kThreads, stream, p);
+  }
+  if (most > 0) {
+    const Gradients<T> out{{grad_anchor, grad_positive, grad_negatives}};
+    MMSSL_LAUNCH((finish_kernel<T, A>), warps(p.rows(0) + p.rows(1) + p.rows(2)), kThreads, stream, p,
+                 out);
   }
   MMSSL_LAUNCH((temperature_kernel<T, A>), 1, kThreads, stream, p, grad_temperature);
   return cudaGetLastError();

@@ -121,7 +121,7 @@ struct Bf16Product {
 
 constexpr int kRows = 64;     // of a block: 16 per warp
 constexpr int kThreads = kTileBlock;
-constexpr int kMaxSplits = 16;
+constexpr int kMaxSplits = 32;
 constexpr int kResident = 2;  // blocks per multiprocessor, few enough that no register spills
 constexpr int kSets = 3;  // 0 the anchors, 1 the positives, 2 the negatives
 
@@ -151,10 +151,13 @@ struct Problem {
   T* z[kSets];        // rows of norm 1 (bfloat16: x times a power of two, norm in [1, 2))
   A* inverse[kSets];  // 1 / norm of those
   A* norm[kSets];     // of x, at least 1e-12
-  int splits;
+  int splits;  // of the columns of a block's rows
+  // The blocks of the large kernel of a pass before those of each set: of both directions in the
+  // forward, of all sets in the backward.
+  unsigned first_block[kSets + 1];
   A *part_max, *part_sum;  // forward: (splits, directions, B N)
   A *weight[kSets], *shift[kSets], *diagonal;  // backward, per row
-  A* part_grad;                                // (splits, rows of the largest set, D)
+  A* part_grad;                                // of each set: (splits, rows, D)
   double* dots;                                // <z, dz> per row of all sets
   int *first_anchor, *next_anchor;  // backward, with target: the anchors of each positive, ascending
 
@@ -167,6 +170,22 @@ struct Problem {
 
   __host__ __device__ int64_t rows(int set) const {
     return set == 2 ? shape.k : shape.pairs * (set == 0 ? shape.n : shape.m);
+  }
+  // The set of a block of the large kernel.
+  __host__ __device__ int set_of_block(unsigned block) const {
+    return block < first_block[1] ? 0 : block < first_block[2] ? 1 : 2;
+  }
+  // A row among those of all sets: takes off the rows of the sets before its own, which is returned, or
+  // kSets behind the last.
+  __host__ __device__ int set_of_row(int64_t& row) const {
+    int set = 0;
+    for (; set < kSets && row >= rows(set); ++set) row -= rows(set);
+    return set;
+  }
+  // The gradients of a set's rows over a part of the columns.
+  __host__ __device__ A* parts(int set, int split) const {
+    const int64_t before = set == 0 ? 0 : rows(0) + (set == 1 ? 0 : rows(1));
+    return part_grad + (splits * before + split * rows(set)) * shape.d;
   }
   // The row of the positive among the rows of set 1, or -1, for a row of set 0.
   __host__ __device__ int64_t positive_of(int64_t row) const {
@@ -218,7 +237,7 @@ struct Work {
 template <class T, class A>
 __device__ Work<T> work_of_block(const Problem<T, A>& p, int set, int chunks) {
   const int64_t rows = copy_rows(p.shape, set), row_tiles = ceil_div(rows, kRows);
-  int64_t block = blockIdx.x;
+  int64_t block = blockIdx.x - p.first_block[set];
   Work<T> w;
   w.split = int(block % p.splits), block /= p.splits;
   w.chunk = int(block % chunks), block /= chunks;
@@ -319,19 +338,19 @@ __host__ __device__ inline int64_t padded(const InfoNceShape& s, int set) {
 
 // Fills the panels and what belongs to their columns; after the weights in the backward.
 template <class T>
-void launch_panels(const Problem<T, float>& p, int set, bool backward, cudaStream_t stream);
+void launch_panels(const Problem<T, float>& p, bool backward, cudaStream_t stream);
 
 // What sum_kernel and grad_kernel of kernels.cu compute.
 template <class T>
-void launch_sums(const Problem<T, float>& p, int set, cudaStream_t stream);
+void launch_sums(const Problem<T, float>& p, cudaStream_t stream);
 template <class T>
-void launch_gradients(const Problem<T, float>& p, int set, cudaStream_t stream);
+void launch_gradients(const Problem<T, float>& p, cudaStream_t stream);
 
 // The same by wgmma (wgmma_sm90a.cu), on panels of their own: a tile is kept as planes of 64 features,
 // whose lines of 128 bytes are swizzled as the products want them in shared memory. So a bulk copy of a
 // tile needs no description of it, which only the driver could make.
-void launch_warpgroup_sums(const Problem<bf16, float>& p, int set, cudaStream_t stream);
-void launch_warpgroup_gradients(const Problem<bf16, float>& p, int set, cudaStream_t stream);
+void launch_warpgroup_sums(const Problem<bf16, float>& p, cudaStream_t stream);
+void launch_warpgroup_gradients(const Problem<bf16, float>& p, cudaStream_t stream);
 
 }  // namespace pipelined
 

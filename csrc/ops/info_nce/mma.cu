@@ -64,8 +64,9 @@ __device__ __forceinline__ void sum_rows(const P& p, int set, const Block& b, ch
 
 template <class S, class T>
 __global__ void __launch_bounds__(kThreads, S::kTerms* S::kDepth <= 128 ? 2 : 1)
-    sum_kernel(const __grid_constant__ Problem<T, float> p, int set) {
+    sum_kernel(const __grid_constant__ Problem<T, float> p) {
   MMSSL_DYNAMIC_SHARED(base);
+  const int set = p.set_of_block(blockIdx.x);  // 1 in the second direction
   const Block b = block_of(p, set);
   const int64_t first = int64_t(b.pair) * p.shape.n + b.first;  // M = N in a second direction
   const Range<float> range{double(*p.temperature)};
@@ -142,8 +143,9 @@ __device__ __forceinline__ void add_gradients(const P& p, int set, const Block& 
 
 template <class S, class T>
 __global__ void __launch_bounds__(kThreads, S::kTerms* S::kDepth <= 64 ? 2 : 1)
-    grad_kernel(const __grid_constant__ Problem<T, float> p, int set) {
+    grad_kernel(const __grid_constant__ Problem<T, float> p) {
   MMSSL_DYNAMIC_SHARED(base);
+  const int set = p.set_of_block(blockIdx.x);
   const Block b = block_of(p, set);
   const Range<float> range{double(*p.temperature)};
   const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp * 16 + lane / 4;
@@ -169,8 +171,7 @@ __global__ void __launch_bounds__(kThreads, S::kTerms* S::kDepth <= 64 ? 2 : 1)
     for (int i = 0; i < 4; ++i) {
       const int64_t feature = f * 8 + lane % 4 * 2 + i % 2;
       if (row + i / 2 * 8 >= b.count || feature >= p.shape.d) continue;
-      p.part_grad[(int64_t(b.split) * p.rows(set) + first + row + i / 2 * 8) * p.shape.d + feature] =
-          out[f][i];
+      p.parts(set, b.split)[(first + row + i / 2 * 8) * p.shape.d + feature] = out[f][i];
     }
   }
 }
@@ -186,10 +187,12 @@ __device__ __forceinline__ int64_t warpgroup_entry(int64_t row, int64_t feature)
 // A thread per two features of a padded row.
 template <int kTerms, int kDepth, class T>
 __global__ void __launch_bounds__(kThreads)
-    panel_kernel(const __grid_constant__ Problem<T, float> p, int set, bool backward) {
-  const int64_t thread = global_thread<kThreads>(), row = thread / (kDepth / 2);
-  const int64_t feature = thread % (kDepth / 2) * 2;
-  if (row >= padded(p.shape, set)) return;
+    panel_kernel(const __grid_constant__ Problem<T, float> p, bool backward) {
+  const int64_t thread = global_thread<kThreads>(), feature = thread % (kDepth / 2) * 2;
+  int64_t row = thread / (kDepth / 2);
+  int set = 0;
+  for (; set < kSets && row >= padded(p.shape, set); ++set) row -= padded(p.shape, set);
+  if (set == kSets) return;
   const int64_t count = copy_rows(p.shape, set), whole = ceil_div(count, kRows) * kRows;
   const bool live = row % whole < count;
   const int64_t from = row / whole * count + row % whole;
@@ -229,52 +232,48 @@ void with_shape(const Problem<T, float>& p, const F& f) {
   }
 }
 
-template <class T>
-unsigned grid(const Problem<T, float>& p, int set) {
-  return unsigned(padded(p.shape, set) / kRows * p.splits);
-}
-
 }  // namespace
 
 template <class T>
-void launch_panels(const Problem<T, float>& p, int set, bool backward, cudaStream_t stream) {
+void launch_panels(const Problem<T, float>& p, bool backward, cudaStream_t stream) {
   with_shape(p, [&](auto shape) {
     using S = decltype(shape);
-    const int64_t threads = padded(p.shape, set) * (S::kDepth / 2);
+    const int64_t rows = padded(p.shape, 0) + padded(p.shape, 1) + padded(p.shape, 2);
+    const int64_t threads = rows * (S::kDepth / 2);
     MMSSL_LAUNCH((panel_kernel<S::kTerms, S::kDepth, T>), num_blocks(threads, kThreads), kThreads,
-                 stream, p, set, backward);
+                 stream, p, backward);
   });
 }
 
 template <class T>
-void launch_sums(const Problem<T, float>& p, int set, cudaStream_t stream) {
+void launch_sums(const Problem<T, float>& p, cudaStream_t stream) {
   if constexpr (std::is_same_v<T, bf16>) {
-    if (p.warpgroups) return launch_warpgroup_sums(p, set, stream);
+    if (p.warpgroups) return launch_warpgroup_sums(p, stream);
   }
   with_shape(p, [&](auto shape) {
     using S = decltype(shape);
     static_assert(S::kBytes <= Form{S::kTerms, S::kDepth}.bytes());
-    MMSSL_LAUNCH_SHARED((sum_kernel<S, T>), grid(p, set), kThreads, S::kBytes, stream, p, set);
+    MMSSL_LAUNCH_SHARED((sum_kernel<S, T>), p.first_block[kSets], kThreads, S::kBytes, stream, p);
   });
 }
 
 template <class T>
-void launch_gradients(const Problem<T, float>& p, int set, cudaStream_t stream) {
+void launch_gradients(const Problem<T, float>& p, cudaStream_t stream) {
   if constexpr (std::is_same_v<T, bf16>) {
-    if (p.warpgroups) return launch_warpgroup_gradients(p, set, stream);
+    if (p.warpgroups) return launch_warpgroup_gradients(p, stream);
   }
   with_shape(p, [&](auto shape) {
     using S0 = decltype(shape);
     using S = Shape<S0::kTerms, S0::kDepth, (S0::kTerms * S0::kDepth > 192)>;
     static_assert(S::kBytes <= Form{S::kTerms, S::kDepth}.bytes());
-    MMSSL_LAUNCH_SHARED((grad_kernel<S, T>), grid(p, set), kThreads, S::kBytes, stream, p, set);
+    MMSSL_LAUNCH_SHARED((grad_kernel<S, T>), p.first_block[kSets], kThreads, S::kBytes, stream, p);
   });
 }
 
 #define MMSSL_INSTANTIATE(T)                                                               \
-  template void launch_panels(const Problem<T, float>&, int, bool, cudaStream_t);          \
-  template void launch_sums(const Problem<T, float>&, int, cudaStream_t);                  \
-  template void launch_gradients(const Problem<T, float>&, int, cudaStream_t);
+  template void launch_panels(const Problem<T, float>&, bool, cudaStream_t);               \
+  template void launch_sums(const Problem<T, float>&, cudaStream_t);                       \
+  template void launch_gradients(const Problem<T, float>&, cudaStream_t);
 MMSSL_INSTANTIATE(float)
 MMSSL_INSTANTIATE(bf16)
 #undef MMSSL_INSTANTIATE

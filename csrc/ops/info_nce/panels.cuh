@@ -60,7 +60,7 @@ struct Cursor {
 template <class P>
 __device__ Block block_of(const P& p, int set) {
   const int64_t rows = copy_rows(p.shape, set), row_blocks = ceil_div(rows, kRows);
-  int64_t index = blockIdx.x;
+  int64_t index = blockIdx.x - p.first_block[set];
   Block b;
   b.split = int(index % p.splits), index /= p.splits;
   b.pair = int(index / row_blocks);

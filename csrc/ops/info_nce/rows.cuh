@@ -7,11 +7,13 @@
 namespace mmssl::cuda {
 namespace {
 
-// A warp per row of a set: its norm, and the row scaled by it.
+// A warp per row of all sets: its norm, and the row scaled by it.
 template <class T, class A>
-__global__ void __launch_bounds__(kThreads, kResident) prepare_kernel(Problem<T, A> p, int set) {
-  const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
-  if (row >= p.rows(set)) return;
+__global__ void __launch_bounds__(kThreads, kResident) prepare_kernel(Problem<T, A> p) {
+  int64_t row = global_thread<kThreads>() / kWarp;
+  const int64_t d = p.shape.d;
+  const int set = p.set_of_row(row);
+  if (set == kSets) return;
   const T* x = p.x[set] + row * d;
   double sum = 0;
   for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
@@ -125,17 +127,25 @@ __global__ void __launch_bounds__(kThreads, kResident) positives_kernel(Problem<
   for (; row >= 0; row = p.next_anchor[row]) {
     const A weight = p.diagonal[row] * p.inverse[0][row];
     for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) {
-      p.part_grad[y * d + k] += weight * A(widen(p.z[0][row * d + k]));
+      p.parts(1, 0)[y * d + k] += weight * A(widen(p.z[0][row * d + k]));
     }
   }
 }
 
+template <class T>
+struct Gradients {
+  T* of[kSets];
+};
+
 // A warp per row: the parts in order, the positive's share, and back through the normalization.
 template <class T, class A>
 __global__ void __launch_bounds__(kThreads, kResident)
-    finish_kernel(Problem<T, A> p, int set, T* out) {
-  const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
-  if (row >= p.rows(set)) return;
+    finish_kernel(Problem<T, A> p, Gradients<T> gradients) {
+  const int64_t of_all = global_thread<kThreads>() / kWarp, d = p.shape.d;
+  int64_t row = of_all;
+  const int set = p.set_of_row(row);
+  if (set == kSets) return;
+  T* const out = gradients.of[set];
   const A own = p.inverse[set][row], norm = p.norm[set][row];
   // With target, positives_kernel has added the share of its anchors to a positive.
   const int64_t y = set == 0 ? p.positive_of(row) : set == 1 && p.target == nullptr ? row : -1;
@@ -143,7 +153,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const auto gradient = [&](int64_t k) {
     A g = y >= 0 ? positive * A(widen(p.z[1 - set][y * d + k])) : A(0);
     for (int split = 0; split < p.splits; ++split) {
-      g += p.part_grad[(int64_t(split) * p.rows(set) + row) * d + k];
+      g += p.parts(set, split)[row * d + k];
     }
     return g;
   };
@@ -157,8 +167,7 @@ __global__ void __launch_bounds__(kThreads, kResident)
     const A z = A(widen(p.z[set][row * d + k])) * own;
     narrow(A((gradient(k) - along * z) / norm / *p.temperature), out[row * d + k]);
   }
-  const int64_t before = set == 0 ? 0 : p.rows(0) + (set == 1 ? 0 : p.rows(1));
-  if (threadIdx.x % kWarp == 0) p.dots[before + row] = dot;
+  if (threadIdx.x % kWarp == 0) p.dots[of_all] = dot;
 }
 
 template <class T, class A>

@@ -120,8 +120,9 @@ __device__ __forceinline__ void store_sums(const P& p, int set, const Block& b, 
 
 template <class S>
 __global__ void __launch_bounds__(kThreads, S::kBlocks)
-    sum_kernel(const __grid_constant__ Problem<bf16, float> p, int set) {
+    sum_kernel(const __grid_constant__ Problem<bf16, float> p) {
   MMSSL_DYNAMIC_SHARED(base);
+  const int set = p.set_of_block(blockIdx.x);  // 1 in the second direction
   const Shared<S> m{base};
   const Block b = block_of(p, set);
   const Range<float> range{double(*p.temperature)};
@@ -222,7 +223,7 @@ __device__ __forceinline__ void store_gradients(const P& p, int set, const Block
     for (int i = 0; i < 4; ++i) {
       const int64_t feature = f * 8 + lane % 4 * 2 + i % 2;
       if (row + i / 2 * 8 >= b.count || feature >= p.shape.d) continue;
-      p.part_grad[(int64_t(b.split) * p.rows(set) + first + row + i / 2 * 8) * p.shape.d + feature] =
+      p.parts(set, b.split)[(first + row + i / 2 * 8) * p.shape.d + feature] =
           b.begin < b.end ? out[f / 8][f / 2 % 4][f % 2][i] : 0.0f;
     }
   }
@@ -230,8 +231,9 @@ __device__ __forceinline__ void store_gradients(const P& p, int set, const Block
 
 template <class S>
 __global__ void __launch_bounds__(kThreads, S::kBlocks)
-    grad_kernel(const __grid_constant__ Problem<bf16, float> p, int set) {
+    grad_kernel(const __grid_constant__ Problem<bf16, float> p) {
   MMSSL_DYNAMIC_SHARED(base);
+  const int set = p.set_of_block(blockIdx.x);
   const Shared<S> m{base};
   const Block b = block_of(p, set);
   const Range<float> range{double(*p.temperature)};
@@ -258,25 +260,21 @@ void with_shape(int depth, const F& f) {
   f(warpgroups::Shape<256, 4, 1>{});
 }
 
-unsigned grid(const Problem<bf16, float>& p, int set) {
-  return unsigned(padded(p.shape, set) / kRows * p.splits);
-}
-
 }  // namespace
 
-void launch_warpgroup_sums(const Problem<bf16, float>& p, int set, cudaStream_t stream) {
+void launch_warpgroup_sums(const Problem<bf16, float>& p, cudaStream_t stream) {
   with_shape<2>(p.form_depth, [&](auto shape) {
     using S = decltype(shape);
-    MMSSL_LAUNCH_SHARED(warpgroups::sum_kernel<S>, grid(p, set), warpgroups::kThreads, S::kBytes, stream, p,
-                        set);
+    MMSSL_LAUNCH_SHARED(warpgroups::sum_kernel<S>, p.first_block[kSets], warpgroups::kThreads, S::kBytes,
+                        stream, p);
   });
 }
 
-void launch_warpgroup_gradients(const Problem<bf16, float>& p, int set, cudaStream_t stream) {
+void launch_warpgroup_gradients(const Problem<bf16, float>& p, cudaStream_t stream) {
   with_shape<1>(p.form_depth, [&](auto shape) {
     using S = decltype(shape);
-    MMSSL_LAUNCH_SHARED(warpgroups::grad_kernel<S>, grid(p, set), warpgroups::kThreads, S::kBytes, stream, p,
-                        set);
+    MMSSL_LAUNCH_SHARED(warpgroups::grad_kernel<S>, p.first_block[kSets], warpgroups::kThreads, S::kBytes,
+                        stream, p);
   });
 }
 

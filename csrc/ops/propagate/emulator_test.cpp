@@ -1,5 +1,6 @@
 // The CUDA kernels of spmm, run on the CPU against a plain loop in double.
 //   cd csrc/ops/propagate && g++ -std=c++20 -DMMSSL_EMULATE_CUDA -I../.. -x c++ emulator_test.cpp *.cu
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -169,7 +170,7 @@ int check_batch(const std::vector<Graph>& graphs, double tolerance) {
 
 int main() {
   std::mt19937 random(1);
-  const int64_t chunk = mmssl::cuda::spmm_chunk_edges(0);
+  const int64_t few = mmssl::kChunkEdges, chunk = mmssl::cuda::spmm_chunk_edges(few + 1);
   std::vector<int64_t> ordinary;
   for (int i = 0; i < 70; ++i) ordinary.push_back(random() % 9);
   const std::vector<std::pair<const char*, std::vector<int64_t>>> cases = {
@@ -186,8 +187,13 @@ int main() {
   int wrong = 0;
   std::vector<Graph> small;
   for (const auto& [name, degrees] : cases) {
-    const Graph graph = make_graph(degrees, 23, random);
-    const bool many = graph.col.size() > 2000;
+    std::vector<int64_t> rows = degrees;
+    // Enough edges for chunks, if a row can be longer than one.
+    if (std::count_if(rows.begin(), rows.end(), [&](int64_t n) { return n >= chunk; }) > 0) {
+      rows.insert(rows.end(), few / 50 + 1, 50);
+    }
+    const Graph graph = make_graph(rows, 23, random);
+    const bool many = graph.col.size() > 4000;
     for (int64_t d : {3, 64, 65, 132}) {
       if (many && d != 65) continue;  // slow
       for (bool weighted : {false, true}) {
@@ -200,13 +206,15 @@ int main() {
     wrong += check<float, float>(name, graph, 64, true, true, 1e-5);
     small.push_back(graph);
   }
-  for (const auto& degrees : {ordinary, {3, chunk + 7, 0}, {2 * chunk + 5}}) {
+  for (const auto& degrees : {ordinary, {3, few + 7, 0}, {2 * few + 5}}) {
     for (const int64_t behind : {int64_t(1), chunk, 2 * chunk + 3}) {
       const Graph graph = make_graph(degrees, 23, random, behind);
       wrong += check<float, float>("arrays longer than the edges", graph, 64, false, false, 1e-5);
       wrong += check<float, float>("arrays longer than the edges", graph, 3, true, false, 1e-5);
     }
   }
+  const Graph few_edges = make_graph({1, 5 * chunk, 7}, 23, random);  // one launch
+  wrong += check<float, float>("few edges", few_edges, 64, true, false, 1e-5);
   wrong += check_batch<float, float>(small, 1e-5);
   wrong += check_batch<bf16, float>(small, 1e-2);
   std::printf(wrong == 0 ? "emulated CUDA spmm: ok\n" : "emulated CUDA spmm: FAILED\n");

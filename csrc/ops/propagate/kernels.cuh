@@ -8,8 +8,11 @@
 namespace mmssl::cuda {
 
 // Rows with more edges than this are summed in chunks of this size: a small one, since the loads of a
-// chunk follow each other; a larger one where the sums of many chunks would take much memory.
-constexpr int64_t spmm_chunk_edges(int64_t nnz) { return nnz <= int64_t(1) << 22 ? 64 : 256; }
+// chunk follow each other; a larger one where the sums of many chunks would take much memory. Up to
+// kChunkEdges in all need no second launch.
+constexpr int64_t spmm_chunk_edges(int64_t nnz) {
+  return nnz <= kChunkEdges ? kChunkEdges : nnz <= int64_t(1) << 22 ? 64 : 256;
+}
 
 // Rows of d sums that a product of nnz edges needs as scratch; 0 where no row can be long.
 int64_t spmm_scratch_rows(int64_t nnz);

@@ -129,7 +129,7 @@ int check(const Graph& g, int64_t d, int64_t count, bool weighted, double tolera
 }  // namespace
 
 int main() {
-  const Graph graphs[] = {{40, 23, 5, 3}, {9, 30, 3, 2 * 64 + 7}, {3, 2, 0, 0},
+  const Graph graphs[] = {{40, 23, 5, 3}, {9, 30, 3, 2 * mmssl::kChunkEdges + 7}, {3, 2, 0, 0},
                           {0, 4, 0, 0}};
   int wrong = 0;
   for (const Graph& g : graphs) {
