@@ -260,9 +260,9 @@ def test_operators_that_only_a_gpu_has(emulated):
 # edges of a batch as it has space for, so that only what comes before is equal; the critic of
 # `released` amplifies rounding, since Adam divides gradients by their size.
 STEPS = {
-    "plus": (126, 3, None, 1e-4),
-    "paper": (272, 1, 5, 1e-4),
-    "released": (416, 3, None, 0.05),
+    "plus": (108, 3, None, 1e-4),
+    "paper": (266, 1, 5, 1e-4),
+    "released": (410, 3, None, 0.05),
 }
 
 
