@@ -86,7 +86,7 @@ def private_memory() -> int:
 def work(rank: int, size: int, folder: str, options: dict[str, Any]) -> None:
     """Train in one of the processes and write what it measured."""
     torch.set_num_threads(1)
-    keep_freed_memory()
+    keep_freed_memory(large=False)  # as `mmssl train --parallel sharded` does
     if options["limit"]:
         limit = int(options["limit"] * 1e9)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -6,12 +6,13 @@ import ctypes
 import functools
 
 # From glibc's malloc.h.
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
+_LARGE_BYTES = 32 << 20  # the highest threshold that glibc accepts
 _TOP_PAD_BYTES = 256 << 20
 
 
 @functools.cache
-def keep_freed_memory() -> bool:
+def keep_freed_memory(*, large: bool = True) -> bool:
     """Let glibc's allocator keep freed memory instead of returning it to the system.
 
     By default, glibc returns every freed block of more than 32 MB to the system, and smaller ones
@@ -23,6 +24,11 @@ def keep_freed_memory() -> bool:
     The setting applies to the whole process and can't be undone. From then on the process keeps its
     peak size, and grows in steps of 256 MB of address space, which are only backed by memory where
     they are used. Memory on a GPU is not affected.
+
+    Args:
+        large: Also keep freed blocks of 32 MB or more. They cost the most time, but a kept block
+            can rarely be used again as a whole: glibc 2.36 needs a slightly larger one for a block
+            of the same size, because of its alignment, so the process holds more than it uses.
 
     Returns:
         Whether the allocator accepted the setting; False, without any effect, if the C library is
@@ -39,9 +45,8 @@ def keep_freed_memory() -> bool:
         mallopt = library.mallopt
     except (AttributeError, OSError):
         return False
-    settings = (
-        (_M_MMAP_MAX, 0),
-        (_M_TRIM_THRESHOLD, 2**31 - 1),
-        (_M_TOP_PAD, _TOP_PAD_BYTES),
-    )
-    return all([mallopt(name, value) for name, value in settings])
+    if large:
+        settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: _TOP_PAD_BYTES}
+    else:  # with less than a large block at the end of the heap, which would be used for one
+        settings = {_M_MMAP_THRESHOLD: _LARGE_BYTES, _M_TRIM_THRESHOLD: _LARGE_BYTES}
+    return all([mallopt(name, value) for name, value in settings.items()])

@@ -16,8 +16,9 @@ COUNT = """
 import resource, sys
 import mmssl
 
-if sys.argv[1] == "keep":
-    assert mmssl.keep_freed_memory() and mmssl.keep_freed_memory()
+if sys.argv[1] != "default":
+    large = sys.argv[1] == "keep"
+    assert all(mmssl.keep_freed_memory(large=large) for _ in range(2))
     assert "torch" not in sys.modules and "numpy" not in sys.modules
 import numpy as np
 
@@ -32,12 +33,13 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
 def test_page_faults():
     faults = {}
-    for setting in ("default", "keep"):
+    for setting in ("default", "keep", "keep small ones"):
         command = [sys.executable, "-c", COUNT, setting]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         faults[setting] = int(done.stdout)
     # At least 160 even with huge pages of 2 MB.
     assert faults["default"] >= 100 and faults["keep"] < faults["default"] / 5
+    assert faults["keep small ones"] >= 100  # a block of 64 MB is none
 
 
 @pytest.mark.parametrize("has_mallopt", [True, False])

@@ -88,7 +88,7 @@ def _train_until(
     from mmssl.training.guards import Interrupted
     from mmssl.training.seeds import fit_seeds, summary_lines
 
-    keep_freed_memory()
+    keep_freed_memory(large=not group.sharded)  # who divides tables lacks memory, not time
     check_installed(arguments.track)
     for option in ("seeds", "profile"):
         if arguments.parallel is not None and getattr(arguments, option):

@@ -19,6 +19,8 @@ from mmssl.errors import LostProcess
 
 T = TypeVar("T")
 
+_SMALL_BYTES = 1 << 20  # a gradient of less is worth a copy to save a call
+
 
 class Group:
     """A single process."""
@@ -187,10 +189,21 @@ class Processes(Group):
         return out
 
     def sum_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """See the base class; the order of the summands depends on nothing but their number."""
-        for parameter in parameters:
-            if parameter.grad is not None:
-                self.sum(parameter.grad)
+        """See the base class; the order of the summands depends on nothing but their number.
+
+        Small gradients of a data type are added together: each call waits for all processes.
+        """
+        small: dict[torch.dtype, list[Tensor]] = {}
+        for gradient in (p.grad for p in parameters if p.grad is not None):
+            if gradient.numel() * gradient.element_size() < _SMALL_BYTES:
+                small.setdefault(gradient.dtype, []).append(gradient)
+            else:
+                self.sum(gradient)
+        for gradients in small.values():
+            total = self.sum(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+            parts = total.split([gradient.numel() for gradient in gradients])
+            for gradient, part in zip(gradients, parts, strict=True):
+                gradient.copy_(part.view_as(gradient))
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """See the base class."""

@@ -65,7 +65,8 @@ class ShardedPlusTask(ShardedPairwiseTask[Plus, PlusConfig], PlusTask):
         settings = self.settings
         if settings.prune != 0:
             raise InputError(
-                f"plus.prune: expected 0 with --parallel sharded, got {settings.prune}"
+                "plus.prune: expected 0 with --parallel sharded, where no process has the edges of "
+                f"all users to draw from, got {settings.prune}"
             )
         model = Plus(
             self.sharded,

@@ -66,6 +66,12 @@ def test_another_number_of_processes(another_number, run):
 
 
 @pytest.mark.slow
+def test_paper_in_four_processes(tmp_path):
+    run = ("sharded", "paper")
+    assert_close(train_together(4, tmp_path, [run])[run], alone("paper"), "paper")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("run", RUNS, ids=", ".join)
 def test_the_same_bits_in_every_run(two, two_others, run):
     assert_same_bits(two_others[run], two[run], run[1])

@@ -188,16 +188,15 @@ class ShardedStep(TrainingStep):
         bpr, squares = ops.bpr_loss(
             rows.user, items, place, place, place + place.numel(), with_l2=True
         )
-        features = summed(self.shards, feature_squares(embeddings))
-        contrast = None
+        parts = [feature_squares(embeddings)]
         if config.cl_weight > 0:
             own = self.partition.own_users
             mine = batch.user[within(batch.user, own)] - own.start
             pair = embeddings.user_modality[:, mine], embeddings.user[mine]
-            part = ring_info_nce(self.shards, *pair, config.temperature, config.cl_eps)
-            contrast = summed(self.shards, part)
+            parts.append(ring_info_nce(self.shards, *pair, config.temperature, config.cl_eps))
+        features, *contrast = summed(self.shards, torch.stack(parts)).unbind()
         return weighted(
-            *(bpr, squares, features, contrast, fake_score, config),
+            *(bpr, squares, features, contrast[0] if contrast else None, fake_score, config),
             batch_size=self.batch_size,
             num_items=self.partition.items.num_rows,
         )
@@ -239,8 +238,8 @@ class ShardedMMSSLTask(MMSSLTask, ShardedTask):
         config, group, partition = self.config, self.shards, self.partition
         if config.structure.schedule != "latest":
             raise InputError(
-                "structure.schedule: expected 'latest' with --parallel sharded, got "
-                f"{config.structure.schedule!r}"
+                "structure.schedule: expected 'latest' with --parallel sharded, whose graphs have "
+                f"every edge once, got {config.structure.schedule!r}"
             )
         features = {
             name: torch.from_numpy(rows[partition.own_items])

@@ -117,19 +117,20 @@ class ShardedStructure(LatestStructure):
             views: ``user_feature`` of the batch (M, B, D) and ``item_feature`` (M, I', D).
             edges: The batch's edges to own items, which are not collected.
         """
-        partition, found = self.graph.partition, []
-        for user, item in zip(views.user_feature, views.item_feature, strict=True):
-            score, place = ops.masked_topk(user, item, self.k, exclude=edges.view)
-            place = torch.where(place >= 0, place + partition.own_items.start, place)
-            # By process and so by id: the sort is stable, which puts the smaller of ties first.
-            scores, items = (
-                self.shards.gather(part).transpose(0, 1).flatten(1) for part in (score, place)
-            )
-            order = scores.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
-            found.append(items.gather(1, order))
+        partition = self.graph.partition
+        pairs = zip(views.user_feature, views.item_feature, strict=True)
+        best = [ops.masked_topk(*pair, self.k, exclude=edges.view) for pair in pairs]
+        score, place = (torch.stack(parts) for parts in zip(*best, strict=True))  # (M, B, k)
+        place = torch.where(place >= 0, place + partition.own_items.start, place)
+        # By process and so by id: the sort is stable, which puts the smaller of ties first.
+        scores, items = (
+            self.shards.gather(part).permute(1, 2, 0, 3).flatten(2) for part in (score, place)
+        )
+        order = scores.sort(dim=2, descending=True, stable=True).indices[:, :, : self.k]
+        found = items.gather(2, order)
         own = partition.own_users
         mine = within(users, own).nonzero().squeeze(1)
-        self.latest[:, users[mine] - own.start] = torch.stack(found)[:, mine].int()
+        self.latest[:, users[mine] - own.start] = found[:, mine].int()
         self.count_step()
 
     def _build(self, lists: Tensor) -> list[ShardedGraph]:  # type: ignore[override]
