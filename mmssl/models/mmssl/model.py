@@ -139,7 +139,8 @@ class MMSSL(nn.Module):
         users, items = self._over(graphs)
         nodes = users[0].shape[0] + items[0].shape[0]
         pairs = [side for pair in zip(users, items, strict=True) for side in pair]
-        views = torch.cat(pairs).view(len(graphs), nodes, -1)
+        # Not -1: a process of a sharded run may have no nodes.
+        views = torch.cat(pairs).view(len(graphs), nodes, self.config.embedding_dim)
         return views.expand(len(self.modalities), -1, -1)
 
     def _propagate_layers(self, user: Tensor, item: Tensor) -> tuple[Tensor, Tensor]:
