@@ -123,7 +123,11 @@ def test_a_damaged_file_is_found(tmp_path, group):
     ("variant", "settings", "message"),
     [
         ("plus", ["plus.prune=0.1"], "plus.prune: expected 0 with --parallel sharded, .* got 0.1"),
-        ("released", [], "structure.schedule: expected 'latest' with .* sharded, .* got 'released'"),
+        (
+            "released",
+            [],
+            "structure.schedule: expected 'latest' with .* sharded, .* got 'released'",
+        ),
         ("paper", ["critic.gumbel_tau=0.1"], "gumbel_tau, .* no row has to be formed, .* 0.1 and"),
     ],
 )
