@@ -222,7 +222,7 @@ def composed(
 def paired_scores(z1: Tensor, z2: Tensor, target: Tensor | None) -> Tensor:
     """Return the (..., N) cosines of normalized anchors and their positives."""
     if target is not None:
-        flat = target.reshape(-1, target.shape[-1])
+        flat = target.flatten(0, -2) if target.ndim > 1 else target[None]
         flat = flat + _first_rows(flat.shape[0], z2.shape[-2], z2.device)
         z2 = z2.flatten(0, -2).index_select(0, flat.flatten()).view_as(z1)
     return (z1 * z2).sum(-1)
