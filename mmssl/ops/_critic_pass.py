@@ -232,12 +232,11 @@ class _CriticLoss(torch.autograd.Function):
         to_second, to_norm2, to_shift2 = head.second.backward(column * head.weight3)
         if extra is not None:
             to_second[-n:].add_(extra.second)
-            to_norm2.add_(extra.norm2)
         to_weight2, to_bias2 = _products(to_second, head.first.y, extra and extra.weight2)
         to_first, to_norm1, to_shift1 = head.first.backward(product(to_second, head.weight2))
         if extra is not None:
             to_first[-n:].add_(extra.first)
-            to_norm1.add_(extra.norm1)
+            torch._foreach_add_([to_norm1, to_norm2], [extra.norm1, extra.norm2])
         to_pre = ungrouped_rows(to_first, ctx.alpha, n, ctx.batch)
         to_head = HeadWeights(
             *(to_norm1, to_shift1, to_weight2, to_bias2),

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mmssl import _extension
 from mmssl.errors import InputError
 from mmssl.ops._autograd import Operator
 from mmssl.ops._cases import Bad, Sample
@@ -181,8 +183,30 @@ def dropout_of_columns(x: Tensor, blocks: int, rate: float, *, first: int = 0) -
     ((keep, scale),) = keep_masks(blocks, [((rows, width), rate)], x.device, first=first)
     if keep is None:
         return x
+    if _extension.on_gpu(x):
+        out: Tensor = _Masked.apply(x, keep.transpose(0, 1), scale)
+        return out
     factor = keep.transpose(0, 1).to(x.dtype, memory_format=torch.contiguous_format) * scale
     return x * factor.flatten(1)
+
+
+class _Masked(torch.autograd.Function):
+    """``x * keep * scale``, a launch each way, by the operator that is torch's backward of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
+        ctx.keep, ctx.scale = keep.view(torch.bool), scale
+        return _masked(x, ctx.keep, scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return _masked(grads[0], ctx.keep, ctx.scale), None, None
+
+
+def _masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    """Multiply (N, K D) by a mask (N, K, D) of bool."""
+    out = torch.ops.aten.native_dropout_backward(x.reshape(keep.shape), keep, scale)
+    return out.reshape(x.shape)
 
 
 def _fake(seed: Tensor, n: int, limit: int) -> Tensor:

@@ -116,7 +116,7 @@ class _WeightedSum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weights: tuple[float, ...], *values: Tensor) -> tuple[Tensor, Tensor]:
-        ctx.weights = _constant(weights, values[0].dtype, values[0].device)
+        ctx.weights = constant(weights, values[0].dtype, values[0].device)
         terms = torch.stack(values) * ctx.weights
         ctx.mark_non_differentiable(terms)
         ctx.set_materialize_grads(False)  # no zeros for the summands
@@ -129,7 +129,7 @@ class _WeightedSum(torch.autograd.Function):
 
 
 @functools.lru_cache(maxsize=16)
-def _constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+def constant(values: tuple[float, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return numbers on a device; they are copied there once."""
     return torch.tensor(values, dtype=dtype, device=device)
 

@@ -19,7 +19,7 @@ from mmssl.distributed.group import SINGLE, Group
 from mmssl.errors import InputError
 from mmssl.graph import GraphView, InteractionGraph
 from mmssl.models.mmssl.critic import Critic, CriticLoss, critic_loss
-from mmssl.models.mmssl.loss import LossTerms, recommender_loss
+from mmssl.models.mmssl.loss import LossTerms, constant, recommender_loss
 from mmssl.models.mmssl.model import MMSSL, MultiModalEmbeddings
 from mmssl.models.mmssl.rows import (
     FactoredRows,
@@ -204,7 +204,7 @@ class TrainingStep:
             loss, terms = self._losses(embeddings, views, whole.batch, fake_score)
         self.optimizer.zero_grad(set_to_none=True)
         with record_function("mmssl::backward"):
-            loss.backward()
+            loss.backward(constant((1.0,), loss.dtype, loss.device)[0])
             self._sum_gradients(self.model)
         with record_function("mmssl::optimizer"):
             norms += self._clip(self.model, self.config.training.clip_norm)
@@ -271,7 +271,7 @@ class TrainingStep:
                 loss, terms = share * loss, CriticLoss(*(share * term for term in terms))
         self.critic_optimizer.zero_grad(set_to_none=True)
         with record_function("mmssl::critic_backward"):
-            loss.backward()
+            loss.backward(constant((1.0,), loss.dtype, loss.device)[0])
             self._sum_gradients(self.critic)
         with record_function("mmssl::critic_optimizer"):
             norms += self._clip(self.critic, config.clip_norm)
