@@ -7,7 +7,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mmssl.ops.keep_mask import dropout, keep_mask, mask_from_seed
+from mmssl import ops
+from mmssl.ops.keep_mask import (
+    dropout,
+    dropout_of_columns,
+    keep_mask,
+    keep_masks,
+    mask_from_seed,
+)
 from tests.ops.kernels import needs_cpu_kernel
 
 
@@ -46,6 +53,33 @@ def test_a_part_of_a_tensor_has_its_part_of_the_mask(first):
     whole = dropout(x, 0.4)
     torch.manual_seed(3)
     assert torch.equal(dropout(x[first:], 0.4, first=first), whole[first:])
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_masks_of_some_rounds_are_those_of_single_calls(backend):
+    layers = [((3, 5), 0.3), ((2,), 0.0), ((7,), 0.5)]
+    with ops.backend(backend):
+        torch.manual_seed(2)
+        found = keep_masks(4, layers)
+        torch.manual_seed(2)
+        single = [[keep_mask(*layer) for layer in layers] for _ in range(4)]
+    for n, (keep, scale) in enumerate(found):
+        masks, scales = zip(*(row[n] for row in single), strict=True)
+        assert scales == (scale,) * 4
+        assert keep is None if masks[0] is None else torch.equal(keep, torch.stack(masks))
+
+
+@pytest.mark.parametrize("first", [0, 6])
+def test_blocks_of_columns_are_dropped_one_after_the_other(first):
+    x = torch.randn(6, 3 * 5, dtype=torch.float64, requires_grad=True)
+    torch.manual_seed(7)
+    y = dropout_of_columns(x, 3, 0.4, first=first)
+    torch.manual_seed(7)
+    expected = torch.cat([dropout(part, 0.4, first=first) for part in x.split(5, 1)], 1)
+    assert torch.equal(y, expected)
+    grads = [torch.autograd.grad(out.square().sum(), x)[0] for out in (y, expected)]
+    assert torch.equal(*grads)
+    assert dropout_of_columns(x, 3, 0.0) is x
 
 
 def test_seeded_and_switched_off():
