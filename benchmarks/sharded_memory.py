@@ -7,8 +7,9 @@
 trains on a synthetic graph in 1, 2 and 4 processes, measures, and compares with a prediction:
 
 - memory of a process: what it holds before the graph, its share of what a single process needs on
-  top of that, and what exists only with others: the buffers of the rows sent and received, each as
-  large as the larger of the two directions needs, and the product with received rows;
+  top of that, and what exists only with others: the lists of the rows sent and received, 24 and 16
+  bytes each, the buffers for these rows, each as large as the larger of the two directions needs,
+  and the product with received rows;
 - bytes sent by a process in a step: ``4 D`` for every row that another process needs, in every hop
   forward and backward; and the rows of the batch.
 
@@ -123,6 +124,8 @@ def work(rank: int, size: int, folder: str, options: dict[str, Any]) -> None:
         "base_bytes": base,
         "building_bytes": building.peak,
         "training_bytes": training.peak,
+        # Numbers of rows and, to add up what comes back, their order; pointers of the edges.
+        "list_bytes": 24 * sum(sent) + 16 * sum(received),
         "halo_bytes": (max(sent) + max(received)) * row
         + (max(received) * dim * 4 if options["wire"] == "bfloat16" else 0)
         + (max(v.local.num_rows for v in views) * dim * 4 if size > 1 else 0),
@@ -158,7 +161,8 @@ def predicted_bytes(process: dict[str, Any], alone: dict[str, Any], nodes: int) 
     """Return the memory of a process from that of the run in a single one."""
     own = alone["training_bytes"] - alone["base_bytes"]
     share = (process["users"] + process["items"]) / nodes
-    total: float = process["base_bytes"] + share * own + process["halo_bytes"]
+    others = process["list_bytes"] + process["halo_bytes"]
+    total: float = process["base_bytes"] + share * own + others
     return total
 
 

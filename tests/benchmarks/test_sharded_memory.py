@@ -14,7 +14,8 @@ def process(users: int, items: int, training: float, halo: float = 0) -> dict:
         "items": items,
         "base_bytes": 1e9,
         "training_bytes": training,
-        "halo_bytes": halo,
+        "list_bytes": halo * 0.2,
+        "halo_bytes": halo * 0.8,
         "sent_bytes": 5e6,
         "predicted_sent_bytes": 5e6,
     }
