@@ -119,7 +119,7 @@ inline Block*& block() {
   return instance;
 }
 
-// Bulk copies arrive as late as they may: when no thread can go on. Returns whether one has.
+// The oldest bulk copy arrives; false if there is none.
 inline bool deliver(Block& b) {
   if (b.bulk_copies.empty()) return false;
   const BulkCopy copy = b.bulk_copies.front();
@@ -159,7 +159,8 @@ inline void enter() {
   }
 }
 
-// Runs every thread to its next barrier, then opens the barriers that all have reached.
+// Runs a warp as far as it gets without the others, then the next one, so that warps which depend on
+// each other are as far apart as they may be; then opens the block's barrier if all have reached it.
 inline void run_block(Block& b, size_t threads) {
   const races::Unwatched unwatched;
   b.tsan = races::current_fiber();
@@ -191,23 +192,24 @@ inline void run_block(Block& b, size_t threads) {
   };
   while (count(0, threads, State::kDone) < threads) {
     bool progress = false;
-    for (size_t i = 0; i < threads; ++i) {
-      if (b.fibers[i].state != State::kReady) continue;
-      b.current = unsigned(i);
-      races::switch_to(b.fibers[i].tsan);
-      b.scheduler.switch_to(b.fibers[i].context);
-      progress = true;
-    }
     for (size_t warp = 0; warp < threads; warp += 32) {
-      progress |= open(warp, std::min(threads, warp + 32), State::kAtWarpBarrier);
+      const size_t end = std::min(threads, warp + 32);
+      for (bool moved = true; moved; progress |= moved) {
+        moved = false;
+        for (size_t i = warp; i < end; ++i) {
+          Fiber& fiber = b.fibers[i];
+          const bool ended = fiber.state == State::kAtPhase && fiber.barrier->phase != fiber.parity;
+          if (fiber.state != State::kReady && !ended) continue;
+          fiber.state = State::kReady;
+          b.current = unsigned(i);
+          races::switch_to(fiber.tsan);
+          b.scheduler.switch_to(fiber.context);
+          moved = true;
+        }
+        moved |= open(warp, end, State::kAtWarpBarrier);
+      }
     }
     progress |= open(0, threads, State::kAtBlockBarrier);
-    for (size_t i = 0; i < threads; ++i) {
-      Fiber& fiber = b.fibers[i];
-      if (fiber.state != State::kAtPhase || fiber.barrier->phase == fiber.parity) continue;
-      fiber.state = State::kReady;
-      progress = true;
-    }
     if (!progress) progress = deliver(b);
     if (!progress) {
       b.fibers.clear();  // they can't be resumed

@@ -34,7 +34,8 @@ inline void wait_for_phase(uint64_t* at, int parity) {
   races::acquire(at);
 }
 
-// cp.async.bulk. As with cp.async the target is NaN until the bytes have arrived.
+// cp.async.bulk. The target is NaN until the bytes have arrived: in blocks of even numbers as late as
+// they may, when no thread can go on, in the others at once, so that warps can run ahead of each other.
 inline void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t* at) {
   const auto multiple = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   if (!multiple(shared) || !multiple(global) || bytes % 16 != 0) {
@@ -44,6 +45,7 @@ inline void copy_bulk(void* shared, const void* global, uint32_t bytes, uint64_t
   races::release(at);  // the arrival of the bytes is one of the barrier's
   const races::Unwatched unwatched;
   block()->bulk_copies.push_back({shared, global, bytes, &barrier_at(at)});
+  if (block()->index.x % 2 == 1) deliver(*block());
 }
 
 // "Matrix descriptor": where the fields are. Addresses are relative to the dynamic shared memory.
