@@ -119,7 +119,7 @@ inline Block*& block() {
   return instance;
 }
 
-// The oldest bulk copy arrives; false if there is none.
+// The oldest bulk copy arrives; false without one.
 inline bool deliver(Block& b) {
   if (b.bulk_copies.empty()) return false;
   const BulkCopy copy = b.bulk_copies.front();
