@@ -77,8 +77,8 @@ MMSSL_INLINE void store(A* p, Vec<A, kLanes> v) {
   __builtin_memcpy(p, &v, sizeof(v));
 }
 
-// Square roots, correctly rounded at every level. GNU vector types have none, and a compiler makes no
-// vector of calls that may set errno.
+// Square roots, correctly rounded at every level. GNU vector types have none, and a compiler makes
+// no vector of calls that may set errno.
 template <class A, int kLanes>
 MMSSL_INLINE Vec<A, kLanes> square_root(Vec<A, kLanes> v) {
 #if defined(__x86_64__)

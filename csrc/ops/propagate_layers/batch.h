@@ -115,14 +115,9 @@ void add_rows(const Distinct& rows, A factor, const A* x, const A* grad, A* tota
   }
 }
 
-// Numbers that put_gradient needs.
-template <class A>
-int64_t gradient_scratch(const Layers<A>& m, const Places& places) {
-  return 2 * table_size(m, places) + m.scratch();
-}
-
 // The gradient of x, from the distinct rows of the results and the slopes, goes to `out`; with
 // moments, it updates `out`, which may be x. The scales of m are those of the transposed matrices.
+// scratch: two tables and m.scratch() numbers.
 template <class A>
 bool put_gradient(const Layers<A>& m, const Places& places, Sides<const A> x, Sides<const A> found,
                   const A* slope, A grad_loss, A grad_squares, Sides<A> out,
@@ -150,7 +145,7 @@ bool propagated_bpr_backward(const Layers<A>& m, const Triples& batch, Sides<con
                              Sides<A> out, const Parallel& pool) {
   if (!is_index(m, pool)) return false;
   const Places places(batch, m.ui.rows, m.iu.rows);
-  const Buffer<A> scratch(gradient_scratch(m, places));
+  const Buffer<A> scratch(2 * table_size(m, places) + m.scratch());
   return put_gradient<A>(m, places, x, found, slope, grad_loss, grad_squares, out, nullptr,
                          scratch.get(), pool);
 }
@@ -167,17 +162,18 @@ bool propagated_bpr_step(const Layers<A>& m, const Triples& batch, Sides<A> x,
   transposed.iu.row_scale = m.ui.col_scale, transposed.iu.col_scale = m.ui.row_scale;
   // One allocation: the hops of both directions use the same part of it.
   const int64_t users = places.users.count(), items = places.items.count();
-  const Buffer<A> buffer(batch.count + (users + items) * m.d + gradient_scratch(m, places));
+  const int64_t tables = 2 * table_size(m, places);
+  const Buffer<A> buffer(batch.count + (users + items) * m.d + tables + m.scratch());
   A* const slope = buffer.get();
   const Sides<A> found{slope + batch.count, slope + batch.count + users * m.d, m.d};
   A* const scratch = found.item + items * m.d;
   const Sides<const A> from{x.user, x.item, x.stride}, rows{found.user, found.item, m.d};
-  if (!find_rows(m, places, from, found, scratch + (gradient_scratch(m, places) - m.scratch()), pool))
-    return false;
+  if (!find_rows(m, places, from, found, scratch + tables, pool)) return false;
   const A half = reg / A(2 * batch.count);
   evaluate_rows(places, from, rows, loss, l2, slope, pool);
   *l2 *= half;
-  return put_gradient(transposed, places, from, rows, slope, A(1), half, x, &moments, scratch, pool);
+  return put_gradient(transposed, places, from, rows, slope, A(1), half, x, &moments, scratch,
+                      pool);
 }
 
 }  // namespace cpu

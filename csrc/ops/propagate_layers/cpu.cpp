@@ -152,10 +152,12 @@ Tensor propagated_bpr_step(
   const LayersOperands o(user, item, rowptr, col, t_rowptr, t_col, ui_row_scale, ui_col_scale,
                          iu_row_scale, iu_col_scale, value, t_edge, num_layers, scale);
   o.check_rowptr();
-  for (const Tensor* t : {&user, &user_mean, &user_square, &item, &item_mean, &item_square}) {
-    const int64_t rows = t == &user || t == &user_mean || t == &user_square ? o.ui.rows() : o.iu.rows();
-    STD_TORCH_CHECK(t->is_contiguous() &&
-                        matches(*t, user, user.scalar_type(), {rows, o.width}),
+  const Tensor* const tables[] = {&user,      &item,        &user_mean,
+                                  &item_mean, &user_square, &item_square};
+  for (int n = 0; n < 6; ++n) {
+    const int64_t rows = n % 2 == 0 ? o.ui.rows() : o.iu.rows();
+    STD_TORCH_CHECK(tables[n]->is_contiguous() &&
+                        matches(*tables[n], user, user.scalar_type(), {rows, o.width}),
                     "mmssl::propagated_bpr_step: tables and moments must be contiguous, and of one "
                     "dtype and size");
   }
@@ -262,10 +264,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
   m.def(
       "propagated_bpr_step(Tensor(a!) user, Tensor(b!) item, Tensor(c!) user_mean, "
       "Tensor(d!) item_mean, Tensor(e!) user_square, Tensor(f!) item_square, Tensor users, "
-      "Tensor pos_items, Tensor neg_items, Tensor rowptr, Tensor col, Tensor t_rowptr, Tensor t_col, "
-      "Tensor? ui_row_scale, Tensor? ui_col_scale, Tensor? iu_row_scale, Tensor? iu_col_scale, "
-      "Tensor? value, Tensor? t_edge, int num_layers, float scale, float reg, float rate, "
-      "float root, float beta1, float beta2, float eps) -> Tensor");
+      "Tensor pos_items, Tensor neg_items, Tensor rowptr, Tensor col, Tensor t_rowptr, "
+      "Tensor t_col, Tensor? ui_row_scale, Tensor? ui_col_scale, Tensor? iu_row_scale, "
+      "Tensor? iu_col_scale, Tensor? value, Tensor? t_edge, int num_layers, float scale, float reg, "
+      "float rate, float root, float beta1, float beta2, float eps) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {

@@ -33,8 +33,8 @@ Bytes run(const Parallel& pool, auto number) {
         m, batch, sides(x), {found.user, found.item, d}, slope.data(), A(0.7), A(0.1), sides(grad),
         pool);
     std::vector<A> trained = x, mean = out, square(m.size(), A(0.01)), terms(2);
-    const Moments<A> moments{
-        sides(mean), sides(square), {nullptr, nullptr, A(0.01), A(1), A(0.1), A(0.99), A(0.01), A(1e-8)}};
+    const Adam<A> rates{nullptr, nullptr, A(0.01), A(1), A(0.1), A(0.99), A(0.01), A(1e-8)};
+    const Moments<A> moments{sides(mean), sides(square), rates};
     const bool step = cpu::propagated_bpr_step<A>(m, batch, sides(trained), moments, A(0.1),
                                                   &terms[0], &terms[1], pool);
     const Ids chosen{user.data(), count, pos.data(), count};
@@ -43,8 +43,9 @@ Bytes run(const Parallel& pool, auto number) {
     const bool found_rows = cpu::propagated_rows<A>(m, chosen, sides(x), parts, pool);
     const bool spread_back = cpu::propagated_rows_backward<A>(
         m, chosen, {parts.user, parts.item, d}, sides(spread), pool);
-    const Bytes bytes = bytes_of(some, spread, out, rows, losses, slope, grad, trained, mean, square, terms,
-                                 std::vector<char>{good, forward, backward, step, found_rows, spread_back});
+    const std::vector<char> all_good{good, forward, backward, step, found_rows, spread_back};
+    const Bytes bytes = bytes_of(some, spread, out, rows, losses, slope, grad, trained, mean,
+                                 square, terms, all_good);
     all.insert(all.end(), bytes.begin(), bytes.end());
   }
   return all;

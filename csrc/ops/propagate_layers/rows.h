@@ -1,8 +1,8 @@
 // Some rows of the results of propagate_layers, and its gradient from such rows, on the CPU.
 //
-// The last hop is computed for these rows only. Backward, the gradient of the results is zero in all
-// other rows, so the first hop reads a small table that stays in the cache, and the later ones add its
-// rows.
+// The last hop is computed for these rows only. Backward, the gradient of the results is zero in
+// all other rows, so the first hop reads a small table that stays in the cache, and the later ones
+// add its rows.
 #pragma once
 #include <cstring>
 #include <vector>
@@ -122,8 +122,8 @@ class ByNumber {
   std::vector<A> col_scale_;
 };
 
-// Writes to `found` the distinct rows of the results. scratch: m.scratch() numbers. Returns false if
-// the index is bad; see spmm.
+// Writes to `found` the distinct rows of the results. scratch: m.scratch() numbers. Returns false
+// if the index is bad; see spmm.
 template <class A>
 bool find_rows(const Layers<A>& m, const Rows& places, Sides<const A> x, Sides<A> found,
                A* scratch, const Parallel& pool) {
@@ -150,11 +150,10 @@ bool is_index(const Layers<A>& m, const Parallel& pool) {
   return good(m.ui) && good(m.iu);
 }
 
-// The product of (I + M + ... + M^L) / (L + 1) and a table that has the rows of `first`, is written to
-// `out`; the last hop adds the rows of `last` in place of those of `first`. Both tables begin with a
-// row of zeros for all other rows, and fill(k, columns) writes columns [k, k + columns) of them. With
-// moments, what would be written is the gradient of `out`, which is updated.
-// scratch: m.scratch() numbers.
+// Writes scale * (I + M + ... + M^L) times a table that has the rows of `first` to `out`; the last
+// hop adds the rows of `last` in place of those of `first`. Both tables begin with a row of zeros
+// for all other rows, and fill(k, columns) writes columns [k, k + columns) of them. With moments,
+// what would be written is the gradient of `out`, which is updated. scratch: m.scratch() numbers.
 template <class A, class Fill>
 bool spread_rows(const Layers<A>& m, const Rows& places, Sides<const A> first, Sides<const A> last,
                  Sides<A> out, const Moments<A>* moments, A* scratch, const Parallel& pool,
