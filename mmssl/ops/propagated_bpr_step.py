@@ -44,7 +44,6 @@ class AdamRates(NamedTuple):
         return 1 / math.sqrt(1 - self.beta2**self.step)
 
 
-@torch.no_grad()
 def propagated_bpr_step(
     graph: InteractionGraph,
     user: Tensor,
@@ -121,13 +120,13 @@ def propagated_bpr_step(
         )
     operands = graph_operands(graph, user.dtype, num_layers)
     numbers = reg, rates.size, rates.root, rates.beta1, rates.beta2, rates.eps
-    found: Tensor = torch.ops.mmssl.propagated_bpr_step(
-        user, item, *moments, *batch, *operands, *numbers
-    )
+    with torch.no_grad():
+        found: Tensor = torch.ops.mmssl.propagated_bpr_step(
+            user, item, *moments, *batch, *operands, *numbers
+        )
     return found
 
 
-@torch.no_grad()
 def propagated_bpr_step_reference(
     graph: InteractionGraph,
     user: Tensor,
@@ -149,7 +148,10 @@ def propagated_bpr_step_reference(
         loss, squares = propagated_bpr_loss(graph, *leaves, users, pos_items, neg_items, num_layers)
         l2 = reg * 0.5 * squares / len(users)
         grads = torch.autograd.grad(loss + l2, leaves)
-    update_by_adam((user, item), grads, (user_mean, item_mean), (user_square, item_square), rates)
+    with torch.no_grad():
+        update_by_adam(
+            (user, item), grads, (user_mean, item_mean), (user_square, item_square), rates
+        )
     return torch.stack([loss, l2]).detach()
 
 
