@@ -79,11 +79,12 @@ def test_every_op_is_measured_against_its_reference(smoke):
 def test_the_step_says_where_its_time_goes(smoke):
     (case,) = read(smoke[0] / "step-cpu-smoke.json").cases
     expected = {"sample", "forward", "similarity_rows", "real_rows", "critic_forward"}
-    expected |= {"gradient_penalty", "critic_backward", "critic_optimizer", "structure"}
+    expected |= {"critic_backward", "critic_optimizer", "structure"}
     expected |= {"recommender_loss", "info_nce", "backward", "optimizer"}
     for name, row in case.rows.items():
         spent = row.extra["phases_ms"]
-        assert set(spent) - {"other"} == expected, name
+        apart = {"gradient_penalty"} if name == bench_train_step.PEER else set()
+        assert set(spent) - {"other"} == expected | apart, name
         assert all(ms >= 0 for ms in spent.values()), name
     assert case.rows[bench_train_step.PEER].relative.median == 1
     assert max(case.rows[bench_train_step.PEER].extra["agreement"].values()) < 1e-2
