@@ -153,7 +153,7 @@ def test_profile(tiny_directory, tmp_path, capsys):
     assert message in capsys.readouterr().err
     assert main([*other, "--model", "lightgcn", "--epochs", "1", "--device", "cpu"]) == 0
     printed = capsys.readouterr().out
-    assert all(phase in printed for phase in ("sample", "forward", "backward", "optimizer"))
+    assert all(f"{phase}  " in printed for phase in ("sample", "step"))
 
 
 @pytest.mark.parametrize("seeds", [[], ["--seeds=2"]])
