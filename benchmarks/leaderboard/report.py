@@ -173,15 +173,16 @@ def _cost(rows: Sequence[Row], missing: Sequence[str]) -> Table:
 
 
 def _ablations(base: Row, changed: Sequence[Row]) -> list[str]:
-    header = ["", "Recall@20", "NDCG@20", "difference of Recall@20", "p, users", "p, seeds"]
+    difference = ["difference of Recall@20", "p, users", "p, seeds"]
+    header = ["", "seeds", "Recall@20", "NDCG@20", *difference]
     shown = [_number(base.value("test", key)) for key in (SELECTED, "ndcg@20")]
-    cells = [[base.label, *shown, "", "", ""]]
+    cells = [[base.label, str(len(base.seeds)), *shown, "", "", ""]]
     for row in changed:
         found = row.minus(base)
         shown = [_number(row.value("test", key)) for key in (SELECTED, "ndcg@20")]
         seeds = "" if found.p_seeds is None else _p(found.p_seeds)
-        name = row.label.removeprefix(f"{base.label}, ")
-        cells.append([name, *shown, _signed(found.mean), _p(found.p_users), seeds])
+        name, count = row.label.removeprefix(f"{base.label}, "), str(len(row.seeds))
+        cells.append([name, count, *shown, _signed(found.mean), _p(found.p_users), seeds])
     text = f"Ablations of {base.label}, everything else as tuned:"
     return [text, "", Table("", "", header, cells).markdown()]
 
