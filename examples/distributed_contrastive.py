@@ -52,9 +52,8 @@ def global_info_nce(anchor: Tensor, positive: Tensor, temperature, intra_view=Tr
     return (forth + back) / 2
 
 
-def train(rank: int, processes: int, store: str) -> None:
+def compare(rank: int, processes: int) -> None:
     """Take the gradients of a batch in several processes and compare them with those of one."""
-    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
     torch.manual_seed(0)  # the same weights and data in every process
     encoder = nn.parallel.DistributedDataParallel(nn.Linear(16, 8))
     views = torch.randn(2, processes * 32, 16)
@@ -72,7 +71,14 @@ def train(rank: int, processes: int, store: str) -> None:
     torch.testing.assert_close(encoder.module.weight.grad, whole.weight.grad)
     if rank == 0:
         print(f"loss of the whole batch: {expected.item():.4f}, the same in {processes} processes")
-    dist.barrier()  # no process leaves while another still reads from it
+
+
+def train(rank: int, processes: int, store: str) -> None:
+    """Join the processes and leave them."""
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=processes)
+    # In a function, so that DistributedDataParallel ends before the group does. As the last owner
+    # of the group it would wait for the group's thread and hold the lock that this thread needs.
+    compare(rank, processes)
     dist.destroy_process_group()
 
 
