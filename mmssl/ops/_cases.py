@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -55,3 +55,26 @@ def sample_graph(
     return InteractionGraph.from_edges(
         user, item, users, items, normalization=normalization, value=value
     )
+
+
+def sample_ids(seed: int, sizes: Mapping[str, tuple[int, int]]) -> dict[str, torch.Tensor]:
+    """Draw int64 ids for the named arguments, one after the other.
+
+    Args:
+        seed: of the generator.
+        sizes: for each name the number of rows, below which the ids are, and of ids.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randint(max(rows, 1), (count,), generator=generator)
+        for name, (rows, count) in sizes.items()
+    }
+
+
+def make_strided(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy the arguments of a sample with tables and arrays of ids that are not contiguous."""
+    layouts = {1: lambda ids: ids.repeat(2)[::2], 2: lambda table: table.T.contiguous().T}
+    return {
+        name: layouts[value.dim()](value) if isinstance(value, torch.Tensor) else value
+        for name, value in arguments.items()
+    }

@@ -196,3 +196,10 @@ def check_ids(
             raise InputError(
                 f"{name}: expected ids in [0, {limit}), got {low if low < 0 else high}"
             )
+
+
+def check_triples(users: Any, pos_items: Any, neg_items: Any, device: torch.device) -> None:
+    """Check for three (B,) int64 arrays on a device, whose ids a kernel checks."""
+    for name, ids in (("users", users), ("pos_items", pos_items), ("neg_items", neg_items)):
+        check_ids(name, ids, None, device)
+        check_shape(name, ids, users.shape)

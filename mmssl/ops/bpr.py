@@ -17,9 +17,8 @@ from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Bad, Sample
 from mmssl.ops._checks import (
     accumulation_dtype,
-    check_ids,
-    check_shape,
     check_tables,
+    check_triples,
     is_cpu_half,
     promoted,
 )
@@ -97,9 +96,7 @@ def bpr_loss(
     """
     user_emb, item_emb = promoted(user_emb, item_emb)
     check_tables(user_emb, item_emb)
-    for name, ids in (("users", users), ("pos_items", pos_items), ("neg_items", neg_items)):
-        check_ids(name, ids, None, user_emb.device)
-        check_shape(name, ids, users.shape)
+    check_triples(users, pos_items, neg_items, user_emb.device)
     if is_cpu_half(user_emb):
         user_emb, item_emb = user_emb.float(), item_emb.float()
     if not use_native("bpr_loss", user_emb.device.type, user_emb.dtype):

@@ -13,13 +13,14 @@ from torch import Tensor
 
 from mmssl.graph import InteractionGraph
 from mmssl.ops._autograd import Operator, eager
-from mmssl.ops._cases import Bad, Sample, normal, sample_graph
-from mmssl.ops._checks import check_ids, check_shape, is_cpu_half, promoted
+from mmssl.ops._cases import Bad, Sample, make_strided, normal, sample_graph, sample_ids
+from mmssl.ops._checks import check_triples, is_cpu_half, promoted
 from mmssl.ops._registry import CPU_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.bpr import bpr_loss, bpr_loss_reference
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.propagate_layers import (
     check_layers,
+    gradients_fake,
     graph_operands,
     propagate_layers,
     propagate_layers_reference,
@@ -78,9 +79,7 @@ def propagated_bpr_loss(
     """
     user, item = promoted(user, item)
     check_layers(graph, user, item, num_layers, "mean")
-    for name, ids in (("users", users), ("pos_items", pos_items), ("neg_items", neg_items)):
-        check_ids(name, ids, None, user.device)
-        check_shape(name, ids, users.shape)
+    check_triples(users, pos_items, neg_items, user.device)
     if user.dtype == torch.bfloat16 or is_cpu_half(user):
         user, item = user.float(), item.float()
     batch = users, pos_items, neg_items
@@ -137,17 +136,11 @@ def _backward(ctx: Any, grad_loss: Tensor, grad_squares: Tensor) -> tuple[Tensor
     return grads
 
 
-def _backward_fake(
-    grad_loss: Tensor, grad_squares: Tensor, user: Tensor, item: Tensor, *_: Any
-) -> tuple[Tensor, Tensor]:
-    return user.new_empty(user.shape), item.new_empty(item.shape)
-
-
 _FORWARD = Operator(
     "propagated_bpr_loss", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1),
     hidden=3,
 )  # fmt: skip
-_BACKWARD = Operator("propagated_bpr_loss_backward", fake=_backward_fake, refused="double backward")
+_BACKWARD = Operator("propagated_bpr_loss_backward", fake=gradients_fake, refused="double backward")
 _call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
 
 
@@ -164,9 +157,8 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
         user, item = normal(dtype, d, (users, d), (items, d))
         arguments: dict[str, Any] = {"graph": sample_graph(users, items, edges, kind, valued)}
         arguments |= {"user": user, "item": item, "num_layers": num_layers}
-        random = torch.Generator().manual_seed(batch + d)
-        for name, rows in (("users", users), ("pos_items", items), ("neg_items", items)):
-            arguments[name] = torch.randint(max(rows, 1), (batch,), generator=random)
+        rows = {"users": users, "pos_items": items, "neg_items": items}
+        arguments |= sample_ids(batch + d, {name: (n, batch) for name, n in rows.items()})
         return Sample(label, arguments, tiny=edges < 50)
 
     yield sample("typical", (5, 4, 9, 3), 4, 3)
@@ -181,11 +173,7 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
     yield sample("odd sizes", (11, 7, 40, 17), 9, 3, "sym", True)
     yield sample("large", (500, 300, 20_000, 33), 400, 3)
     strided = sample("strided", (5, 6, 12, 4), 6, 2).arguments
-    for name in ("user", "item"):
-        strided[name] = strided[name].T.contiguous().T
-    for name in ("users", "pos_items", "neg_items"):
-        strided[name] = strided[name].repeat(2)[::2]
-    yield Sample("strided", strided)
+    yield Sample("strided", make_strided(strided))
 
 
 def _bad() -> Iterator[Bad]:

@@ -15,8 +15,8 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.ops._autograd import Operator
-from mmssl.ops._cases import Sample, normal, sample_graph
-from mmssl.ops._checks import check_ids, check_integer, check_shape, check_tensor
+from mmssl.ops._cases import Sample, normal, sample_graph, sample_ids
+from mmssl.ops._checks import check_integer, check_shape, check_tensor, check_triples
 from mmssl.ops._registry import Contract, Op, declare
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.propagate_layers import check_layers, graph_operands
@@ -108,9 +108,7 @@ def propagated_bpr_step(
         check_shape(name, table, (user if name.startswith("user") else item).shape)
         if not table.is_contiguous():
             raise InputError(f"{name}: expected a contiguous tensor, got strides {table.stride()}")
-    for name, ids in (("users", users), ("pos_items", pos_items), ("neg_items", neg_items)):
-        check_ids(name, ids, None, user.device)
-        check_shape(name, ids, users.shape)
+    check_triples(users, pos_items, neg_items, user.device)
     check_integer("rates.step", rates.step, 1)
     batch = users, pos_items, neg_items
     moments = user_mean, item_mean, user_square, item_square
@@ -193,9 +191,8 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
         names = ("user", "item", "user_mean", "item_mean", "user_square", "item_square")
         arguments: dict[str, Any] = {"graph": sample_graph(users, items, edges, kind, valued)}
         arguments |= dict(zip(names, tables, strict=True))
-        random = torch.Generator().manual_seed(batch + d)
-        for name, rows in (("users", users), ("pos_items", items), ("neg_items", items)):
-            arguments[name] = torch.randint(max(rows, 1), (batch,), generator=random)
+        rows = {"users": users, "pos_items": items, "neg_items": items}
+        arguments |= sample_ids(batch + d, {name: (n, batch) for name, n in rows.items()})
         arguments |= {"num_layers": num_layers, "reg": 0.3}
         arguments["rates"] = AdamRates(0.05, 0.9, 0.99, 1e-8, step)
         return Sample(label, arguments, tiny=edges < 50)

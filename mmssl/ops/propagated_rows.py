@@ -14,12 +14,13 @@ from torch import Tensor
 
 from mmssl.graph import InteractionGraph
 from mmssl.ops._autograd import Operator, eager
-from mmssl.ops._cases import Sample, normal, sample_graph
+from mmssl.ops._cases import Sample, make_strided, normal, sample_graph, sample_ids
 from mmssl.ops._checks import check_ids
 from mmssl.ops._registry import Contract, Op, declare
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.propagate_layers import (
     check_layers,
+    gradients_fake,
     graph_operands,
     propagate_layers,
     propagate_layers_reference,
@@ -108,16 +109,10 @@ def _backward(ctx: Any, grad_user: Tensor, grad_item: Tensor) -> tuple[Tensor, T
     return grads
 
 
-def _backward_fake(
-    grad_user: Tensor, grad_item: Tensor, user: Tensor, item: Tensor, *_: Any
-) -> tuple[Tensor, Tensor]:
-    return user.new_empty(user.shape), item.new_empty(item.shape)
-
-
 _FORWARD = Operator(
     "propagated_rows", fake=_fake, save=_save, backward=_backward, differentiable=(0, 1)
 )
-_BACKWARD = Operator("propagated_rows_backward", fake=_backward_fake, refused="double backward")
+_BACKWARD = Operator("propagated_rows_backward", fake=gradients_fake, refused="double backward")
 _call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
 
 
@@ -134,9 +129,8 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
         user, item = normal(dtype, d, (users, d), (items, d))
         arguments: dict[str, Any] = {"graph": sample_graph(users, items, edges, kind, valued)}
         arguments |= {"user": user, "item": item, "num_layers": num_layers}
-        random = torch.Generator().manual_seed(counts[0] + d)
-        for name, rows, count in zip(("users", "items"), (users, items), counts, strict=True):
-            arguments[name] = torch.randint(max(rows, 1), (count,), generator=random)
+        rows = {"users": (users, counts[0]), "items": (items, counts[1])}
+        arguments |= sample_ids(counts[0] + d, rows)
         return Sample(label, arguments, tiny=edges < 50)
 
     yield sample("typical", (5, 4, 9, 3), (4, 6), 3)
@@ -149,11 +143,7 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
     yield sample("odd sizes", (11, 7, 40, 17), (9, 5), 3, "sym", True)
     yield sample("large", (500, 300, 20_000, 33), (400, 700), 3)
     strided = sample("strided", (5, 6, 12, 4), (6, 4), 2).arguments
-    for name in ("user", "item"):
-        strided[name] = strided[name].T.contiguous().T
-    for name in ("users", "items"):
-        strided[name] = strided[name].repeat(2)[::2]
-    yield Sample("strided", strided)
+    yield Sample("strided", make_strided(strided))
 
 
 declare(
