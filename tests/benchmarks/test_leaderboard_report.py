@@ -110,7 +110,7 @@ def test_tables(results):
     assert "| closed |  |  | 3 | 400 | 1,280 |  |" in part
     assert "| next | 0.5 * | 7 | 2 * | 400 | 1,280 | lr 0.002, layers 2 |" in part
     assert "long-tail items (20 users) | cold items (0 users) | sparse users (9 users)" in part
-    assert "Ablations of best" in part and "| no part | ." in part
+    assert "Ablations of best" in part and "| no part | 3 | ." in part
     assert "| DiffMM | .1129 | .0456 | test | unknown |" in part
     assert "2 threads of a processor, torch 2.13.0, commit abc." in part
     assert "split leave-one-out; item graph of text" in first
