@@ -148,6 +148,25 @@ def test_recorded_steps(case, tiny_dataset, monkeypatch):
 
 
 @needs_cpu_kernel
+@needs_gpu_operators
+def test_padded_graphs_train_as_others_do(tiny_dataset):
+    """New graphs overwrite the old ones in place, once the backward pass has read these."""
+    states = []
+    for padded in (True, False):
+        task = create_task("mmssl", tiny_dataset, load_config("paper", settings=PAPER[:3]))
+        assert task.structure.padded
+        if not padded:
+            task.structure.padded = False
+            task.structure.graphs = task.model.modality_graphs = [task.graph] * 2
+        task.start_epoch(0, 0)
+        for number in range(3):
+            task.step(number)
+        states.append(task.parameters())
+    for name, parameter in states[0].items():
+        torch.testing.assert_close(parameter, states[1][name])
+
+
+@needs_cpu_kernel
 @pytest.mark.parametrize(
     ("variant", "settings", "reason"),
     [

@@ -1,6 +1,6 @@
 """The MMSSL recommender, one concept per file.
 
-Read in this order: ``task`` (what the trainer calls), ``step`` (critic, structure, recommender),
+Read in this order: ``task`` (what the trainer calls), ``step`` (critic, recommender, structure),
 ``model`` and ``attention`` (the forward pass), ``rows`` and ``critic`` (the adversarial task),
 ``structure`` (the modality graphs), ``loss``.
 

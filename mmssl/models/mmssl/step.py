@@ -1,4 +1,4 @@
-"""One training step of MMSSL: critic, structure, recommender; nothing waits for the device.
+"""One training step of MMSSL: critic, recommender, structure; nothing waits for the device.
 
 Legend: I items, B batch, M modalities, d_m raw feature dim of modality m.
 """
@@ -193,9 +193,6 @@ class TrainingStep:
         if fake is not None and self.config.training.shared_forward:
             detached = views.detach(), fake.detach()
             critic_terms = self._critic_step(*detached, inputs, step_of_epoch, norms)
-        with record_function("mmssl::structure"):
-            self._learn_structure(views.detach(), whole, step_of_epoch)
-            self.model.modality_graphs = self.structure.graphs  # from the next forward on
         with record_function("mmssl::recommender_loss"):
             fake_score = None
             if self.critic is not None and fake is not None:
@@ -206,6 +203,10 @@ class TrainingStep:
         with record_function("mmssl::backward"):
             loss.backward(constant((1.0,), loss.dtype, loss.device)[0])
             self._sum_gradients(self.model)
+        # Not earlier: where graphs are overwritten in place, the backward pass needs the old ones.
+        with record_function("mmssl::structure"):
+            self._learn_structure(views.detach(), whole, step_of_epoch)
+            self.model.modality_graphs = self.structure.graphs  # from the next forward on
         with record_function("mmssl::optimizer"):
             norms += self._clip(self.model, self.config.training.clip_norm)
             self.optimizer.step()

@@ -44,7 +44,7 @@ class MMSSLTask(Task):
     objective = LossTerms._fields
     phases: ClassVar[tuple[str, ...]] = (
         *("sample", "forward", "critic_forward", "critic_backward", "critic_optimizer"),
-        *("structure", "recommender_loss", "backward", "optimizer"),
+        *("recommender_loss", "backward", "structure", "optimizer"),
     )
 
     def build_graph(self, dataset: InteractionDataset) -> InteractionGraph:
