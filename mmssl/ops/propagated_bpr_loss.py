@@ -144,7 +144,9 @@ _BACKWARD = Operator("propagated_bpr_loss_backward", fake=gradients_fake, refuse
 _call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
 
 
-def _samples(dtype: torch.dtype) -> Iterator[Sample]:
+def batch_samples(dtype: torch.dtype) -> Iterator[Sample]:
+    """Yield valid arguments of :func:`propagated_bpr_loss`, the last ones not contiguous."""
+
     def sample(
         label: str,
         sizes: tuple[int, int, int, int],
@@ -193,7 +195,7 @@ def _bad() -> Iterator[Bad]:
 declare(
     Op(
         propagated_bpr_loss,
-        Contract(_samples, _bad, differentiable=("user", "item")),
+        Contract(batch_samples, _bad, differentiable=("user", "item")),
         Words(
             "BPR on the results of `propagate_layers`, and the L2 of its inputs",
             "the results and their gradient, except for the batch's rows",

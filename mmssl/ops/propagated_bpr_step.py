@@ -15,12 +15,12 @@ from torch import Tensor
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.ops._autograd import Operator
-from mmssl.ops._cases import Sample, normal, sample_graph, sample_ids
+from mmssl.ops._cases import Sample, normal
 from mmssl.ops._checks import check_integer, check_shape, check_tensor, check_triples
 from mmssl.ops._registry import Contract, Op, declare
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.propagate_layers import check_layers, graph_operands
-from mmssl.ops.propagated_bpr_loss import propagated_bpr_loss
+from mmssl.ops.propagated_bpr_loss import batch_samples, propagated_bpr_loss
 
 
 class AdamRates(NamedTuple):
@@ -171,42 +171,21 @@ def _fake(user: Tensor, *_: Any) -> Tensor:
     return user.new_empty((2,))
 
 
+_MOMENTS = "user_mean", "item_mean", "user_square", "item_square"
 _OPERATOR = Operator("propagated_bpr_step", fake=_fake)
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
-    def sample(
-        label: str,
-        sizes: tuple[int, int, int, int],
-        batch: int,
-        num_layers: int,
-        kind: Any = "sym",
-        valued: bool = False,
-        step: int = 3,
-    ) -> Sample:
-        users, items, edges, d = sizes
-        shapes = [(users, d), (items, d)] * 3
-        tables = list(normal(dtype, d, *shapes))
-        tables[4:] = [table.square() for table in tables[4:]]
-        names = ("user", "item", "user_mean", "item_mean", "user_square", "item_square")
-        arguments: dict[str, Any] = {"graph": sample_graph(users, items, edges, kind, valued)}
-        arguments |= dict(zip(names, tables, strict=True))
-        rows = {"users": users, "pos_items": items, "neg_items": items}
-        arguments |= sample_ids(batch + d, {name: (n, batch) for name, n in rows.items()})
-        arguments |= {"num_layers": num_layers, "reg": 0.3}
-        arguments["rates"] = AdamRates(0.05, 0.9, 0.99, 1e-8, step)
-        return Sample(label, arguments, tiny=edges < 50)
-
-    yield sample("typical", (5, 4, 9, 3), 4, 3)
-    yield sample("first step", (5, 4, 9, 3), 4, 3, step=1)
-    yield sample("no layer", (5, 4, 9, 3), 4, 0)
-    yield sample("one layer", (5, 4, 9, 2), 6, 1, "row_sqrt")
-    yield sample("edge values", (5, 4, 9, 3), 3, 2, "row", True)
-    yield sample("no scale", (5, 4, 9, 2), 7, 4, "none")
-    yield sample("one of each", (1, 1, 1, 1), 1, 2)
-    yield sample("no edge", (3, 2, 0, 2), 4, 3)
-    yield sample("odd sizes", (11, 7, 40, 17), 9, 3, "sym", True)
-    yield sample("large", (500, 300, 20_000, 33), 400, 3)
+    for number, (label, arguments, tiny) in enumerate(batch_samples(dtype)):
+        tables = arguments["user"], arguments["item"]
+        if label == "strided" or not len(arguments["users"]):
+            continue  # the tables have to be contiguous, and a step needs a triple
+        noise = normal(dtype, number, *(table.shape for table in 2 * tables))
+        moments = dict(
+            zip(_MOMENTS, [*noise[:2], *(drawn.square() for drawn in noise[2:])], strict=True)
+        )
+        rates = AdamRates(0.05, 0.9, 0.99, 1e-8, 1 + number)  # the first one is of the first step
+        yield Sample(label, {**arguments, **moments, "reg": 0.3, "rates": rates}, tiny)
 
 
 declare(
@@ -215,7 +194,7 @@ declare(
         Contract(
             _samples,
             derivatives=0,
-            updated=("user", "item", "user_mean", "item_mean", "user_square", "item_square"),
+            updated=("user", "item", *_MOMENTS),
         ),
         None,
         dtypes={"cpu": (torch.float32, torch.float64)},

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmssl.graph import InteractionGraph
 from mmssl.ops._autograd import Operator, eager
-from mmssl.ops._cases import Sample, make_strided, normal, sample_graph, sample_ids
+from mmssl.ops._cases import Sample
 from mmssl.ops._checks import check_ids
 from mmssl.ops._registry import Contract, Op, declare
 from mmssl.ops.dispatch import use_native
@@ -26,6 +26,7 @@ from mmssl.ops.propagate_layers import (
     propagate_layers_reference,
     transposed,
 )
+from mmssl.ops.propagated_bpr_loss import batch_samples
 
 
 def propagated_rows(
@@ -117,33 +118,11 @@ _call, _call_backward = eager(_FORWARD), eager(_BACKWARD)
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
-    def sample(
-        label: str,
-        sizes: tuple[int, int, int, int],
-        counts: tuple[int, int],
-        num_layers: int,
-        kind: Any = "sym",
-        valued: bool = False,
-    ) -> Sample:
-        users, items, edges, d = sizes
-        user, item = normal(dtype, d, (users, d), (items, d))
-        arguments: dict[str, Any] = {"graph": sample_graph(users, items, edges, kind, valued)}
-        arguments |= {"user": user, "item": item, "num_layers": num_layers}
-        rows = {"users": (users, counts[0]), "items": (items, counts[1])}
-        arguments |= sample_ids(counts[0] + d, rows)
-        return Sample(label, arguments, tiny=edges < 50)
-
-    yield sample("typical", (5, 4, 9, 3), (4, 6), 3)
-    yield sample("no layer", (5, 4, 9, 3), (4, 2), 0)
-    yield sample("one layer", (5, 4, 9, 2), (6, 1), 1, "row_sqrt")
-    yield sample("edge values", (5, 4, 9, 3), (3, 3), 2, "row", True)
-    yield sample("no scale", (5, 4, 9, 2), (7, 2), 4, "none")
-    yield sample("no item", (5, 4, 9, 2), (3, 0), 2)
-    yield sample("no edge", (3, 2, 0, 2), (4, 4), 3)
-    yield sample("odd sizes", (11, 7, 40, 17), (9, 5), 3, "sym", True)
-    yield sample("large", (500, 300, 20_000, 33), (400, 700), 3)
-    strided = sample("strided", (5, 6, 12, 4), (6, 4), 2).arguments
-    yield Sample("strided", make_strided(strided))
+    for label, arguments, tiny in batch_samples(dtype):
+        items = torch.cat([arguments.pop("pos_items"), arguments.pop("neg_items")])
+        yield Sample(label, {**arguments, "items": items}, tiny)
+        if label == "typical":
+            yield Sample("no item", {**arguments, "items": items[:0]}, tiny)
 
 
 declare(
