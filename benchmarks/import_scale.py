@@ -1,9 +1,9 @@
-"""Time and peak memory from a large Parquet log to a data set, each step in a fresh process.
+"""Time and peak memory from a large log to a data set, each step in a fresh process.
 
 ``python -m benchmarks.import_scale [--rows N ...] [--scratch DIR]`` writes a log of N rows (user,
-item, rating, time; ids are text, items by Zipf's law, users by a power law), imports it, splits its
-5-core and opens the result, all of it and a quarter of the users. The rows of
-``benchmarks/results/scale/import-scale.json`` with the same N are replaced.
+item, rating, time; ids are text, items by Zipf's law, users by a power law) as CSV and as Parquet,
+imports both, splits the 5-core of the latter and opens the result, all of it and a quarter of the
+users. The rows of ``benchmarks/results/scale/import-scale.json`` with the same N are replaced.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ RESULT = Path(__file__).with_name("results") / "scale" / "import-scale.json"
 _BATCH = 1 << 20
 
 
-def write_parquet(path: Path, rows: int) -> None:
+def write_logs(folder: Path, rows: int) -> None:
     """Write a log of 20 rows per user and 50 per item on average, ids in no order."""
     import numpy as np
     import pyarrow as pa
-    from pyarrow import compute, parquet
+    from pyarrow import compute, csv, parquet
 
     def ids(prefix: str, rank: Any, size: int) -> pa.Array:
         number = pa.array(rank * 7_368_787 % size).cast(pa.string())  # a prime: another order
@@ -35,7 +36,7 @@ def write_parquet(path: Path, rows: int) -> None:
 
     users, items = max(rows // 20, 1), max(rows // 50, 1)
     rng = np.random.default_rng(0)
-    writer = None
+    writers: list[Any] = []
     for start in range(0, rows, _BATCH):
         count = min(_BATCH, rows - start)
         user = (users * rng.random(count) ** 2).astype(np.int64)
@@ -48,17 +49,22 @@ def write_parquet(path: Path, rows: int) -> None:
                 "timestamp": rng.integers(10**9, 2 * 10**9, count),
             }
         )
-        writer = writer or parquet.ParquetWriter(path, table.schema, compression="zstd")
-        writer.write_table(table)
-    assert writer is not None
-    writer.close()
+        writers = writers or [
+            parquet.ParquetWriter(folder / "log.parquet", table.schema, compression="zstd"),
+            csv.CSVWriter(folder / "log.csv", table.schema),
+        ]
+        for writer in writers:
+            writer.write_table(table)
+    for writer in writers:
+        writer.close()
 
 
-def import_step(folder: Path) -> dict[str, Any]:
+def import_step(folder: Path, suffix: str) -> dict[str, Any]:
     """Import the log."""
     from mmssl.data.importing import ImportOptions, import_data
 
-    report = import_data(folder / "log.parquet", folder / "log", ImportOptions(name="log"))
+    out = folder / f"log-{suffix}"
+    report = import_data(folder / f"log.{suffix}", out, ImportOptions(name="log"))
     log = report.imported.data
     return {
         "users": log.num_users,
@@ -71,7 +77,9 @@ def split_step(folder: Path) -> dict[str, Any]:
     """Split its 5-core."""
     from mmssl.data.resplit import SplitOptions, split_data
 
-    dataset = split_data(folder / "log", folder / "split", SplitOptions(user_core=5, item_core=5))
+    dataset = split_data(
+        folder / "log-parquet", folder / "split", SplitOptions(user_core=5, item_core=5)
+    )
     return _sizes(dataset.dataset)
 
 
@@ -98,12 +106,16 @@ def _sizes(dataset: Any) -> dict[str, Any]:
 
 def write_step(folder: Path, rows: int) -> dict[str, Any]:
     """Write the log."""
-    write_parquet(folder / "log.parquet", rows)
-    return {"file_mb": (folder / "log.parquet").stat().st_size / 1e6}
+    write_logs(folder, rows)
+    return {
+        f"{suffix}_mb": (folder / f"log.{suffix}").stat().st_size / 1e6
+        for suffix in ("csv", "parquet")
+    }
 
 
 STEPS: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "import": import_step,
+    "import, CSV": partial(import_step, suffix="csv"),
+    "import, Parquet": partial(import_step, suffix="parquet"),
     "split, 5-core": split_step,
     "read": read_step,
     "read train of a quarter": part_step,

@@ -10,12 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
-from mmssl.data.blocks import blocks, row_numbers
-from mmssl.data.importing.encode import Encoder
+from mmssl.data.blocks import row_numbers
+from mmssl.data.importing.encode import CellColumn
 from mmssl.data.importing.progress import rows_bar
-from mmssl.data.importing.table import Column, Numbers, RawTable
+from mmssl.data.importing.table import Column, RawTable
 from mmssl.errors import InputError
 from mmssl.files import file_sha256
 
@@ -75,7 +73,7 @@ def read_cells(
     quoted: bool,
     skip_first: bool,
     longest: int,
-) -> tuple[tuple[Column, ...], list[BadRow]]:
+) -> tuple[list[pyarrow.ChunkedArray], list[BadRow]]:
     """Read columns of a text as strings.
 
     Args:
@@ -110,7 +108,7 @@ def read_cells(
         skip,
     )
     table = table.slice(1 if skip_first else 0)
-    return tuple(_encoded(table.column(name)) for name in wanted), bad
+    return [table.column(name) for name in wanted], bad
 
 
 def _as_strings(names: Sequence[str], included: Sequence[str] = ()) -> Any:
@@ -226,31 +224,21 @@ class _ParquetColumn:
         self._path, self._name = path, field.name
         self._check(field.type)
         plain = types.is_integer(field.type) or types.is_floating(field.type)
-        plain = plain and field.type != "uint64"
-        self._numbers = np.empty(total, field.type.to_pandas_dtype()) if plain else None
-        self._filled = 0
-        self._texts = Encoder(0 if plain else total)
+        self._plain = plain and field.type != "uint64"
+        self._cells = CellColumn(total)
 
     def add(self, cells: pyarrow.Array) -> None:
         """Add a batch."""
         import pyarrow as pa
 
-        if self._numbers is not None and not cells.null_count:
-            self._numbers[self._filled : self._filled + len(cells)] = cells.to_numpy()
-            self._filled += len(cells)
-            return
-        if self._numbers is not None:  # the first null: all become text, null the empty one
-            for part in blocks(self._filled):
-                self._texts.add(pa.array(self._numbers[part]).cast(pa.string()))
-            self._numbers = None
-        self._texts.add(cells.cast(pa.string()).fill_null(""))
+        if self._plain and not cells.null_count:
+            self._cells.add_numbers(cells.to_numpy())
+        else:
+            self._cells.add_texts(cells.cast(pa.string()).fill_null(""))
 
     def column(self) -> Column:
         """Return the column."""
-        if self._numbers is None:
-            return self._texts.column()
-        kind = np.int64 if self._numbers.dtype.kind in "iu" else np.float64
-        return Column(None, Numbers(self._numbers[: self._filled].astype(kind, copy=False)))
+        return self._cells.column()
 
     def _check(self, found: Any) -> None:
         from pyarrow import types
@@ -263,13 +251,6 @@ class _ParquetColumn:
                 f"{self._path}: column {self._name!r}: expected text, numbers or times, got "
                 f"{str(found)[:60]}"
             )
-
-
-def _encoded(column: pyarrow.ChunkedArray) -> Column:
-    """Return the codes and the distinct values of a column of strings."""
-    encoder = Encoder()
-    encoder.add(column)
-    return encoder.column()
 
 
 def _line(error: Exception) -> str:

@@ -19,9 +19,9 @@ import numpy as np
 
 from mmssl.data.dataset import IntArray
 from mmssl.data.importing.arrow import require_pyarrow
-from mmssl.data.importing.encode import Encoder
+from mmssl.data.importing.encode import CellColumn
 from mmssl.data.importing.sources import Stream, open_stream
-from mmssl.data.importing.table import Column, Numbers, RawTable
+from mmssl.data.importing.table import RawTable
 from mmssl.errors import InputError
 
 _BLOCK = 1 << 25  # bytes of whole lines that are parsed at a time
@@ -69,16 +69,26 @@ class JsonLinesFile:
         """Read the fields at ``positions``."""
         names = [list(self._kinds)[position] for position in positions]
         types = [_arrow_type(self._kinds[name]) for name in names]
-        parts: list[_Block] = []
+        columns = [CellColumn() for _ in names]
+        lines: list[IntArray] = []
         with open_stream(self.path) as stream:
             for content, first in blocks(stream, self.encoding):
                 part = None if None in types else _parsed(content, names, types, first)
-                parts.append(part or _loaded(self.path, content, names, first))
+                part = part or _loaded(self.path, content, names, first)
+                for column, cells in zip(columns, part.columns, strict=True):
+                    add = column.add_numbers if isinstance(cells, np.ndarray) else column.add_texts
+                    add(cells)
+                lines.append(part.lines)
             self.sha256 = stream.sha256()
-        columns = tuple(
-            _joined(self.path, [part.columns[at] for part in parts]) for at in range(len(names))
-        )
-        return RawTable(columns, np.concatenate([part.lines for part in parts]))
+        try:
+            found = tuple(column.column() for column in columns)
+        except UnicodeDecodeError as error:
+            got = error.object[error.start]
+            raise InputError(
+                f"{self.path}: expected utf-8, got byte 0x{got:02x}: name the encoding of the "
+                "file, e.g. --encoding latin-1"
+            ) from None
+        return RawTable(found, np.concatenate(lines))
 
     def unfit_for_ids(self, position: int) -> str | None:
         """Return the kind of a field that can't hold ids, such as lists."""
@@ -268,23 +278,3 @@ def _text(path: Path, line: int, name: str, value: Any) -> str:
         )
     text = value if isinstance(value, str) else json.dumps(value)
     return text.encode("utf-8", "replace").decode()
-
-
-def _joined(path: Path, parts: list[Any]) -> Column:
-    import pyarrow as pa
-    from pyarrow import compute
-
-    if all(isinstance(part, np.ndarray) for part in parts):
-        return Column(None, Numbers(np.concatenate(parts)))
-    encoder = Encoder()
-    for part in parts:
-        is_number = isinstance(part, np.ndarray)
-        encoder.add(compute.cast(pa.array(part), pa.string()) if is_number else part)
-    try:
-        return encoder.column()
-    except UnicodeDecodeError as error:
-        got = error.object[error.start]
-        raise InputError(
-            f"{path}: expected utf-8, got byte 0x{got:02x}: name the encoding of the file, e.g. "
-            "--encoding latin-1"
-        ) from None

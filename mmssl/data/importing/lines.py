@@ -23,10 +23,14 @@ class RowIndex(NamedTuple):
     start: IntArray  # (N,) first byte
     end: IntArray  # (N,) byte of the line end
     line: IntArray  # (N,) line of the first byte, from 1
+    size: int
+    """Bytes of the text before a row that does not end in it."""
+    unclosed: int | None
+    """Byte of the quote that keeps that row from ending, if there is one."""
 
 
 class UnclosedQuote(ValueError):
-    """A quoted cell that does not end with its closing quote.
+    """A quoted cell with text after its closing quote.
 
     Args:
         position: Byte of its opening quote.
@@ -41,28 +45,30 @@ def index_rows(content: bytes, separator: str | None) -> RowIndex:
     r"""Find the rows of a text.
 
     Args:
-        content: Text whose line ends are ``\n``, the last one included.
+        content: Text whose line ends are ``\n``, the last one included; it begins with a row.
         separator: What separates cells where quotes count (RFC 4180: a quote opens a cell at its
             start only, and is doubled inside); None where they are ordinary characters.
 
     Raises:
-        UnclosedQuote: A quoted cell without an end, or with text after its closing quote.
+        UnclosedQuote: A quoted cell with text after its closing quote.
     """
     data = np.frombuffer(content, dtype=np.uint8)
     newlines = np.flatnonzero(data == _NEWLINE)
-    ends = newlines
+    ends, unclosed = newlines, None
     if separator is not None:
-        ends = newlines[~_quoted_newlines(data, newlines, ord(separator))]
-    starts = np.concatenate(([0], ends[:-1] + 1))
+        inside, unclosed = _quoted_newlines(data, newlines, ord(separator))
+        ends = newlines[~inside]
+    starts = np.concatenate(([0], ends + 1))
+    size, starts = int(starts[-1]), starts[:-1]
     lines = np.searchsorted(newlines, starts) + 1
     filled = ends > starts
-    return RowIndex(starts[filled], ends[filled], lines[filled])
+    return RowIndex(starts[filled], ends[filled], lines[filled], size, unclosed)
 
 
 def _quoted_newlines(
     data: npt.NDArray[np.uint8], newlines: IntArray, separator: int
-) -> npt.NDArray[np.bool_]:
-    """Return which line ends are inside a quoted cell.
+) -> tuple[npt.NDArray[np.bool_], int | None]:
+    """Return which line ends are inside a quoted cell, and the quote of one that has no end.
 
     Quotes are taken in runs. Outside a cell's quotes, a run counts at the start of a cell only: an
     odd number opens it, an even number is a whole cell (its own quotes and pairs in between).
@@ -99,6 +105,4 @@ def _quoted_newlines(
         last_run = np.searchsorted(runs, newlines[these]) - 1
         inside[these] = np.where(last_run < 0, state, after[last_run])
         state, opening = bool(after[-1]), int(openings[-1])
-    if state:
-        raise UnclosedQuote(opening)
-    return inside
+    return inside, opening if state else None

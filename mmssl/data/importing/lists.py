@@ -12,9 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mmssl.data.importing.sources import read_source
+from mmssl.data.importing.decode import whole_lines
+from mmssl.data.importing.sources import open_stream
 from mmssl.data.importing.table import Column, RawTable
-from mmssl.data.importing.text import decoded
 from mmssl.errors import InputError
 
 _BETWEEN = re.compile(r"[\s,;\[\](){}\"']+")
@@ -84,9 +84,6 @@ class ListsFile:
             InputError: It can't be read, or no line holds a user and an item.
         """
         self.path = path
-        content, self.sha256, _ = read_source(path)
-        text = decoded(path, content, encoding).decode()
-        del content
         users: dict[str, int] = {}
         items: dict[str, int] = {}
         owner: list[int] = []
@@ -94,17 +91,21 @@ class ListsFile:
         lines: list[int] = []
         codes: list[int] = []
         self.without = 0
-        for number, line in enumerate(text.split("\n"), start=1):
-            cells = [cell for cell in _BETWEEN.split(line) if cell]
-            if not cells or (header and number == 1):
-                continue
-            if len(cells) == 1:
-                self.without += 1
-                continue
-            owner.append(users.setdefault(cells[0], len(users)))
-            lengths.append(len(cells) - 1)
-            lines.append(number)
-            codes += [items.setdefault(cell, len(items)) for cell in cells[1:]]
+        with open_stream(path) as stream:
+            blocks = whole_lines(stream, encoding)
+            text = (line for block in blocks for line in block.decode().split("\n")[:-1])
+            for number, line in enumerate(text, start=1):
+                cells = [cell for cell in _BETWEEN.split(line) if cell]
+                if not cells or (header and number == 1):
+                    continue
+                if len(cells) == 1:
+                    self.without += 1
+                    continue
+                owner.append(users.setdefault(cells[0], len(users)))
+                lengths.append(len(cells) - 1)
+                lines.append(number)
+                codes += [items.setdefault(cell, len(items)) for cell in cells[1:]]
+            self.sha256 = stream.sha256()
         if not codes:
             raise InputError(f"{path}: expected lines of a user and its items, got no such line")
         user = np.repeat(np.array(owner, dtype=np.int64), lengths)

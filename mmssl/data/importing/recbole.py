@@ -62,8 +62,8 @@ def import_recbole(path: Path, options: ImportOptions) -> Imported:
     item_path = stem.with_name(f"{stem.name}.item")
     if options.items is None and item_path.exists():
         table = _open(item_path, dialect)
-        hashes = {item_path.name: table.sha256}
         log, items, features = _with_item_file(log, table, like, options)
+        hashes = {item_path.name: table.sha256}
     others = {**{file.path.name: file.sha256 for file in files[1:]}, **hashes}
     source = describe_source("recbole", files[0], roles[0]._asdict(), rows, numbered, others)
     data, told = with_splits(log, numbered.label, options)

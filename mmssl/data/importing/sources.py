@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmssl.errors import InputError
-from mmssl.files import MAX_TEXT_BYTES
 
 STDIN = "-"
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -186,22 +185,6 @@ def open_stream(path: Path) -> Iterator[Stream]:
         raise InputError(f"{path}: can't be read: {error}") from None
 
 
-def read_source(path: Path) -> tuple[bytes, str, str]:
-    """Return the decompressed content of a source, its SHA-256 as stored, and its inner name.
-
-    Raises:
-        InputError: As :func:`open_stream`, or it is too large.
-    """
-    with open_stream(path) as stream:
-        content = stream.read(MAX_TEXT_BYTES + 1)
-        if len(content) > MAX_TEXT_BYTES:
-            raise InputError(
-                f"{path}: expected at most {MAX_TEXT_BYTES} bytes of text, got more: divide "
-                "it into part files and import their directory"
-            )
-        return content, stream.sha256(), stream.name
-
-
 def first_bytes(path: Path, size: int = 1 << 16) -> bytes:
     """Return the start of the decompressed content, to find out what it is."""
     with open_stream(path) as stream:
@@ -275,7 +258,9 @@ def _zstd(path: Path, buffered: Any) -> Any:
 
 def _zip_member(path: Path, buffered: Any, stack: contextlib.ExitStack) -> tuple[str, Any]:
     """Open the only file of an archive."""
-    file: IO[bytes] = io.BytesIO(buffered.read())  # the hash covers it; archives are read backwards
+    while buffered.read(1 << 20):  # for the hash; an archive is read backwards
+        pass
+    file = stack.enter_context(open(path, "rb"))
     try:
         archive = stack.enter_context(zipfile.ZipFile(file))
         members = [

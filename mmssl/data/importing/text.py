@@ -1,22 +1,26 @@
 """CSV, TSV and similar text: one row per line, cells between separators.
 
-The text is decoded and checked here, its rows are found by ``lines.py``, its cells are read by
-pyarrow (``arrow.py``).
+The text is decoded in blocks by ``decode.py``, the rows of a block are found by ``lines.py``, its
+cells are read by pyarrow (``arrow.py``).
 """
 
 from __future__ import annotations
 
-import codecs
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from mmssl.data.importing.arrow import read_cells, read_row, require_pyarrow
+from mmssl.data.importing.decode import BLOCK, MAX_ROW, whole_lines
+from mmssl.data.importing.encode import TextColumn
 from mmssl.data.importing.lines import RowIndex, UnclosedQuote, index_rows
-from mmssl.data.importing.sources import read_source
+from mmssl.data.importing.sources import open_stream
 from mmssl.data.importing.table import Fault, RawTable
 from mmssl.errors import InputError
 
@@ -39,13 +43,24 @@ class Dialect:
     encoding: str = "utf-8"
 
 
+class _Block(NamedTuple):
+    """Whole rows of a text."""
+
+    content: bytes
+    rows: RowIndex
+    lines_before: int
+    """Lines of the file before the content."""
+    quoted: bool
+    """Whether ``"`` quotes cells in it."""
+
+
 class TextFile:
-    """A text file, see :class:`~mmssl.data.importing.table.TableFile`."""
+    """A text file, see :class:`~mmssl.data.importing.table.TableFile`; larger than memory."""
 
     unit = "line"
 
     def __init__(self, path: Path, dialect: Dialect, *, header: bool = True) -> None:
-        """Read the file and its header.
+        """Read the first row.
 
         Args:
             path: The file, see :func:`~mmssl.data.importing.sources.open_stream`.
@@ -53,97 +68,123 @@ class TextFile:
             header: Whether the first row holds names.
 
         Raises:
-            InputError: It can't be read, is not text, holds nothing or has an unclosed quote; or
-                pyarrow is missing.
+            InputError: It can't be read, is not text, holds nothing or its first row has an
+                unclosed quote; or pyarrow is missing.
         """
         require_pyarrow(path)
-        self.path, self.encoding = path, dialect.encoding
-        content, self.sha256, _ = read_source(path)
-        content = decoded(path, content, dialect.encoding)
-        if not content.strip(b"\n"):
-            raise InputError(f"{path}: expected rows, got an empty file")
-        separator = dialect.separator or _guess_separator(path, content)
-        separator = _NAMES.get(separator, separator)
-        quoted = separator != "\t" if dialect.quoted is None else dialect.quoted
-        if len(separator) > 1:
-            content = content.replace(separator.encode(), _UNIT_SEPARATOR.encode())
-            separator, quoted = _UNIT_SEPARATOR, False
-        if separator == " ":
-            content = _BLANKS.sub(b" ", _AT_THE_ENDS.sub(b"", content))
-        if separator in '"\r\n' or not separator.isascii():
-            raise InputError(
-                f"separator must be ASCII and neither a quote nor a line end, got {separator!r}"
-            )
-        self._content, self._separator, self._header = content, separator, header
-        self._quoted = quoted and b'"' in content
-        self._rows = self._index_rows()
-        cells = read_row(content[: self._rows.end[0] + 1], separator, quoted=self._quoted)
+        self.path, self.encoding, self.sha256 = path, dialect.encoding, ""
+        self._header = header
+        with open_stream(path) as stream:
+            lines = whole_lines(stream, dialect.encoding)
+            start = next((block for block in lines if block.strip(b"\n")), b"")
+            if not start:
+                raise InputError(f"{path}: expected rows, got an empty file")
+            separator = dialect.separator or _guess_separator(path, start)
+            self._given = _NAMES.get(separator, separator)
+            several = len(self._given) > 1
+            self._separator = _UNIT_SEPARATOR if several else self._given
+            if self._separator in '"\r\n' or not self._separator.isascii():
+                raise InputError(
+                    f"separator must be ASCII and neither a quote nor a line end, got {separator!r}"
+                )
+            quoted = self._separator != "\t" if dialect.quoted is None else dialect.quoted
+            self._quoted = quoted and not several
+            block = next(self._blocks(itertools.chain([start], lines)))
+        row = block.content[block.rows.start[0] : block.rows.end[0] + 1]
+        cells = read_row(row, self._separator, quoted=block.quoted)
         self.width = len(cells)
         self.names = tuple(name.strip() for name in cells) if header else None
         self.first = () if header else tuple(cells)
 
     def read(self, positions: Sequence[int]) -> RawTable:
-        """Read the columns at ``positions``."""
-        columns, bad = read_cells(
-            self._content,
-            self._separator,
-            self.width,
-            positions,
-            quoted=self._quoted,
-            skip_first=self._header,
-            longest=int((self._rows.end - self._rows.start).max()),
+        """Read the columns at ``positions``.
+
+        Raises:
+            InputError: The file is not text, or has an unclosed quote.
+        """
+        columns = [TextColumn() for _ in positions]
+        locations: list[npt.NDArray[Any]] = []
+        bad: list[tuple[int, int]] = []
+        header = self._header
+        with open_stream(self.path) as stream:
+            for block in self._blocks(whole_lines(stream, self.encoding)):
+                rows = block.rows
+                cells, others = read_cells(
+                    block.content,
+                    self._separator,
+                    self.width,
+                    positions,
+                    quoted=block.quoted,
+                    skip_first=header,
+                    longest=int((rows.end - rows.start).max()),
+                )
+                for column, these in zip(columns, cells, strict=True):
+                    column.add(these)
+                lines = rows.line + block.lines_before
+                bad += [(int(lines[number]), width) for number, width in others]
+                good = np.delete(lines, [number for number, _ in others])[header:]
+                assert all(len(these) == good.size for these in cells)  # pyarrow has our rows
+                small = block.lines_before < 2**31 - BLOCK - MAX_ROW
+                locations.append(good.astype(np.int32) if small else good)
+                header = False
+            self.sha256 = stream.sha256()
+        return RawTable(
+            tuple(column.column() for column in columns),
+            np.concatenate(locations),
+            self._faults(bad, sum(part.size for part in locations)),
         )
-        lines = self._rows.line
-        faults = []
-        for number, width in bad:
-            message = f"expected {self.width} cells, got {width}"
-            if len(bad) * 10 > lines.size and self.names is None:
-                message += ": lines of a user and its items are read with --format lists"
-            faults.append(Fault(int(lines[number]), "another number of cells", message))
-        good = np.delete(lines, [number for number, _ in bad])[1 if self._header else 0 :]
-        assert good.size == columns[0].size  # pyarrow finds the rows of the index
-        return RawTable(columns, good, faults)
 
     def unfit_for_ids(self, position: int) -> str | None:
         """Return None: any text may be an id."""
         return None
 
-    def _index_rows(self) -> RowIndex:
-        try:
-            return index_rows(self._content, self._separator if self._quoted else None)
-        except UnclosedQuote as error:
-            line = self._content.count(b"\n", 0, error.position) + 1
-            rest = self._content[error.position : error.position + 60].partition(b"\n")[0]
-            raise InputError(
-                f"{self.path}: line {line}: expected cells with closed quotes, got "
-                f"{rest.decode(errors='replace')!r} (--no-quotes reads quotes as they are)"
-            ) from None
+    def _faults(self, bad: Sequence[tuple[int, int]], good: int) -> list[Fault]:
+        """Describe rows with another number of cells, given as (line, number of cells)."""
+        advice = ""
+        if len(bad) * 10 > len(bad) + good and self.names is None:
+            advice = ": lines of a user and its items are read with --format lists"
+        return [
+            Fault(
+                line,
+                "another number of cells",
+                f"expected {self.width} cells, got {width}{advice}",
+            )
+            for line, width in bad
+        ]
 
+    def _blocks(self, lines: Iterable[bytes]) -> Iterator[_Block]:
+        """Yield blocks of whole rows, at least one in each."""
+        rest, before, rows = b"", 0, None
+        for text in lines:
+            content = rest + self._separated(text)
+            quoted = self._quoted and b'"' in content
+            try:
+                rows = index_rows(content, self._separator if quoted else None)
+            except UnclosedQuote as error:
+                raise self._unclosed(content, error.position, before) from None
+            rest = content[rows.size :]
+            if rows.unclosed is not None and len(rest) > MAX_ROW:
+                break
+            content = content[: rows.size]
+            if rows.start.size:
+                yield _Block(content, rows, before, quoted)
+            before += content.count(b"\n")
+        if rows is not None and rows.unclosed is not None:
+            raise self._unclosed(rest, rows.unclosed - rows.size, before)
 
-def decoded(path: Path, content: bytes, name: str) -> bytes:
-    r"""Return valid UTF-8 without a byte order mark, in lines that all end in ``\n``."""
-    try:
-        encoding = codecs.lookup(name).name
-    except LookupError:
-        raise InputError(f"encoding must be one Python knows, got {name!r}") from None
-    if encoding == "utf-8":
-        if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-            raise InputError(f"{path}: expected UTF-8, got UTF-16: --encoding utf-16")
-        content = content.removeprefix(codecs.BOM_UTF8)
-    try:
-        text = content.decode(encoding)
-    except (UnicodeDecodeError, UnicodeError) as error:
-        raise InputError(f"{path}: {_where(error, content, encoding)}") from None
-    if encoding != "utf-8":
-        content = text.removeprefix("\ufeff").encode()
-    del text
-    zero = content.find(b"\0")
-    if zero >= 0:
-        line = content.count(b"\n", 0, zero) + 1
-        raise InputError(f"{path}: line {line}: expected text, got a zero byte")
-    if b"\r" in content:
-        content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-    return content if content.endswith(b"\n") else content + b"\n"
+    def _separated(self, text: bytes) -> bytes:
+        """Return lines whose cells one character separates."""
+        if self._separator != self._given:
+            return text.replace(self._given.encode(), self._separator.encode())
+        return _BLANKS.sub(b" ", _AT_THE_ENDS.sub(b"", text)) if self._given == " " else text
+
+    def _unclosed(self, content: bytes, position: int, before: int) -> InputError:
+        line = before + content.count(b"\n", 0, position) + 1
+        rest = content[position : position + 60].partition(b"\n")[0]
+        return InputError(
+            f"{self.path}: line {line}: expected cells with closed quotes, got "
+            f"{rest.decode(errors='replace')!r} (--no-quotes reads quotes as they are)"
+        )
 
 
 def _guess_separator(path: Path, content: bytes) -> str:
@@ -161,13 +202,3 @@ def _guess_separator(path: Path, content: bytes) -> str:
             "read lines of a user and its items with --format lists"
         )
     return found
-
-
-def _where(error: UnicodeError, content: bytes, encoding: str) -> str:
-    if not isinstance(error, UnicodeDecodeError):
-        return f"expected {encoding}, got something else: {error}"
-    line = content.count(b"\n", 0, error.start) + 1
-    return (
-        f"line {line}: expected {encoding}, got byte 0x{content[error.start]:02x}: name the "
-        "encoding of the file, e.g. --encoding latin-1"
-    )
