@@ -1,9 +1,10 @@
-"""Keeps freed memory in the process: training frees and requests the same buffers in every step."""
+"""Settings of the allocators: training frees and requests the same buffers in every step."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import os
 
 # From glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_THRESHOLD, _M_MMAP_MAX = -1, -2, -3, -4
@@ -29,6 +30,8 @@ def keep_freed_memory(*, large: bool = True) -> bool:
         large: Also keep freed blocks of 32 MB or more. They cost the most time, but a kept block
             can rarely be used again as a whole: glibc 2.36 needs a slightly larger one for a block
             of the same size, because of its alignment, so the process holds more than it uses.
+            If False, torch asks the system for pages of 2 MB, which need fewer page faults, unless
+            it has created a tensor before or ``THP_MEM_ALLOC_ENABLE`` is set.
 
     Returns:
         Whether the allocator accepted the setting; False, without any effect, if the C library is
@@ -48,5 +51,6 @@ def keep_freed_memory(*, large: bool = True) -> bool:
     if large:
         settings = {_M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: 2**31 - 1, _M_TOP_PAD: _TOP_PAD_BYTES}
     else:  # with less than a large block at the end of the heap, which would be used for one
+        os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
         settings = {_M_MMAP_THRESHOLD: _LARGE_BYTES, _M_TRIM_THRESHOLD: _LARGE_BYTES}
     return all([mallopt(name, value) for name, value in settings.items()])

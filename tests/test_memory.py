@@ -6,6 +6,7 @@ import ctypes
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -40,6 +41,29 @@ def test_page_faults():
     # At least 160 even with huge pages of 2 MB.
     assert faults["default"] >= 100 and faults["keep"] < faults["default"] / 5
     assert faults["keep small ones"] >= 100  # a block of 64 MB is none
+
+
+HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+TENSOR = """
+from pathlib import Path
+import mmssl.cli.train, mmssl.models.sharded, mmssl.training.fit  # torch has created no tensor
+import mmssl
+mmssl.keep_freed_memory(large=False)
+import torch
+tensor = torch.ones(50_000_000)  # 200 MB
+(line,) = (l for l in Path("/proc/self/smaps_rollup").read_text().splitlines() if "AnonHuge" in l)
+print(line.split()[1])
+"""
+
+
+@pytest.mark.skipif(
+    not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(),
+    reason="the system has no transparent huge pages",
+)
+def test_blocks_that_are_not_kept_have_huge_pages():
+    done = subprocess.run([sys.executable, "-c", TENSOR], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 100_000  # kB
 
 
 @pytest.mark.parametrize("has_mallopt", [True, False])
