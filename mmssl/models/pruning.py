@@ -28,10 +28,7 @@ class EdgePruning:
     def __init__(self, graph: InteractionGraph, rate: float) -> None:
         self.graph = graph
         self.rate = rate
-        user, item = graph.ui.row_of_edge(), graph.index.col.long()
-        user_degree = graph.index.rowptr.diff()[user].double()
-        item_degree = graph.index.colptr.diff()[item].double()
-        self.weight = (user_degree * item_degree).rsqrt()  # (E,) in the order of graph.ui
+        self.weight = degree_weight(graph, graph.index.colptr.diff())
 
     def draw(self, generator: torch.Generator) -> InteractionGraph:
         """Return a subgraph, normalized by its own degrees; at rate 0 the graph itself.
@@ -42,6 +39,27 @@ class EdgePruning:
         return (
             self.graph if self.rate == 0 else prune(self.graph, self.weight, self.rate, generator)
         )
+
+
+def degree_weight(graph: InteractionGraph, item_degree: Tensor) -> Tensor:
+    """Return ``(d_u d_i)^-1/2`` of every edge, (E,) float64 in the order of ``graph.ui``.
+
+    Args:
+        graph: A graph with all edges of its users.
+        item_degree: (I,) users of every item.
+    """
+    user_degree = graph.index.rowptr.diff()[graph.ui.row_of_edge()].double()
+    return (user_degree * item_degree[graph.index.col.long()].double()).rsqrt()
+
+
+def race(uniform: Tensor, weight: Tensor) -> Tensor:
+    """Return times of which the smallest are a draw without replacement, (E,).
+
+    Args:
+        uniform: (E,) float64 in [0, 1).
+        weight: (E,) > 0, to which the probabilities are proportional.
+    """
+    return -torch.log1p(-uniform) / weight
 
 
 def prune(
@@ -60,8 +78,9 @@ def prune(
     """
     count = graph.nnz - int(rate * graph.nnz)
     uniform = torch.rand(graph.nnz, generator=generator, device=graph.device, dtype=torch.float64)
-    key = -torch.log1p(-uniform) / weight
-    kept = key.topk(count, largest=False, sorted=False).indices  # the graph sorts them
+    kept = (
+        race(uniform, weight).topk(count, largest=False, sorted=False).indices
+    )  # the graph sorts them
     return InteractionGraph.from_edges(
         graph.ui.row_of_edge()[kept],
         graph.index.col.long()[kept],

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl import ops
+from mmssl.distributed.pruning import ShardedPruning
 from mmssl.distributed.rows import shared_logsumexp
 from mmssl.distributed.sharded_graph import ShardedView, sharded_view
-from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models.configs import LightGCNConfig
 from mmssl.models.embeddings import Embeddings
@@ -54,20 +54,11 @@ class ShardedLightGCNTask(ShardedPairwiseTask[LightGCN, LightGCNConfig], LightGC
 
 
 class ShardedPlusTask(ShardedPairwiseTask[Plus, PlusConfig], PlusTask):
-    """:class:`mmssl.models.plus.task.PlusTask` with divided users and items.
-
-    Raises:
-        InputError: ``plus.prune`` is not 0, which needs all edges.
-    """
+    """:class:`mmssl.models.plus.task.PlusTask` with divided users and items."""
 
     def build(self, dataset: InteractionDataset) -> Plus:
         """See the base class."""
         settings = self.settings
-        if settings.prune != 0:
-            raise InputError(
-                "plus.prune: expected 0 with --parallel sharded, where no process has the edges of "
-                f"all users to draw from, got {settings.prune}"
-            )
         model = Plus(
             self.sharded,
             self._item_graph(dataset),
@@ -77,6 +68,22 @@ class ShardedPlusTask(ShardedPairwiseTask[Plus, PlusConfig], PlusTask):
         )
         self.initialize(model.user_embedding, model.item_embedding, std=None)
         return model
+
+    def edge_pruning(self) -> ShardedPruning:
+        """See the base class; the same edges are drawn as in a single process."""
+        return ShardedPruning(
+            self.shards,
+            self.partition,
+            self.graph,
+            self.item_degree,
+            self.settings.prune,
+            self.sharded.ui.exchange.wire,
+        )
+
+    def draw_epoch(self) -> None:
+        """See the base class."""
+        super().draw_epoch()
+        self.prune_edges()
 
     def _draw(self, number: int) -> Triples:
         batch = super()._draw(number)

@@ -44,7 +44,7 @@ MODELS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
 }
 SHARDED = (
-    *("lightgcn", "plus, mix", "plus, drawn negatives", "plus, bpr", "plus, bfloat16"),
+    *("lightgcn", "plus", "plus, mix", "plus, drawn negatives", "plus, bpr", "plus, bfloat16"),
     *("paper", "paper, float64", "released, latest graphs, float64"),
 )
 Run = tuple[str, str]

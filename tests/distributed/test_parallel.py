@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from mmssl.distributed import MODES
 from mmssl.distributed.group import SINGLE, Group, Processes
 from mmssl.distributed.partition import Ranges
 from mmssl.distributed.storage import ShardedStore
@@ -66,9 +67,11 @@ def test_another_number_of_processes(another_number, run):
 
 
 @pytest.mark.slow
-def test_paper_in_four_processes(tmp_path):
-    run = ("sharded", "paper")
-    assert_close(train_together(4, tmp_path, [run])[run], alone("paper"), "paper")
+@pytest.mark.parametrize("size", [1, 4])
+def test_paper_in_another_number_of_processes(tmp_path, size):
+    runs = [(mode, "paper") for mode in MODES]
+    for trained in train_together(size, tmp_path, runs).values():
+        assert_close(trained, alone("paper"), "paper")
 
 
 @pytest.mark.slow

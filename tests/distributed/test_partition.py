@@ -122,7 +122,6 @@ def test_a_damaged_file_is_found(tmp_path, group):
 @pytest.mark.parametrize(
     ("variant", "settings", "message"),
     [
-        ("plus", ["plus.prune=0.1"], "plus.prune: expected 0 with --parallel sharded, .* got 0.1"),
         (
             "released",
             [],

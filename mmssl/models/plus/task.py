@@ -14,9 +14,10 @@ from torch import Tensor
 
 from mmssl import ops
 from mmssl.distributed.losses import shared_info_nce
-from mmssl.graph import InteractionGraph
+from mmssl.distributed.pruning import ShardedPruning
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.item_weights import MAX_DENSE_ITEMS, check_dense
+from mmssl.models.lightgcn import TrainGraph
 from mmssl.models.plus.config import PlusConfig
 from mmssl.models.plus.item_graph import build_item_graph
 from mmssl.models.plus.loss import Scored, catalog_softmax, density_temperature, with_offset
@@ -41,7 +42,7 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
     section = "plus"
     terms = ("ranking", "contrast", "l2")
     varies = ""
-    pruned: InteractionGraph | None = None  # None: the train graph
+    pruned: TrainGraph | None = None  # None: the train graph
 
     def prepare(self, dataset: InteractionDataset) -> None:
         """See the base class."""
@@ -53,7 +54,7 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
             given = density_temperature(degree.numel(), int(degree.sum()))
             self.selected = {"plus.temperature": given}
         self.temperature = given
-        self.pruning = EdgePruning(self.graph, self.settings.prune) if self.settings.prune else None
+        self.pruning = self.edge_pruning() if self.settings.prune else None
         # Centered, because a constant changes neither the softmax nor a ranking.
         popularity = (degree.log1p() - degree.log1p().mean())[:, None]
         self._popularity = popularity.float()[self.own_items]  # (I, 1), of this process's items
@@ -70,6 +71,10 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
     def own_items(self) -> slice:
         """The items of this process."""
         return slice(None)
+
+    def edge_pruning(self) -> EdgePruning | ShardedPruning:
+        """Return what draws the edges that stay in the propagation."""
+        return EdgePruning(self.graph, self.settings.prune)
 
     @property
     def mix(self) -> float | Literal["validation"]:
@@ -101,14 +106,18 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
     def draw_epoch(self) -> None:
         """Draw the order of the edges, and those that stay in the propagation."""
         super().draw_epoch()
-        if self.pruning is not None:
-            self.pruned = self.pruning.draw(self.generator)
+        self.prune_edges()
         if self.settings.contrast_weight > 0:
             # For all steps at once: a step that asked how many there are would wait for the device.
             self._distinct = [
                 distinct_of_batches(ids[self._order], self.batch_size)
                 for ids in (self.edge_user, self.edge_item)
             ]
+
+    def prune_edges(self) -> None:
+        """Draw the edges that stay in the propagation."""
+        if self.pruning is not None:
+            self.pruned = self.pruning.draw(self.generator)
 
     def _draw(self, number: int) -> Triples:
         if self.settings.contrast_weight > 0:
