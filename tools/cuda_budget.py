@@ -196,7 +196,7 @@ def find(tool: str) -> str:
     places = os.pathsep.join([f"{home}/bin", os.environ.get("PATH", ""), *packages])
     found = shutil.which(tool, path=places)
     if found is None:
-        hint = "pip install nvidia-cuda-nvdisasm" if tool == "nvdisasm" else "set CUDA_HOME"
+        hint = "set CUDA_HOME" if tool == "nvcc" else f"pip install nvidia-cuda-{tool}"
         raise Missing(f"{tool} is neither in {home}/bin nor on PATH nor installed ({hint})")
     return found
 

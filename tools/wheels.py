@@ -138,7 +138,7 @@ def cuda_version() -> str:
     import torch
 
     if torch.version.cuda is None:
-        raise Failure(f"--cuda: expected a CUDA build of torch, got {torch.__version__}")
+        raise Failure(f"expected a CUDA build of torch, got {torch.__version__}")
     return "cu" + torch.version.cuda.replace(".", "")
 
 
