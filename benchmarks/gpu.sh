@@ -2,15 +2,18 @@
 # What to do with 15 minutes on a CUDA machine that has torch, in three calls; no network is needed.
 #
 #   bash benchmarks/gpu.sh check|ops|step [--rehearse] [--wheels DIR]
+#   bash benchmarks/gpu.sh --rehearse
 #
-# check  (200 s): load the binaries that came with the checkout, or build them; a short pass over every
-#                 op; the tests that need a GPU; memcheck and racecheck on spmm, info_nce and masked_topk
+# check  (200 s): load the binaries that came with the checkout (made by `make cuda-build`), or
+#                 build them; a short pass over every op; the tests that need a GPU; memcheck and
+#                 racecheck on spmm, info_nce and masked_topk
 # ops    (180 s): ceilings of the device, then every op against its peers and its limit; info_nce with
 #                 all three sets of kernels
 # step   (180 s): training steps against the released arithmetic, with their phases; full ranking
 #
 # Everything a call has written is in one file, OUT/gpu-CALL.tar, also if a command fails or the call is
-# stopped. --rehearse runs the same commands at tiny sizes on the CPU, without building and sanitizers.
+# stopped. --rehearse runs the same commands at tiny sizes on the CPU, without building and sanitizers;
+# of all three calls if none is named.
 # --wheels: a folder of wheels for what the machine lacks, made elsewhere by
 #   pip download -d DIR --only-binary :all: --no-deps --python-version 3.12 msgspec tomli-w hypothesis sortedcontainers
 # Environment: OUT (default benchmarks/results/gpu), PYTHON, CHECK_S, OPS_S and STEP_S (the budgets in
@@ -30,11 +33,18 @@ while [ $# -gt 0 ]; do
       wheels=$2
       shift
       ;;
-    -h | --help) sed -n '2,22s/^# \{0,1\}//p' benchmarks/gpu.sh; exit 0 ;;
+    -h | --help) sed -n '2,24s/^# \{0,1\}//p' benchmarks/gpu.sh; exit 0 ;;
     *) echo "error: expected check, ops or step, got $1 (see --help)" >&2; exit 2 ;;
   esac
   shift
 done
+if [ -z "$call$wheels" ] && [ -n "$rehearse" ]; then
+  failed=0
+  for call in check ops step; do
+    bash benchmarks/gpu.sh "$call" --rehearse || failed=1
+  done
+  exit "$failed"
+fi
 [ -n "$call" ] || { echo "error: expected check, ops or step (see --help)" >&2; exit 2; }
 if [ -n "$wheels" ] && [ ! -d "$wheels" ]; then
   echo "error: --wheels: expected a folder, got $wheels" >&2

@@ -125,6 +125,11 @@ def differentiable(device: str, dtype: str) -> Iterator[Check]:
             f"info_nce{shown}", "info_nce",
             lambda _, t, u, options=options: ops.info_nce(t, u, 0.3, **options), a, p,
         )  # fmt: skip
+    yield check(
+        "info_nce, padded", "info_nce",
+        lambda _, t, u: ops.info_nce(t, u, 0.3, count=torch.tensor(N * 2 // 3, device=t.device)),
+        a, p,
+    )  # fmt: skip
     for width in (D, 64, 130):
         wide = (draw(N, width, seed=s).to(kind) for s in (2, 3, 4))
         yield check(

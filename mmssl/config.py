@@ -80,8 +80,8 @@ class TrainingConfig(Section):
     operations whose sums depend on the order of the threads; a resumed run is then no longer
     identical to an uninterrupted one."""
     capture: Literal["auto", "never"] = "auto"
-    """On a GPU, `auto` records the steps of `paper`, `lightgcn`, `bprmf` and, without contrast and
-    pruning, `plus` as CUDA graphs; `never` starts one kernel at a time. Not run on a GPU yet."""
+    """On a GPU, `auto` records the steps of `paper`, `plus`, `lightgcn` and `bprmf` as CUDA graphs;
+    `never` starts one kernel at a time. Not run on a GPU yet."""
     checkpoint_interval: Annotated[int, ">= 0"] = 0
     """Steps between two checkpoints within an epoch; 0 means one every ten minutes. The end of an
     epoch always writes a checkpoint."""

@@ -148,6 +148,15 @@ class GraphView:
             weight = weight * self.row_scale.to(dtype)[self.row_of_edge()]
         return weight
 
+    def overwrite(self, other: GraphView) -> None:
+        """Become a view of the same size, with as many edges, in the arrays of this one.
+
+        Views that share arrays with this one, such as its transpose, change with it.
+        """
+        for name, array in vars(self).items():
+            if array is not None:
+                array.copy_(getattr(other, name))
+
     def to(self, device: torch.device | str) -> GraphView:
         """Return the same view on another device; itself if it is there."""
         if torch.device(device) == self.device:

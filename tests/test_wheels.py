@@ -8,10 +8,11 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 
 from mmssl import _extension
 from tests.ops.kernels import CXX, needs_compiler
-from tools import wheels
+from tools import cuda_modules, wheels
 from tools.symbols import symbols, violations
 from tools.tree import under
 
@@ -88,3 +89,36 @@ def test_the_ops_are_added_to_the_wheel_of_another_python(tmp_path):
             "mmssl/_build_info.json": "all",
             "mmssl/_host.cpython-312.so": "2",
         }
+
+
+def test_modules_are_unpacked_over_older_ones(tmp_path):
+    (tmp_path / "mmssl").mkdir()
+    old = tmp_path / "mmssl/_C.abi3.so"
+    old.write_text("old")
+    wheel = tmp_path / "mmssl-1+cu130.whl"
+    names = ("_C.abi3.so", "_C_cuda.abi3.so", "_build_info.json", "graph.py")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name in names:
+            archive.writestr(f"mmssl/{name}", "new")
+    with old.open() as loaded:
+        found = cuda_modules.unpack([wheel, wheel], tmp_path)
+        assert loaded.read() == "old"  # what a process has mapped stays as it is
+    assert found == [tmp_path / "mmssl" / name for name in names[:3]]
+    assert old.read_text() == "new" and not (tmp_path / "mmssl/graph.py").exists()
+
+
+def test_machine_code_is_counted_by_architecture():
+    listing = "ELF file    1: _C_cuda.1.sm_80.cubin\nELF file    2: _C_cuda.2.sm_90a.cubin\n"
+    assert cuda_modules.architectures(listing) == {"sm_80": 1, "sm_90a": 1}
+
+
+def test_the_operators_that_need_a_cuda_kernel():
+    names = cuda_modules.kernels_of_cuda()
+    assert {"spmm", "info_nce_backward", "critic_rows", "index_of_lists"} <= set(names)
+    assert "cpu_capability" not in names
+
+
+@pytest.mark.skipif(torch.version.cuda is not None, reason="a CUDA build of torch")
+def test_modules_need_a_cuda_build_of_torch(capsys):
+    assert cuda_modules.main() == 1
+    assert "error: expected a CUDA build of torch, got " in capsys.readouterr().err

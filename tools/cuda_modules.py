@@ -1,10 +1,11 @@
 """Unpack the modules of a wheel with CUDA kernels into the checkout, and show what they hold.
 
 ``python -m tools.cuda_modules``, in an environment with a CUDA build of torch, takes the wheels of
-its CUDA version in ``dist/`` apart, loads the modules where ``benchmarks/gpu.sh`` looks for them, and lists the
-operators that have a CUDA kernel and the architectures that these are compiled for. It exits with 1
-if an operator of an op with CUDA kernels has none, or an architecture has no machine code. The last
-lines name the files, ignored by git, that a machine with a GPU needs along with the tracked ones.
+its CUDA version in ``dist/`` apart, loads the modules where ``benchmarks/gpu.sh`` looks for them,
+and lists the operators that have a CUDA kernel and the architectures that these are compiled for.
+It exits with 1 if an operator of an op with CUDA kernels has none, or an architecture has no
+machine code. The last lines name the files, ignored by git, that a machine with a GPU needs along
+with the tracked ones.
 
 No GPU is needed. cuobjdump comes from CUDA_HOME, from PATH or from ``nvidia-cuda-cuobjdump``.
 """

@@ -14,9 +14,14 @@ from mmssl.distributed.group import Group
 
 
 def shared_info_nce(
-    group: Group, anchor: Tensor, positive: Tensor, temperature: float, eps: float = 0.0
+    group: Group,
+    anchor: Tensor,
+    positive: Tensor,
+    temperature: float,
+    eps: float = 0.0,
+    count: Tensor | None = None,
 ) -> Tensor:
-    """Compute this process's summand of ``info_nce(anchor, positive, temperature, eps=eps)``.
+    """Compute this process's summand of ``info_nce`` with these arguments.
 
     Its part of the anchors is compared with all anchors and positives of the batch.
 
@@ -26,11 +31,14 @@ def shared_info_nce(
         positive: (N, D), likewise.
         temperature: > 0.
         eps: Added inside the logarithm.
+        count: (), the rows that are not padding; None for all. Several processes wait for it.
     """
     if group.size == 1:
-        return ops.info_nce(anchor, positive, temperature, eps=eps)
-    count = anchor.shape[0]
-    mine = group.part(count)
+        return ops.info_nce(anchor, positive, temperature, count=count, eps=eps)
+    if count is not None:
+        anchor, positive = anchor[: int(count)], positive[: int(count)]
+    rows = anchor.shape[0]
+    mine = group.part(rows)
     total = ops.info_nce(
         anchor[mine],
         positive,
@@ -40,7 +48,7 @@ def shared_info_nce(
         eps=eps,
         reduction="sum",
     )
-    return total / count
+    return total / rows
 
 
 def shared_norm_act(

@@ -29,16 +29,26 @@ class EdgePruning:
         self.graph = graph
         self.rate = rate
         self.weight = degree_weight(graph, graph.index.colptr.diff())
+        self.drawn = graph
 
     def draw(self, generator: torch.Generator) -> InteractionGraph:
         """Return a subgraph, normalized by its own degrees; at rate 0 the graph itself.
 
+        All have the same number of edges: each takes the place of the one before, in its arrays, so
+        that a step that was recorded reads the new one.
+
         Args:
             generator: On the graph's device.
         """
-        return (
-            self.graph if self.rate == 0 else prune(self.graph, self.weight, self.rate, generator)
-        )
+        if self.rate == 0:
+            return self.graph
+        drawn = prune(self.graph, self.weight, self.rate, generator)
+        if self.drawn is self.graph:
+            self.drawn = drawn
+        else:
+            self.drawn.ui.overwrite(drawn.ui)
+            self.drawn.iu.overwrite(drawn.iu)
+        return self.drawn
 
 
 def degree_weight(graph: InteractionGraph, item_degree: Tensor) -> Tensor:

@@ -85,11 +85,6 @@ class ShardedPlusTask(ShardedPairwiseTask[Plus, PlusConfig], PlusTask):
         super().draw_epoch()
         self.prune_edges()
 
-    def _draw(self, number: int) -> Triples:
-        batch = super()._draw(number)
-        self._users, self._items = batch.user.unique(), batch.pos_item.unique()
-        return batch
-
     def _item_graph(self, dataset: InteractionDataset) -> ShardedView | None:
         """Build the item graph as a single process does, and keep this process's rows."""
         train = InteractionGraph.from_edges(

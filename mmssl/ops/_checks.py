@@ -171,6 +171,7 @@ def check_ids(
     limit: int | None,
     device: torch.device,
     shape: tuple[int, ...] | None = None,
+    what: str = "ids",
 ) -> None:
     """Check for int64 ids on a device, of a shape or, if that is None, (B,) for any B.
 
@@ -194,7 +195,7 @@ def check_ids(
         low, high = (int(v) for v in torch.aminmax(ids))
         if low < 0 or high >= limit:
             raise InputError(
-                f"{name}: expected ids in [0, {limit}), got {low if low < 0 else high}"
+                f"{name}: expected {what} in [0, {limit}), got {low if low < 0 else high}"
             )
 
 

@@ -6,7 +6,7 @@ independent problems.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl.errors import InputError
+from mmssl.ops._cases import Bad
 from mmssl.ops._checks import (
     accumulation_dtype,
     check_ids,
@@ -33,6 +34,7 @@ class Form(NamedTuple):
     target: Tensor | None = None  # (..., N)
     labels: Tensor | None = None  # (..., N)
     positive_labels: Tensor | None = None  # (..., M)
+    count: Tensor | None = None  # (...)
     in_batch: bool = True
     intra_view: bool = True
     symmetric: bool = False
@@ -71,6 +73,10 @@ def check_arguments(
             f"positive: expected shape {(*batch, m, d)}, got {tuple(positive.shape)}{other}"
         )
     _check_positives(anchor, m, form)
+    if form.count is not None:
+        check_ids("count", form.count, n + 1, anchor.device, shape=tuple(batch), what="numbers")
+        if any(x is not None for x in form[:4]):
+            raise InputError("count: expected None with negatives, target or labels, got a tensor")
     if form.negatives is not None:
         _check_negatives(anchor, form.negatives)
     check_temperature(temperature)
@@ -121,19 +127,75 @@ def _check_negatives(anchor: Tensor, negatives: Tensor) -> None:
     check_shape("negatives", negatives, (*rows, negatives.shape[-2], anchor.shape[-1]))
 
 
+def bad_arguments() -> Iterator[Bad]:
+    """Yield arguments that :func:`check_arguments` refuses, for the contract of the op."""
+    x = torch.zeros(5, 3)
+    yield Bad("anchor", [1.0], "anchor: expected a torch.Tensor, got list")
+    yield Bad("anchor", x.int(), "anchor: expected a floating point dtype, got torch.int32")
+    yield Bad("anchor", x[0], r"anchor: expected shape \(\.\.\., N, D\), got \(3,\)")
+    yield Bad("anchor", x[:, :0], r"anchor: expected shape .* with D >= 1, got \(5, 0\)")
+    yield Bad("positive", x[:2], r"positive: expected shape \(5, 3\), got \(2, 3\)")
+    yield Bad("positive", x.double(), "positive: expected dtype torch.float32, like the other")
+    yield Bad("positive", x.to("meta"), "positive: expected device cpu, got meta")
+    yield Bad("negatives", x[:, :2], r"negatives: expected shape \(5, 3\), got \(5, 2\)")
+    yield Bad("negatives", x[0], r"negatives: expected shape \(K, D\), got \(3,\)")
+    yield Bad("negatives", 3, "negatives: expected a torch.Tensor, got int")
+    for value in (0, -1.0, float("nan"), float("inf"), "warm", None, True):
+        yield Bad("temperature", value, f"temperature: expected a finite number > 0, got {value!r}")
+    yield Bad("temperature", torch.ones(2), r"temperature: .* one element, got shape \(2,\)")
+    yield Bad("temperature", torch.ones(1).int(), "temperature: .* of torch.int32")
+    for value in (-1.0, float("nan"), float("inf"), "tiny", None):
+        yield Bad("eps", value, f"eps: expected a finite number >= 0, got {value!r}")
+    ids = torch.arange(5)
+    yield Bad("positive", x[:2], ".* another number of rows needs target or positive_labels$")
+    yield Bad("negatives", x[None], r"negatives: expected shape \(5, 5, 3\), got \(1, 5, 3\)")
+    four = torch.zeros(1, 5, 2, 3)
+    yield Bad("negatives", four, r"negatives: expected shape \(5, K, D\), got \(1, 5, 2, 3\)")
+    for name in ("target", "labels"):
+        yield Bad(name, [0] * 5, f"{name}: expected a torch.Tensor, got list")
+        yield Bad(name, ids.int(), rf"{name}: expected shape \(5,\) int64, got \(5,\) torch.int32")
+        yield Bad(name, ids[:4], rf"{name}: expected shape \(5,\) int64, got \(4,\)")
+        yield Bad(name, ids.to("meta"), f"{name}: expected device cpu, got meta")
+    yield Bad("target", ids + 1, r"target: expected ids in \[0, 5\), got 5")
+    yield Bad("target", ids - 1, r"target: expected ids in \[0, 5\), got -1")
+    yield Bad("count", 3, "count: expected a torch.Tensor, got int")
+    yield Bad("count", ids[:1], r"count: expected shape \(\) int64, got \(1,\) torch.int64")
+    yield Bad("count", ids[0].int(), r"count: expected shape \(\) int64, got \(\) torch.int32")
+    yield Bad("count", ids[3].to("meta"), "count: expected device cpu, got meta")
+    yield Bad(
+        "count", ids[3], "count: expected None with negatives, target or labels, got a tensor"
+    )
+    yield Bad("positive_labels", ids, "labels: expected the labels of the anchors with positive_")
+    yield Bad("positive_labels", ids[:4], r"positive_labels: expected shape \(5,\) int64")
+    yield Bad("labels", ids, "eps: expected 0 with labels, got 1e-08")
+    yield Bad("reduction", "max", "reduction: expected one of mean, sum, none, got 'max'")
+
+
 def info_nce_reference(
     anchor: Tensor, positive: Tensor, temperature: float | Tensor, **options: Any
 ) -> Tensor:
     """Compute :func:`mmssl.ops.info_nce` in plain PyTorch, with all scores in memory."""
     form = Form(**options)
     acc = accumulation_dtype(anchor.dtype)
+    there = _there(anchor, form.count)
+    if there is not None:
+        anchor, positive = (torch.where(there[..., None], x, 0) for x in (anchor, positive))
     z1, z2 = (F.normalize(x.to(acc), dim=-1) for x in (anchor, positive))
     zn = None if form.negatives is None else F.normalize(form.negatives.to(acc), dim=-1)
     form = form._replace(negatives=zn)
     loss, counted = _one_direction(z1, z2, temperature, form)
     if form.symmetric:
         loss = (loss + _one_direction(z2, z1, temperature, form)[0]) / 2
-    return reduced(loss, counted, form.reduction)
+    if there is not None:
+        loss, counted = torch.where(there, loss, 0), there
+    return reduced(loss, None if counted is None else counted.sum(-1), form.reduction)
+
+
+def _there(anchor: Tensor, count: Tensor | None) -> Tensor | None:
+    """Return which of the rows (..., N) are not padding, or None without padding."""
+    if count is None:
+        return None
+    return torch.arange(anchor.shape[-2], device=anchor.device) < count[..., None]
 
 
 def _one_direction(
@@ -164,6 +226,11 @@ def _one_direction(
         logits.append(z1 @ shared.mT / temperature)
     if own is not None:
         logits.append((own @ z1[..., None])[..., 0] / temperature)
+    there = _there(z1, form.count)
+    if there is not None:
+        # A row of padding keeps its terms: its loss is not used, but must have a finite gradient.
+        out = there[..., :, None] & ~there[..., None, :]
+        logits = [x if x.shape[-1] == 1 else x.masked_fill(out, -torch.inf) for x in logits]
     loss = with_eps(torch.cat(logits, -1).logsumexp(-1) - positive_score, form.eps)
     return loss if counted is None else torch.where(counted, loss, 0), counted
 
@@ -216,7 +283,7 @@ def composed(
     loss, counted = direction(anchor, positive)
     if form.symmetric:
         loss = (loss + direction(positive, anchor)[0]) / 2
-    return reduced(loss, counted, form.reduction)
+    return reduced(loss, None if counted is None else counted.sum(-1), form.reduction)
 
 
 def paired_scores(z1: Tensor, z2: Tensor, target: Tensor | None) -> Tensor:
@@ -267,9 +334,9 @@ def with_eps(loss: Tensor, eps: float) -> Tensor:
 
 
 def reduced(loss: Tensor, counted: Tensor | None, reduction: str) -> Tensor:
-    """Reduce (..., N) losses; the mean is over those that are counted, or all."""
+    """Reduce (..., N) losses; ``counted``: how many the mean is over, (...), or None for all."""
     if reduction == "none":
         return loss
     if reduction == "sum":
         return loss.sum(-1)
-    return loss.mean(-1) if counted is None else loss.sum(-1) / counted.sum(-1)
+    return loss.mean(-1) if counted is None else loss.sum(-1) / counted

@@ -145,6 +145,15 @@ def test_a_rehearsal_needs_no_gpu(run):
         (run.out / f"gpu-{call}.tar").unlink()
 
 
+def test_a_rehearsal_of_all_calls(run):
+    code, text, _ = run("--rehearse")
+    assert code == 0, text
+    assert {p.name for p in run.out.iterdir()} == {f"gpu-{c}.tar" for c in ("check", "ops", "step")}
+    (run.stub / "fail-pytest").touch()
+    code, text, calls = run("--rehearse")
+    assert code == 1 and "== tests: FAILED" in text and "evaluate" in calls[-1]
+
+
 def test_cuda_home_is_set_only_where_it_exists(run):
     for home, seen in ((str(run.stub / "cuda"), str(run.stub / "cuda")), ("/nowhere", "unset")):
         assert run("step", CUDA_HOME=home)[0] == 0
@@ -176,5 +185,5 @@ def test_the_pass_over_every_op():
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("ok ") == 69
+    assert done.stdout.count("ok ") == 71
     assert "every op agrees with its reference" in done.stdout

@@ -17,7 +17,7 @@ from mmssl.evaluation.evaluator import Evaluator
 from mmssl.graph import InteractionGraph
 from mmssl.models.plus.loss import catalog_softmax, density_temperature, with_offset
 from mmssl.models.plus.model import Plus
-from mmssl.models.plus.task import PlusTask, distinct_of_batches
+from mmssl.models.plus.task import PlusTask, distinct
 from mmssl.models.pruning import prune
 from mmssl.ops import Triples
 
@@ -207,13 +207,14 @@ def test_a_step_computes_the_documented_loss(tiny_dataset):
     torch.testing.assert_close(got["l2"], 0.01 / 2 * squares / batch.user.numel())
 
 
-def test_distinct_ids_of_every_batch():
-    ids = torch.randint(9, (50,), generator=torch.Generator().manual_seed(0))
-    found = distinct_of_batches(ids, 16)
-    assert len(found) == 4
-    for batch, got in zip(ids.split(16), found, strict=True):
-        assert torch.equal(got, batch.unique())
-    assert [len(t) for t in distinct_of_batches(ids[:0], 16)] in ([], [0])
+def test_distinct_ids_are_padded():
+    ids = torch.randint(9, (4, 16), generator=torch.Generator().manual_seed(0))
+    ids[3] = torch.arange(16).flip(0)
+    found, count = distinct(ids)
+    for batch, got, number in zip(ids, found, count, strict=True):
+        assert torch.equal(got[:number], batch.unique())
+        assert (got[number:] == got[0]).all()
+    assert count[3] == 16 and distinct(ids[:, :1])[1].tolist() == [1, 1, 1, 1]
 
 
 def test_bpr_compares_dot_products(tiny_dataset):
@@ -278,10 +279,16 @@ def test_pruning_spares_rare_items(tiny_dataset):
     degrees = task.graph.index.rowptr.diff()[user] * task.graph.index.colptr.diff()[item]
     torch.testing.assert_close(task.pruning.weight, degrees.double().rsqrt())
     task.start_epoch(0, 0)
-    first = task.pruned
+    first, dense = task.pruned, task.pruned.ui.to_dense()
     assert first.nnz == task.graph.nnz - task.graph.nnz // 2
     task.start_epoch(1, 0)
-    assert not torch.equal(first.index.col, task.pruned.index.col)
+    # The next one is in the arrays of the first, where a step that was recorded reads it.
+    assert task.pruned is first and task.graph.nnz > first.nnz
+    assert not torch.equal(first.ui.to_dense(), dense)
+    assert torch.equal(first.iu.to_dense(), first.ui.to_dense().T)
+    edges = first.ui.row_of_edge(), first.index.col.long()
+    fresh = InteractionGraph.from_edges(*edges, 80, 50, normalization="sym")
+    assert torch.equal(fresh.ui.to_dense(), first.ui.to_dense())
     # The propagation of a step uses the pruned graph, the evaluation the whole one.
     seen = []
     task.model.register_forward_hook(lambda module, inputs, views: seen.append(views.final.item))

@@ -76,6 +76,11 @@ def results():
     yield from (loss, saved)
     yield from op.info_nce_backward(
         loss, anchor, positive, temperature, negatives, saved, *options)
+    arguments = (anchor, positive, temperature, None)
+    padded = (True, True, 1e-3, False, None, True, torch.tensor([4, 0]))
+    loss, saved = op.info_nce(*arguments, *padded)
+    yield from (loss, saved)
+    yield from op.info_nce_backward(loss, *arguments, saved, *padded)
     for form in ((target, True), (target, False)):
         arguments = (anchor, catalog, temperature, negatives)
         loss, saved = op.info_nce(*arguments, True, False, 1e-3, False, *form)

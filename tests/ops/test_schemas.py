@@ -230,6 +230,22 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
         calls[f"info_nce_backward: target, {name}"] = lambda t=target: op.info_nce_backward(
             torch.ones(1, 3), pair, pair, one, None, saved, *options, t
         )
+    there = (None, True)
+    for name, count in (
+        ("shape", ids(3)[None]),
+        ("dtype", torch.ones(1)),
+        ("negative", ids(-1)),
+        ("too large", ids(4)),
+    ):
+        calls[f"info_nce: count, {name}"] = lambda c=count: op.info_nce(
+            pair, pair, one, None, *options, *there, c
+        )
+        calls[f"info_nce_backward: count, {name}"] = lambda c=count: op.info_nce_backward(
+            torch.ones(1, 3), pair, pair, one, None, saved, *options, *there, c
+        )
+    calls["info_nce: count and negatives"] = lambda: op.info_nce(
+        pair, pair, one, pair[0], *options, *there, ids(3)
+    )
     calls["info_nce: target and symmetric"] = lambda: op.info_nce(
         pair, pair, one, None, True, True, 0.0, False, ids(0, 1, 2)[None]
     )

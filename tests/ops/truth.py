@@ -118,6 +118,7 @@ def info_nce(
     target=None,
     labels=None,
     positive_labels=None,
+    count=None,
     in_batch=True,
     intra_view=True,
     symmetric=False,
@@ -136,9 +137,11 @@ def info_nce(
 
     def rows(place, x: np.ndarray, y: np.ndarray) -> list[float]:
         losses = []
-        for i in range(n):
-            exponents = [("row", j, x[i] @ y[j] / t) for j in range(m)]
-            exponents += [("anchor", j, x[i] @ x[j] / t) for j in range(n) if intra_view and j != i]
+        rest = 0 if count is None else n - int(count[place])
+        for i in range(n - rest):
+            others = [j for j in range(n - rest) if intra_view and j != i]
+            exponents = [("row", j, x[i] @ y[j] / t) for j in range(m - rest)]
+            exponents += [("anchor", j, x[i] @ x[j] / t) for j in others]
             of = {i} if target is None else {int(target[place][i])}
             mine = [e for kind, j, e in exponents if kind == "row" and j in of]
             if labels is not None:
@@ -150,7 +153,7 @@ def info_nce(
             total += sum(np.exp(x[i] @ z / t) for z in own[place][i])
             each = [-np.log(np.exp(e) / total + eps) for e in mine]
             losses.append(np.mean(each) if each else np.nan)
-        return losses
+        return losses + [np.nan] * rest
 
     loss = np.zeros(a.shape[:-1])
     for place in np.ndindex(*a.shape[:-2]):

@@ -13,15 +13,15 @@ class Kernels {
  public:
   explicit Kernels(const InfoNceOperands& o)
       : device_(o.anchor), shape_(shape_of(o)), anchor_(o.anchor), temperature_(o.temperature),
-        target_(o.target) {}
+        target_(o.target), count_(o.count) {}
 
   template <class T, class A>
   void forward(const T* anchor, const T* positive, const T* negatives, A* loss,
                double* saved) const {
     const Tensor scratch = new_scratch<T, A>(false);
     MMSSL_CUDA_CHECK((cuda::launch_info_nce<T, A>(shape_, anchor, positive, negatives,
-                                                  data<int64_t>(target_), data<A>(temperature_),
-                                                  loss, saved,
+                                                  data<int64_t>(target_), data<int64_t>(count_),
+                                                  data<A>(temperature_), loss, saved,
                                                   scratch.mutable_data_ptr(), device_.stream)));
   }
 
@@ -31,8 +31,8 @@ class Kernels {
                 A* grad_temperature) const {
     const Tensor scratch = new_scratch<T, A>(true);
     MMSSL_CUDA_CHECK((cuda::launch_info_nce_backward<T, A>(
-        shape_, anchor, positive, negatives, data<int64_t>(target_), data<A>(temperature_), saved,
-        grad, grad_anchor, grad_positive, grad_negatives, grad_temperature,
+        shape_, anchor, positive, negatives, data<int64_t>(target_), data<int64_t>(count_),
+        data<A>(temperature_), saved, grad, grad_anchor, grad_positive, grad_negatives, grad_temperature,
         scratch.mutable_data_ptr(), device_.stream)));
   }
 
@@ -62,7 +62,7 @@ class Kernels {
   cuda::CurrentDevice device_;
   cuda::InfoNceShape shape_;  // uses the device
   Tensor anchor_, temperature_;
-  OptTensor target_;
+  OptTensor target_, count_;
 };
 
 }  // namespace

@@ -28,6 +28,7 @@ struct Plain {
   const InfoNceShape& s;
   double t;
   const int64_t* target;  // null: row i
+  const int64_t* count;   // of each pair; null: all
   Rows z[3], dz[3];
   double dt = 0;
 
@@ -39,6 +40,8 @@ struct Plain {
   double direction(int a, int b, int64_t pair, int64_t i, double weight) {
     const int64_t firsts[] = {pair * s.n, pair * s.m}, first = firsts[a];
     const int64_t y = target == nullptr ? i : target[first + i];
+    const int64_t n = count == nullptr ? s.n : count[pair], m = count == nullptr ? s.m : n;
+    if (i >= n) return 0;
     struct Term {
       int set;
       int64_t row;
@@ -46,10 +49,10 @@ struct Plain {
     };
     std::vector<Term> terms;
     if (y >= 0) terms.push_back({b, firsts[b] + y, 0});  // the positive, if there is one
-    for (int64_t j = 0; s.in_batch && j < s.m; ++j) {
+    for (int64_t j = 0; s.in_batch && j < m; ++j) {
       if (j != y) terms.push_back({b, firsts[b] + j, 0});
     }
-    for (int64_t j = 0; s.intra_view && j < s.n; ++j) {
+    for (int64_t j = 0; s.intra_view && j < n; ++j) {
       if (j != i) terms.push_back({a, first + j, 0});
     }
     for (int64_t j = 0; j < s.k; ++j) terms.push_back({2, j, 0});
@@ -76,8 +79,8 @@ struct Plain {
 };
 
 Expected plain(const InfoNceShape& s, const Rows (&x)[3], double t, const int64_t* target,
-               const Rows& grad) {
-  Plain p{s, t, target, {x[0], x[1], x[2]}, {}};
+               const int64_t* count, const Rows& grad) {
+  Plain p{s, t, target, count, {x[0], x[1], x[2]}, {}};
   std::vector<double> norms[3];
   for (int set = 0; set < 3; ++set) {
     p.dz[set].assign(x[set].size(), 0);
@@ -124,8 +127,11 @@ double worst(const V& got, const Rows& expected, double floor) {
   return error / scale;
 }
 
+enum class Rest { kNothing, kTargets, kPadding };  // what else a problem has
+
 template <class T, class A>
-int check(const char* name, InfoNceShape s, double t, double tolerance, bool targeted = false) {
+int check(const char* name, InfoNceShape s, double t, double tolerance, Rest rest = Rest::kNothing) {
+  const bool targeted = rest == Rest::kTargets, padded = rest == Rest::kPadding;
   std::mt19937 random(3);
   std::normal_distribution<double> normal;
   const int64_t rows = s.pairs * s.n, counts[3] = {rows, s.pairs * s.m, s.k};
@@ -135,6 +141,9 @@ int check(const char* name, InfoNceShape s, double t, double tolerance, bool tar
     targets.push_back(row == 2 ? -1 : row % 3 == 0 ? s.m / 2 : int64_t(random() % s.m));
   }
   const int64_t* target = targeted ? targets.data() : nullptr;
+  // The first pair has some rows, the next one has none.
+  const std::vector<int64_t> live{s.n * 2 / 3, 0};
+  const int64_t* count = padded ? live.data() : nullptr;
   std::vector<T> x[3], out[3];
   Rows wide[3], grad_wide;
   for (int set = 0; set < 3; ++set) {
@@ -142,6 +151,11 @@ int check(const char* name, InfoNceShape s, double t, double tolerance, bool tar
     for (T& v : x[set]) assign(normal(random), v);
     for (int64_t k = 0; set == 1 && s.m > 5 && k < s.d; ++k) assign(0, x[1][3 * s.d + k]);
     for (const T& v : x[set]) wide[set].push_back(as_double(v));
+    for (size_t n = 0; padded && n < x[set].size(); ++n) {
+      if (int64_t(n) / s.d % s.n < live[n / s.d / s.n]) continue;
+      assign(NAN, x[set][n]);
+      wide[set][n] = 0;
+    }
   }
   std::vector<A> grad, loss(rows), temperature{A(t)}, grad_temperature(1);
   for (int64_t row = 0; row < rows; ++row) grad.push_back(A(0.5 + double(row % 7) / 7));
@@ -152,15 +166,16 @@ int check(const char* name, InfoNceShape s, double t, double tolerance, bool tar
     char* at = scratch.data() + (256 - reinterpret_cast<uintptr_t>(scratch.data()) % 256) % 256;
     if (backward) {
       mmssl::cuda::launch_info_nce_backward<T, A>(
-          s, x[0].data(), x[1].data(), x[2].data(), target, temperature.data(), saved.data(),
+          s, x[0].data(), x[1].data(), x[2].data(), target, count, temperature.data(), saved.data(),
           grad.data(), out[0].data(), out[1].data(), out[2].data(), grad_temperature.data(), at,
           nullptr);
     } else {
       mmssl::cuda::launch_info_nce<T, A>(s, x[0].data(), x[1].data(), x[2].data(),
-                                         target, temperature.data(), loss.data(), saved.data(), at, nullptr);
+                                         target, count, temperature.data(), loss.data(), saved.data(), at,
+                                         nullptr);
     }
   }
-  const Expected e = plain(s, wide, double(temperature[0]), target, grad_wide);
+  const Expected e = plain(s, wide, double(temperature[0]), target, count, grad_wide);
   double errors[5] = {worst(loss, e.loss, 1)};
   for (int set = 0; set < 3; ++set) {
     // The zero row's gradient is 1e12 times the others; it is left out of the scale.
@@ -176,10 +191,10 @@ int check(const char* name, InfoNceShape s, double t, double tolerance, bool tar
   bool wrong = false;
   for (double error : errors) wrong |= !(error <= tolerance);
   if (wrong) {
-    std::printf("%s B %d N %d M %d K %d D %d t %g in batch %d intra %d symmetric %d target %d: "
+    std::printf("%s B %d N %d M %d K %d D %d t %g in batch %d intra %d symmetric %d target %d padding %d: "
                 "%.1e %.1e %.1e %.1e %.1e\n",
                 name, int(s.pairs), int(s.n), int(s.m), int(s.k), int(s.d), t, s.in_batch,
-                s.intra_view, s.symmetric, targeted, errors[0], errors[1], errors[2], errors[3],
+                s.intra_view, s.symmetric, targeted, padded, errors[0], errors[1], errors[2], errors[3],
                 errors[4]);
   }
   return wrong;
@@ -228,9 +243,9 @@ int main() {
     InfoNceShape s{1, 140, 1100, 0, d, true, false, false, 0.0, Precision::kFull, 1, false};
     for (const double t : {0.3, 0.01}) {
       if (emu::races::kDetected && (d == 100 || t < 0.1)) continue;
-      wrong += check<bf16, float>("bf16", s, t, 1e-2, true);
+      wrong += check<bf16, float>("bf16", s, t, 1e-2, Rest::kTargets);
       s.hopper = true;
-      wrong += check<bf16, float>("bf16, wgmma", s, t, 1e-2, true);
+      wrong += check<bf16, float>("bf16, wgmma", s, t, 1e-2, Rest::kTargets);
       s.hopper = false;
       cases += 2;
     }
@@ -240,6 +255,7 @@ int main() {
     for (const bool in_batch : {true, false}) {
       if (emu::races::kDetected && size.n == 70) continue;
       const bool targeted = in_batch || size.n == 7, pairs = !targeted;
+      const Rest rest = targeted ? Rest::kTargets : Rest::kNothing;
       InfoNceShape s{size.pairs, size.n, pairs ? size.n : size.k, size.n == 7 ? 3 : 0, size.d,
                      in_batch, size.n == 7, pairs, 1e-3, Precision::kFull, size.processors, false};
       InfoNceShape hopper = s;
@@ -248,18 +264,41 @@ int main() {
         if (tiles) setenv("MMSSL_INFO_NCE", "tiles", 1);
         for (const double t : {0.3, 0.01}) {
           const double hotter = t < 0.1 ? 20 : 1;
-          wrong += check<float, float>("float", s, t, 2e-6 * hotter, targeted);
-          wrong += check<bf16, float>("bf16", s, t, 1e-2, targeted);
-          if (!tiles) wrong += check<bf16, float>("bf16, wgmma", hopper, t, 1e-2, targeted);
+          wrong += check<float, float>("float", s, t, 2e-6 * hotter, rest);
+          wrong += check<bf16, float>("bf16", s, t, 1e-2, rest);
+          if (!tiles) wrong += check<bf16, float>("bf16, wgmma", hopper, t, 1e-2, rest);
           s.precision = Precision::kTf32;
-          wrong += check<float, float>("tf32", s, t, (tiles ? 4e-3 : 1e-4) * hotter, targeted);
+          wrong += check<float, float>("tf32", s, t, (tiles ? 4e-3 : 1e-4) * hotter, rest);
           s.precision = Precision::kFull;
           cases += tiles ? 3 : 4;
         }
         unsetenv("MMSSL_INFO_NCE");
       }
-      wrong += check<double, double>("double", s, 0.3, 1e-13, targeted);
+      wrong += check<double, double>("double", s, 0.3, 1e-13, rest);
       ++cases;
+    }
+  }
+  // Rows that are padding, and not a number: the rest of a tile, whole blocks, whole pairs.
+  for (const Size& size : {Size{2, 7, 0, 5, 4}, Size{1, 200, 0, 64, 2}, Size{1, 70, 0, 130, 1}}) {
+    for (const bool flag : {false, true}) {
+      if (emu::races::kDetected && (size.n != 7 || !flag)) continue;
+      InfoNceShape s{size.pairs, size.n, size.n, 0, size.d, flag || size.n != 7, true, flag, 1e-3,
+                     Precision::kFull, size.processors, false};
+      InfoNceShape hopper = s, fast = s;
+      hopper.hopper = true, fast.precision = Precision::kTf32;
+      wrong += check<float, float>("float", s, 0.3, 2e-6, Rest::kPadding);
+      wrong += check<float, float>("tf32", fast, 0.3, 1e-4, Rest::kPadding);
+      wrong += check<bf16, float>("bf16", s, 0.3, 1e-2, Rest::kPadding);
+      wrong += check<bf16, float>("bf16, wgmma", hopper, 0.3, 1e-2, Rest::kPadding);
+      wrong += check<double, double>("double", s, 0.3, 1e-13, Rest::kPadding);
+      setenv("MMSSL_INFO_NCE", "tiles", 1);
+      wrong += check<bf16, float>("bf16, tiles", s, 0.3, 1e-2, Rest::kPadding);
+      unsetenv("MMSSL_INFO_NCE");
+      cases += 6;
+      if (size.n != 7) continue;
+      wrong += check<float, float>("float", s, 0.01, 4e-5, Rest::kPadding);
+      wrong += check<bf16, float>("bf16, wgmma", hopper, 0.01, 1e-2, Rest::kPadding);
+      cases += 2;
     }
   }
   if (wrong == 0) std::printf("ok: %d cases\n", cases);

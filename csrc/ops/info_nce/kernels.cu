@@ -187,7 +187,7 @@ char* place(Problem<T, A>& p, bool backward, char* base) {
                                  : row_blocks<T, A>(s, set, backward);
     all_blocks += blocks[set];
     int64_t columns = 0;
-    for (int n = 0; n < kSets; ++n) columns += source(s, set, 0, n).count;
+    for (int n = 0; n < kSets; ++n) columns += source(p, set, 0, n).count;
     const int64_t of_tile = form.terms > 0 ? pipelined::kCols : TileShape<T>::kCols;
     tiles = std::max(tiles, ceil_div(columns, of_tile));
   }
@@ -222,24 +222,18 @@ char* place(Problem<T, A>& p, bool backward, char* base) {
 
 template <class T, class A>
 Problem<T, A> make_problem(const InfoNceShape& shape, const T* anchor, const T* positive,
-                           const T* negatives, const int64_t* target, const A* temperature,
-                           bool backward, void* scratch, cudaStream_t stream) {
+                           const T* negatives, const int64_t* target, const int64_t* count,
+                           const A* temperature, bool backward, void* scratch, cudaStream_t stream) {
   Problem<T, A> p{};
   p.shape = shape;
   p.target = target;
   p.x[0] = anchor, p.x[1] = positive, p.x[2] = negatives;
   p.temperature = temperature;
   place(p, backward, static_cast<char*>(scratch));
+  p.count = count;
   const int64_t rows = p.rows(0) + p.rows(1) + p.rows(2);
   if (rows > 0) MMSSL_LAUNCH((prepare_kernel<T, A>), warps(rows), kThreads, stream, p);
   return p;
-}
-
-template <class T, class A>
-void make_panels(const Problem<T, A>& p, bool backward, cudaStream_t stream) {
-  if constexpr (sizeof(A) == 4) {
-    if (p.form_terms > 0) pipelined::launch_panels(p, backward, stream);
-  }
 }
 
 // Calls f with the product that a dtype and a precision stand for.
@@ -254,23 +248,20 @@ void with_product(Precision precision, const F& f) {
   }
 }
 
+// The sums of the forward, or the gradients of the backward.
 template <class T, class A>
-void launch_sums(const Problem<T, A>& p, cudaStream_t stream) {
+void launch_tiles(const Problem<T, A>& p, bool backward, cudaStream_t stream) {
   if constexpr (sizeof(A) == 4) {
-    if (p.form_terms > 0) return pipelined::launch_sums(p, stream);
+    if (p.form_terms > 0) return pipelined::launch_tiles(p, backward, stream);
   }
   with_product<T>(p.shape.precision, [&](auto product) {
-    MMSSL_LAUNCH((sum_kernel<decltype(product), T, A>), p.first_block[kSets], kThreads, stream, p);
-  });
-}
-
-template <class T, class A>
-void launch_gradients(const Problem<T, A>& p, cudaStream_t stream) {
-  if constexpr (sizeof(A) == 4) {
-    if (p.form_terms > 0) return pipelined::launch_gradients(p, stream);
-  }
-  with_product<T>(p.shape.precision, [&](auto product) {
-    MMSSL_LAUNCH((grad_kernel<decltype(product), T, A>), p.first_block[kSets], kThreads, stream, p);
+    using Product = decltype(product);
+    const unsigned blocks = p.first_block[kSets];
+    if (backward) {
+      MMSSL_LAUNCH((grad_kernel<Product, T, A>), blocks, kThreads, stream, p);
+    } else {
+      MMSSL_LAUNCH((sum_kernel<Product, T, A>), blocks, kThreads, stream, p);
+    }
   });
 }
 
@@ -288,13 +279,13 @@ int64_t info_nce_scratch(const InfoNceShape& shape, bool targeted, bool backward
 
 template <class T, class A>
 cudaError_t launch_info_nce(const InfoNceShape& shape, const T* anchor, const T* positive,
-                            const T* negatives, const int64_t* target, const A* temperature,
-                            A* loss, double* saved, void* scratch, cudaStream_t stream) {
+                            const T* negatives, const int64_t* target, const int64_t* count,
+                            const A* temperature, A* loss, double* saved, void* scratch, cudaStream_t stream) {
   if (shape.pairs * shape.n == 0) return cudaSuccess;
   const auto p =
-      make_problem(shape, anchor, positive, negatives, target, temperature, false, scratch, stream);
-  make_panels(p, false, stream);
-  launch_sums(p, stream);
+      make_problem(shape, anchor, positive, negatives, target, count, temperature, false, scratch,
+                   stream);
+  launch_tiles(p, false, stream);
   MMSSL_LAUNCH((loss_kernel<T, A>), warps(p.rows(0)), kThreads, stream, p, loss, saved);
   return cudaGetLastError();
 }
@@ -302,16 +293,17 @@ cudaError_t launch_info_nce(const InfoNceShape& shape, const T* anchor, const T*
 template <class T, class A>
 cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor, const T* positive,
                                      const T* negatives, const int64_t* target,
-                                     const A* temperature, const double* saved, const A* grad,
-                                     T* grad_anchor, T* grad_positive, T* grad_negatives,
-                                     A* grad_temperature, void* scratch, cudaStream_t stream) {
+                                     const int64_t* count, const A* temperature,
+                                     const double* saved, const A* grad, T* grad_anchor,
+                                     T* grad_positive, T* grad_negatives, A* grad_temperature,
+                                     void* scratch, cudaStream_t stream) {
   const auto p =
-      make_problem(shape, anchor, positive, negatives, target, temperature, true, scratch, stream);
+      make_problem(shape, anchor, positive, negatives, target, count, temperature, true, scratch,
+                   stream);
   const int64_t most = std::max({p.rows(0), p.rows(1), p.rows(2)});
   if (most > 0) {
     MMSSL_LAUNCH((weight_kernel<T, A>), blocks(most), kThreads, stream, p, grad, saved);
-    make_panels(p, true, stream);
-    launch_gradients(p, stream);
+    launch_tiles(p, true, stream);
   }
   if (target != nullptr && p.rows(0) > 0 && p.rows(1) > 0) {
     // Bytes of 0x7f make a number that is larger than any row.
@@ -333,11 +325,11 @@ cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor,
 #define MMSSL_INSTANTIATE(T, A)                                                                   \
   template int64_t info_nce_scratch<T, A>(const InfoNceShape&, bool, bool);                       \
   template cudaError_t launch_info_nce<T, A>(const InfoNceShape&, const T*, const T*, const T*,   \
-                                             const int64_t*, const A*, A*, double*, void*,        \
-                                             cudaStream_t);                                       \
+                                             const int64_t*, const int64_t*, const A*, A*, double*, \
+                                             void*, cudaStream_t);                                \
   template cudaError_t launch_info_nce_backward<T, A>(                                            \
-      const InfoNceShape&, const T*, const T*, const T*, const int64_t*, const A*, const double*, \
-      const A*, T*, T*, T*, A*, void*, cudaStream_t);
+      const InfoNceShape&, const T*, const T*, const T*, const int64_t*, const int64_t*, const A*, \
+      const double*, const A*, T*, T*, T*, A*, void*, cudaStream_t);
 MMSSL_INSTANTIATE(float, float)
 MMSSL_INSTANTIATE(bf16, float)
 MMSSL_INSTANTIATE(double, double)

@@ -27,16 +27,17 @@ template <class T, class A>
 int64_t info_nce_scratch(const InfoNceShape& shape, bool targeted, bool backward);
 
 // loss (B, N); saved (directions + 1, B, N): lse of each direction, then s12_iy. target (B, N), or
-// null for y = i; on the device, so that its entries are not checked.
+// null for y = i; count (B,), the rows of each pair that are there, or null for all, without target and
+// negatives. Both are on the device, so that their entries are not checked.
 template <class T, class A>
 cudaError_t launch_info_nce(const InfoNceShape& shape, const T* anchor, const T* positive,
-                            const T* negatives, const int64_t* target, const A* temperature,
-                            A* loss, double* saved, void* scratch, cudaStream_t stream);
+                            const T* negatives, const int64_t* target, const int64_t* count,
+                            const A* temperature, A* loss, double* saved, void* scratch, cudaStream_t stream);
 
 template <class T, class A>
 cudaError_t launch_info_nce_backward(const InfoNceShape& shape, const T* anchor, const T* positive,
                                      const T* negatives, const int64_t* target,
-                                     const A* temperature, const double* saved, const A* grad,
+                                     const int64_t* count, const A* temperature, const double* saved, const A* grad,
                                      T* grad_anchor, T* grad_positive, T* grad_negatives,
                                      A* grad_temperature, void* scratch, cudaStream_t stream);
 
@@ -147,6 +148,7 @@ struct Problem {
   InfoNceShape shape;
   const T* x[kSets];
   const int64_t* target;  // (B, N), each in [-1, M); null: the positive of row i is row i
+  const int64_t* count;   // (B,); null: all rows are there. For kernels only, see live()
   const A* temperature;
   T* z[kSets];        // rows of norm 1 (bfloat16: x times a power of two, norm in [1, 2))
   A* inverse[kSets];  // 1 / norm of those
@@ -170,6 +172,11 @@ struct Problem {
 
   __host__ __device__ int64_t rows(int set) const {
     return set == 2 ? shape.k : shape.pairs * (set == 0 ? shape.n : shape.m);
+  }
+  // How many rows of a pair's copy of a set are there: the first ones; the others are padding.
+  __host__ __device__ int64_t live(int set, int64_t pair) const;
+  __device__ bool is_padding(int set, int64_t row) const {
+    return count != nullptr && set < 2 && row % shape.n >= live(set, row / shape.n);
   }
   // The set of a block of the large kernel.
   __host__ __device__ int set_of_block(unsigned block) const {
@@ -210,6 +217,12 @@ __device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
 __host__ __device__ inline int64_t copy_rows(const InfoNceShape& s, int set) {
   return set == 0 ? s.n : set == 1 ? s.m : s.k;
 }
+template <class T, class A>
+__host__ __device__ int64_t Problem<T, A>::live(int set, int64_t pair) const {
+  const int64_t rows = copy_rows(shape, set);
+  if (count == nullptr || set == 2) return rows;
+  return count[pair] < 0 ? 0 : count[pair] < rows ? count[pair] : rows;
+}
 
 // The columns that pair with the rows of a set: `count` rows of another, without what
 // Problem::left_out names if `same_index`.
@@ -218,14 +231,16 @@ struct Source {
   int64_t first, count;
   bool same_index;
 };
-__host__ __device__ inline Source source(const InfoNceShape& s, int set, int64_t pair, int index) {
+template <class P>
+__host__ __device__ Source source(const P& p, int set, int64_t pair, int index) {
+  const InfoNceShape& s = p.shape;
   const int64_t rows = copy_rows(s, set), others = copy_rows(s, 1 - set);
   const bool is_anchor = set == 0 || (set == 1 && s.symmetric);
   if (set == 2) {  // the anchors of all pairs
     return {index, 0, index == 0 || (index == 1 && s.symmetric) ? s.pairs * s.n : 0, false};
   }
-  if (index == 0) return {1 - set, pair * others, s.in_batch ? others : 0, true};
-  if (index == 1) return {set, pair * rows, s.intra_view && is_anchor ? rows : 0, true};
+  if (index == 0) return {1 - set, pair * others, s.in_batch ? p.live(1 - set, pair) : 0, true};
+  if (index == 1) return {set, pair * rows, s.intra_view && is_anchor ? p.live(set, pair) : 0, true};
   return {2, 0, is_anchor ? s.k : 0, false};
 }
 // The work of a block: rows [first, first + count) of a set, columns of tiles [begin, end).
@@ -244,10 +259,11 @@ __device__ Work<T> work_of_block(const Problem<T, A>& p, int set, int chunks) {
   w.pair = block / row_tiles;
   const int64_t tile = block % row_tiles;
   w.first = w.pair * rows + tile * kRows;
-  w.count = rows - tile * kRows < kRows ? rows - tile * kRows : kRows;
+  const int64_t left = p.live(set, w.pair) - tile * kRows;
+  w.count = left < 0 ? 0 : left < kRows ? left : kRows;
   int64_t total = 0;
-  for (int n = 0; n < kSets; ++n) {
-    total += ceil_div(source(p.shape, set, w.pair, n).count, TileShape<T>::kCols);
+  for (int n = 0; n < kSets && w.count > 0; ++n) {
+    total += ceil_div(source(p, set, w.pair, n).count, TileShape<T>::kCols);
   }
   w.begin = total * w.split / p.splits;
   w.end = total * (w.split + 1) / p.splits;
@@ -278,7 +294,7 @@ __device__ __forceinline__ void for_each_tile(const Problem<T, A>& p, int set, c
   int64_t before = 0;
   bool loaded = false;
   for (int n = 0; n < kSets; ++n) {
-    const Source from = source(p.shape, set, w.pair, n);
+    const Source from = source(p, set, w.pair, n);
     const int64_t here = ceil_div(from.count, kCols);
     const int64_t begin = w.begin > before ? w.begin - before : 0;
     const int64_t end = w.end - before < here ? w.end - before : here;
@@ -336,21 +352,15 @@ __host__ __device__ inline int64_t padded(const InfoNceShape& s, int set) {
   return (set == 2 ? 1 : s.pairs) * ceil_div(copy_rows(s, set), kRows) * kRows;
 }
 
-// Fills the panels and what belongs to their columns; after the weights in the backward.
+// Fills the panels and what belongs to their columns, for which the backward needs the weights, and
+// computes what sum_kernel or, in the backward, grad_kernel of kernels.cu does.
 template <class T>
-void launch_panels(const Problem<T, float>& p, bool backward, cudaStream_t stream);
+void launch_tiles(const Problem<T, float>& p, bool backward, cudaStream_t stream);
 
-// What sum_kernel and grad_kernel of kernels.cu compute.
-template <class T>
-void launch_sums(const Problem<T, float>& p, cudaStream_t stream);
-template <class T>
-void launch_gradients(const Problem<T, float>& p, cudaStream_t stream);
-
-// The same by wgmma (wgmma_sm90a.cu), on panels of their own: a tile is kept as planes of 64 features,
+// The same without the panels, by wgmma (wgmma_sm90a.cu), on panels of their own: a tile is kept as planes of 64 features,
 // whose lines of 128 bytes are swizzled as the products want them in shared memory. So a bulk copy of a
 // tile needs no description of it, which only the driver could make.
-void launch_warpgroup_sums(const Problem<bf16, float>& p, cudaStream_t stream);
-void launch_warpgroup_gradients(const Problem<bf16, float>& p, cudaStream_t stream);
+void launch_warpgroups(const Problem<bf16, float>& p, bool backward, cudaStream_t stream);
 
 }  // namespace pipelined
 

@@ -68,73 +68,33 @@ __global__ void __launch_bounds__(kThreads, S::kTerms* S::kDepth <= 128 ? 2 : 1)
   MMSSL_DYNAMIC_SHARED(base);
   const int set = p.set_of_block(blockIdx.x);  // 1 in the second direction
   const Block b = block_of(p, set);
-  const int64_t first = int64_t(b.pair) * p.shape.n + b.first;  // M = N in a second direction
   const Range<float> range{double(*p.temperature)};
-  const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp * 16 + lane / 4;
-  float inverse[2], most[2], sum[2] = {};
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    inverse[h] = row + 8 * h < b.count ? p.inverse[set][first + row + 8 * h] : 0.0f;
-    most[h] = range.fixed ? -float(range.shift) : -INFINITY;
-  }
+  const LaneRows rows(p, set, b);
+  const float inverse[2] = {rows.of(p.inverse[set], 0), rows.of(p.inverse[set], 1)};
+  const float least = range.fixed ? -float(range.shift) : -INFINITY;
+  float most[2] = {least, least}, sum[2] = {};
   if (range.fixed) {
     sum_rows<S, true>(p, set, b, base, float(range.scale), float(range.shift), inverse, most, sum);
   } else {
     sum_rows<S, false>(p, set, b, base, float(range.scale), 0.0f, inverse, most, sum);
   }
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    for (int mask = 1; mask <= 2; mask *= 2) {
-      const float its_most = __shfl_xor_sync(kAllLanes, most[h], mask);
-      const float its_sum = __shfl_xor_sync(kAllLanes, sum[h], mask);
-      const float both = its_most > most[h] ? its_most : most[h];
-      if (both != -INFINITY) {
-        sum[h] = sum[h] * exp2f(most[h] - both) + its_sum * exp2f(its_most - both);
-      }
-      most[h] = both;
-    }
-    if (lane % 4 == 0 && row + 8 * h < b.count) {
-      const int64_t at =
-          (int64_t(b.split) * p.directions() + set) * p.rows(0) + first + row + 8 * h;
-      p.part_max[at] = most[h];
-      p.part_sum[at] = sum[h];
-    }
-  }
+  rows.store_sums(most, sum);
 }
 
 template <class S, bool kFixed, class P>
 __device__ __forceinline__ void add_gradients(const P& p, int set, const Block& b, char* base,
-                                              float scale, float shift, const float (&inverse)[2],
-                                              const float (&weight)[2], const float (&shifts)[2],
+                                              const Weights& of_rows,
                                               float (&out)[S::kDepth / 8][4]) {
-  const float factor[2] = {inverse[0] * scale, inverse[1] * scale};
   Own<S> own;
   for_each_tile<S, !kFixed, false>(
       p, set, b, base, [&](const bf16* rows) { own.load(rows); },
-      [&](const bf16* tile, const ColumnPair* columns, const float* column_shift, const Mask& mask) {
+      [&](const bf16* tile, const ColumnPair* columns, const float* shifts, const Mask& mask) {
         const bool masked = mask.any();
 #pragma unroll(!kFixed || S::kTerms == 3 ? 1 : 4)  // without spilling a register
         for (int u = 0; u < kCols / 16; ++u) {
           float x[2][4];
           multiply<S>(x, own, tile, u);
-#pragma unroll
-          for (int t = 0; t < 2; ++t) {
-            const ColumnPair column = columns_of(columns, u, t);
-#pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              const float its_inverse = column.inverse[i % 2], its_weight = column.weight[i % 2];
-              const int h = i / 2;
-              const float s = S::kTerms == 1 ? x[t][i] * its_inverse : x[t][i];
-              if constexpr (kFixed) {
-                x[t][i] = fast_exp2(fmaf(s, factor[h], shift)) * fmaf(weight[h], its_inverse, its_weight);
-              } else {
-                const float y = s * factor[h];
-                const float its_shift = column_shift[u * 16 + t * 8 + threadIdx.x % 4 * 2 + i % 2];
-                x[t][i] = fast_exp2(y - shifts[h]) * (weight[h] * its_inverse) +
-                          fast_exp2(y - its_shift) * its_weight;
-              }
-            }
-          }
+          of_rows.apply<kFixed, S::kTerms == 1>(x, u, columns, shifts);
           if (masked) mask.apply(u, 0.0f, x);
           multiply_weights<S>(out, x, tile, u);
         }
@@ -148,32 +108,15 @@ __global__ void __launch_bounds__(kThreads, S::kTerms* S::kDepth <= 64 ? 2 : 1)
   const int set = p.set_of_block(blockIdx.x);
   const Block b = block_of(p, set);
   const Range<float> range{double(*p.temperature)};
-  const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp * 16 + lane / 4;
-  const int64_t first = (set == 2 ? 0 : int64_t(b.pair) * copy_rows(p.shape, set)) + b.first;
-  float inverse[2] = {}, weight[2] = {}, shift[2] = {};
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    if (row + 8 * h >= b.count) continue;
-    inverse[h] = p.inverse[set][first + row + 8 * h];
-    weight[h] = p.weight[set][first + row + 8 * h];
-    shift[h] = p.shift[set][first + row + 8 * h];
-  }
+  const LaneRows rows(p, set, b);
+  const Weights of_rows(rows, range);
   float out[S::kDepth / 8][4] = {};
   if (range.fixed) {
-    add_gradients<S, true>(p, set, b, base, float(range.scale), float(range.shift), inverse, weight,
-                           shift, out);
+    add_gradients<S, true>(p, set, b, base, of_rows, out);
   } else {
-    add_gradients<S, false>(p, set, b, base, float(range.scale), 0.0f, inverse, weight, shift, out);
+    add_gradients<S, false>(p, set, b, base, of_rows, out);
   }
-#pragma unroll
-  for (int f = 0; f < S::kDepth / 8; ++f) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t feature = f * 8 + lane % 4 * 2 + i % 2;
-      if (row + i / 2 * 8 >= b.count || feature >= p.shape.d) continue;
-      p.parts(set, b.split)[(first + row + i / 2 * 8) * p.shape.d + feature] = out[f][i];
-    }
-  }
+  rows.template store_gradients<S::kDepth>([&](int f, int i) { return out[f][i]; });
 }
 
 // Where a feature of a padded row is in a panel for wgmma_sm90a.cu: of a line of 64 features, the pieces of
@@ -194,7 +137,7 @@ __global__ void __launch_bounds__(kThreads)
   for (; set < kSets && row >= padded(p.shape, set); ++set) row -= padded(p.shape, set);
   if (set == kSets) return;
   const int64_t count = copy_rows(p.shape, set), whole = ceil_div(count, kRows) * kRows;
-  const bool live = row % whole < count;
+  const bool live = row % whole < p.live(set, row / whole);
   const int64_t from = row / whole * count + row % whole;
   float value[2] = {};
 #pragma unroll
@@ -235,47 +178,28 @@ void with_shape(const Problem<T, float>& p, const F& f) {
 }  // namespace
 
 template <class T>
-void launch_panels(const Problem<T, float>& p, bool backward, cudaStream_t stream) {
+void launch_tiles(const Problem<T, float>& p, bool backward, cudaStream_t stream) {
   with_shape(p, [&](auto shape) {
     using S = decltype(shape);
+    using Wide = Shape<S::kTerms, S::kDepth, (S::kTerms * S::kDepth > 192)>;  // of the backward
+    constexpr int kMost = Form{S::kTerms, S::kDepth}.bytes();
+    static_assert(S::kBytes <= kMost && Wide::kBytes <= kMost);
     const int64_t rows = padded(p.shape, 0) + padded(p.shape, 1) + padded(p.shape, 2);
-    const int64_t threads = rows * (S::kDepth / 2);
-    MMSSL_LAUNCH((panel_kernel<S::kTerms, S::kDepth, T>), num_blocks(threads, kThreads), kThreads,
-                 stream, p, backward);
+    MMSSL_LAUNCH((panel_kernel<S::kTerms, S::kDepth, T>),
+                 num_blocks(rows * (S::kDepth / 2), kThreads), kThreads, stream, p, backward);
+    const unsigned blocks = p.first_block[kSets];
+    if constexpr (std::is_same_v<T, bf16>) {
+      if (p.warpgroups) return launch_warpgroups(p, backward, stream);
+    }
+    if (backward) {
+      MMSSL_LAUNCH_SHARED((grad_kernel<Wide, T>), blocks, kThreads, Wide::kBytes, stream, p);
+    } else {
+      MMSSL_LAUNCH_SHARED((sum_kernel<S, T>), blocks, kThreads, S::kBytes, stream, p);
+    }
   });
 }
 
-template <class T>
-void launch_sums(const Problem<T, float>& p, cudaStream_t stream) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    if (p.warpgroups) return launch_warpgroup_sums(p, stream);
-  }
-  with_shape(p, [&](auto shape) {
-    using S = decltype(shape);
-    static_assert(S::kBytes <= Form{S::kTerms, S::kDepth}.bytes());
-    MMSSL_LAUNCH_SHARED((sum_kernel<S, T>), p.first_block[kSets], kThreads, S::kBytes, stream, p);
-  });
-}
-
-template <class T>
-void launch_gradients(const Problem<T, float>& p, cudaStream_t stream) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    if (p.warpgroups) return launch_warpgroup_gradients(p, stream);
-  }
-  with_shape(p, [&](auto shape) {
-    using S0 = decltype(shape);
-    using S = Shape<S0::kTerms, S0::kDepth, (S0::kTerms * S0::kDepth > 192)>;
-    static_assert(S::kBytes <= Form{S::kTerms, S::kDepth}.bytes());
-    MMSSL_LAUNCH_SHARED((grad_kernel<S, T>), p.first_block[kSets], kThreads, S::kBytes, stream, p);
-  });
-}
-
-#define MMSSL_INSTANTIATE(T)                                                               \
-  template void launch_panels(const Problem<T, float>&, bool, cudaStream_t);               \
-  template void launch_sums(const Problem<T, float>&, cudaStream_t);                       \
-  template void launch_gradients(const Problem<T, float>&, cudaStream_t);
-MMSSL_INSTANTIATE(float)
-MMSSL_INSTANTIATE(bf16)
-#undef MMSSL_INSTANTIATE
+template void launch_tiles(const Problem<float, float>&, bool, cudaStream_t);
+template void launch_tiles(const Problem<bf16, float>&, bool, cudaStream_t);
 
 }  // namespace mmssl::cuda::pipelined

@@ -1,5 +1,6 @@
 // Checks and unpacks the arguments of info_nce, and binds it to the kernels of either device.
-// Shapes and formula: info_nce.h. The CPU alone checks the entries of target.
+// Shapes and formula: info_nce.h. The CPU alone checks the entries of target
+// and count.
 #pragma once
 #include <tuple>
 
@@ -16,13 +17,14 @@ struct InfoNceOptions {
 
 struct InfoNceOperands {
   InfoNceOperands(const Tensor& anchor_, const Tensor& positive_, const Tensor& temperature_,
-                  const OptTensor& negatives_, const OptTensor& target_,
+                  const OptTensor& negatives_, const OptTensor& target_, const OptTensor& count_,
                   const InfoNceOptions& options_)
       : anchor(as_contiguous(anchor_)),
         positive(as_contiguous(positive_)),
         temperature(temperature_),
         negatives(as_contiguous(negatives_)),
         target(as_contiguous(target_)),
+        count(as_contiguous(count_)),
         options(options_),
         type(anchor.scalar_type()),
         accumulation(accumulation_type(type)),
@@ -45,14 +47,22 @@ struct InfoNceOperands {
     STD_TORCH_CHECK(matches(target, anchor, ScalarType::Long, {pairs, n}) &&
                         !(target.has_value() && options.symmetric),
                     "mmssl::info_nce: target must be (B, N) int64, and none if symmetric");
+    STD_TORCH_CHECK(matches(count, anchor, ScalarType::Long, {pairs}) &&
+                        !(count.has_value() && (target.has_value() || negatives.has_value())),
+                    "mmssl::info_nce: count must be (B,) int64, and none with target or negatives");
   }
 
-  // Where the kernel follows it.
-  void check_target() const {
+  // Where the kernel follows them.
+  void check_values() const {
     const int64_t* to = data<int64_t>(target);
     for (int64_t row = 0; to != nullptr && row < pairs * n; ++row) {
       STD_TORCH_CHECK(to[row] >= -1 && to[row] < m, "mmssl::info_nce: target must lie in [-1, ", m,
                       "), got ", to[row]);
+    }
+    const int64_t* of_pair = data<int64_t>(count);
+    for (int64_t pair = 0; of_pair != nullptr && pair < pairs; ++pair) {
+      STD_TORCH_CHECK(of_pair[pair] >= 0 && of_pair[pair] <= n,
+                      "mmssl::info_nce: count must lie in [0, ", n, "], got ", of_pair[pair]);
     }
   }
 
@@ -63,7 +73,7 @@ struct InfoNceOperands {
   }
 
   Tensor anchor, positive, temperature;
-  OptTensor negatives, target;
+  OptTensor negatives, target, count;
   InfoNceOptions options;
   ScalarType type, accumulation;
   int64_t pairs = 0, n = 0, m = 0, k = 0, d = 0, directions;
@@ -73,9 +83,9 @@ struct InfoNceOperands {
 struct InfoNceGradOperands : InfoNceOperands {
   InfoNceGradOperands(const Tensor& grad_, const Tensor& anchor_, const Tensor& positive_,
                       const Tensor& temperature_, const OptTensor& negatives_,
-                      const Tensor& saved_, const OptTensor& target_,
+                      const Tensor& saved_, const OptTensor& target_, const OptTensor& count_,
                       const InfoNceOptions& options_)
-      : InfoNceOperands(anchor_, positive_, temperature_, negatives_, target_, options_),
+      : InfoNceOperands(anchor_, positive_, temperature_, negatives_, target_, count_, options_),
         grad(as_contiguous(grad_)),
         saved(as_contiguous(saved_)),
         grad_anchor(empty_like(anchor)),
@@ -96,8 +106,9 @@ template <class Kernels>
 std::tuple<Tensor, Tensor> info_nce(const Tensor& anchor, const Tensor& positive,
                                     const Tensor& temperature, const OptTensor& negatives,
                                     bool intra_view, bool symmetric, double eps, bool tf32,
-                                    const OptTensor& target, bool in_batch) {
-  const InfoNceOperands o(anchor, positive, temperature, negatives, target,
+                                    const OptTensor& target, bool in_batch,
+                                    const OptTensor& count) {
+  const InfoNceOperands o(anchor, positive, temperature, negatives, target, count,
                           {intra_view, symmetric, eps, tf32, in_batch});
   const Kernels kernels(o);
   const Tensor loss = o.new_loss(), saved = o.new_saved();
@@ -114,8 +125,8 @@ template <class Kernels>
 std::tuple<Tensor, Tensor, Tensor, Tensor> info_nce_backward(
     const Tensor& grad, const Tensor& anchor, const Tensor& positive, const Tensor& temperature,
     const OptTensor& negatives, const Tensor& saved, bool intra_view, bool symmetric, double eps,
-    bool tf32, const OptTensor& target, bool in_batch) {
-  const InfoNceGradOperands o(grad, anchor, positive, temperature, negatives, saved, target,
+    bool tf32, const OptTensor& target, bool in_batch, const OptTensor& count) {
+  const InfoNceGradOperands o(grad, anchor, positive, temperature, negatives, saved, target, count,
                               {intra_view, symmetric, eps, tf32, in_batch});
   const Kernels kernels(o);
   for_dtype(o.type, [&](auto storage, auto sum) {

@@ -27,12 +27,14 @@ struct Columns {
 __device__ inline int num_sources(const InfoNceShape& s, int set) {
   return set == 2 ? 2 * int(s.pairs) : kSets;
 }
-__device__ inline Columns source_of(const InfoNceShape& s, int set, int pair, int index) {
+template <class P>
+__device__ Columns source_of(const P& p, int set, int pair, int index) {
   if (set == 2) {
+    const InfoNceShape& s = p.shape;
     const bool has_anchors = index < s.pairs || s.symmetric;
     return {index < s.pairs ? 0 : 1, int(index % s.pairs), has_anchors ? int(s.n) : 0, false};
   }
-  const Source from = source(s, set, pair, index);
+  const Source from = source(p, set, pair, index);
   return {from.set, pair, int(from.count), from.same_index};
 }
 
@@ -46,7 +48,7 @@ struct Cursor {
   __device__ bool next(const P& p, int rows_set, const Block& b) {
     if (++tile < end) return true;
     while (++source < num_sources(p.shape, rows_set)) {
-      from = source_of(p.shape, rows_set, b.pair, source);
+      from = source_of(p, rows_set, b.pair, source);
       const int before = total;
       total += int(ceil_div(from.count, kCols));
       tile = b.begin > before ? b.begin - before : 0;
@@ -65,10 +67,11 @@ __device__ Block block_of(const P& p, int set) {
   b.split = int(index % p.splits), index /= p.splits;
   b.pair = int(index / row_blocks);
   b.first = int(index % row_blocks) * kRows;
-  b.count = rows - b.first < kRows ? int(rows - b.first) : kRows;
+  const int64_t left = p.live(set, b.pair) - b.first;
+  b.count = left < 0 ? 0 : left < kRows ? int(left) : kRows;
   int64_t total = 0;
-  for (int n = 0; n < num_sources(p.shape, set); ++n) {
-    total += ceil_div(source_of(p.shape, set, b.pair, n).count, kCols);
+  for (int n = 0; n < num_sources(p.shape, set) && b.count > 0; ++n) {
+    total += ceil_div(source_of(p, set, b.pair, n).count, kCols);
   }
   b.begin = int(total * b.split / p.splits), b.end = int(total * (b.split + 1) / p.splits);
   return b;
@@ -126,10 +129,102 @@ struct Mask {
   }
 };
 
+// The two rows of a block, 8 apart, of whose products a lane holds a part.
+template <class P>
+struct LaneRows {
+  const P& p;
+  const Block& b;
+  int set, row;   // row: the first one, of the block's
+  int64_t first;  // the block's first row, of the set's
+
+  __device__ __forceinline__ LaneRows(const P& p_, int set_, const Block& b_)
+      : p(p_), b(b_), set(set_), row(int(threadIdx.x) / kWarp * 16 + int(threadIdx.x) % kWarp / 4),
+        first((set_ == 2 ? 0 : int64_t(b_.pair) * copy_rows(p_.shape, set_)) + b_.first) {}
+
+  // An entry of an array with one for each of the set's rows; 0 behind the end.
+  __device__ __forceinline__ float of(const float* array, int h) const {
+    return row + 8 * h < b.count ? array[first + row + 8 * h] : 0.0f;
+  }
+
+  // Writes the sums of the rows, of which each of four lanes has a part, and the exponents that they are
+  // relative to.
+  __device__ __forceinline__ void store_sums(const float (&mosts)[2], const float (&sums)[2]) const {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      float most = mosts[h], sum = sums[h];
+      for (int mask = 1; mask <= 2; mask *= 2) {
+        const float its_most = __shfl_xor_sync(kAllLanes, most, mask);
+        const float its_sum = __shfl_xor_sync(kAllLanes, sum, mask);
+        const float both = its_most > most ? its_most : most;
+        if (both != -INFINITY) sum = sum * exp2f(most - both) + its_sum * exp2f(its_most - both);
+        most = both;
+      }
+      if (threadIdx.x % 4 != 0 || row + 8 * h >= b.count) continue;
+      const int64_t at = (int64_t(b.split) * p.directions() + set) * p.rows(0) + first + row + 8 * h;
+      p.part_max[at] = most;
+      p.part_sum[at] = sum;
+    }
+  }
+
+  // Writes value(f, i), entry i of the lane's four in columns [8 f, 8 f + 8).
+  template <int kDepth, class F>
+  __device__ __forceinline__ void store_gradients(const F& value) const {
+#pragma unroll
+    for (int f = 0; f < kDepth / 8; ++f) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int64_t feature = f * 8 + threadIdx.x % 4 * 2 + i % 2;
+        if (row + i / 2 * 8 >= b.count || feature >= p.shape.d) continue;
+        p.parts(set, b.split)[(first + row + i / 2 * 8) * p.shape.d + feature] = value(f, i);
+      }
+    }
+  }
+};
+
 // The two columns of n-tile t that this lane holds.
 __device__ __forceinline__ ColumnPair columns_of(const ColumnPair* columns, int u, int t) {
   return columns[u * 8 + t * 4 + threadIdx.x % 4];
 }
+
+// What turns the scores of a lane's rows into weights of their columns' features.
+struct Weights {
+  float shift, factor[2], weight[2], own_shift[2];
+
+  template <class P>
+  __device__ __forceinline__ Weights(const LaneRows<P>& rows, const Range<float>& range)
+      : shift(float(range.shift)) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      factor[h] = rows.of(rows.p.inverse[rows.set], h) * float(range.scale);
+      weight[h] = rows.of(rows.p.weight[rows.set], h);
+      own_shift[h] = rows.of(rows.p.shift[rows.set], h);
+    }
+  }
+
+  // For columns [16 u, 16 u + 16) of a tile; kScale: the scores lack 1 / norm of the columns.
+  template <bool kFixed, bool kScale>
+  __device__ __forceinline__ void apply(float (&x)[2][4], int u, const ColumnPair* columns,
+                                        const float* shifts) const {
+#pragma unroll
+    for (int t = 0; t < 2; ++t) {
+      const ColumnPair column = columns_of(columns, u, t);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float its_inverse = column.inverse[i % 2], its_weight = column.weight[i % 2];
+        const int h = i / 2;
+        const float s = kScale ? x[t][i] * its_inverse : x[t][i];
+        if constexpr (kFixed) {
+          x[t][i] = fast_exp2(fmaf(s, factor[h], shift)) * fmaf(weight[h], its_inverse, its_weight);
+        } else {
+          const float y = s * factor[h];
+          const float its_shift = shifts[u * 16 + t * 8 + threadIdx.x % 4 * 2 + i % 2];
+          x[t][i] = fast_exp2(y - own_shift[h]) * (weight[h] * its_inverse) +
+                    fast_exp2(y - its_shift) * its_weight;
+        }
+      }
+    }
+  }
+};
 
 }  // namespace mmssl::cuda::pipelined
 #endif

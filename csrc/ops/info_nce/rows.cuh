@@ -42,6 +42,11 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const int64_t row = global_thread<kThreads>() / kWarp, d = p.shape.d;
   const int64_t rows = p.rows(0);
   if (row >= rows) return;
+  if (p.is_padding(0, row)) {
+    if (threadIdx.x % kWarp == 0) loss[row] = A(0);
+    for (int n = threadIdx.x % kWarp; n <= p.directions(); n += kWarp) saved[n * rows + row] = 0;
+    return;
+  }
   const int64_t y = p.positive_of(row);
   double dot = 0;
   for (int64_t k = threadIdx.x % kWarp; y >= 0 && k < d; k += kWarp) {
@@ -146,6 +151,11 @@ __global__ void __launch_bounds__(kThreads, kResident)
   const int set = p.set_of_row(row);
   if (set == kSets) return;
   T* const out = gradients.of[set];
+  if (p.is_padding(set, row)) {
+    for (int64_t k = threadIdx.x % kWarp; k < d; k += kWarp) out[row * d + k] = T{};
+    if (threadIdx.x % kWarp == 0) p.dots[of_all] = 0;
+    return;
+  }
   const A own = p.inverse[set][row], norm = p.norm[set][row];
   // With target, positives_kernel has added the share of its anchors to a positive.
   const int64_t y = set == 0 ? p.positive_of(row) : set == 1 && p.target == nullptr ? row : -1;

@@ -90,32 +90,15 @@ __device__ __forceinline__ void sum_rows(const P& p, int set, const Block& b, co
 template <class S, bool kFixed, class P>
 __device__ __forceinline__ void store_sums(const P& p, int set, const Block& b, const Shared<S>& m,
                                            const Range<float>& range) {
-  const int64_t first = int64_t(b.pair) * p.shape.n + b.first;  // M = N in a second direction
-  const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp * 16 + lane / 4;
+  const LaneRows rows(p, set, b);
   Sums<kFixed> sums{float(range.shift), {}, {}, {}};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
-    const float inverse = row + 8 * h < b.count ? p.inverse[set][first + row + 8 * h] : 0.0f;
-    sums.factor[h] = inverse * float(range.scale);
+    sums.factor[h] = rows.of(p.inverse[set], h) * float(range.scale);
     sums.most[h] = kFixed ? -float(range.shift) : -INFINITY;
   }
   sum_rows<S>(p, set, b, m, sums);
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    float most = sums.most[h], sum = sums.sum[h];
-    for (int mask = 1; mask <= 2; mask *= 2) {
-      const float its_most = __shfl_xor_sync(kAllLanes, most, mask);
-      const float its_sum = __shfl_xor_sync(kAllLanes, sum, mask);
-      const float both = its_most > most ? its_most : most;
-      if (both != -INFINITY) sum = sum * exp2f(most - both) + its_sum * exp2f(its_most - both);
-      most = both;
-    }
-    if (lane % 4 == 0 && row + 8 * h < b.count) {
-      const int64_t at = (int64_t(b.split) * p.directions() + set) * p.rows(0) + first + row + 8 * h;
-      p.part_max[at] = most;
-      p.part_sum[at] = sum;
-    }
-  }
+  rows.store_sums(sums.most, sums.sum);
 }
 
 template <class S>
@@ -134,50 +117,28 @@ __global__ void __launch_bounds__(kThreads, S::kBlocks)
   }
 }
 
-template <bool kFixed>
-struct Weights {
-  float shift, factor[2], weight[2], own_shift[2];
-
-  // The weights of a tile's columns in the gradient of the rows, as operands of the next product.
-  template <class Tiles>
-  __device__ __forceinline__ void make(uint32_t (&words)[4][4], Accumulator& s, const Tiles& tiles) const {
-    const ColumnPair* const columns = tiles.m.columns(tiles.turn.stage);
-    const float* const shifts = tiles.m.shifts(tiles.turn.stage);
+// The weights of the next product in place of the scores of a tile.
+template <bool kFixed, class Tiles>
+__device__ __forceinline__ void make_weights(uint32_t (&words)[4][4], Accumulator& s,
+                                             const Weights& of_rows, const Tiles& tiles) {
+  const int stage = tiles.turn.stage;
 #pragma unroll
-    for (int u = 0; u < 4; ++u) {
-#pragma unroll
-      for (int t = 0; t < 2; ++t) {
-        const ColumnPair column = columns_of(columns, u, t);
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const float its_inverse = column.inverse[i % 2], its_weight = column.weight[i % 2];
-          const int h = i / 2;
-          float& x = s[u][t][i];
-          x *= its_inverse;
-          if constexpr (kFixed) {
-            x = fast_exp2(fmaf(x, factor[h], shift)) * fmaf(weight[h], its_inverse, its_weight);
-          } else {
-            const float y = x * factor[h];
-            x = fast_exp2(y - own_shift[h]) * (weight[h] * its_inverse) +
-                fast_exp2(y - shifts[u * 16 + t * 8 + threadIdx.x % 4 * 2 + i % 2]) * its_weight;
-          }
-        }
-      }
-    }
-    tiles.masked([&](const Mask& mask) {
-#pragma unroll
-      for (int u = 0; u < 4; ++u) mask.apply(u, 0.0f, s[u]);
-    });
-#pragma unroll
-    for (int n = 0; n < 16; ++n) {
-      words[n / 4][n % 4] = pack_bf16(s[n / 4][n / 2 % 2][n % 2 * 2], s[n / 4][n / 2 % 2][n % 2 * 2 + 1]);
-    }
+  for (int u = 0; u < 4; ++u) {
+    of_rows.apply<kFixed, true>(s[u], u, tiles.m.columns(stage), tiles.m.shifts(stage));
   }
-};
+  tiles.masked([&](const Mask& mask) {
+#pragma unroll
+    for (int u = 0; u < 4; ++u) mask.apply(u, 0.0f, s[u]);
+  });
+#pragma unroll
+  for (int n = 0; n < 16; ++n) {
+    words[n / 4][n % 4] = pack_bf16(s[n / 4][n / 2 % 2][n % 2 * 2], s[n / 4][n / 2 % 2][n % 2 * 2 + 1]);
+  }
+}
 
 template <class S, bool kFixed, class P>
 __device__ __forceinline__ void add_gradients(const P& p, int set, const Block& b, const Shared<S>& m,
-                                              const Weights<kFixed>& of_rows,
+                                              const Weights& of_rows,
                                               Accumulator (&out)[S::kPlanes]) {
   Tiles<S, P> tiles(p, b, m, set, false, !kFixed);
   Own<S> own;
@@ -192,7 +153,7 @@ __device__ __forceinline__ void add_gradients(const P& p, int set, const Block& 
     wait_for_products<0>();  // for the gradient of the tile before, too
     pin(s);
     if (n > 0) tiles.release(before);
-    of_rows.make(words, s, tiles);
+    make_weights<kFixed>(words, s, of_rows, tiles);
     start_gradients<S>(out, words, tile, n > 0);
     before = tiles.turn.stage;
     tiles.turn.next();
@@ -205,28 +166,13 @@ __device__ __forceinline__ void add_gradients(const P& p, int set, const Block& 
 template <class S, bool kFixed, class P>
 __device__ __forceinline__ void store_gradients(const P& p, int set, const Block& b, const Shared<S>& m,
                                                 const Range<float>& range) {
-  const int lane = threadIdx.x % kWarp, row = threadIdx.x / kWarp * 16 + lane / 4;
-  const int64_t first = (set == 2 ? 0 : int64_t(b.pair) * copy_rows(p.shape, set)) + b.first;
-  Weights<kFixed> of_rows{float(range.shift), {}, {}, {}};
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    if (row + 8 * h >= b.count) continue;
-    of_rows.factor[h] = p.inverse[set][first + row + 8 * h] * float(range.scale);
-    of_rows.weight[h] = p.weight[set][first + row + 8 * h];
-    of_rows.own_shift[h] = p.shift[set][first + row + 8 * h];
-  }
+  const LaneRows rows(p, set, b);
+  const Weights of_rows(rows, range);
   Accumulator out[S::kPlanes];  // not defined where there are no tiles
-  add_gradients<S>(p, set, b, m, of_rows, out);
-#pragma unroll
-  for (int f = 0; f < S::kDepth / 8; ++f) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const int64_t feature = f * 8 + lane % 4 * 2 + i % 2;
-      if (row + i / 2 * 8 >= b.count || feature >= p.shape.d) continue;
-      p.parts(set, b.split)[(first + row + i / 2 * 8) * p.shape.d + feature] =
-          b.begin < b.end ? out[f / 8][f / 2 % 4][f % 2][i] : 0.0f;
-    }
-  }
+  add_gradients<S, kFixed>(p, set, b, m, of_rows, out);
+  const bool any = b.begin < b.end;
+  rows.template store_gradients<S::kDepth>(
+      [&](int f, int i) { return any ? out[f / 8][f / 2 % 4][f % 2][i] : 0.0f; });
 }
 
 template <class S>
@@ -250,32 +196,25 @@ __global__ void __launch_bounds__(kThreads, S::kBlocks)
 
 namespace mmssl::cuda::pipelined {
 
-namespace {
-
-// Calls f with the shape for a depth.
-template <int kBlocksAt128, class F>
-void with_shape(int depth, const F& f) {
-  if (depth == 64) return f(warpgroups::Shape<64, 8, 2>{});
-  if (depth == 128) return f(warpgroups::Shape<128, kBlocksAt128 == 2 ? 4 : 8, kBlocksAt128>{});
-  f(warpgroups::Shape<256, 4, 1>{});
-}
-
-}  // namespace
-
-void launch_warpgroup_sums(const Problem<bf16, float>& p, cudaStream_t stream) {
-  with_shape<2>(p.form_depth, [&](auto shape) {
-    using S = decltype(shape);
-    MMSSL_LAUNCH_SHARED(warpgroups::sum_kernel<S>, p.first_block[kSets], warpgroups::kThreads, S::kBytes,
-                        stream, p);
-  });
-}
-
-void launch_warpgroup_gradients(const Problem<bf16, float>& p, cudaStream_t stream) {
-  with_shape<1>(p.form_depth, [&](auto shape) {
-    using S = decltype(shape);
-    MMSSL_LAUNCH_SHARED(warpgroups::grad_kernel<S>, p.first_block[kSets], warpgroups::kThreads, S::kBytes,
-                        stream, p);
-  });
+void launch_warpgroups(const Problem<bf16, float>& p, bool backward, cudaStream_t stream) {
+  namespace w = warpgroups;
+  const unsigned blocks = p.first_block[kSets];
+  const auto launch = [&](auto forward_shape, auto backward_shape) {
+    using Forward = decltype(forward_shape);
+    using Backward = decltype(backward_shape);
+    if (backward) {
+      MMSSL_LAUNCH_SHARED(w::grad_kernel<Backward>, blocks, w::kThreads, Backward::kBytes, stream, p);
+    } else {
+      MMSSL_LAUNCH_SHARED(w::sum_kernel<Forward>, blocks, w::kThreads, Forward::kBytes, stream, p);
+    }
+  };
+  if (p.form_depth == 64) {
+    launch(w::Shape<64, 8, 2>{}, w::Shape<64, 8, 2>{});
+  } else if (p.form_depth == 128) {
+    launch(w::Shape<128, 4, 2>{}, w::Shape<128, 8, 1>{});
+  } else {
+    launch(w::Shape<256, 4, 1>{}, w::Shape<256, 4, 1>{});
+  }
 }
 
 }  // namespace mmssl::cuda::pipelined

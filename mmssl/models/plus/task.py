@@ -83,15 +83,6 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         too_large = self.graph.num_items > MAX_DENSE_ITEMS
         return 0.0 if given == "validation" and too_large else given
 
-    @property
-    def unrecorded(self) -> str:
-        """See the base class."""
-        if self.settings.contrast_weight > 0:
-            return "the contrast has as many rows as a batch has distinct users and items"
-        return (
-            "plus.prune draws another graph in every epoch" if self.pruning else super().unrecorded
-        )
-
     def build(self, dataset: InteractionDataset) -> Plus:
         """See the base class."""
         settings = self.settings
@@ -107,22 +98,11 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         """Draw the order of the edges, and those that stay in the propagation."""
         super().draw_epoch()
         self.prune_edges()
-        if self.settings.contrast_weight > 0:
-            # For all steps at once: a step that asked how many there are would wait for the device.
-            self._distinct = [
-                distinct_of_batches(ids[self._order], self.batch_size)
-                for ids in (self.edge_user, self.edge_item)
-            ]
 
     def prune_edges(self) -> None:
         """Draw the edges that stay in the propagation."""
         if self.pruning is not None:
             self.pruned = self.pruning.draw(self.generator)
-
-    def _draw(self, number: int) -> Triples:
-        if self.settings.contrast_weight > 0:
-            self._users, self._items = (ids[number] for ids in self._distinct)
-        return super()._draw(number)
 
     def losses(self, batch: Triples) -> dict[str, Tensor]:
         """See the base class."""
@@ -132,7 +112,7 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         ranking = self.ranking(views.final, part)
         contrast = ranking.new_zeros(())
         if views.interaction is not None and views.modality is not None:
-            contrast = self._contrast(views.interaction, views.modality)
+            contrast = self._contrast(views.interaction, views.modality, batch)
             contrast = settings.contrast_weight * contrast
         l2 = self._l2(part)
         if share != 1:
@@ -212,18 +192,21 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         order = torch.randperm(count, generator=self.generator, device=self.device)
         return order[: self.settings.negatives]
 
-    def _contrast(self, interaction: Embeddings, modality: Embeddings) -> Tensor:
-        """InfoNCE between the views of the users and of the items of the batch drawn last.
+    def _contrast(self, interaction: Embeddings, modality: Embeddings, batch: Triples) -> Tensor:
+        """InfoNCE between the views of the distinct users and of the distinct items of a batch.
 
         In a group of processes, this process's summand.
         """
         tau = self.settings.contrast_temperature
-        users, items = self._users, self._items
+        (users, items), counts = distinct(torch.stack([batch.user, batch.pos_item]))
         pairs = (
             (self.user_rows(interaction.user, users), self.user_rows(modality.user, users)),
             (self.item_rows(interaction.item, items), self.item_rows(modality.item, items)),
         )
-        of_users, of_items = (shared_info_nce(self.group, *pair, tau) for pair in pairs)
+        of_users, of_items = (
+            shared_info_nce(self.group, *pair, tau, count=count)
+            for pair, count in zip(pairs, counts, strict=True)
+        )
         return of_users + of_items
 
     def _l2(self, batch: Triples) -> Tensor:
@@ -235,15 +218,20 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         return self.settings.reg * 0.5 * squares / batch.user.numel()
 
 
-def distinct_of_batches(ids: Tensor, batch_size: int) -> list[Tensor]:
-    """Return the distinct ids of every batch of an epoch, ascending, with one wait for the device.
+def distinct(ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the distinct numbers of every row, in arrays whose length does not depend on them.
+
+    So nothing waits for the device, and a step that calls this can be recorded.
 
     Args:
-        ids: (n,) int64 >= 0, one batch after the other.
-        batch_size: B; the last batch may be smaller.
+        ids: (K, B) int64, B >= 1.
+
+    Returns:
+        (K, B): the distinct numbers of a row, ascending, then the smallest again as padding; and
+        how many there are, (K,).
     """
-    batch = torch.arange(ids.numel(), device=ids.device) // batch_size
-    count = int(ids.max()) + 1 if ids.numel() else 1
-    keys = torch.unique(batch * count + ids)
-    sizes = torch.bincount(keys // count).tolist()
-    return list(torch.split(keys % count, sizes))
+    ordered = ids.sort(-1).values
+    first = F.pad(ordered[:, 1:] != ordered[:, :-1], (1, 0), value=True)
+    place = first.cumsum(-1)
+    found = ordered[:, :1].expand_as(ordered).scatter(-1, place - 1, ordered)
+    return found, place[:, -1]
