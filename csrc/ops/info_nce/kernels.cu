@@ -187,7 +187,7 @@ char* place(Problem<T, A>& p, bool backward, char* base) {
                                  : row_blocks<T, A>(s, set, backward);
     all_blocks += blocks[set];
     int64_t columns = 0;
-    for (int n = 0; n < kSets; ++n) columns += source(p, set, 0, n).count;
+    for (int n = 0; n < kSets; ++n) columns += source(s, set, 0, n, -1).count;
     const int64_t of_tile = form.terms > 0 ? pipelined::kCols : TileShape<T>::kCols;
     tiles = std::max(tiles, ceil_div(columns, of_tile));
   }
@@ -226,11 +226,10 @@ Problem<T, A> make_problem(const InfoNceShape& shape, const T* anchor, const T* 
                            const A* temperature, bool backward, void* scratch, cudaStream_t stream) {
   Problem<T, A> p{};
   p.shape = shape;
-  p.target = target;
+  p.target = target, p.count = count;
   p.x[0] = anchor, p.x[1] = positive, p.x[2] = negatives;
   p.temperature = temperature;
   place(p, backward, static_cast<char*>(scratch));
-  p.count = count;
   const int64_t rows = p.rows(0) + p.rows(1) + p.rows(2);
   if (rows > 0) MMSSL_LAUNCH((prepare_kernel<T, A>), warps(rows), kThreads, stream, p);
   return p;

@@ -148,7 +148,7 @@ struct Problem {
   InfoNceShape shape;
   const T* x[kSets];
   const int64_t* target;  // (B, N), each in [-1, M); null: the positive of row i is row i
-  const int64_t* count;   // (B,); null: all rows are there. For kernels only, see live()
+  const int64_t* count;   // (B,), or null; on the device
   const A* temperature;
   T* z[kSets];        // rows of norm 1 (bfloat16: x times a power of two, norm in [1, 2))
   A* inverse[kSets];  // 1 / norm of those
@@ -173,10 +173,13 @@ struct Problem {
   __host__ __device__ int64_t rows(int set) const {
     return set == 2 ? shape.k : shape.pairs * (set == 0 ? shape.n : shape.m);
   }
-  // How many rows of a pair's copy of a set are there: the first ones; the others are padding.
-  __host__ __device__ int64_t live(int set, int64_t pair) const;
+  // How many of a pair's rows are there, the others being padding, or -1 for all.
+  __device__ int live(int64_t pair) const {
+    if (count == nullptr) return -1;
+    return int(count[pair] < 0 ? 0 : count[pair] < shape.n ? count[pair] : shape.n);
+  }
   __device__ bool is_padding(int set, int64_t row) const {
-    return count != nullptr && set < 2 && row % shape.n >= live(set, row / shape.n);
+    return count != nullptr && set < 2 && row % shape.n >= live(row / shape.n);
   }
   // The set of a block of the large kernel.
   __host__ __device__ int set_of_block(unsigned block) const {
@@ -217,12 +220,6 @@ __device__ __forceinline__ double power_of_two(double x) { return exp2(x); }
 __host__ __device__ inline int64_t copy_rows(const InfoNceShape& s, int set) {
   return set == 0 ? s.n : set == 1 ? s.m : s.k;
 }
-template <class T, class A>
-__host__ __device__ int64_t Problem<T, A>::live(int set, int64_t pair) const {
-  const int64_t rows = copy_rows(shape, set);
-  if (count == nullptr || set == 2) return rows;
-  return count[pair] < 0 ? 0 : count[pair] < rows ? count[pair] : rows;
-}
 
 // The columns that pair with the rows of a set: `count` rows of another, without what
 // Problem::left_out names if `same_index`.
@@ -231,16 +228,16 @@ struct Source {
   int64_t first, count;
   bool same_index;
 };
-template <class P>
-__host__ __device__ Source source(const P& p, int set, int64_t pair, int index) {
-  const InfoNceShape& s = p.shape;
+// live: see Problem.
+__host__ __device__ inline Source source(const InfoNceShape& s, int set, int64_t pair, int index,
+                                         int live) {
   const int64_t rows = copy_rows(s, set), others = copy_rows(s, 1 - set);
   const bool is_anchor = set == 0 || (set == 1 && s.symmetric);
   if (set == 2) {  // the anchors of all pairs
     return {index, 0, index == 0 || (index == 1 && s.symmetric) ? s.pairs * s.n : 0, false};
   }
-  if (index == 0) return {1 - set, pair * others, s.in_batch ? p.live(1 - set, pair) : 0, true};
-  if (index == 1) return {set, pair * rows, s.intra_view && is_anchor ? p.live(set, pair) : 0, true};
+  if (index == 0) return {1 - set, pair * others, !s.in_batch ? 0 : live < 0 ? others : live, true};
+  if (index == 1) return {set, pair * rows, !s.intra_view || !is_anchor ? 0 : live < 0 ? rows : live, true};
   return {2, 0, is_anchor ? s.k : 0, false};
 }
 // The work of a block: rows [first, first + count) of a set, columns of tiles [begin, end).
@@ -248,6 +245,7 @@ template <class T>
 struct Work {
   int64_t pair, first, count, begin, end;
   int chunk, split;  // of features; of columns
+  int live;          // of the pair, see Problem
 };
 template <class T, class A>
 __device__ Work<T> work_of_block(const Problem<T, A>& p, int set, int chunks) {
@@ -259,11 +257,12 @@ __device__ Work<T> work_of_block(const Problem<T, A>& p, int set, int chunks) {
   w.pair = block / row_tiles;
   const int64_t tile = block % row_tiles;
   w.first = w.pair * rows + tile * kRows;
-  const int64_t left = p.live(set, w.pair) - tile * kRows;
+  w.live = p.live(w.pair);
+  const int64_t left = (w.live < 0 ? rows : w.live) - tile * kRows;
   w.count = left < 0 ? 0 : left < kRows ? left : kRows;
   int64_t total = 0;
   for (int n = 0; n < kSets && w.count > 0; ++n) {
-    total += ceil_div(source(p, set, w.pair, n).count, TileShape<T>::kCols);
+    total += ceil_div(source(p.shape, set, w.pair, n, w.live).count, TileShape<T>::kCols);
   }
   w.begin = total * w.split / p.splits;
   w.end = total * (w.split + 1) / p.splits;
@@ -294,7 +293,7 @@ __device__ __forceinline__ void for_each_tile(const Problem<T, A>& p, int set, c
   int64_t before = 0;
   bool loaded = false;
   for (int n = 0; n < kSets; ++n) {
-    const Source from = source(p, set, w.pair, n);
+    const Source from = source(p.shape, set, w.pair, n, w.live);
     const int64_t here = ceil_div(from.count, kCols);
     const int64_t begin = w.begin > before ? w.begin - before : 0;
     const int64_t end = w.end - before < here ? w.end - before : here;

@@ -16,6 +16,7 @@ struct Block {
   int first, count;  // rows [first, first + count) of the pair's set
   int begin, end;    // its tiles of columns
   int split;
+  int live;  // of the pair, see Problem
 };
 
 // The columns that the rows of a block meet, one copy of a set at a time. Negatives meet the anchors
@@ -27,14 +28,12 @@ struct Columns {
 __device__ inline int num_sources(const InfoNceShape& s, int set) {
   return set == 2 ? 2 * int(s.pairs) : kSets;
 }
-template <class P>
-__device__ Columns source_of(const P& p, int set, int pair, int index) {
+__device__ inline Columns source_of(const InfoNceShape& s, int set, int pair, int index, int live) {
   if (set == 2) {
-    const InfoNceShape& s = p.shape;
     const bool has_anchors = index < s.pairs || s.symmetric;
     return {index < s.pairs ? 0 : 1, int(index % s.pairs), has_anchors ? int(s.n) : 0, false};
   }
-  const Source from = source(p, set, pair, index);
+  const Source from = source(s, set, pair, index, live);
   return {from.set, pair, int(from.count), from.same_index};
 }
 
@@ -48,7 +47,7 @@ struct Cursor {
   __device__ bool next(const P& p, int rows_set, const Block& b) {
     if (++tile < end) return true;
     while (++source < num_sources(p.shape, rows_set)) {
-      from = source_of(p, rows_set, b.pair, source);
+      from = source_of(p.shape, rows_set, b.pair, source, b.live);
       const int before = total;
       total += int(ceil_div(from.count, kCols));
       tile = b.begin > before ? b.begin - before : 0;
@@ -67,11 +66,12 @@ __device__ Block block_of(const P& p, int set) {
   b.split = int(index % p.splits), index /= p.splits;
   b.pair = int(index / row_blocks);
   b.first = int(index % row_blocks) * kRows;
-  const int64_t left = p.live(set, b.pair) - b.first;
+  b.live = set == 2 ? -1 : p.live(b.pair);
+  const int64_t left = (b.live < 0 ? rows : b.live) - b.first;
   b.count = left < 0 ? 0 : left < kRows ? int(left) : kRows;
   int64_t total = 0;
   for (int n = 0; n < num_sources(p.shape, set) && b.count > 0; ++n) {
-    total += ceil_div(source_of(p, set, b.pair, n).count, kCols);
+    total += ceil_div(source_of(p.shape, set, b.pair, n, b.live).count, kCols);
   }
   b.begin = int(total * b.split / p.splits), b.end = int(total * (b.split + 1) / p.splits);
   return b;
