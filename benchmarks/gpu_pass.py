@@ -127,7 +127,7 @@ def differentiable(device: str, dtype: str) -> Iterator[Check]:
         )  # fmt: skip
     yield check(
         "info_nce, padded", "info_nce",
-        lambda _, t, u: ops.info_nce(t, u, 0.3, count=torch.tensor(N * 2 // 3, device=t.device)),
+        lambda _, t, u: ops.info_nce(t, u, 0.3, num_rows=torch.tensor(N * 2 // 3, device=t.device)),
         a, p,
     )  # fmt: skip
     for width in (D, 64, 130):

@@ -19,7 +19,7 @@ def shared_info_nce(
     positive: Tensor,
     temperature: float,
     eps: float = 0.0,
-    count: Tensor | None = None,
+    num_rows: Tensor | None = None,
 ) -> Tensor:
     """Compute this process's summand of ``info_nce`` with these arguments.
 
@@ -31,12 +31,12 @@ def shared_info_nce(
         positive: (N, D), likewise.
         temperature: > 0.
         eps: Added inside the logarithm.
-        count: (), the rows that are not padding; None for all. Several processes wait for it.
+        num_rows: (), the rows that are not padding; None for all. Several processes wait for it.
     """
     if group.size == 1:
-        return ops.info_nce(anchor, positive, temperature, count=count, eps=eps)
-    if count is not None:
-        anchor, positive = anchor[: int(count)], positive[: int(count)]
+        return ops.info_nce(anchor, positive, temperature, num_rows=num_rows, eps=eps)
+    if num_rows is not None:
+        anchor, positive = anchor[: int(num_rows)], positive[: int(num_rows)]
     rows = anchor.shape[0]
     mine = group.part(rows)
     total = ops.info_nce(

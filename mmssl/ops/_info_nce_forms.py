@@ -34,7 +34,7 @@ class Form(NamedTuple):
     target: Tensor | None = None  # (..., N)
     labels: Tensor | None = None  # (..., N)
     positive_labels: Tensor | None = None  # (..., M)
-    count: Tensor | None = None  # (...)
+    num_rows: Tensor | None = None  # (...)
     in_batch: bool = True
     intra_view: bool = True
     symmetric: bool = False
@@ -73,10 +73,14 @@ def check_arguments(
             f"positive: expected shape {(*batch, m, d)}, got {tuple(positive.shape)}{other}"
         )
     _check_positives(anchor, m, form)
-    if form.count is not None:
-        check_ids("count", form.count, n + 1, anchor.device, shape=tuple(batch), what="numbers")
+    if form.num_rows is not None:
+        check_ids(
+            "num_rows", form.num_rows, n + 1, anchor.device, shape=tuple(batch), what="numbers"
+        )
         if any(x is not None for x in form[:4]):
-            raise InputError("count: expected None with negatives, target or labels, got a tensor")
+            raise InputError(
+                "num_rows: expected None with negatives, target or labels, got a tensor"
+            )
     if form.negatives is not None:
         _check_negatives(anchor, form.negatives)
     check_temperature(temperature)
@@ -158,12 +162,14 @@ def bad_arguments() -> Iterator[Bad]:
         yield Bad(name, ids.to("meta"), f"{name}: expected device cpu, got meta")
     yield Bad("target", ids + 1, r"target: expected ids in \[0, 5\), got 5")
     yield Bad("target", ids - 1, r"target: expected ids in \[0, 5\), got -1")
-    yield Bad("count", 3, "count: expected a torch.Tensor, got int")
-    yield Bad("count", ids[:1], r"count: expected shape \(\) int64, got \(1,\) torch.int64")
-    yield Bad("count", ids[0].int(), r"count: expected shape \(\) int64, got \(\) torch.int32")
-    yield Bad("count", ids[3].to("meta"), "count: expected device cpu, got meta")
+    yield Bad("num_rows", 3, "num_rows: expected a torch.Tensor, got int")
+    yield Bad("num_rows", ids[:1], r"num_rows: expected shape \(\) int64, got \(1,\) torch.int64")
     yield Bad(
-        "count", ids[3], "count: expected None with negatives, target or labels, got a tensor"
+        "num_rows", ids[0].int(), r"num_rows: expected shape \(\) int64, got \(\) torch.int32"
+    )
+    yield Bad("num_rows", ids[3].to("meta"), "num_rows: expected device cpu, got meta")
+    yield Bad(
+        "num_rows", ids[3], "num_rows: expected None with negatives, target or labels, got a tensor"
     )
     yield Bad("positive_labels", ids, "labels: expected the labels of the anchors with positive_")
     yield Bad("positive_labels", ids[:4], r"positive_labels: expected shape \(5,\) int64")
@@ -177,7 +183,7 @@ def info_nce_reference(
     """Compute :func:`mmssl.ops.info_nce` in plain PyTorch, with all scores in memory."""
     form = Form(**options)
     acc = accumulation_dtype(anchor.dtype)
-    there = _there(anchor, form.count)
+    there = _there(anchor, form.num_rows)
     if there is not None:
         anchor, positive = (torch.where(there[..., None], x, 0) for x in (anchor, positive))
     z1, z2 = (F.normalize(x.to(acc), dim=-1) for x in (anchor, positive))
@@ -191,11 +197,11 @@ def info_nce_reference(
     return reduced(loss, None if counted is None else counted.sum(-1), form.reduction)
 
 
-def _there(anchor: Tensor, count: Tensor | None) -> Tensor | None:
+def _there(anchor: Tensor, num_rows: Tensor | None) -> Tensor | None:
     """Return which of the rows (..., N) are not padding, or None without padding."""
-    if count is None:
+    if num_rows is None:
         return None
-    return torch.arange(anchor.shape[-2], device=anchor.device) < count[..., None]
+    return torch.arange(anchor.shape[-2], device=anchor.device) < num_rows[..., None]
 
 
 def _one_direction(
@@ -226,7 +232,7 @@ def _one_direction(
         logits.append(z1 @ shared.mT / temperature)
     if own is not None:
         logits.append((own @ z1[..., None])[..., 0] / temperature)
-    there = _there(z1, form.count)
+    there = _there(z1, form.num_rows)
     if there is not None:
         # A row of padding keeps its terms: its loss is not used, but must have a finite gradient.
         out = there[..., :, None] & ~there[..., None, :]

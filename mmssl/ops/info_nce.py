@@ -38,7 +38,7 @@ def info_nce(
     target: Tensor | None = None,
     labels: Tensor | None = None,
     positive_labels: Tensor | None = None,
-    count: Tensor | None = None,
+    num_rows: Tensor | None = None,
     in_batch: bool = True,
     intra_view: bool = True,
     symmetric: bool = False,
@@ -61,8 +61,8 @@ def info_nce(
     label: the loss of supervised contrastive learning with the mean outside the logarithm. An
     anchor without such a row has loss 0 and does not count in the mean.
 
-    With ``count``, the loss is that of ``anchor[:count]`` and ``positive[:count]``: the rows behind
-    are padding, which may hold anything. On a GPU nothing waits for the number.
+    With ``num_rows``, the loss is that of ``anchor[:num_rows]`` and ``positive[:num_rows]``: the
+    rows behind are padding, which may hold anything. On a GPU nothing waits for the number.
 
     Gradients flow to ``anchor``, ``positive``, ``negatives`` and a tensor ``temperature``; double
     backward is not supported. The kernels give the same bits every time, on the CPU for any number
@@ -88,7 +88,7 @@ def info_nce(
             and with ``intra_view`` the other anchors, whose label is equal. Needs ``in_batch`` and
             eps = 0.
         positive_labels: (..., M) int64, the labels of ``positive`` where they are not ``labels``.
-        count: (...) int64 in [0, N]: how many rows of ``anchor`` and ``positive`` are there. The
+        num_rows: (...) int64 in [0, N]: how many rows of ``anchor`` and ``positive`` are there. The
             others are neither anchors nor negatives, have loss 0 and no gradient, and do not count
             in the mean. On a GPU the values are not checked. Excludes ``negatives``, ``target``,
             ``labels`` and ``positive_labels``.
@@ -120,7 +120,7 @@ def info_nce(
         target,
         labels,
         positive_labels,
-        count,
+        num_rows,
         in_batch,
         intra_view,
         symmetric,
@@ -171,7 +171,7 @@ def _rows(scale: Tensor, anchor: Tensor, positive: Tensor, form: Form) -> Tensor
     """Call the kernel for a form that it has."""
     tf32 = anchor.is_cuda and _takes_tf32()
     flags = (form.intra_view, form.symmetric, form.eps, tf32)
-    rows = (form.target, form.in_batch, form.count)
+    rows = (form.target, form.in_batch, form.num_rows)
     loss, *_ = _call(anchor, positive, scale, form.negatives, *flags, *rows, form.reduction)
     out: Tensor = loss
     return out
@@ -203,9 +203,9 @@ def _ids(target: Tensor | None) -> Tensor | None:
     return target.reshape(math.prod(target.shape[:-1]), target.shape[-1])
 
 
-def _per_pair(count: Tensor | None) -> Tensor | None:
+def _per_pair(num_rows: Tensor | None) -> Tensor | None:
     """(...) as the operator expects it, (B,)."""
-    return None if count is None else count.reshape(count.numel())
+    return None if num_rows is None else num_rows.reshape(num_rows.numel())
 
 
 def _compute(
@@ -219,12 +219,12 @@ def _compute(
 
     That saves a fifth of the time of a small problem.
     """
-    *flags, target, in_batch, count, reduction = options
-    rows = (_ids(target), in_batch, _per_pair(count))
+    *flags, target, in_batch, num_rows, reduction = options
+    rows = (_ids(target), in_batch, _per_pair(num_rows))
     loss, saved = torch.ops.mmssl.info_nce(
         _pairs(anchor), _pairs(positive), temperature, negatives, *flags, *rows
     )
-    return reduced(loss.reshape(anchor.shape[:-1]), count, reduction), saved
+    return reduced(loss.reshape(anchor.shape[:-1]), num_rows, reduction), saved
 
 
 def _fake(
@@ -264,7 +264,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> N
     # The dispatcher leaves out trailing inputs that are the defaults of the schema.
     ctx.target = inputs[8] if len(inputs) > 8 else None
     ctx.in_batch = inputs[9] if len(inputs) > 9 else True
-    ctx.rows_there = inputs[10] if len(inputs) > 10 else None
+    ctx.num_rows = inputs[10] if len(inputs) > 10 else None
     ctx.reduction = inputs[11] if len(inputs) > 11 else "none"
     ctx.save_for_backward(*inputs[:4], output[1])
 
@@ -273,7 +273,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     anchor, positive, temperature, negatives, saved = ctx.saved_tensors
     pairs, n = math.prod(anchor.shape[:-2]), anchor.shape[-2]
     if ctx.reduction == "mean":
-        grad = grad / (n if ctx.rows_there is None else ctx.rows_there)
+        grad = grad / (n if ctx.num_rows is None else ctx.num_rows)
     each = n if ctx.reduction == "none" else 1
     grad_anchor, grad_positive, grad_temperature, grad_negatives = _call_backward(
         grad.reshape(pairs, each).expand(pairs, n),
@@ -285,7 +285,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         *ctx.options,
         _ids(ctx.target),
         ctx.in_batch,
-        _per_pair(ctx.rows_there),
+        _per_pair(ctx.num_rows),
     )
     return (
         grad_anchor.reshape(anchor.shape),
@@ -355,10 +355,12 @@ def _samples(dtype: torch.dtype) -> Iterator[Sample]:
     others: dict[str, Any] = {"labels": torch.tensor([[0, 1, 5], [1, 1, 2]]), "intra_view": False}
     others["positive_labels"] = torch.tensor([[1, 0, 1, 0], [2, 0, 3, 1]])
     yield sample("labels of other rows", 3, 4, batch=(2,), m=4, **others)
-    yield sample("padded", 6, 3, count=torch.tensor(4), eps=1e-3)
+    yield sample("padded", 6, 3, num_rows=torch.tensor(4), eps=1e-3)
     counts: dict[str, Any] = {"symmetric": True, "reduction": "sum"}
-    yield sample("padded batch", 5, 4, batch=(2, 2), count=torch.tensor([[5, 0], [1, 3]]), **counts)
-    yield sample("padded, large", 300, 33, batch=(2,), count=torch.tensor([130, 257]))
+    yield sample(
+        "padded batch", 5, 4, batch=(2, 2), num_rows=torch.tensor([[5, 0], [1, 3]]), **counts
+    )
+    yield sample("padded, large", 300, 33, batch=(2,), num_rows=torch.tensor([130, 257]))
     strided = sample("strided", 8, 6).arguments
     strided["anchor"] = strided["anchor"].mT.contiguous().mT
     strided["positive"] = strided["positive"].repeat(2, 1)[::2]

@@ -237,13 +237,13 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
         ("negative", ids(-1)),
         ("too large", ids(4)),
     ):
-        calls[f"info_nce: count, {name}"] = lambda c=count: op.info_nce(
+        calls[f"info_nce: num_rows, {name}"] = lambda c=count: op.info_nce(
             pair, pair, one, None, *options, *there, c
         )
-        calls[f"info_nce_backward: count, {name}"] = lambda c=count: op.info_nce_backward(
+        calls[f"info_nce_backward: num_rows, {name}"] = lambda c=count: op.info_nce_backward(
             torch.ones(1, 3), pair, pair, one, None, saved, *options, *there, c
         )
-    calls["info_nce: count and negatives"] = lambda: op.info_nce(
+    calls["info_nce: num_rows and negatives"] = lambda: op.info_nce(
         pair, pair, one, pair[0], *options, *there, ids(3)
     )
     calls["info_nce: target and symmetric"] = lambda: op.info_nce(

@@ -118,7 +118,7 @@ def info_nce(
     target=None,
     labels=None,
     positive_labels=None,
-    count=None,
+    num_rows=None,
     in_batch=True,
     intra_view=True,
     symmetric=False,
@@ -137,7 +137,7 @@ def info_nce(
 
     def rows(place, x: np.ndarray, y: np.ndarray) -> list[float]:
         losses = []
-        rest = 0 if count is None else n - int(count[place])
+        rest = 0 if num_rows is None else n - int(num_rows[place])
         for i in range(n - rest):
             others = [j for j in range(n - rest) if intra_view and j != i]
             exponents = [("row", j, x[i] @ y[j] / t) for j in range(m - rest)]

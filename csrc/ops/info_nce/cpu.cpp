@@ -98,11 +98,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
   m.def(
       "info_nce(Tensor anchor, Tensor positive, Tensor temperature, Tensor? negatives, "
       "bool intra_view, bool symmetric, float eps, bool tf32, Tensor? target=None, "
-      "bool in_batch=True, Tensor? count=None) -> (Tensor, Tensor)");
+      "bool in_batch=True, Tensor? num_rows=None) -> (Tensor, Tensor)");
   m.def(
       "info_nce_backward(Tensor grad, Tensor anchor, Tensor positive, Tensor temperature, "
       "Tensor? negatives, Tensor saved, bool intra_view, bool symmetric, float eps, bool tf32, "
-      "Tensor? target=None, bool in_batch=True, Tensor? count=None) -> "
+      "Tensor? target=None, bool in_batch=True, Tensor? num_rows=None) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
 }
 

@@ -49,7 +49,7 @@ struct InfoNceOperands {
                     "mmssl::info_nce: target must be (B, N) int64, and none if symmetric");
     STD_TORCH_CHECK(matches(count, anchor, ScalarType::Long, {pairs}) &&
                         !(count.has_value() && (target.has_value() || negatives.has_value())),
-                    "mmssl::info_nce: count must be (B,) int64, and none with target or negatives");
+                    "mmssl::info_nce: num_rows must be (B,) int64, and none with target or negatives");
   }
 
   // Where the kernel follows them.
@@ -62,7 +62,7 @@ struct InfoNceOperands {
     const int64_t* of_pair = data<int64_t>(count);
     for (int64_t pair = 0; of_pair != nullptr && pair < pairs; ++pair) {
       STD_TORCH_CHECK(of_pair[pair] >= 0 && of_pair[pair] <= n,
-                      "mmssl::info_nce: count must lie in [0, ", n, "], got ", of_pair[pair]);
+                      "mmssl::info_nce: num_rows must lie in [0, ", n, "], got ", of_pair[pair]);
     }
   }
 

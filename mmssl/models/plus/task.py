@@ -198,14 +198,14 @@ class PlusTask(PairwiseTask[Plus, PlusConfig]):
         In a group of processes, this process's summand.
         """
         tau = self.settings.contrast_temperature
-        (users, items), counts = distinct(torch.stack([batch.user, batch.pos_item]))
+        (users, items), numbers = distinct(torch.stack([batch.user, batch.pos_item]))
         pairs = (
             (self.user_rows(interaction.user, users), self.user_rows(modality.user, users)),
             (self.item_rows(interaction.item, items), self.item_rows(modality.item, items)),
         )
         of_users, of_items = (
-            shared_info_nce(self.group, *pair, tau, count=count)
-            for pair, count in zip(pairs, counts, strict=True)
+            shared_info_nce(self.group, *pair, tau, num_rows=number)
+            for pair, number in zip(pairs, numbers, strict=True)
         )
         return of_users + of_items
 
