@@ -218,34 +218,21 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
         torch.ones(1, 3), pair, pair, one, None, saved, True, True, 0.0, False
     )
 
-    for name, target in (
-        ("shape", ids(0, 1)[None]),
-        ("dtype", torch.zeros(1, 3)),
-        ("negative", ids(0, -2, 0)[None]),
-        ("too large", ids(0, 0, 3)[None]),
-    ):
-        calls[f"info_nce: target, {name}"] = lambda t=target: op.info_nce(
-            pair, pair, one, None, *options, t
-        )
-        calls[f"info_nce_backward: target, {name}"] = lambda t=target: op.info_nce_backward(
-            torch.ones(1, 3), pair, pair, one, None, saved, *options, t
-        )
     there = (None, True)
-    for name, count in (
-        ("shape", ids(3)[None]),
-        ("dtype", torch.ones(1)),
-        ("negative", ids(-1)),
-        ("too large", ids(4)),
-    ):
-        calls[f"info_nce: num_rows, {name}"] = lambda c=count: op.info_nce(
-            pair, pair, one, None, *options, *there, c
-        )
-        calls[f"info_nce_backward: num_rows, {name}"] = lambda c=count: op.info_nce_backward(
-            torch.ones(1, 3), pair, pair, one, None, saved, *options, *there, c
-        )
-    calls["info_nce: num_rows and negatives"] = lambda: op.info_nce(
-        pair, pair, one, pair[0], *options, *there, ids(3)
-    )
+    for name, form in {
+        "target, shape": (ids(0, 1)[None],),
+        "target, dtype": (torch.zeros(1, 3),),
+        "target, negative": (ids(0, -2, 0)[None],),
+        "target, too large": (ids(0, 0, 3)[None],),
+        "num_rows, shape": (*there, ids(3)[None]),
+        "num_rows, dtype": (*there, torch.ones(1)),
+        "num_rows, negative": (*there, ids(-1)),
+        "num_rows, too large": (*there, ids(4)),
+        "num_rows and target": (ids(0, 1, 2)[None], True, ids(3)),
+    }.items():
+        calls[f"info_nce: {name}"] = partial(op.info_nce, pair, pair, one, None, *options, *form)
+        arguments = (torch.ones(1, 3), pair, pair, one, None, saved, *options, *form)
+        calls[f"info_nce_backward: {name}"] = partial(op.info_nce_backward, *arguments)
     calls["info_nce: target and symmetric"] = lambda: op.info_nce(
         pair, pair, one, None, True, True, 0.0, False, ids(0, 1, 2)[None]
     )
