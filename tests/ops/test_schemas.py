@@ -208,9 +208,8 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
     calls["info_nce: sizes"] = lambda: op.info_nce(pair, pair[:, :2], one, None, *options)
     calls["info_nce: temperature"] = lambda: op.info_nce(pair, pair, one[:0], None, *options)
     calls["info_nce: negatives"] = lambda: op.info_nce(pair, pair, one, table(2, 9), *options)
-    calls["info_nce_backward: saved"] = lambda: op.info_nce_backward(
-        torch.ones(1, 3), pair, pair, one, None, saved[:, :, :2], *options
-    )
+    cut = (torch.ones(1, 3), pair, pair, one, None, saved[:, :, :2], *options)
+    calls["info_nce_backward: saved"] = partial(op.info_nce_backward, *cut)
     calls["info_nce_backward: grad"] = lambda: op.info_nce_backward(
         torch.ones(1, 2), pair, pair, one, None, saved, *options
     )
@@ -228,14 +227,12 @@ def raw_calls() -> dict[str, Callable[[], Any]]:
         "num_rows, dtype": (*there, torch.ones(1)),
         "num_rows, negative": (*there, ids(-1)),
         "num_rows, too large": (*there, ids(4)),
-        "num_rows and target": (ids(0, 1, 2)[None], True, ids(3)),
     }.items():
         calls[f"info_nce: {name}"] = partial(op.info_nce, pair, pair, one, None, *options, *form)
         arguments = (torch.ones(1, 3), pair, pair, one, None, saved, *options, *form)
         calls[f"info_nce_backward: {name}"] = partial(op.info_nce_backward, *arguments)
-    calls["info_nce: target and symmetric"] = lambda: op.info_nce(
-        pair, pair, one, None, True, True, 0.0, False, ids(0, 1, 2)[None]
-    )
+    forms = (True, True, 0.0, False, ids(0, 1, 2)[None])
+    calls["info_nce: target and symmetric"] = partial(op.info_nce, pair, pair, one, None, *forms)
 
     ones, short, rest = torch.ones(DIM), torch.ones(1, DIM, dtype=torch.uint8), (1.0, 0.2, 1e-5)
     calls["norm_act: weight"] = lambda: op.norm_act(user, ones[:2], ones, None, *rest, 1)
