@@ -34,8 +34,8 @@ class EdgePruning:
     def draw(self, generator: torch.Generator) -> InteractionGraph:
         """Return a subgraph, normalized by its own degrees; at rate 0 the graph itself.
 
-        All have the same number of edges: each takes the place of the one before, in its arrays, so
-        that a step that was recorded reads the new one.
+        All have the same number of edges, and each overwrites the arrays of the one before, so that
+        a step that was recorded reads the new one.
 
         Args:
             generator: On the graph's device.
