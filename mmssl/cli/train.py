@@ -100,11 +100,13 @@ def _train_until(
         or model_spec(model, variant).schedule is None
     ):
         raise InputError("train: --profile needs one new run of a model that is trained in epochs")
+    group.check_same("command line", _shared(arguments))
     if arguments.out is not None and group.leads:
         DirectoryLock(arguments.out).check()  # before the data is read
     runs, dataset, out = (_resumed if arguments.resume else _new)(arguments, locks, group)
     if arguments.parallel is not None:
         _check_parallel(arguments, runs[0])
+        _check_same(runs[0], group)
     several = runs[0].path != out
     if arguments.profile:
         return _profile(runs[0], dataset, device)
@@ -168,6 +170,23 @@ def _check_parallel(arguments: argparse.Namespace, run: Any) -> None:
         )
         name = f"--variant {run.config.variant}" if spec.variants else f"--model {spec.name}"
         raise InputError(f"--parallel {mode}: expected {have}, got {name}")
+
+
+def _shared(arguments: argparse.Namespace) -> str:
+    """Return the arguments that must be the same on all machines: not paths, nor the display."""
+    own = ("data", "out", "config", "quiet", "run")
+    return repr(sorted((key, value) for key, value in vars(arguments).items() if key not in own))
+
+
+def _check_same(run: Any, group: Group) -> None:
+    """Check that no process has read another data set or file of settings than the others."""
+    import torch
+
+    import mmssl
+
+    group.check_same("data set", run.info.data_hash)
+    group.check_same("configuration", repr(run.config))
+    group.check_same("version of mmssl and torch", f"{mmssl.__version__} {torch.__version__}")
 
 
 def _kind(group: Group) -> type[RunDirectory]:

@@ -7,6 +7,7 @@ statements, so that every collective call is reached by all of them in the same 
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from mmssl.errors import LostProcess
+from mmssl.errors import InputError, LostProcess
 
 T = TypeVar("T")
 
@@ -66,6 +67,17 @@ class Group:
 
     def wait(self) -> None:
         """Wait until every process is here."""
+
+    def check_same(self, what: str, text: str) -> None:
+        """Check that every process was given the same.
+
+        Args:
+            what: What the text says, for the message.
+            text: Equal in all processes unless they were started in different ways.
+
+        Raises:
+            InputError: In every process, if one has another text.
+        """
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
@@ -212,6 +224,17 @@ class Processes(Group):
     def wait(self) -> None:
         """See the base class."""
         self.any(False)  # unlike dist.barrier, it needs no device
+
+    def check_same(self, what: str, text: str) -> None:
+        """See the base class."""
+        digest = torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
+        found = self.gather(digest)
+        other = (found != found[0]).any(1).nonzero()
+        if other.numel():
+            raise InputError(
+                f"--parallel: expected the same {what} in all processes, got another one in "
+                f"process {int(other[0])} than in process 0"
+            )
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 ``torchrun ... -m tests.distributed.commands FOLDER`` runs the lists of arguments of
 ``FOLDER/commands.json`` and writes the exit code and the output of each to ``NUMBER.RANK.json``.
+The word RANK in an argument stands for the process's own.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ def run_all(folder: Path) -> None:
         out, err = io.StringIO(), io.StringIO()
         with redirect_stdout(out), redirect_stderr(err):
             try:
-                code = main(arguments)
+                code = main([argument.replace("RANK", rank) for argument in arguments])
             except SystemExit as error:
                 code = error.code
         result = {"code": code, "out": out.getvalue(), "err": err.getvalue()}

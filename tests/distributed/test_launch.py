@@ -18,9 +18,10 @@ import torch
 import torch.distributed as dist
 
 from mmssl.cli import main
+from mmssl.data import write_dataset
 from mmssl.distributed import MODES
 from mmssl.training.checkpoint import load_checkpoint
-from tests.conftest import ROOT
+from tests.conftest import ROOT, make_dataset
 
 needs_gloo = pytest.mark.skipif(not dist.is_gloo_available(), reason="torch is built without gloo")
 
@@ -134,6 +135,8 @@ ERRORS = (
     ("--model=ease",),
     ("--model=lightgcn", "--seeds=2"),
     ("--variant=released",),
+    ("--model=lightgcn", "--epochs=1RANK"),
+    ("--model=lightgcn", "--data=OTHER-RANK"),
 )
 
 
@@ -150,6 +153,9 @@ def outputs(tiny_directory, tmp_path_factory):
     commands = [[*options, f"--out={folder}/{mode}", f"--parallel={mode}"] for mode in MODES]
     for error in ERRORS:
         commands.append([*data, *error, f"--out={folder}/failed", "--parallel=sharded"])
+    commands = [[text.replace("OTHER", f"{folder}/data") for text in each] for each in commands]
+    for rank in range(2):
+        write_dataset(make_dataset(30 + rank, 12), folder / f"data-{rank}")
     (folder / "commands.json").write_text(json.dumps(commands))
     process = torchrun(2, 0, "tests.distributed.commands", folder)
     _, err = process.communicate(timeout=LIMIT)
