@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -16,6 +18,7 @@ from mmssl.distributed.group import SINGLE, Group, Processes
 from mmssl.distributed.watch import Watch
 from mmssl.errors import InputError, LostProcess
 
+_PR_SET_PDEATHSIG = 1  # from Linux's prctl.h
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 # A process may wait this long for another, for example while the first one writes a checkpoint.
 _TIMEOUT = timedelta(hours=1)
@@ -48,6 +51,7 @@ def joined(mode: str | None, device: str) -> Iterator[tuple[Group, str]]:
     if mode is None:
         yield SINGLE, device
         return
+    _end_with_launcher()
     if device == "cuda":
         device = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
     watch = Watch()
@@ -81,6 +85,13 @@ def _check_environment(mode: str | None) -> None:
             f"--nproc-per-node 2 -m mmssl train --parallel {mode} ..., got no {missing[0]} in the "
             "environment"
         )
+
+
+def _end_with_launcher() -> None:
+    """Have the system send SIGTERM when torchrun is killed, which then can't end its processes."""
+    if launched():
+        with suppress(AttributeError, OSError):  # Linux only
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _connect(device: str, watch: Watch) -> Any:

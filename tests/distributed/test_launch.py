@@ -242,3 +242,21 @@ def test_torchrun_restarts_and_the_run_continues(tiny_directory, tmp_path, mode)
     (line,) = error_lines(err)
     assert line.startswith("error: lost the connection to another process of the run")
     assert_same_curve(run, alone)
+
+
+@needs_gloo
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the system sends no signal")
+def test_processes_end_with_torchrun(tiny_directory, tmp_path):
+    run = tmp_path / "run"
+    options = ("--data", tiny_directory, *OPTIONS, "--epochs=10000", "--set=lightgcn.patience=9999")
+    process = start(2, *options, "--out", run, "--parallel=sharded", "--quiet")
+    wait_for_epochs(process, run, 2)
+    pids = workers(process)
+    process.kill()
+    out, _ = process.communicate(timeout=LIMIT)  # until the last process closes its end
+    assert "stopped; continue with" in out
+    deadline = time.monotonic() + LIMIT
+    while any(map(is_running, pids)):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
