@@ -3,7 +3,8 @@
 ``python -m benchmarks.import_scale [--rows N ...] [--scratch DIR]`` writes a log of N rows (user,
 item, rating, time; ids are text, items by Zipf's law, users by a power law) as CSV and as Parquet,
 imports both, splits the 5-core of the latter and opens the result, all of it and a quarter of the
-users. The rows of ``benchmarks/results/scale/import-scale.json`` with the same N are replaced.
+users. What ``benchmarks/results/scale/import-scale.json`` has of the same N and step is replaced.
+With ``--folder DIR --only STEP ...`` the files stay in DIR, for the other steps in later calls.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from typing import Any
 from benchmarks.harness.memory import in_fresh_process, peak_mb
 
 RESULT = Path(__file__).with_name("results") / "scale" / "import-scale.json"
+KINDS = ("csv", "parquet")
+WRITE = "write"
 _BATCH = 1 << 20
 
 
@@ -107,10 +110,7 @@ def _sizes(dataset: Any) -> dict[str, Any]:
 def write_step(folder: Path, rows: int) -> dict[str, Any]:
     """Write the log."""
     write_logs(folder, rows)
-    return {
-        f"{suffix}_mb": (folder / f"log.{suffix}").stat().st_size / 1e6
-        for suffix in ("csv", "parquet")
-    }
+    return {"rows": rows}
 
 
 STEPS: dict[str, Callable[[Path], dict[str, Any]]] = {
@@ -122,19 +122,20 @@ STEPS: dict[str, Callable[[Path], dict[str, Any]]] = {
 }
 
 
-def measure(rows: int, scratch: Path) -> list[dict[str, Any]]:
-    """Run all steps on a log of N rows."""
-    with tempfile.TemporaryDirectory(prefix="mmssl-bench-", dir=scratch) as folder:
-        file = in_fresh_process("import_scale", "--step", "write", folder, str(rows))
-        found = []
-        for step in STEPS:
-            result = in_fresh_process("import_scale", "--step", step, folder, str(rows))
-            found.append({"rows": rows, **file["sizes"], "step": step, **result})
-            print(
-                f"{rows:>12,} rows  {step:24s} {result['seconds']:8.1f} s "
-                f"{result['peak_mb'] / 1024:6.2f} GiB  {result['sizes']}",
-                flush=True,
-            )
+def measure(rows: int, folder: Path, only: Sequence[str]) -> list[dict[str, Any]]:
+    """Run steps on a log of N rows, which the first one writes."""
+    if WRITE in only:
+        in_fresh_process("import_scale", "--step", WRITE, str(folder), str(rows))
+    sizes = {f"{kind}_mb": (folder / f"log.{kind}").stat().st_size / 1e6 for kind in KINDS}
+    found = []
+    for step in (step for step in STEPS if step in only):
+        result = in_fresh_process("import_scale", "--step", step, str(folder), str(rows))
+        found.append({"rows": rows, **sizes, "step": step, **result})
+        print(
+            f"{rows:>12,} rows  {step:24s} {result['seconds']:8.1f} s "
+            f"{result['peak_mb'] / 1024:6.2f} GiB  {result['sizes']}",
+            flush=True,
+        )
     return found
 
 
@@ -143,22 +144,29 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000, 100_000_000])
     parser.add_argument("--scratch", type=Path, default=None, help="where the files are written")
+    parser.add_argument("--folder", type=Path, help="where the files of one N stay")
+    parser.add_argument("--only", nargs="+", choices=[WRITE, *STEPS], default=[WRITE, *STEPS])
     parser.add_argument("--out", type=Path, default=RESULT)
     arguments = parser.parse_args(argv)
     for rows in arguments.rows:
-        found = measure(rows, arguments.scratch)
+        with tempfile.TemporaryDirectory(prefix="mmssl-bench-", dir=arguments.scratch) as scratch:
+            found = measure(rows, arguments.folder or Path(scratch), arguments.only)
         known = json.loads(arguments.out.read_text())["steps"] if arguments.out.exists() else []
-        kept = [entry for entry in known if entry["rows"] != rows]
+        new = {(entry["rows"], entry["step"]) for entry in found}
+        kept = [entry for entry in known if (entry["rows"], entry["step"]) not in new]
         from benchmarks.harness.environment import environment
 
-        steps = sorted([*kept, *found], key=lambda entry: entry["rows"])
+        order = list(STEPS)
+        steps = sorted(
+            [*kept, *found], key=lambda entry: (entry["rows"], order.index(entry["step"]))
+        )
         content = {"suite": "import", "environment": environment(), "steps": steps}
         arguments.out.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _one_step(step: str, folder: Path, rows: int) -> None:
     start = time.perf_counter()
-    sizes = write_step(folder, rows) if step == "write" else STEPS[step](folder)
+    sizes = write_step(folder, rows) if step == WRITE else STEPS[step](folder)
     seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "peak_mb": peak_mb(), "sizes": sizes}))
 
