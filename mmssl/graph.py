@@ -19,6 +19,7 @@ from mmssl.convert import Entries, entries_of_edge_index, entries_of_scipy, entr
 from mmssl.errors import InputError
 from mmssl.indexing import (
     GraphIndex,
+    PaddedIndices,
     build_index,
     index_of_lists,
     index_of_values,
@@ -27,7 +28,7 @@ from mmssl.indexing import (
 )
 from mmssl.normalization import NORMALIZATIONS as NORMALIZATIONS
 from mmssl.normalization import Normalization as Normalization
-from mmssl.normalization import check_finite, normalized
+from mmssl.normalization import check_finite, exponent, normalized
 from mmssl.plain import is_plain, plain_tensors
 from mmssl.view import GraphView as GraphView
 from mmssl.view import moved
@@ -248,21 +249,30 @@ class InteractionGraph:
                 index = index._replace(perm=item_order(index.col))
             return InteractionGraph(index, self.normalization, value)
 
-    def with_lists(self, lists: Tensor, *, padded: bool = False) -> list[InteractionGraph]:
+    def with_lists(self, lists: Tensor) -> list[InteractionGraph]:
         """Build binary graphs of every user's list, one per modality.
 
         Costs two passes over the edges, where :meth:`from_edges` has to sort. A GPU waits once, for
-        the numbers of edges, unless ``padded``.
+        the numbers of edges.
 
         Args:
             lists: (M, U, k) int32 or int64 of distinct items, -1 where a list is shorter. A user
                 with an empty list keeps the edges of this graph.
-            padded: on a GPU, leave the arrays of edges longer than the edges, see
-                :func:`mmssl.indexing.index_of_lists`. Such graphs are for products only.
         """
         with plain_tensors():
-            indices = index_of_lists(lists, self.index, padded=padded)
+            indices = index_of_lists(lists, self.index)
         return [InteractionGraph(index, self.normalization) for index in indices]
+
+    def with_changing_lists(
+        self, lists: Tensor
+    ) -> tuple[list[InteractionGraph], Callable[[Tensor], None]]:
+        """Build the graphs of :meth:`with_lists` and what rebuilds them, on a GPU without a wait.
+
+        They are for products only, to be differentiated before a change; see ``PaddedIndices``.
+        """
+        with plain_tensors():
+            padded = PaddedIndices(lists, self.index, exponent(self.normalization))
+        return [InteractionGraph(i, self.normalization) for i in padded.indices()], padded.rebuild
 
     def __repr__(self) -> str:
         kind = "binary" if self.value is None else "with values"

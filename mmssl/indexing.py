@@ -26,6 +26,8 @@ class GraphIndex(NamedTuple):
     colptr: Tensor  # (I + 1,) int64
     row: Tensor  # (E,) int32, ascending within an item
     perm: Tensor | None = None  # (E,) int64: position by item -> by user; only values need it
+    user_scale: Tensor | None = None  # (U,) float32: its normalization, which it is rebuilt with
+    item_scale: Tensor | None = None  # (I,) float32
 
 
 class RowEdges(NamedTuple):
@@ -118,31 +120,24 @@ def index_of_values(
     return build_index(user, item, num_users, num_items), summed
 
 
-def index_of_lists(lists: Tensor, other: GraphIndex, *, padded: bool = False) -> list[GraphIndex]:
+def index_of_lists(lists: Tensor, other: GraphIndex) -> list[GraphIndex]:
     """Build the index of every user's list, one per modality.
 
     Args:
         lists: (M, U, k) distinct items; -1 where a list is shorter.
         other: index of the same users and items; a user with an empty list gets its edges.
-        padded: by the kernels of a GPU, without a wait for the numbers of edges: the edge arrays
-            are as long as the lists and ``other`` together. The pointers end where the edges do.
 
     Raises:
         InputError: the shape is wrong, or an item is outside [-1, I) (not checked on a GPU, where
             reading the items would wait for the device).
     """
-    num_users, num_items = other.rowptr.numel() - 1, other.colptr.numel() - 1
-    if lists.dim() != 3 or lists.shape[1] != num_users:
-        raise InputError(f"lists: expected shape (M, {num_users}, k), got {tuple(lists.shape)}")
+    num_users, num_items = _check_lists(lists, other)
     if lists.device.type == "cpu" and lists.numel():
         low, high = (int(v) for v in torch.aminmax(lists))
         if low < -1 or high >= num_items:
             raise InputError(
                 f"lists: expected items in [-1, {num_items}), got {low if low < -1 else high}"
             )
-    if padded:
-        arrays = torch.ops.mmssl.index_of_lists(lists.int(), other.rowptr, other.col, num_items)
-        return [GraphIndex(*parts) for parts in zip(*arrays, strict=True)]
     host = _host_for(lists)
     if host is not None:
         rowptr, col = other.rowptr.numpy(), other.col.numpy()
@@ -163,6 +158,55 @@ def index_of_lists(lists: Tensor, other: GraphIndex, *, padded: bool = False) ->
         _index_of_keys(row[:count], num_users, num_items)
         for row, count in zip(key, counts, strict=True)
     ]
+
+
+class PaddedIndices:
+    """The indices of :func:`index_of_lists`, in arrays that the kernels of a GPU overwrite.
+
+    Nothing waits for the numbers of edges: the edge arrays are as long as the lists and ``other``
+    together, and the pointers end where the edges do.
+
+    Args:
+        lists: As in :func:`index_of_lists`.
+        other: The same.
+        power: That of the degrees in the scales, -1/2 or -1.
+    """
+
+    def __init__(self, lists: Tensor, other: GraphIndex, power: float) -> None:
+        num_users, num_items = _check_lists(lists, other)
+        self._other, self._root = other, power == -0.5
+        count, edges = lists.shape[0], num_users * lists.shape[2] + other.col.numel()
+        pointers, narrow = other.rowptr, other.col
+        scale = narrow.new_empty(count, num_users, dtype=torch.float32)
+        self._arrays = (
+            pointers.new_empty(count, num_users + 1),
+            narrow.new_empty(count, edges),
+            pointers.new_empty(count, num_items + 1),
+            narrow.new_empty(count, edges),
+            scale,
+            scale.new_empty(count, num_items),
+        )
+        self.rebuild(lists)
+
+    def rebuild(self, lists: Tensor) -> None:
+        """Overwrite the arrays by those of other lists of the same shape."""
+        rowptr, col = self._other.rowptr, self._other.col
+        torch.ops.mmssl.index_of_lists(lists.int(), rowptr, col, *self._arrays, self._root)
+
+    def indices(self) -> list[GraphIndex]:
+        """Return the M indices, which share the arrays."""
+        return [
+            GraphIndex(rowptr, col, colptr, row, None, user_scale, item_scale)
+            for rowptr, col, colptr, row, user_scale, item_scale in zip(*self._arrays, strict=True)
+        ]
+
+
+def _check_lists(lists: Tensor, other: GraphIndex) -> tuple[int, int]:
+    """Return the numbers of users and items."""
+    num_users, num_items = other.rowptr.numel() - 1, other.colptr.numel() - 1
+    if lists.dim() != 3 or lists.shape[1] != num_users:
+        raise InputError(f"lists: expected shape (M, {num_users}, k), got {tuple(lists.shape)}")
+    return num_users, num_items
 
 
 def edges_of_rows(

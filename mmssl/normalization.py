@@ -43,7 +43,9 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
     """
     if normalization == "none":
         return Normalized(ui_value=value, iu_value=value)
-    power = _exponent(normalization)
+    power = exponent(normalization)
+    if index.user_scale is not None:
+        return Normalized(index.user_scale, index.item_scale)
     if value is None and _extension.on_gpu(index.rowptr):
         both = (index.rowptr, index.colptr)
         return Normalized(*(torch.ops.mmssl.degree_scale(p, power == -0.5) for p in both))
@@ -70,10 +72,11 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
 
 def degree_scale(degree: Tensor, normalization: Normalization) -> Tensor:
     """Return the (R,) float32 factors of rows with (R,) edges each, 0 for a row without any."""
-    return _power(degree.float(), _exponent(normalization))
+    return _power(degree.float(), exponent(normalization))
 
 
-def _exponent(normalization: Normalization) -> float:
+def exponent(normalization: Normalization) -> float:
+    """Return the power of a degree that an edge is multiplied by."""
     return -1.0 if normalization == "row" else -0.5
 
 

@@ -119,32 +119,35 @@ def _tiles(way: str, product: str, columns: int, bytes: int) -> Kernel:
     )  # fmt: skip
 
 
-# Folder | name | pattern | what a pass covers | the class that the main loop has most of.
+# Source | name | pattern | what a pass covers | the class that the main loop has most of.
 OTHERS = r"""
-norm_act | norm_act running statistics, float32 | running_kernelIfE | a group's 32 columns | FMA
-add_normalized | offset_rows forward, float32 | 13offset_kernelIfE | 32 features | global
-add_normalized | offset_rows backward, float32 | offset_grad_kernelIfE | 32 features | global
-topk | masked_topk, parts merged, float32 | merge_kernelIffE | 32 candidates | global
-similarity | similarity_factors forward, float32 | factors_kernelIfE | 4 edges | global
-similarity | similarity_factors backward, float32 | gradient_kernelIfE | 32 features | FMA
-similarity | gumbel_rows, float32 | gumbel_kernelIfE | 32 edges | MUFU
-similarity | stack_edges | stack_kernel | 32 edges |
-critic | critic_norms, float32 | norms_kernelIffE | 4 x 32 columns of a row | FMA
-critic | critic_terms, float32 | terms_kernelIfE | 32 rows | FMA
-critic | critic_rows forward, float32 | 14grouped_kernelIffE | 32 columns of a row |
-critic | critic_rows backward, float32 | ungrouped_kernelIffE | 32 columns of a copy | FMA
-critic | critic_scores, float32 | scores_kernelIffE | 32 rows |
-critic | critic_scale, float32 | scaled_kernelIffE | 32 columns of a row |
-critic | critic_logits backward, float32 | logit_kernelIfE | 32 rows |
-keep_mask | keep_mask | keep_kernel | 128 elements |
-index | index_of_rows, lengths | pointer_kernelINS\w*12PickedLength | 32 rows | global
-index | index_of_lists, lengths | pointer_kernelINS\w*10ListLength | 32 rows | global
-index | index arrays, sums of columns | pointer_kernelINS\w*5Total | 32 columns | global
-index | index_of_rows, edges | fill_rows_kernel | a step of the search | global
-index | index_of_lists, edges | fill_lists_kernel | a step of the search | global
-index | index arrays, sums of chunks | chunk_sums_kernel | 32 columns of a chunk | global
-index | index arrays, places | place_kernel | 32 edges | global
-index | degree_scale | 12scale_kernel | 32 rows |
+add_normalized/tables | add_normalized of two tables, float32 | 13tables_kernelIfE | 32 features |
+add_normalized/tables | its backward, float32 | tables_grad_kernelIfE | 32 features | FMA
+add_normalized/kernels | offset_rows forward, float32 | 13offset_kernelIfE | 32 features | global
+add_normalized/kernels | offset_rows backward, float32 | offset_grad_kernelIf | 32 features | global
+topk/kernels | masked_topk, parts merged, float32 | merge_kernelIffE | 32 candidates | global
+similarity/kernels | similarity_factors forward, float32 | factors_kernelIfE | 4 edges | global
+similarity/kernels | similarity_factors backward, float32 | gradient_kernelIfE | 32 features | FMA
+similarity/kernels | gumbel_rows, float32 | gumbel_kernelIfE | 32 edges | MUFU
+similarity/kernels | stack_edges | stack_kernel | 32 edges |
+critic/kernels | critic_norms, float32 | norms_kernelIffE | 4 x 32 columns of a row | FMA
+critic/kernels | critic_terms, float32 | terms_kernelIfE | 32 rows | FMA
+critic/kernels | critic_rows forward, float32 | 14grouped_kernelIffE | 32 columns of a row |
+critic/kernels | critic_rows backward, float32 | ungrouped_kernelIffE | 32 columns of a copy | FMA
+critic/kernels | critic_scores, float32 | scores_kernelIffE | 4 x 32 columns of a row | FMA
+critic/kernels | critic_scale, float32 | scaled_kernelIffE | 32 columns of a row |
+critic/kernels | critic_logits backward, float32 | logit_kernelIffE | 4 x 32 columns of a row | FMA
+critic/kernels | gradient of the last layer, float32 | last_kernelIffE | 8 columns x 16 rows | FMA
+keep_mask/kernels | keep_mask | keep_kernel | 128 elements |
+index/kernels | index_of_rows, lengths | pointer_kernelINS\w*12PickedLength | 32 rows | global
+index/kernels | index_of_lists, lengths | pointer_kernelINS\w*10ListLength | 32 rows | global
+index/kernels | index arrays, sums of columns | pointer_kernelINS\w*5Total | 32 columns | global
+index/kernels | index_of_rows, edges | fill_rows_kernel | a step of the search | global
+index/kernels | index_of_lists, edges | fill_lists_kernel | a step of the search | global
+index/kernels | index arrays, sums of chunks | chunk_sums_kernel | 32 columns of a chunk | global
+index/kernels | index arrays, places | place_kernel | 32 edges | global
+index/kernels | store_lists | 12store_kernel | 32 places |
+index/kernels | degree_scale | 12scale_kernel | 32 rows |
 """
 
 KERNELS = (
@@ -161,10 +164,13 @@ KERNELS = (
     Kernel("masked_topk, float32", "csrc/ops/topk/kernels.cu", r"topk_kernelIffE",
            "features of 128 items x 16 users"),
     *(Kernel(f"norm_act {way}, {part}, float32", "csrc/ops/norm_act/kernels.cu",
-             rf"{kernel}_kernelINS\w*{job}IffE", "32 columns x 4 rows", longest=True, by=by)
+             rf"{kernel}_kernelINS\w*{job}IffE", unit, longest=True, by=by)
       for way, job in (("forward", "7Forward"), ("backward", "8Backward"),
+                       ("backward with more", "13AddedBackward"),
                        ("second backward", "14DoubleBackward"))
-      for part, kernel, by in (("sums", "sums", "FMA"), ("elements", "write", "STG"))),
+      for part, kernel, unit, by in (("sums", "sums", "32 columns x 4 rows", "FMA"),
+                                     ("elements", "write", "32 columns x 4 rows", "STG"),
+                                     ("few rows", "whole", "its largest loop", "STG"))),
     Kernel("view_attention forward, float32", "csrc/ops/view_attention/kernels.cu",
            r"forward_kernelIffE", "its largest loop", longest=True),
     Kernel("view_attention backward, float32", "csrc/ops/view_attention/kernels.cu",
@@ -173,8 +179,8 @@ KERNELS = (
            r"add_kernelIffE", "128 features of a row", longest=True),
     Kernel("add_normalized backward, float32", "csrc/ops/add_normalized/kernels.cu",
            r"grad_kernelIffE", "128 features of a row", longest=True),
-    *(Kernel(name, f"csrc/ops/{folder}/kernels.cu", pattern, unit, longest=True, by=by)
-      for folder, name, pattern, unit, by in (
+    *(Kernel(name, f"csrc/ops/{source}.cu", pattern, unit, longest=True, by=by)
+      for source, name, pattern, unit, by in (
           [part.strip() for part in line.split("|")] for line in OTHERS.strip().splitlines())),
 )  # fmt: skip
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from mmssl import _extension
 from mmssl.ops._autograd import Operator
 from mmssl.ops._checks import accumulation_dtype
+from mmssl.ops.product import added_product, affine, product
 
 # As in the released code, the sigmoid is scaled by 100 and the penalty by 0.3.
 SCORE_SCALE = 100.0
@@ -74,16 +75,29 @@ def ungrouped_rows(grad: Tensor, alpha: Tensor | None, rows: int, batch: int) ->
     return out
 
 
-def scores(logit: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the sigmoids of (n,) logits and the derivatives of 100 times these.
+def scores(y: Tensor, weight: Tensor, bias: Tensor, last: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Apply the last layer, and start the gradients of the last scores.
 
-    Both are float32 at least.
+    Args:
+        y: (G n, p).
+        weight: (1, p).
+        bias: (1,).
+        last: Number of rows whose score is differentiated.
+
+    Returns:
+        The sigmoids (G n,) of ``y @ weight.T + bias`` and the derivatives (G n,) of 100 times
+        these, both at least float32, and the gradients (last, p) of the last rows' scores for y.
     """
-    if _extension.on_gpu(logit):
-        share, slope = torch.ops.mmssl.critic_scores(logit)
-        return share, slope
+    if _extension.on_gpu(y):
+        acc = accumulation_dtype(y.dtype)
+        vectors = weight.to(acc).flatten(), bias.to(acc)
+        share, slope, to_y = torch.ops.mmssl.critic_scores(y, *vectors, last)
+        return share, slope, to_y
+    weight = weight.to(y.dtype)
+    logit = affine(y, weight.T, bias.to(y.dtype)).squeeze(1)
     share = torch.sigmoid(logit.to(accumulation_dtype(logit.dtype)))
-    return share, SCORE_SCALE * share * (1 - share)
+    slope = SCORE_SCALE * share * (1 - share)
+    return share, slope, slope[slope.shape[0] - last :].to(y.dtype)[:, None] * weight
 
 
 def row_norms(image: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,26 +157,60 @@ def scaled_rows(
 
 
 def logit_gradient(
-    grad: Tensor, share: Tensor, slope: Tensor, to_slope: Tensor | None, rows: int
-) -> Tensor:
-    """Return the gradient (G n,) for the logits.
+    grad: Tensor,
+    share: Tensor,
+    slope: Tensor,
+    y: Tensor,
+    up: Tensor | None,
+    weight: Tensor,
+    rows: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients for the logits (G n,) and for what the last layer reads (G n, p).
 
     Args:
         grad: A scalar, that for the loss of :func:`loss_terms`.
         share: (G n,).
         slope: (G n,).
-        to_slope: (n,), that for the slopes of the mixed rows; None without these.
+        y: (G n, p), whose shape and dtype the result has.
+        up: (n, p), for the last result of :func:`scores`; None without mixed rows.
+        weight: (1, p), of the last layer.
         rows: n.
     """
     if _extension.on_gpu(share):
-        out: Tensor = torch.ops.mmssl.critic_logits_backward(grad, share, slope, to_slope, rows)
-        return out
+        wide = weight.to(accumulation_dtype(y.dtype)).flatten()
+        arguments = grad, share, slope, y, up, wide, rows
+        to_logit, to_y = torch.ops.mmssl.critic_logits_backward(*arguments)
+        return to_logit, to_y
+    weight = weight.to(y.dtype)
     out = slope.clone()
     out[:rows] *= grad / rows
     out[rows : 2 * rows] *= -grad / rows
-    if to_slope is not None:
+    if up is not None:
+        to_slope = product(up, weight.T).squeeze(1).to(slope.dtype)
         out[2 * rows :] *= to_slope * (1 - 2 * share[2 * rows :])
-    return out
+    return out, out.to(y.dtype)[:, None] * weight
+
+
+def last_gradient(
+    to_logit: Tensor, slope: Tensor, y: Tensor, up: Tensor | None, rows: int
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients for weight (1, p) and bias (1,) of the last layer.
+
+    Args:
+        to_logit: (G n,), that for the logits.
+        slope: (G n,).
+        y: (G n, p).
+        up: (n, p), as in :func:`logit_gradient`.
+        rows: n.
+    """
+    if _extension.on_gpu(y):
+        of_weight, of_bias = torch.ops.mmssl.critic_last_backward(to_logit, slope, y, up, rows)
+        return of_weight[None], of_bias
+    column = to_logit.to(y.dtype)[:, None]
+    more = None
+    if up is not None:
+        more = product(slope[2 * rows :].to(y.dtype)[None], up)
+    return added_product(more, column.T, y), column.sum(0)
 
 
 def _rows_fake(pre: Tensor, bias: Tensor, alpha: Tensor | None, rows: int, groups: int) -> Tensor:
@@ -173,9 +221,11 @@ def _rows_backward_fake(grad: Tensor, alpha: Tensor | None, rows: int, batch: in
     return grad.new_empty(rows + batch, grad.shape[1])
 
 
-def _scores_fake(logit: Tensor) -> tuple[Tensor, Tensor]:
-    share = logit.new_empty(logit.shape, dtype=accumulation_dtype(logit.dtype))
-    return share, torch.empty_like(share)
+def _scores_fake(
+    y: Tensor, weight: Tensor, bias: Tensor, last: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    share = weight.new_empty(y.shape[0])
+    return share, torch.empty_like(share), y.new_empty(last, y.shape[1])
 
 
 def _norms_fake(image: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,9 +245,13 @@ def _scale_fake(
 
 
 def _logits_fake(
-    grad: Tensor, share: Tensor, slope: Tensor, to_slope: Tensor | None, rows: int
-) -> Tensor:
-    return torch.empty_like(share)
+    grad: Tensor, share: Tensor, slope: Tensor, y: Tensor, *_: Any
+) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(share), y.new_empty(y.shape)
+
+
+def _last_fake(to_logit: Tensor, slope: Tensor, y: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
+    return slope.new_empty(y.shape[1]), slope.new_empty(1)
 
 
 _FAKES: dict[str, Callable[..., Any]] = {
@@ -208,5 +262,6 @@ _FAKES: dict[str, Callable[..., Any]] = {
     "terms": _terms_fake,
     "scale": _scale_fake,
     "logits_backward": _logits_fake,
+    "last_backward": _last_fake,
 }
 OPERATORS = tuple(Operator(f"critic_{name}", fake=fake) for name, fake in _FAKES.items())

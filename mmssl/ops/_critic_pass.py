@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from mmssl import _extension
 from mmssl.ops._critic import (
     grouped_rows,
+    last_gradient,
     logit_gradient,
     loss_terms,
     row_norms,
@@ -27,7 +28,7 @@ from mmssl.ops._critic import (
     scores,
     ungrouped_rows,
 )
-from mmssl.ops.norm_act import update_running
+from mmssl.ops.norm_act import Running, moves_running, update_running
 from mmssl.ops.product import (
     added_product,
     affine,
@@ -54,19 +55,20 @@ class HeadWeights(NamedTuple):
 class Hidden:
     """LeakyReLU, batch normalization and dropout of one hidden layer, for one pass."""
 
-    running: tuple[Tensor | None, Tensor | None]  # (width,) mean and variance, updated in place
+    running: Running  # updated in place
     keep: Tensor | None  # (G n, width)
     keep_scale: float
     slope: float
     eps: float
-    momentum: float
 
     def forward(self, x: Tensor, weight: Tensor, bias: Tensor, groups: int) -> _Normalized:
         """Map (G n, width) to the same shape, and keep what the gradients read."""
-        y, mean, rstd = torch.ops.mmssl.norm_act(
-            x, weight, bias, self.keep, self.keep_scale, self.slope, self.eps, groups
-        )
-        update_running(*self.running, mean, rstd, self.momentum, self.eps, x.shape[0], groups)
+        arguments = x, weight, bias, self.keep, self.keep_scale, self.slope, self.eps, groups
+        if moves_running(x, self.running):
+            y, mean, rstd = torch.ops.mmssl.norm_act_moved(*arguments, *self.running)
+        else:
+            y, mean, rstd = torch.ops.mmssl.norm_act(*arguments)
+            update_running(self.running, mean, rstd, self.eps, x.shape[0], groups)
         return _Normalized(self, x, y, weight, mean, rstd, self.keep, groups)
 
 
@@ -102,6 +104,30 @@ class _Normalized:
         )
         return grads
 
+    def backward_added(
+        self, grad: Tensor, more_x: Tensor | None, more_weight: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Compute :meth:`backward` and add more to it.
+
+        Args:
+            grad: As in :meth:`backward`.
+            more_x: (n, width), for the x of the last group, or None.
+            more_weight: (width,), or None.
+
+        Returns:
+            The three gradients, and on a GPU the sums of that for x over the rows.
+        """
+        if _extension.on_gpu(grad):
+            sums: tuple[Tensor, Tensor, Tensor, Tensor] = torch.ops.mmssl.norm_act_backward_added(
+                grad, *self._arguments(), more_x, more_weight
+            )
+            return sums
+        to_x, to_weight, to_bias = self.backward(grad)
+        if more_x is not None and more_weight is not None:
+            to_x[-more_x.shape[0] :].add_(more_x)
+            to_weight.add_(more_weight)
+        return to_x, to_weight, to_bias, None
+
     def double_backward(self, up: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the gradients for grad, x and weight, given that for what backward gave for x."""
         grads: tuple[Tensor, Tensor, Tensor] = torch.ops.mmssl.norm_act_double_backward(
@@ -114,24 +140,25 @@ class _Head:
     """The forward pass through the head, and its gradient."""
 
     def __init__(
-        self, x: Tensor, weights: HeadWeights, layers: tuple[Hidden, Hidden], groups: int
+        self,
+        x: Tensor,
+        weights: HeadWeights,
+        layers: tuple[Hidden, Hidden],
+        groups: int,
+        mixed: int = 0,
     ) -> None:
-        self.dtype = x.dtype
         w = self.weights = weights
-        self.weight2, self.weight3 = w.weight2.to(x.dtype), w.weight3.to(x.dtype)
+        self.weight2 = w.weight2.to(x.dtype)
         self.first = layers[0].forward(x, w.norm1, w.shift1, groups)
         second = affine(self.first.y, self.weight2.T, w.bias2.to(x.dtype))
         self.second = layers[1].forward(second, w.norm2, w.shift2, groups)
-        logit = affine(self.second.y, self.weight3.T, w.bias3.to(x.dtype)).squeeze(1)
-        self.share, self.slope = scores(logit)  # (G n,)
+        last = self.second.y, w.weight3, w.bias3
+        # (G n,), (G n,), and for the mixed rows the gradients (n, h2) of their scores
+        self.share, self.slope, self.of_scores = scores(*last, mixed)
 
-    def column(self, values: Tensor) -> Tensor:
-        """Return (rows,) numbers as a (rows, 1) matrix of the activations' dtype."""
-        return values.to(self.dtype)[:, None]
-
-    def to_input(self, to_logit: Tensor) -> Tensor:
-        """Return the gradient (G n, h) for the input, given that for the logits (G n,)."""
-        to_second, *_ = self.second.backward(self.column(to_logit) * self.weight3)
+    def to_input(self, to_output: Tensor) -> Tensor:
+        """Return the gradient (G n, h) for the input, given that for the second layer's output."""
+        to_second, *_ = self.second.backward(to_output)
         to_first, *_ = self.first.backward(product(to_second, self.weight2))
         return to_first
 
@@ -142,9 +169,7 @@ class _Penalty:
     def __init__(self, head: _Head, weight: Tensor) -> None:
         self.head, self.weight = head, weight
         self.first, self.second = head.first.last(), head.second.last()
-        self.slope = head.slope[-self.first.x.shape[0] :]
-        self.at_second = head.column(self.slope) * head.weight3  # (n, h2), gradients for outputs
-        self.through_second, *_ = self.second.backward(self.at_second)
+        self.through_second, *_ = self.second.backward(head.of_scores)
         self.at_first = product(self.through_second, head.weight2)  # (n, h)
         self.delta, *_ = self.first.backward(self.at_first)
         self.image, self.other = row_images(self.delta, weight)
@@ -157,12 +182,8 @@ class _Penalty:
         up, to_first, to_norm1 = self.first.double_backward(up, self.at_first)
         to_weight2 = product(self.through_second.T, up)
         up = product(up, head.weight2.T)
-        up, to_second, to_norm2 = self.second.double_backward(up, self.at_second)
-        to_weight3 = product(head.column(self.slope).T, up)
-        to_slope = product(up, head.weight3.T).squeeze(1).to(self.slope.dtype)
-        return _PenaltyGradient(
-            to_weight, to_first, to_norm1, to_weight2, to_second, to_norm2, to_weight3, to_slope
-        )
+        up, to_second, to_norm2 = self.second.double_backward(up, head.of_scores)
+        return _PenaltyGradient(to_weight, to_first, to_norm1, to_weight2, to_second, to_norm2, up)
 
     def _of_norms(self, grad: Tensor, share: float) -> tuple[Tensor, Tensor]:
         """Return the gradients for the rows' gradients ``delta`` (n, h) and the weight (I, h)."""
@@ -189,8 +210,7 @@ class _PenaltyGradient(NamedTuple):
     weight2: Tensor  # (h2, h)
     second: Tensor  # (n, h2) for the input of the second
     norm2: Tensor  # (h2,)
-    weight3: Tensor  # (1, h2)
-    slope: Tensor  # (n,)
+    up: Tensor  # (n, h2) for the gradients of the mixed scores
 
 
 class _CriticLoss(torch.autograd.Function):
@@ -211,7 +231,8 @@ class _CriticLoss(torch.autograd.Function):
         ctx.batch, ctx.gp_weight = pre.shape[0] - n, gp_weight
         ctx.alpha, groups = (None, 2) if gp_weight is None else (alpha, 3)
         x = grouped_rows(pre, bias, ctx.alpha, n, groups)
-        ctx.head = head = _Head(x, HeadWeights(*parameters), layers, groups)
+        mixed = 0 if ctx.alpha is None else n
+        ctx.head = head = _Head(x, HeadWeights(*parameters), layers, groups, mixed)
         ctx.penalty = None if gp_weight is None else _Penalty(head, weight)
         norm = None if ctx.penalty is None else ctx.penalty.norm
         out = loss_terms(head.share, norm, n, gp_weight or 0.0)
@@ -226,25 +247,28 @@ class _CriticLoss(torch.autograd.Function):
         head: _Head = ctx.head
         n = ctx.rows
         extra = None if ctx.penalty is None else ctx.penalty.backward(grad, ctx.gp_weight)
-        to_logit = logit_gradient(grad, head.share, head.slope, extra and extra.slope, n)
-        column = head.column(to_logit)
-        to_weight3, to_bias3 = _products(column, head.second.y, extra and extra.weight3)
-        to_second, to_norm2, to_shift2 = head.second.backward(column * head.weight3)
-        if extra is not None:
-            to_second[-n:].add_(extra.second)
-        to_weight2, to_bias2 = _products(to_second, head.first.y, extra and extra.weight2)
-        to_first, to_norm1, to_shift1 = head.first.backward(product(to_second, head.weight2))
-        if extra is not None:
-            to_first[-n:].add_(extra.first)
-            torch._foreach_add_([to_norm1, to_norm2], [extra.norm1, extra.norm2])
+        up, weight3 = extra and extra.up, head.weights.weight3
+        like = head.second.y
+        to_logit, to_y = logit_gradient(grad, head.share, head.slope, like, up, weight3, n)
+        to_weight3, to_bias3 = last_gradient(to_logit, head.slope, like, up, n)
+        to_second, to_norm2, to_shift2, to_bias2 = head.second.backward_added(
+            to_y, extra and extra.second, extra and extra.norm2
+        )
+        if to_bias2 is None:
+            to_bias2 = to_second.sum(0)
+        to_weight2 = added_product(extra and extra.weight2, to_second.T, head.first.y)
+        to_first, to_norm1, to_shift1, to_bias = head.first.backward_added(
+            product(to_second, head.weight2), extra and extra.first, extra and extra.norm1
+        )
         to_pre = ungrouped_rows(to_first, ctx.alpha, n, ctx.batch)
         to_head = HeadWeights(
             *(to_norm1, to_shift1, to_weight2, to_bias2),
             *(to_norm2, to_shift2, to_weight3, to_bias3),
         )
         wide = (g.to(w.dtype) for g, w in zip(to_head, head.weights, strict=True))
-        # Each mixed row is a mean of a fake and a real one, so that the shares of the bias add up.
-        to_bias = to_pre.sum(0, dtype=to_norm1.dtype)
+        if to_bias is None:
+            # Each mixed row is a mean of a fake and a real one, so that the shares add up.
+            to_bias = to_pre.sum(0, dtype=to_norm1.dtype)
         return None, None, None, to_pre, to_bias, extra and extra.weight, *wide
 
 
@@ -263,9 +287,9 @@ class _MeanScore(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         head: _Head = ctx.head
-        rows = head.share.shape[0]
-        to_logit = logit_gradient(grad, head.share, head.slope, None, rows)
-        return None, None, head.to_input(to_logit), None
+        rows, weight3 = head.share.shape[0], head.weights.weight3
+        _, to_y = logit_gradient(grad, head.share, head.slope, head.second.y, None, weight3, rows)
+        return None, None, head.to_input(to_y), None
 
 
 def whole_loss(
@@ -310,10 +334,3 @@ def mean_score(
     """
     out: Tensor = _MeanScore.apply(layers, weights, pre, bias)
     return out
-
-
-def _products(column: Tensor, rows: Tensor, more: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return ``column.T @ rows`` (p, q), more of it added, and the sums of the column's (p,)."""
-    if more is None:
-        return product(column.T, rows), column.sum(0)
-    return added_product(more, column.T, rows), column.sum(0)

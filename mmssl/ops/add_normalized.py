@@ -18,6 +18,7 @@ from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Bad, Sample, normal
 from mmssl.ops._checks import accumulation_dtype, check_shape, check_tensor, is_cpu_half, promoted
 from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._whole_pass import OPERATORS as TABLES
 from mmssl.ops.dispatch import use_native
 
 
@@ -173,6 +174,6 @@ declare(
         Words("a table plus the normalized rows of M views", "the normalized views"),
         dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_FORWARD, _BACKWARD),
-        gpu_operators=(_OFFSET, _OFFSET_BACKWARD),
+        gpu_operators=(_OFFSET, _OFFSET_BACKWARD, *TABLES),
     )
 )

@@ -195,17 +195,18 @@ class _Masked(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
-        ctx.keep, ctx.scale = keep.view(torch.bool), scale
-        return _masked(x, ctx.keep, scale)
+        ctx.keep, ctx.scale = keep, scale
+        return masked(x, ctx.keep, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return _masked(grads[0], ctx.keep, ctx.scale), None, None
+        return masked(grads[0], ctx.keep, ctx.scale), None, None
 
 
-def _masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
-    """Multiply (N, K D) by a mask (N, K, D) of bool."""
-    out = torch.ops.aten.native_dropout_backward(x.reshape(keep.shape), keep, scale)
+def masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+    """Multiply (N, K D) by a mask (N, K, D) of 0 and 1 and a factor; not differentiable."""
+    mask = keep.view(torch.bool)
+    out = torch.ops.aten.native_dropout_backward(x.reshape(keep.shape), mask, scale)
     return out.reshape(x.shape)
 
 

@@ -9,9 +9,10 @@ Legend: N rows, H columns, G groups of rows.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -104,49 +105,58 @@ def norm_act(
             *(x, weight, bias, keep, keep_scale, negative_slope, eps, statistics, momentum, groups)
         ).to(dtype)
     acc = accumulation_dtype(x.dtype)
-    vectors = weight.to(acc), bias.to(acc)
-    y, mean, rstd = _call(x, *vectors, keep, keep_scale, negative_slope, eps, groups)
-    with torch.no_grad():
-        update_running(running_mean, running_var, mean, rstd, momentum, eps, x.shape[0], groups)
+    arguments = x, weight.to(acc), bias.to(acc), keep, keep_scale, negative_slope, eps, groups
+    moved = Running(running_mean, running_var, None, momentum)
+    if moves_running(x, moved) and not torch.compiler.is_compiling():
+        y, *_ = _call_moved(*arguments, *moved)
+    else:
+        y, mean, rstd = _call(*arguments)
+        with torch.no_grad():
+            update_running(moved, mean, rstd, eps, x.shape[0], groups)
     out: Tensor = y.to(dtype)
     return out
 
 
+class Running(NamedTuple):
+    """Running statistics and how they move, in the order of ``mmssl::norm_act_moved``."""
+
+    mean: Tensor | None  # (H,)
+    var: Tensor | None  # (H,)
+    seen: Tensor | None  # (), number of groups of rows
+    momentum: float
+
+
+def moves_running(x: Tensor, running: Running) -> bool:
+    """Whether a GPU moves these in the launch of the forward pass over ``x``."""
+    if not _extension.on_gpu(x) or running.mean is None or running.var is None:
+        return False
+    acc = accumulation_dtype(x.dtype)
+    return all(t.dtype == acc and t.is_contiguous() for t in (running.mean, running.var))
+
+
 def update_running(
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
-    momentum: float,
-    eps: float,
-    rows: int,
-    groups: int,
+    running: Running, mean: Tensor, rstd: Tensor, eps: float, rows: int, groups: int
 ) -> None:
     """Move the running statistics towards those of each group of a batch.
 
     Args:
-        running_mean: (H,), or None.
-        running_var: (H,), or None.
+        running: Updated in place.
         mean: (G H,), of the groups.
         rstd: (G H,), the same.
-        momentum: Weight of a group.
         eps: What was added to the variances.
         rows: N, of all groups.
         groups: G.
     """
     rows //= groups
-    if running_mean is not None and running_var is not None and _extension.on_gpu(mean):
-        running = (running_mean, running_var)
-        if all(t.dtype == mean.dtype and t.is_contiguous() for t in running):
-            torch.ops.mmssl.norm_act_running(mean, rstd, *running, momentum, eps, rows, groups)
-            return
-    if running_mean is not None:
+    if running.seen is not None:
+        running.seen.add_(groups)
+    if running.mean is not None:
         for one in mean.view(groups, -1):
-            running_mean.lerp_(one.to(running_mean.dtype), momentum)
-    if running_var is not None:
+            running.mean.lerp_(one.to(running.mean.dtype), running.momentum)
+    if running.var is not None:
         unbiased = (rstd.double().pow(-2) - eps) * (rows / (rows - 1))
         for one in unbiased.view(groups, -1):
-            running_var.lerp_(one.to(running_var.dtype), momentum)
+            running.var.lerp_(one.to(running.var.dtype), running.momentum)
 
 
 def _check(x: Tensor, weight: Tensor, bias: Tensor, keep: Tensor | None, groups: int) -> None:
@@ -208,10 +218,18 @@ def _fake(x: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Ten
     return x.new_empty(x.shape), weight.new_empty(length), weight.new_empty(length)
 
 
+def _moved_fake(x: Tensor, weight: Tensor, *options: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake(x, weight, *options[:6])
+
+
 def _backward_fake(
     grad_y: Tensor, x: Tensor, weight: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     return x.new_empty(x.shape), torch.empty_like(weight), torch.empty_like(weight)
+
+
+def _added_fake(grad_y: Tensor, x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return *_backward_fake(grad_y, x, weight), torch.empty_like(weight)
 
 
 def _double_backward_fake(
@@ -221,7 +239,7 @@ def _double_backward_fake(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, weight, _bias, keep, ctx.keep_scale, ctx.slope, _eps, ctx.groups = inputs
+    x, weight, _bias, keep, ctx.keep_scale, ctx.slope, _eps, ctx.groups = inputs[:8]
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
     ctx.set_materialize_grads(False)  # no zeros for the statistics
@@ -270,8 +288,10 @@ _BACKWARD = Operator(
 _DOUBLE_BACKWARD = Operator(
     "norm_act_double_backward", fake=_double_backward_fake, refused="a third derivative"
 )
-_RUNNING = Operator("norm_act_running", fake=lambda *_: None)
+_MOVED = Operator("norm_act_moved", fake=_moved_fake)
+_ADDED = Operator("norm_act_backward_added", fake=_added_fake)
 _call, _call_backward, _call_double_backward = map(eager, (_FORWARD, _BACKWARD, _DOUBLE_BACKWARD))
+_call_moved = eager(dataclasses.replace(_FORWARD, name=_MOVED.name))
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
@@ -347,6 +367,6 @@ declare(
         ),
         dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_FORWARD, _BACKWARD, _DOUBLE_BACKWARD),
-        gpu_operators=(_RUNNING, *CRITIC_OPERATORS),
+        gpu_operators=(_MOVED, _ADDED, *CRITIC_OPERATORS),
     )
 )

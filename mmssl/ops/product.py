@@ -327,17 +327,19 @@ def _through_gram(delta: Tensor, weight: Tensor) -> bool:
     return 2 * weight.shape[1] < 3 * delta.shape[0]
 
 
-def added_product(to: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def added_product(to: Tensor | None, a: Tensor, b: Tensor) -> Tensor:
     """Add ``a @ b`` to a matrix in place, not differentiable.
 
     Args:
-        to: (n, q).
+        to: (n, q), or None for zeros.
         a: (n, p), same dtype and device.
         b: (p, q), the same.
 
     Returns:
         ``to``.
     """
+    if to is None:
+        return _multiply(a, b)
     return to.add_(_multiply(a, b)) if _takes_onednn(a) else to.addmm_(a, b)
 
 

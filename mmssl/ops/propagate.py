@@ -56,6 +56,21 @@ def spmm(view: GraphView, x: Tensor) -> Tensor:
     return y
 
 
+def spmm_added(view: GraphView, x: Tensor, base: Tensor, scale: float = 1.0) -> Tensor:
+    """Compute ``scale * (base + spmm(view, x))`` in the launch of the product, on a GPU only.
+
+    Not differentiable; for use inside an autograd function.
+
+    Args:
+        view: As in :func:`spmm`.
+        x: (C, D), of a dtype with kernels.
+        base: (R, D), of the same dtype.
+        scale: A number.
+    """
+    out: Tensor = torch.ops.mmssl.spmm_added(x, *_operands(view, x.dtype), base, scale)
+    return out
+
+
 def spmm_reference(view: GraphView, x: Tensor) -> Tensor:
     """Compute :func:`spmm` in plain PyTorch by gather and ordered scatter-add."""
     acc = accumulation_dtype(x.dtype)
@@ -338,6 +353,7 @@ declare(
         Words("`diag(r) A diag(c) @ x`", "a sorted transpose per backward pass", page="propagate"),
         dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_SPMM, _VALUE_GRAD),
+        gpu_operators=(Operator("spmm_added", fake=_spmm_fake),),
         folder="propagate",
     )
 )

@@ -266,8 +266,8 @@ def test_operators_that_only_a_gpu_has(emulated):
 # `released` amplifies rounding, since Adam divides gradients by their size.
 STEPS = {
     "plus": (108, 3, None, 1e-4),
-    "paper": (261, 1, 4, 1e-4),
-    "released": (403, 3, None, 0.05),
+    "paper": (198, 1, 4, 1e-4),
+    "released": (372, 3, None, 0.05),
 }
 
 

@@ -28,6 +28,12 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
   m.def(
       "add_normalized_backward(Tensor grad, Tensor x, Tensor inverse, float weight) -> Tensor");
   // For a GPU; on the CPU the same numbers come from operators of torch.
+  m.def(
+      "normalized_tables(Tensor[] layers, Tensor[] x, float scale, float weight) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "normalized_tables_backward(Tensor[] grad, Tensor[] x, Tensor inverse, Tensor[] more, "
+      "float weight) -> Tensor");
   m.def("offset_rows(Tensor x, Tensor? offset, float radius) -> Tensor");
   m.def("offset_rows_backward(Tensor grad, Tensor x, Tensor? offset, float radius) -> Tensor");
 }

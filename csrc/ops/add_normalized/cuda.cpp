@@ -1,7 +1,11 @@
 // Binds add_normalized to its CUDA kernels.
+#include <tuple>
+#include <vector>
+
 #include "common/cuda_binding.h"
 #include "ops/add_normalized/kernels.cuh"
 #include "ops/add_normalized/operands.h"
+#include "ops/add_normalized/tables.cuh"
 
 namespace {
 
@@ -72,9 +76,106 @@ Tensor offset_rows_backward(const Tensor& grad_, const Tensor& x, const OptTenso
   return grad_x;
 }
 
+// The tables of users and items; scratch and results hold the rows of both.
+struct TableOperands {
+  using Tensors = std::vector<Tensor>;
+
+  explicit TableOperands(const Tensors& x_) : x(x_), type(ScalarType::Float) {
+    STD_TORCH_CHECK(x.size() == 2, "mmssl::normalized_tables: expected two tables");
+    type = x[0].scalar_type();
+    for (Tensor& t : x) {
+      STD_TORCH_CHECK((type == ScalarType::Float || type == ScalarType::Double) && x[0].dim() == 3 &&
+                          matches(t, x[0], type, {x[0].size(0), kAny, x[0].size(2)}),
+                      "mmssl::normalized_tables: views must be (M, N, D) float32 or float64");
+      if (t.size(2) != 1 && t.stride(2) != 1) t = as_contiguous(t);
+    }
+  }
+  // (N, D) for each table, `of` at a time.
+  void check(const Tensors& tensors, size_t of, const char* what) const {
+    bool fits = tensors.size() == 2 * of;
+    for (size_t n = 0; fits && n < tensors.size(); ++n) {
+      fits = matches(tensors[n], x[0], type, {x[n / of].size(1), x[0].size(2)}) &&
+             tensors[n].is_contiguous();
+    }
+    STD_TORCH_CHECK(fits, "mmssl::normalized_tables: ", what,
+                    " must be (N, D) for each table, contiguous, of the dtype of its views");
+  }
+  int64_t rows() const { return x[0].size(1) + x[1].size(1); }
+  template <class A>
+  cuda::NormalizedTables<A> args(double scale, double weight, const Tensor& inverse) const {
+    cuda::NormalizedTables<A> a{x[0].size(0), x[0].size(2), 0, A(scale), A(weight), {},
+                                mutable_data<A>(inverse)};
+    for (int n = 0; n < 2; ++n) {
+      a.table[n].rows = x[n].size(1), a.table[n].x = data<A>(x[n]);
+      a.table[n].view_step = x[n].stride(0), a.table[n].row_step = x[n].stride(1);
+    }
+    return a;
+  }
+
+  Tensors x;
+  ScalarType type;
+};
+
+std::tuple<Tensor, Tensor> normalized_tables(const std::vector<Tensor>& layers,
+                                                 const std::vector<Tensor>& x, double scale,
+                                                 double weight) {
+  const TableOperands o(x);
+  const size_t count = layers.size() / 2;
+  o.check(layers, count, "layers");
+  STD_TORCH_CHECK(count >= 1 && count <= size_t(cuda::NormalizedTable<float>::kMostLayers),
+                  "mmssl::normalized_tables: expected one to 8 layers per table");
+  const cuda::CurrentDevice device(o.x[0]);
+  const Tensor out = new_empty(o.x[0], {o.rows(), o.x[0].size(2)});
+  const Tensor inverse = new_empty(o.x[0], {o.x[0].size(0), o.rows()});
+  for_dtype(o.type, [&](auto, auto sum) {
+    using A = decltype(sum);
+    auto a = o.args<A>(scale, weight, inverse);
+    a.layers = int(count);
+    for (size_t n = 0; n < layers.size(); ++n) {
+      a.table[n / count].layer[n % count] = data<A>(layers[n]);
+    }
+    MMSSL_CUDA_CHECK(
+        cuda::launch_normalized_tables<A>(a, mutable_data<A>(out), device.stream));
+  });
+  return {out, inverse};
+}
+
+Tensor normalized_tables_backward(const std::vector<Tensor>& grad, const std::vector<Tensor>& x,
+                                      const Tensor& inverse, const std::vector<Tensor>& more,
+                                      double weight) {
+  const TableOperands o(x);
+  o.check(grad, 1, "gradients");
+  const int64_t views = o.x[0].size(0), d = o.x[0].size(2);
+  bool fits = matches(inverse, o.x[0], o.type, {views, o.rows()}) && inverse.is_contiguous() &&
+              (more.empty() || more.size() == 2);
+  for (size_t n = 0; fits && n < more.size(); ++n) {
+    fits = matches(more[n], o.x[0], o.type, {views, o.x[n].size(1), d}) &&
+           (d == 1 || more[n].stride(2) == 1);
+  }
+  STD_TORCH_CHECK(fits, "mmssl::normalized_tables_backward: inverse must be (M, N), and what is "
+                        "added like the views of each table, with contiguous rows");
+  const cuda::CurrentDevice device(o.x[0]);
+  const Tensor grad_x = new_empty(o.x[0], {o.rows(), views, d});
+  for_dtype(o.type, [&](auto, auto sum) {
+    using A = decltype(sum);
+    auto a = o.args<A>(1, weight, inverse);
+    for (int n = 0; n < 2; ++n) {
+      a.table[n].grad = data<A>(grad[n]);
+      if (more.empty()) continue;
+      a.table[n].more = data<A>(more[n]);
+      a.table[n].more_view_step = more[n].stride(0), a.table[n].more_row_step = more[n].stride(1);
+    }
+    MMSSL_CUDA_CHECK(cuda::launch_normalized_tables_backward<A>(a, mutable_data<A>(grad_x),
+                                                                    device.stream));
+  });
+  return grad_x;
+}
+
 }  // namespace
 
 MMSSL_CUDA_LIBRARY(m) {
+  m.impl("normalized_tables", TORCH_BOX(&normalized_tables));
+  m.impl("normalized_tables_backward", TORCH_BOX(&normalized_tables_backward));
   m.impl("add_normalized", TORCH_BOX(&add_normalized<Kernels>));
   m.impl("add_normalized_backward", TORCH_BOX(&add_normalized_backward<Kernels>));
   m.impl("offset_rows", TORCH_BOX(&offset_rows));

@@ -29,12 +29,15 @@ struct UngroupedRows {
   T* out;          // (n + B, h): the gradient for pre
 };
 
-// share: the sigmoids of the logits; slope: the derivatives of the scores.
+// The last layer: share, the sigmoids of y weight + bias, slope, the derivatives of the scores, and for
+// the last rows the gradients of their scores for y.
 template <class T, class A>
 struct Scores {
-  int64_t count;          // G n
-  const T* logit;
-  A *share, *slope;
+  int64_t count, columns, last;  // G n, h2, rows with a gradient
+  const T* y;                    // (G n, h2)
+  const A *weight, *bias;        // (h2) and (1)
+  A *share, *slope;              // (G n)
+  T* to_y;                       // (last, h2)
 };
 
 // norm: the square root of <image, other> of each row, and of the smallest normal number at least;
@@ -66,14 +69,25 @@ struct ScaledRows {
   T *out_first, *out_second;
 };
 
-// The gradient for the logits: grad / n times the slope, negated in the real group; in the mixed group
-// from that for the slopes.
-template <class A>
+// The gradient for the logits, grad / n times the slope, negated in the real group, and for y, which is
+// the weight times it. In the mixed group it comes from `up`, the gradient for Scores::to_y.
+template <class T, class A>
 struct LogitGradient {
-  int64_t groups, rows;
+  int64_t groups, rows, columns;
   const A *grad, *share, *slope;  // (1), (G n), (G n)
-  const A* to_slope;              // (n), or null where G < 3
-  A* out;                         // (G n)
+  const T* up;                    // (n, h2), or null where G < 3
+  const A* weight;                // (h2)
+  A* to_logit;                    // (G n)
+  T* to_y;                        // (G n, h2)
+};
+
+// The gradients for the last layer's parameters.
+template <class T, class A>
+struct LastGradient {
+  int64_t groups, rows, columns;
+  const A *to_logit, *slope;  // (G n)
+  const T *y, *up;            // (G n, h2), and (n, h2) or null, as above
+  A *to_weight, *to_bias;     // (h2) and (1)
 };
 
 }  // namespace mmssl

@@ -82,21 +82,24 @@ Tensor critic_rows_backward(const Tensor& grad_, const OptTensor& alpha_, int64_
   return out;
 }
 
-std::tuple<Tensor, Tensor> critic_scores(const Tensor& logit_) {
-  const Tensor logit = as_contiguous(logit_);
-  const ScalarType type = logit.scalar_type();
-  STD_TORCH_CHECK(logit.dim() == 1 && is_supported(type),
-                  "mmssl::critic_scores: logit must be (n,) float32, float64 or bfloat16");
-  const cuda::CurrentDevice device(logit);
-  const auto [share, slope] = two_per_row(logit);
-  for_dtype(type, [&](auto storage, auto sum) {
+std::tuple<Tensor, Tensor, Tensor> critic_scores(const Tensor& y_, const Tensor& weight_,
+                                                 const Tensor& bias_, int64_t last) {
+  constexpr const char* kName = "critic_scores";
+  const Tensor y = matrix(y_, kName), weight = numbers(weight_, y, y.size(1), kName);
+  const Tensor bias = numbers(bias_, y, 1, kName);
+  STD_TORCH_CHECK(last >= 0 && last <= y.size(0), "mmssl::critic_scores: there are fewer rows");
+  const cuda::CurrentDevice device(y);
+  const auto [share, slope] = two_per_row(y);
+  const Tensor to_y = new_empty(y, {last, y.size(1)});
+  for_dtype(y.scalar_type(), [&](auto storage, auto sum) {
     using T = decltype(storage);
     using A = decltype(sum);
-    const Scores<T, A> a{logit.size(0), data<T>(logit), mutable_data<A>(share),
-                         mutable_data<A>(slope)};
+    const Scores<T, A> a{y.size(0),       y.size(1),     last,
+                         data<T>(y),      data<A>(weight), data<A>(bias),
+                         mutable_data<A>(share), mutable_data<A>(slope), mutable_data<T>(to_y)};
     MMSSL_CUDA_CHECK(cuda::launch_scores(a, device.stream));
   });
-  return {share, slope};
+  return {share, slope, to_y};
 }
 
 std::tuple<Tensor, Tensor> critic_norms(const Tensor& image_, const Tensor& other_) {
@@ -168,24 +171,66 @@ std::tuple<Tensor, Tensor> critic_scale(const Tensor& grad_, const Tensor& facto
   return {out_first, out_second};
 }
 
-Tensor critic_logits_backward(const Tensor& grad_, const Tensor& share_, const Tensor& slope_,
-                              const OptTensor& to_slope_, int64_t rows) {
+// The rows that the mixed group's gradient comes from.
+OptTensor rows_of_penalty(const OptTensor& up, const Tensor& y, int64_t rows, int64_t groups,
+                          const char* what) {
+  check_groups(groups, up, what);
+  STD_TORCH_CHECK(matches(up, y, y.scalar_type(), {rows, y.size(1)}), "mmssl::", what,
+                  ": up must be the rows of a group, of the dtype and on the device of the others");
+  return as_contiguous(up);
+}
+
+// like: rows of the shape and dtype of the result, which are not read.
+std::tuple<Tensor, Tensor> critic_logits_backward(const Tensor& grad_, const Tensor& share_,
+                                                  const Tensor& slope_, const Tensor& like,
+                                                  const OptTensor& up_, const Tensor& weight_,
+                                                  int64_t rows) {
   constexpr const char* kName = "critic_logits_backward";
-  const Tensor share = as_contiguous(share_);
+  const Tensor to_y = empty_like(matrix(like, kName));
+  const Tensor share = numbers(share_, to_y, to_y.size(0), kName);
+  const Tensor slope = numbers(slope_, to_y, to_y.size(0), kName);
   const int64_t groups = groups_of(share, rows, kName);
-  const Tensor grad = numbers(grad_, share, 1, kName);
-  const Tensor slope = numbers(slope_, share, share.numel(), kName);
-  const OptTensor to_slope = numbers(to_slope_, share, rows, kName);
-  check_groups(groups, to_slope, kName);
+  const Tensor grad = numbers(grad_, to_y, 1, kName);
+  const Tensor weight = numbers(weight_, to_y, to_y.size(1), kName);
+  const OptTensor up = rows_of_penalty(up_, to_y, rows, groups, kName);
   const cuda::CurrentDevice device(share);
-  const Tensor out = empty_like(share);
-  for_dtype(share.scalar_type(), [&](auto, auto sum) {
+  const Tensor to_logit = empty_like(share);
+  for_dtype(to_y.scalar_type(), [&](auto storage, auto sum) {
+    using T = decltype(storage);
     using A = decltype(sum);
-    const LogitGradient<A> a{groups,         rows,              data<A>(grad), data<A>(share),
-                             data<A>(slope), data<A>(to_slope), mutable_data<A>(out)};
+    const LogitGradient<T, A> a{groups,         rows,        to_y.size(1),
+                                data<A>(grad),  data<A>(share), data<A>(slope),
+                                data<T>(up),    data<A>(weight), mutable_data<A>(to_logit),
+                                mutable_data<T>(to_y)};
     MMSSL_CUDA_CHECK(cuda::launch_logit_gradient(a, device.stream));
   });
-  return out;
+  return {to_logit, to_y};
+}
+
+std::tuple<Tensor, Tensor> critic_last_backward(const Tensor& to_logit_, const Tensor& slope_,
+                                                const Tensor& y_, const OptTensor& up_, int64_t rows) {
+  constexpr const char* kName = "critic_last_backward";
+  const Tensor y = matrix(y_, kName), to_logit = numbers(to_logit_, y, y.size(0), kName);
+  const Tensor slope = numbers(slope_, y, y.size(0), kName);
+  const int64_t groups = groups_of(slope, rows, kName);
+  const OptTensor up = rows_of_penalty(up_, y, rows, groups, kName);
+  const cuda::CurrentDevice device(y);
+  const Tensor to_weight = new_empty(slope, {y.size(1)}), to_bias = new_empty(slope, {1});
+  for_dtype(y.scalar_type(), [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    const LastGradient<T, A> a{groups,
+                               rows,
+                               y.size(1),
+                               data<A>(to_logit),
+                               data<A>(slope),
+                               data<T>(y),
+                               data<T>(up),
+                               mutable_data<A>(to_weight),
+                               mutable_data<A>(to_bias)};
+    MMSSL_CUDA_CHECK(cuda::launch_last_gradient(a, device.stream));
+  });
+  return {to_weight, to_bias};
 }
 
 }  // namespace
@@ -198,4 +243,5 @@ MMSSL_CUDA_LIBRARY(m) {
   m.impl("critic_terms", TORCH_BOX(&critic_terms));
   m.impl("critic_scale", TORCH_BOX(&critic_scale));
   m.impl("critic_logits_backward", TORCH_BOX(&critic_logits_backward));
+  m.impl("critic_last_backward", TORCH_BOX(&critic_last_backward));
 }

@@ -68,18 +68,57 @@ int check_rows(int64_t groups, int64_t batch, int64_t copies, int64_t h, double 
   return check.wrong;
 }
 
+// The last layer over G groups of n rows of h columns: scores, and both gradients.
 template <class T, class A>
-int check_scores(int64_t count, double tolerance) {
+int check_last(int64_t groups, int64_t n, int64_t h, double tolerance) {
   std::mt19937 random(2);
-  auto logit = normal<T>(count, random);
-  if (count > 2) mmssl::narrow(A(200), logit[0]), mmssl::narrow(A(-200), logit[1]);
-  std::vector<A> share(count), slope(count);
-  mmssl::cuda::launch_scores<T, A>({count, logit.data(), share.data(), slope.data()}, nullptr);
+  const int64_t count = groups * n, last = groups == 3 ? n : 0;
+  auto y = normal<T>(count * h, random);
+  const auto up = normal<T>(n * h, random);
+  const auto weight = normal<A>(h, random), bias = normal<A>(1, random);
+  if (count > 2) mmssl::narrow(A(200), y[0]), mmssl::narrow(A(-200), y[h]);  // saturate
+  std::vector<A> share(count), slope(count), to_logit(count), to_weight(h), to_bias(1);
+  std::vector<T> of_scores(last * h), to_y(count * h);
+  const T* third = last > 0 ? up.data() : nullptr;
+  const A grad = A(0.5);
+  mmssl::cuda::launch_scores<T, A>({count, h, last, y.data(), weight.data(), bias.data(),
+                                    share.data(), slope.data(), of_scores.data()},
+                                   nullptr);
+  mmssl::cuda::launch_logit_gradient<T, A>({groups, n, h, &grad, share.data(), slope.data(), third,
+                                            weight.data(), to_logit.data(), to_y.data()},
+                                           nullptr);
+  mmssl::cuda::launch_last_gradient<T, A>({groups, n, h, to_logit.data(), slope.data(), y.data(),
+                                           third, to_weight.data(), to_bias.data()},
+                                          nullptr);
   Check check{tolerance};
-  for (int64_t k = 0; k < count; ++k) {
-    const double s = 1 / (1 + std::exp(-as_double(logit[k])));
-    check(share[k], s), check(slope[k], 100 * s * (1 - s));
+  std::vector<double> weight_exact(h);
+  double bias_exact = 0, size = 1;
+  for (int64_t row = 0; row < count; ++row) {
+    double logit = double(bias[0]), through = 0;
+    for (int64_t c = 0; c < h; ++c) logit += as_double(y[row * h + c]) * double(weight[c]);
+    const double s = 1 / (1 + std::exp(-logit));
+    check(share[row], s), check(slope[row] / 100, s * (1 - s));
+    const double own = double(slope[row]);
+    double exact = (row < n ? 0.5 : -0.5) / double(n) * own;
+    if (row >= 2 * n) {
+      for (int64_t c = 0; c < h; ++c) {
+        through += as_double(up[(row - 2 * n) * h + c]) * double(weight[c]);
+        check(as_double(of_scores[(row - 2 * n) * h + c]), own * double(weight[c]));
+        weight_exact[c] += own * as_double(up[(row - 2 * n) * h + c]);
+      }
+      exact = through * (1 - 2 * double(share[row])) * own;
+    }
+    check(to_logit[row], exact);
+    const double found = double(to_logit[row]);
+    bias_exact += found, size += std::fabs(found);
+    for (int64_t c = 0; c < h; ++c) {
+      check(as_double(to_y[row * h + c]), found * double(weight[c]));
+      weight_exact[c] += found * as_double(y[row * h + c]);
+      size += std::fabs(found * as_double(y[row * h + c]));
+    }
   }
+  for (int64_t c = 0; c < h; ++c) check(to_weight[c] / size, weight_exact[c] / size);
+  check(to_bias[0] / size, bias_exact / size);
   return check.wrong;
 }
 
@@ -115,27 +154,18 @@ int check_norms(int64_t n, int64_t columns, double tolerance) {
 template <class A>
 int check_loss(int64_t groups, int64_t n, double tolerance) {
   std::mt19937 random(4);
-  const auto share = shares<A>(groups * n, random), slope = shares<A>(groups * n, random);
-  const auto norm = shares<A>(n, random), to_slope = normal<A>(n, random);
+  const auto share = shares<A>(groups * n, random), norm = shares<A>(n, random);
   const bool third = groups == 3;
-  const A weight = A(1.7), grad = A(0.5);
-  std::vector<A> terms(4), to_logit(groups * n);
+  const A weight = A(1.7);
+  std::vector<A> terms(4);
   mmssl::cuda::launch_loss_terms<A>(
       {groups, n, share.data(), third ? norm.data() : nullptr, weight, terms.data()}, nullptr);
-  mmssl::cuda::launch_logit_gradient<A>({groups, n, &grad, share.data(), slope.data(),
-                                         third ? to_slope.data() : nullptr, to_logit.data()},
-                                        nullptr);
   double exact[3] = {};
   Check check{tolerance};
   for (int64_t i = 0; i < n; ++i) {
     exact[0] += 100 * double(share[i]) / double(n);
     if (groups > 1) exact[1] += 100 * double(share[n + i]) / double(n);
     if (third) exact[2] += 0.3 * double(weight) * std::pow(double(norm[i]) - 1, 2) / double(n);
-    check(to_logit[i], 0.5 / double(n) * double(slope[i]));
-    if (groups > 1) check(to_logit[n + i], -0.5 / double(n) * double(slope[n + i]));
-    if (!third) continue;
-    const double s = double(share[2 * n + i]);
-    check(to_logit[2 * n + i], double(to_slope[i]) * double(slope[2 * n + i]) * (1 - 2 * s));
   }
   check(terms[0], exact[0] - exact[1] + exact[2]);
   for (int k = 0; k < 3; ++k) check(terms[1 + k], exact[k]);
@@ -152,13 +182,16 @@ int main() {
       wrong += check_rows<double, double>(groups, batch, 3, 32, 1e-14);
     }
     wrong += check_rows<bf16, float>(groups, 4, 2, 17, 1e-2);
+    for (int64_t h : {1, 7, 40}) {
+      wrong += check_last<float, float>(groups, 37, h, 1e-5);
+      wrong += check_last<double, double>(groups, 1, h, 1e-13);
+      wrong += check_last<bf16, float>(groups, 9, h, 1e-2);
+    }
     for (int64_t n : {1, 31, 700}) {
       wrong += check_loss<float>(groups, n, 1e-6) + check_loss<double>(groups, n, 1e-13);
     }
   }
   for (int64_t n : {1, 300}) {
-    wrong += check_scores<float, float>(n, 2e-6) + check_scores<double, double>(n, 1e-14);
-    wrong += check_scores<bf16, float>(n, 2e-6);
     wrong += check_norms<float, float>(n, 70, 1e-5) + check_norms<double, double>(n, 5, 1e-13);
     wrong += check_norms<bf16, float>(n, 33, 1e-2);
   }

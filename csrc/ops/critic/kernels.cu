@@ -1,5 +1,5 @@
-// A thread per element of the rows, a warp per row where a row is summed, and one block for the terms of
-// the loss, whose sums have a fixed order.
+// A thread per element of the rows, a warp per row where a row is summed, a block for a few columns where
+// these are, and one block for the terms of the loss. All sums have a fixed order.
 #include "ops/critic/kernels.cuh"
 
 #include <cfloat>
@@ -7,6 +7,8 @@
 
 namespace mmssl::cuda {
 namespace {
+
+constexpr int kLastColumns = 8;
 
 // As torch.lerp forms it.
 template <class A>
@@ -47,13 +49,24 @@ __global__ void __launch_bounds__(kBlock)
   narrow(sum, a.out[size + of]);
 }
 
+// A warp per row.
 template <class T, class A>
 __global__ void __launch_bounds__(kBlock) scores_kernel(const __grid_constant__ Scores<T, A> a) {
-  const int64_t at = global_thread();
-  if (at >= a.count) return;
-  const A share = 1 / (1 + exp(-A(widen(a.logit[at]))));
-  a.share[at] = share;
-  a.slope[at] = A(kScoreScale) * share * (1 - share);
+  const int64_t row = global_thread() / kWarp;
+  if (row >= a.count) return;
+  const T* __restrict__ y = a.y + row * a.columns;
+  const int lane = int(threadIdx.x % kWarp);
+  A logit = 0;
+#pragma unroll 4
+  for (int64_t c = lane; c < a.columns; c += kWarp) logit += A(widen(y[c])) * a.weight[c];
+  logit = sum_of_lanes(logit) + *a.bias;
+  const A share = 1 / (1 + exp(-logit)), slope = A(kScoreScale) * share * (1 - share);
+  if (lane == 0) a.share[row] = share, a.slope[row] = slope;
+  const int64_t to = row - (a.count - a.last);
+  if (to < 0) return;
+  for (int64_t c = lane; c < a.columns; c += kWarp) {
+    narrow(slope * a.weight[c], a.to_y[to * a.columns + c]);
+  }
 }
 
 template <class T, class A>
@@ -113,15 +126,55 @@ __global__ void __launch_bounds__(kBlock) scaled_kernel(const __grid_constant__ 
   if (a.second != nullptr) narrow(factor * A(widen(a.second[at])), a.out_second[at]);
 }
 
-template <class A>
-__global__ void __launch_bounds__(kBlock) logit_kernel(const __grid_constant__ LogitGradient<A> a) {
-  const int64_t at = global_thread();
-  if (at >= a.groups * a.rows) return;
-  const int64_t group = at / a.rows;
-  A up = *a.grad / A(a.rows);
-  if (group == 1) up = -up;
-  if (group == 2) up = a.to_slope[at - 2 * a.rows] * (1 - 2 * a.share[at]);
-  a.out[at] = up * a.slope[at];
+// A warp per row.
+template <class T, class A>
+__global__ void __launch_bounds__(kBlock)
+    logit_kernel(const __grid_constant__ LogitGradient<T, A> a) {
+  const int64_t row = global_thread() / kWarp;
+  if (row >= a.groups * a.rows) return;
+  const int lane = int(threadIdx.x % kWarp);
+  A up = row < a.rows ? *a.grad / A(a.rows) : -*a.grad / A(a.rows);
+  if (row >= 2 * a.rows) {
+    const T* __restrict__ of = a.up + (row - 2 * a.rows) * a.columns;
+    up = 0;
+#pragma unroll 4
+    for (int64_t c = lane; c < a.columns; c += kWarp) up += A(widen(of[c])) * a.weight[c];
+    up = sum_of_lanes(up) * (1 - 2 * a.share[row]);
+  }
+  const A to_logit = up * a.slope[row];
+  if (lane == 0) a.to_logit[row] = to_logit;
+  for (int64_t c = lane; c < a.columns; c += kWarp) {
+    narrow(to_logit * a.weight[c], a.to_y[row * a.columns + c]);
+  }
+}
+
+// A block for 8 columns of all rows; behind the last column comes the bias.
+template <class T, class A>
+__global__ void __launch_bounds__(kBlock)
+    last_kernel(const __grid_constant__ LastGradient<T, A> a) {
+  constexpr int kWarps = kBlock / kWarp, kLines = kBlock / kLastColumns;
+  __shared__ double sums[kLastColumns][kWarps];
+  const int thread = int(threadIdx.x), lane = thread % kLastColumns;
+  const int64_t column = int64_t(blockIdx.x) * kLastColumns + lane;
+  double sum = 0;
+  if (column <= a.columns) {
+    const bool bias = column == a.columns;
+#pragma unroll 4
+    for (int64_t row = thread / kLastColumns; row < a.groups * a.rows; row += kLines) {
+      sum += a.to_logit[row] * (bias ? A(1) : A(widen(a.y[row * a.columns + column])));
+    }
+    for (int64_t row = thread / kLastColumns; a.up != nullptr && !bias && row < a.rows; row += kLines) {
+      sum += a.slope[2 * a.rows + row] * A(widen(a.up[row * a.columns + column]));
+    }
+  }
+#pragma unroll
+  for (int mask = kLastColumns; mask < kWarp; mask *= 2) sum += __shfl_xor_sync(kAllLanes, sum, mask);
+  if (thread % kWarp < kLastColumns) sums[lane][thread / kWarp] = sum;
+  __syncthreads();
+  if (thread >= kLastColumns || column > a.columns) return;
+  double total = 0;
+  for (int warp = 0; warp < kWarps; ++warp) total += sums[lane][warp];
+  *(column == a.columns ? a.to_bias : a.to_weight + column) = A(total);
 }
 
 template <class Args>
@@ -145,7 +198,7 @@ cudaError_t launch_ungrouped_rows(const UngroupedRows<T, A>& a, cudaStream_t str
 
 template <class T, class A>
 cudaError_t launch_scores(const Scores<T, A>& a, cudaStream_t stream) {
-  return launch(scores_kernel<T, A>, a, a.count, stream);
+  return launch(scores_kernel<T, A>, a, a.count * kWarp, stream);
 }
 
 template <class T, class A>
@@ -163,9 +216,14 @@ cudaError_t launch_scaled_rows(const ScaledRows<T, A>& a, cudaStream_t stream) {
   return launch(scaled_kernel<T, A>, a, a.rows * a.columns, stream);
 }
 
-template <class A>
-cudaError_t launch_logit_gradient(const LogitGradient<A>& a, cudaStream_t stream) {
-  return launch(logit_kernel<A>, a, a.groups * a.rows, stream);
+template <class T, class A>
+cudaError_t launch_logit_gradient(const LogitGradient<T, A>& a, cudaStream_t stream) {
+  return launch(logit_kernel<T, A>, a, a.groups * a.rows * kWarp, stream);
+}
+
+template <class T, class A>
+cudaError_t launch_last_gradient(const LastGradient<T, A>& a, cudaStream_t stream) {
+  return launch(last_kernel<T, A>, a, ceil_div(a.columns + 1, kLastColumns) * kBlock, stream);
 }
 
 #define MMSSL_INSTANTIATE(T, A)                                                          \
@@ -173,14 +231,14 @@ cudaError_t launch_logit_gradient(const LogitGradient<A>& a, cudaStream_t stream
   template cudaError_t launch_ungrouped_rows(const UngroupedRows<T, A>&, cudaStream_t);  \
   template cudaError_t launch_scores(const Scores<T, A>&, cudaStream_t);                 \
   template cudaError_t launch_row_norms(const RowNorms<T, A>&, cudaStream_t);            \
-  template cudaError_t launch_scaled_rows(const ScaledRows<T, A>&, cudaStream_t);
+  template cudaError_t launch_scaled_rows(const ScaledRows<T, A>&, cudaStream_t);        \
+  template cudaError_t launch_logit_gradient(const LogitGradient<T, A>&, cudaStream_t);  \
+  template cudaError_t launch_last_gradient(const LastGradient<T, A>&, cudaStream_t);
 MMSSL_INSTANTIATE(float, float)
 MMSSL_INSTANTIATE(bf16, float)
 MMSSL_INSTANTIATE(double, double)
 #undef MMSSL_INSTANTIATE
 template cudaError_t launch_loss_terms(const LossTerms<float>&, cudaStream_t);
 template cudaError_t launch_loss_terms(const LossTerms<double>&, cudaStream_t);
-template cudaError_t launch_logit_gradient(const LogitGradient<float>&, cudaStream_t);
-template cudaError_t launch_logit_gradient(const LogitGradient<double>&, cudaStream_t);
 
 }  // namespace mmssl::cuda

@@ -6,7 +6,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
       "index_of_rows(Tensor rowptr, Tensor col, Tensor rows, int num_cols, int capacity) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "index_of_lists(Tensor lists, Tensor rowptr, Tensor col, int num_cols) -> "
-      "(Tensor, Tensor, Tensor, Tensor)");
+      "index_of_lists(Tensor lists, Tensor rowptr, Tensor col, Tensor(a!) out_rowptr, "
+      "Tensor(b!) out_col, Tensor(c!) out_t_rowptr, Tensor(d!) out_t_col, Tensor(e!) scale, "
+      "Tensor(f!) t_scale, bool root) -> ()");
+  m.def("store_lists(Tensor(a!) lists, Tensor pick, Tensor[] top) -> ()");
   m.def("degree_scale(Tensor rowptr, bool root) -> Tensor");
 }

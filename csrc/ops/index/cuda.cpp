@@ -1,6 +1,8 @@
 // Checks and unpacks the tensors of the operators that build index arrays, and binds them to their
 // CUDA kernels. Shapes: index.h.
+#include <algorithm>
 #include <tuple>
+#include <vector>
 
 #include "common/cuda_binding.h"
 #include "ops/index/kernels.cuh"
@@ -44,25 +46,66 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> index
   return {position, item, rowptr, col, t_rowptr, t_col, t_edge, live};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> index_of_lists(const Tensor& lists_,
-                                                          const Tensor& rowptr_,
-                                                          const Tensor& col_, int64_t num_cols) {
+// Overwrites the arrays of M matrices.
+void index_of_lists(const Tensor& lists_, const Tensor& rowptr_, const Tensor& col_,
+                    const Tensor& out_rowptr, const Tensor& out_col, const Tensor& out_t_rowptr,
+                    const Tensor& out_t_col, const Tensor& scale, const Tensor& t_scale, bool root) {
   const Matrix a(rowptr_, col_);
   const Tensor lists = as_contiguous(lists_);
   const int64_t rows = a.rowptr.size(0) - 1;
-  STD_TORCH_CHECK(matches(lists, a.rowptr, ScalarType::Int, {kAny, rows, kAny}) && num_cols >= 0,
+  STD_TORCH_CHECK(matches(lists, a.rowptr, ScalarType::Int, {kAny, rows, kAny}) &&
+                      out_t_rowptr.dim() == 2 && out_t_rowptr.size(1) >= 1,
                   "mmssl::index_of_lists: lists must be (M, R, k) int32 on the device of rowptr");
-  const int64_t matrices = lists.size(0), k = lists.size(2), capacity = rows * k + a.col.size(0);
-  const cuda::Launch launch(a.rowptr, cuda::index_scratch(matrices, num_cols, capacity));
-  const Tensor rowptr = new_empty(a.rowptr, {matrices, rows + 1});
-  const Tensor t_rowptr = new_empty(a.rowptr, {matrices, num_cols + 1});
-  const Tensor col = new_empty(a.col, {matrices, capacity}), t_col = empty_like(col);
+  const int64_t matrices = lists.size(0), k = lists.size(2), columns = out_t_rowptr.size(1) - 1;
+  const int64_t capacity = rows * k + a.col.size(0);
+  const auto check = [&](const Tensor& t, ScalarType type, int64_t length) {
+    STD_TORCH_CHECK(matches(t, a.rowptr, type, {matrices, length}) && t.is_contiguous(),
+                    "mmssl::index_of_lists: expected results of M rows, contiguous, on the device of "
+                    "rowptr: int64 pointers, int32 edges, float32 scales");
+  };
+  check(out_rowptr, ScalarType::Long, rows + 1), check(out_t_rowptr, ScalarType::Long, columns + 1);
+  check(out_col, ScalarType::Int, capacity), check(out_t_col, ScalarType::Int, capacity);
+  check(scale, ScalarType::Float, rows), check(t_scale, ScalarType::Float, columns);
+  const cuda::Launch launch(a.rowptr, cuda::index_scratch(matrices, columns, capacity));
+  const IndexArrays out{matrices,
+                        rows,
+                        columns,
+                        capacity,
+                        mutable_data<int64_t>(out_rowptr),
+                        mutable_data<int32_t>(out_col),
+                        mutable_data<int64_t>(out_t_rowptr),
+                        mutable_data<int32_t>(out_t_col),
+                        nullptr,
+                        mutable_data<float>(scale),
+                        mutable_data<float>(t_scale),
+                        root};
   MMSSL_CUDA_CHECK(cuda::launch_index_of_lists(
-      {data<int32_t>(lists), k, data<int64_t>(a.rowptr), data<int32_t>(a.col), a.col.size(0)},
-      {matrices, rows, num_cols, capacity, mutable_data<int64_t>(rowptr), mutable_data<int32_t>(col),
-       mutable_data<int64_t>(t_rowptr), mutable_data<int32_t>(t_col), nullptr},
+      {data<int32_t>(lists), k, data<int64_t>(a.rowptr), data<int32_t>(a.col), a.col.size(0)}, out,
       launch.scratch<void>(), launch.device.stream));
-  return {rowptr, col, t_rowptr, t_col};
+}
+
+void store_lists(const Tensor& lists, const Tensor& pick_, const std::vector<Tensor>& top_) {
+  const Tensor pick = as_contiguous(pick_);
+  STD_TORCH_CHECK(lists.dim() == 3 && lists.scalar_type() == ScalarType::Int &&
+                      lists.is_contiguous() && lists.size(0) == int64_t(top_.size()) &&
+                      matches(pick, lists, ScalarType::Long, {kAny}),
+                  "mmssl::store_lists: lists must be (M, R, k) int32, contiguous, for M new lists, and "
+                  "pick (B,) int64 on the same device");
+  const int64_t matrices = lists.size(0), rows = lists.size(1), k = lists.size(2);
+  const int64_t count = pick.size(0);
+  const cuda::CurrentDevice device(lists);
+  std::vector<Tensor> top;
+  for (const Tensor& t : top_) {
+    STD_TORCH_CHECK(matches(t, lists, ScalarType::Long, {count, k}),
+                    "mmssl::store_lists: new lists must be (B, k) int64 on the device of lists");
+    top.push_back(as_contiguous(t));
+  }
+  for (int64_t first = 0; first < matrices; first += StoredLists::kMost) {
+    StoredLists a{std::min(StoredLists::kMost, matrices - first), rows, k, count,
+                  data<int64_t>(pick), {}, mutable_data<int32_t>(lists) + first * rows * k};
+    for (int64_t n = 0; n < a.matrices; ++n) a.top[n] = data<int64_t>(top[first + n]);
+    MMSSL_CUDA_CHECK(cuda::launch_store_lists(a, device.stream));
+  }
 }
 
 Tensor degree_scale(const Tensor& rowptr_, bool root) {
@@ -82,5 +125,6 @@ Tensor degree_scale(const Tensor& rowptr_, bool root) {
 MMSSL_CUDA_LIBRARY(m) {
   m.impl("index_of_rows", TORCH_BOX(&index_of_rows));
   m.impl("index_of_lists", TORCH_BOX(&index_of_lists));
+  m.impl("store_lists", TORCH_BOX(&store_lists));
   m.impl("degree_scale", TORCH_BOX(&degree_scale));
 }

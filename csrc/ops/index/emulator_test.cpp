@@ -124,15 +124,38 @@ void check_lists(int64_t matrices, int64_t rows, int64_t columns, int64_t k) {
   }
   const int64_t nnz = int64_t(m.col.size());
   Arrays out(matrices, rows, columns, rows * k + nnz);
-  mmssl::cuda::launch_index_of_lists({lists.data(), k, m.rowptr.data(), m.col.data(), nnz},
-                                     out.pointers(), out.scratch.data(), nullptr);
+  std::vector<float> scales(matrices * rows, NAN), t_scales(matrices * columns, NAN);
+  mmssl::IndexArrays arrays = out.pointers();
+  arrays.scale = scales.data(), arrays.t_scale = t_scales.data(), arrays.root = true;
+  mmssl::cuda::launch_index_of_lists({lists.data(), k, m.rowptr.data(), m.col.data(), nnz}, arrays,
+                                     out.scratch.data(), nullptr);
   for (int64_t n = 0; n < matrices; ++n) out.compare(n, expected[n]);
+  const auto check_scales = [](const std::vector<int64_t>& pointers, int64_t count, int64_t many,
+                               const std::vector<float>& scales) {
+    for (int64_t at = 0; at < many * count; ++at) {
+      const int64_t p = at / count * (count + 1) + at % count;
+      const double degree = double(pointers[p + 1] - pointers[p]);
+      wrong += !(std::fabs(scales[at] - (degree > 0 ? 1 / std::sqrt(degree) : 0)) <= 1e-6);
+    }
+  };
+  check_scales(out.rowptr, rows, matrices, scales), check_scales(out.t_rowptr, columns, matrices, t_scales);
   std::vector<float> scale(rows, NAN);
   mmssl::cuda::launch_degree_scale(m.rowptr.data(), rows, true, scale.data(), nullptr);
-  for (int64_t r = 0; r < rows; ++r) {
-    const double degree = double(m.rows[r].size());
-    wrong += std::fabs(scale[r] - (degree > 0 ? 1 / std::sqrt(degree) : 0)) > 1e-6;
+  check_scales(m.rowptr, rows, 1, scale);
+
+  std::vector<int64_t> pick(rows), top(matrices * 2 * k);
+  for (int64_t r = 0; r < rows; ++r) pick[r] = r;
+  std::shuffle(pick.begin(), pick.end(), random);
+  for (auto& item : top) item = int64_t(random() % columns) - 1;
+  mmssl::StoredLists stored{matrices, rows, k, 2, pick.data(), {}, lists.data()};
+  for (int64_t n = 0; n < matrices; ++n) stored.top[n] = top.data() + n * 2 * k;
+  std::vector<int32_t> after = lists;
+  for (int64_t at = 0; at < int64_t(top.size()); ++at) {
+    const int64_t row = at / (2 * k) * rows + pick[at / k % 2];
+    after[row * k + at % k] = int32_t(top[at]);
   }
+  mmssl::cuda::launch_store_lists(stored, nullptr);
+  wrong += lists != after;
 }
 
 }  // namespace

@@ -14,6 +14,10 @@ struct IndexArrays {
   int64_t* t_rowptr;  // (M, C + 1)
   int32_t* t_col;     // (M, n), ascending within a column
   int64_t* t_edge;    // (M, n) or null: position by column -> by row, itself behind the edges
+  // (M, R) and (M, C) or null: powers of the lengths of rows and columns, -1/2 with `root`, else -1;
+  // 0 where nothing is.
+  float *scale = nullptr, *t_scale = nullptr;
+  bool root = false;
 };
 
 // Some rows of one matrix, M = 1.
@@ -33,6 +37,15 @@ struct ListsArgs {
   const int64_t* rowptr;  // (R + 1), of the other matrix
   const int32_t* col;     // (E)
   int64_t nnz;            // E
+};
+
+// New lists of some rows, for the lists of all rows.
+struct StoredLists {
+  static constexpr int64_t kMost = 16;  // matrices of one launch
+  int64_t matrices, rows, k, count;     // M, R, k, B
+  const int64_t* pick;                  // (B) distinct rows
+  const int64_t* top[kMost];            // (B, k) for each matrix
+  int32_t* lists;                       // (M, R, k)
 };
 
 }  // namespace mmssl

@@ -41,7 +41,9 @@ struct Counters {
   }
 };
 
+// kScaled: whether the powers of the lengths may be asked for.
 struct PickedLength {
+  static constexpr bool kScaled = false;
   RowsArgs a;
   __device__ int64_t operator()(int64_t, int64_t row) const {
     return a.rowptr[a.pick[row] + 1] - a.rowptr[a.pick[row]];
@@ -55,6 +57,7 @@ __device__ __forceinline__ int64_t list_length(const int32_t* list, int64_t k) {
 }
 
 struct ListLength {
+  static constexpr bool kScaled = true;
   ListsArgs a;
   int64_t rows;
   __device__ int64_t operator()(int64_t matrix, int64_t row) const {
@@ -64,6 +67,7 @@ struct ListLength {
 };
 
 struct Total {
+  static constexpr bool kScaled = true;
   const int32_t* totals;
   int64_t columns;
   __device__ int64_t operator()(int64_t matrix, int64_t column) const {
@@ -71,10 +75,17 @@ struct Total {
   }
 };
 
-// pointer (M, count + 1): the sums over the lengths before, a block per matrix.
+__device__ __forceinline__ float scale_of(int64_t length, bool root) {
+  const float degree = float(length);
+  return degree > 0 ? 1 / (root ? sqrtf(degree) : degree) : 0;
+}
+
+// pointer (M, count + 1): the sums over the lengths before, a block per matrix. scales (M, count) may be
+// null.
 template <class Length>
 __global__ void __launch_bounds__(kScanBlock)
-    pointer_kernel(const __grid_constant__ Length length, int64_t count, int64_t* pointers) {
+    pointer_kernel(const __grid_constant__ Length length, int64_t count, int64_t* pointers,
+                   float* scales, bool root) {
   __shared__ int64_t sums[2][kScanBlock];
   const int64_t matrix = blockIdx.x, each = ceil_div(count, kScanBlock);
   const int thread = int(threadIdx.x);
@@ -92,8 +103,12 @@ __global__ void __launch_bounds__(kScanBlock)
   __syncthreads();
   int64_t total = sums[from][thread] - own;
   for (int64_t i = begin; i < end; ++i) {
+    const int64_t size = length(matrix, i);
     pointer[i] = total;
-    total += length(matrix, i);
+    total += size;
+    if constexpr (Length::kScaled) {
+      if (scales != nullptr) scales[matrix * count + i] = scale_of(size, root);
+    }
   }
   if (thread == kScanBlock - 1) pointer[count] = sums[from][thread];
 }
@@ -201,8 +216,16 @@ __global__ void __launch_bounds__(kBlock)
                  float* __restrict__ scale) {
   const int64_t row = global_thread();
   if (row >= rows) return;
-  const float degree = float(rowptr[row + 1] - rowptr[row]);
-  scale[row] = degree > 0 ? 1 / (root ? sqrtf(degree) : degree) : 0;
+  scale[row] = scale_of(rowptr[row + 1] - rowptr[row], root);
+}
+
+// A thread per slot of a new list.
+__global__ void __launch_bounds__(kBlock) store_kernel(const __grid_constant__ StoredLists a) {
+  const int64_t at = global_thread(), slots = a.count * a.k;
+  if (at >= a.matrices * slots) return;
+  const int64_t matrix = at / slots, slot = at % slots;
+  const int64_t row = matrix * a.rows + a.pick[slot / a.k];
+  a.lists[row * a.k + slot % a.k] = int32_t(a.top[matrix][slot]);
 }
 
 Counters counters_in(void* scratch, const IndexArrays& out) {
@@ -217,7 +240,7 @@ cudaError_t transpose(const IndexArrays& out, const Counters& counters, cudaStre
     MMSSL_LAUNCH(chunk_sums_kernel, num_blocks(M * out.columns), kBlock, stream, counters, M);
   }
   MMSSL_LAUNCH((pointer_kernel<Total>), unsigned(M), kScanBlock, stream,
-               Total{counters.totals(M), out.columns}, out.columns, out.t_rowptr);
+               (Total{counters.totals(M), out.columns}), out.columns, out.t_rowptr, out.t_scale, out.root);
   if (out.capacity > 0) {
     MMSSL_LAUNCH(place_kernel, num_blocks(M * counters.chunks * kWarp), kBlock, stream, out, counters);
   }
@@ -237,7 +260,7 @@ cudaError_t launch_index_of_rows(const RowsArgs& a, const IndexArrays& out, void
       cudaMemsetAsync(scratch, 0, index_scratch(1, out.columns, out.capacity), stream);
   if (cleared != cudaSuccess) return cleared;
   MMSSL_LAUNCH((pointer_kernel<PickedLength>), 1u, kScanBlock, stream, PickedLength{a}, out.rows,
-               out.rowptr);
+               out.rowptr, nullptr, false);
   if (out.capacity > 0) {
     MMSSL_LAUNCH(fill_rows_kernel, num_blocks(out.capacity), kBlock, stream, a, out, counters);
   }
@@ -252,12 +275,19 @@ cudaError_t launch_index_of_lists(const ListsArgs& a, const IndexArrays& out, vo
       scratch, 0, index_scratch(out.matrices, out.columns, out.capacity), stream);
   if (cleared != cudaSuccess) return cleared;
   MMSSL_LAUNCH((pointer_kernel<ListLength>), unsigned(out.matrices), kScanBlock, stream,
-               (ListLength{a, out.rows}), out.rows, out.rowptr);
+               (ListLength{a, out.rows}), out.rows, out.rowptr, out.scale, out.root);
   if (out.capacity > 0) {
     MMSSL_LAUNCH(fill_lists_kernel, num_blocks(out.matrices * out.capacity), kBlock, stream, a, out,
                  counters);
   }
   return transpose(out, counters, stream);
+}
+
+cudaError_t launch_store_lists(const StoredLists& a, cudaStream_t stream) {
+  const int64_t threads = a.matrices * a.count * a.k;
+  if (threads == 0) return cudaSuccess;
+  MMSSL_LAUNCH(store_kernel, num_blocks(threads), kBlock, stream, a);
+  return cudaGetLastError();
 }
 
 cudaError_t launch_degree_scale(const int64_t* rowptr, int64_t rows, bool root, float* scale,

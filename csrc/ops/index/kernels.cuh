@@ -14,6 +14,8 @@ cudaError_t launch_index_of_rows(const RowsArgs& a, const IndexArrays& out, void
 cudaError_t launch_index_of_lists(const ListsArgs& a, const IndexArrays& out, void* scratch,
                                   cudaStream_t stream);
 
+cudaError_t launch_store_lists(const StoredLists& a, cudaStream_t stream);
+
 // scale (n) = degree ^ power of n row pointers' differences, 0 where the degree is 0; power: -1 or -1/2.
 cudaError_t launch_degree_scale(const int64_t* rowptr, int64_t rows, bool root, float* scale,
                                 cudaStream_t stream);

@@ -45,8 +45,13 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
       "float slope, int groups) -> (Tensor, Tensor, Tensor)");
   // For a GPU; on the CPU the same numbers come from operators of torch.
   m.def(
-      "norm_act_running(Tensor mean, Tensor rstd, Tensor(a!) running_mean, Tensor(b!) running_var, "
-      "float momentum, float eps, int rows, int groups) -> ()");
+      "norm_act_moved(Tensor x, Tensor weight, Tensor bias, Tensor? keep, float keep_scale, "
+      "float slope, float eps, int groups, Tensor(a!) running_mean, Tensor(b!) running_var, "
+      "Tensor(c!)? count, float momentum) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "norm_act_backward_added(Tensor grad_y, Tensor x, Tensor weight, Tensor mean, Tensor rstd, "
+      "Tensor? keep, float keep_scale, float slope, int groups, Tensor? more_x, "
+      "Tensor? more_weight) -> (Tensor, Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {

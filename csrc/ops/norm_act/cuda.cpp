@@ -35,28 +35,81 @@ struct Kernels : cuda::Launch {
   }
 };
 
-void norm_act_running(const Tensor& mean_, const Tensor& rstd_, const Tensor& running_mean,
-                      const Tensor& running_var, double momentum, double eps, int64_t rows,
-                      int64_t groups) {
-  const Tensor mean = as_contiguous(mean_), rstd = as_contiguous(rstd_);
-  const ScalarType type = mean.scalar_type();
-  const int64_t columns = running_mean.dim() == 1 ? running_mean.size(0) : 0;
-  const auto check = [&](const Tensor& t, int64_t length) {
-    STD_TORCH_CHECK((type == ScalarType::Float || type == ScalarType::Double) &&
-                        matches(t, mean, type, {length}) && t.is_contiguous(),
-                    "mmssl::norm_act_running: expected (G H,) statistics and (H,) running ones, "
-                    "float32 or float64, contiguous, on one device");
-  };
-  check(mean, groups * columns), check(rstd, groups * columns);
-  check(running_mean, columns), check(running_var, columns);
-  const cuda::CurrentDevice device(mean);
-  for_dtype(type, [&](auto, auto sum) {
-    using A = decltype(sum);
-    MMSSL_CUDA_CHECK(cuda::launch_norm_act_running<A>(
-        {columns, rows, groups, momentum, eps, data<A>(mean), data<A>(rstd),
-         mutable_data<A>(running_mean), mutable_data<A>(running_var)},
-        device.stream));
-  });
+// A vector of a model that is updated in place; its pointer is that of its memory.
+void check_in_place(const NormActOperands& o, const Tensor& t) {
+  STD_TORCH_CHECK(matches(t, o.x, o.accumulation, {o.x.size(1)}) && t.is_contiguous(),
+                  "mmssl::norm_act_moved: running statistics must be (H,) of the type sums are kept "
+                  "in, contiguous, on the device of x");
+}
+
+// The forward, which also moves running statistics.
+struct Moving : Kernels {
+  Moving(const NormActOperands& o, const Tensor& mean, const Tensor& var, const OptTensor& count,
+         double momentum)
+      : Kernels(o), mean(mean), var(var), count(count), momentum(momentum) {
+    check_in_place(o, mean), check_in_place(o, var);
+    STD_TORCH_CHECK(!count || (count->numel() == 1 && count->scalar_type() == ScalarType::Long &&
+                               on_device_of(o.x, *count)),
+                    "mmssl::norm_act_moved: count must be one int64 on the device of x");
+  }
+
+  template <class T, class A>
+  void forward(const NormActArgs<A>& a, const T* x, const A* bias, A eps, T* y, A* to_mean,
+               A* to_rstd) const {
+    const cuda::Running<A> running{mutable_data<A>(mean), mutable_data<A>(var),
+                                   count ? mutable_data<int64_t>(*count) : nullptr, momentum};
+    MMSSL_CUDA_CHECK(cuda::launch_norm_act(a, x, bias, eps, y, to_mean, to_rstd, scratch<double>(),
+                                           device.stream, running));
+  }
+
+  Tensor mean, var;
+  OptTensor count;
+  double momentum;
+};
+
+std::tuple<Tensor, Tensor, Tensor> norm_act_moved(const Tensor& x, const Tensor& weight,
+                                                  const Tensor& bias, const OptTensor& keep,
+                                                  double keep_scale, double slope, double eps,
+                                                  int64_t groups, const Tensor& running_mean,
+                                                  const Tensor& running_var, const OptTensor& count,
+                                                  double momentum) {
+  const NormActOperands o(x, weight, keep, groups);
+  const Moving kernels(o, running_mean, running_var, count, momentum);
+  return forward(o, bias, keep_scale, slope, eps, kernels);
+}
+
+// The backward, with more added.
+struct Adding : Kernels {
+  Adding(const NormActGradOperands& o, const OptTensor& more_x_, const OptTensor& more_weight_)
+      : Kernels(o),
+        more_x(as_contiguous(more_x_)),
+        more_weight(o.vector(more_weight_, "more_weight")),
+        sum_x(o.new_vector()) {
+    STD_TORCH_CHECK(matches(more_x, o.x, o.type, {o.x.size(0) / o.groups, o.x.size(1)}),
+                    "mmssl::norm_act_backward_added: more_x must be the rows of a group, of the dtype "
+                    "and on the device of x");
+  }
+
+  template <class T, class A>
+  void backward(const NormActArgs<A>& a, const T* grad_y, const T* x, const A* mean, const A* rstd,
+                T* grad_x, A* grad_weight, A* grad_bias) const {
+    MMSSL_CUDA_CHECK(cuda::launch_norm_act_added(
+        a, grad_y, x, mean, rstd, data<T>(more_x), data<A>(more_weight), grad_x, grad_weight,
+        grad_bias, mutable_data<A>(sum_x), scratch<double>(), device.stream));
+  }
+
+  OptTensor more_x, more_weight;
+  Tensor sum_x;
+};
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_backward_added(
+    const Tensor& grad_y, const Tensor& x, const Tensor& weight, const Tensor& mean,
+    const Tensor& rstd, const OptTensor& keep, double keep_scale, double slope, int64_t groups,
+    const OptTensor& more_x, const OptTensor& more_weight) {
+  const NormActGradOperands o(grad_y, x, weight, mean, rstd, keep, groups);
+  const Adding kernels(o, more_x, more_weight);
+  const auto [grad_x, grad_weight, grad_bias] = backward(o, keep_scale, slope, kernels);
+  return {grad_x, grad_weight, grad_bias, kernels.sum_x};
 }
 
 }  // namespace
@@ -65,5 +118,6 @@ MMSSL_CUDA_LIBRARY(m) {
   m.impl("norm_act", TORCH_BOX(&norm_act<Kernels>));
   m.impl("norm_act_backward", TORCH_BOX(&norm_act_backward<Kernels>));
   m.impl("norm_act_double_backward", TORCH_BOX(&norm_act_double_backward<Kernels>));
-  m.impl("norm_act_running", TORCH_BOX(&norm_act_running));
+  m.impl("norm_act_moved", TORCH_BOX(&norm_act_moved));
+  m.impl("norm_act_backward_added", TORCH_BOX(&norm_act_backward_added));
 }

@@ -200,27 +200,80 @@ int check_groups(int64_t groups, int64_t n, int64_t h) {
   return wrong;
 }
 
-template <class A>
-int check_running(int64_t h, int64_t groups, double momentum, double tolerance) {
+// The forward with running statistics: its own results stay the same, and every group moves them.
+template <class T, class A>
+int check_running(int64_t n, int64_t h, int64_t groups, double momentum, double tolerance) {
   std::mt19937 random(3);
-  const auto mean = normal<A>(groups * h, random), before = normal<A>(h, random);
-  std::vector<A> rstd(groups * h), running_mean = before, running_var = before;
-  for (A& r : rstd) r = A(0.1 + double(random() % 100) / 20);
-  mmssl::cuda::launch_norm_act_running<A>({h, 7, groups, momentum, kEps, mean.data(), rstd.data(),
-                                           running_mean.data(), running_var.data()},
-                                          nullptr);
-  int wrong = 0;
+  const auto x = normal<T>(groups * n * h, random);
+  const auto weight = normal<A>(h, random), bias = normal<A>(h, random);
+  const auto before = normal<A>(h, random);
+  const NormActArgs<A> a{n, h, weight.data(), nullptr, A(1), A(kSlope), groups};
+  std::vector<double> scratch(mmssl::cuda::norm_act_scratch(n, h, groups), NAN);
+  std::vector<T> y(groups * n * h), plain = y;
+  std::vector<A> mean(groups * h), rstd = mean, running_mean = before, running_var = before;
+  int64_t count = 5;
+  const auto run = [&](std::vector<T>& to, const mmssl::cuda::Running<A>& running) {
+    mmssl::cuda::launch_norm_act<T, A>(a, x.data(), bias.data(), A(kEps), to.data(), mean.data(),
+                                       rstd.data(), scratch.data(), nullptr, running);
+  };
+  run(plain, {});
+  run(y, {running_mean.data(), running_var.data(), &count, momentum});
+  int wrong = count != 5 + groups;
+  for (size_t i = 0; i < y.size(); ++i) wrong += as_double(y[i]) != as_double(plain[i]);
   for (int64_t c = 0; c < h; ++c) {
     double m = double(before[c]), v = m, largest = 1;
     for (int64_t g = 0; g < groups; ++g) {
-      const double r = double(rstd[g * h + c]), unbiased = (1 / (r * r) - kEps) * 7 / 6;
-      m += momentum * (double(mean[g * h + c]) - m), v += momentum * (unbiased - v);
+      Truth truth{n, h, widened(std::vector<T>(x.begin() + g * n * h, x.begin() + (g + 1) * n * h)),
+                  {}, {}, {}};
+      double of_mean, r;
+      truth.statistics(c, of_mean, r);
+      const double unbiased = (1 / (r * r) - kEps) * double(n) / double(n - 1);
+      m += momentum * (of_mean - m), v += momentum * (unbiased - v);
       largest = std::max(largest, unbiased);
     }
     wrong += !(std::fabs(running_mean[c] - m) <= tolerance);
     wrong += !(std::fabs(running_var[c] - v) <= tolerance * (1 + largest));
   }
-  if (wrong > 0) std::printf("running statistics, H = %d: %d wrong\n", int(h), wrong);
+  if (wrong > 0) std::printf("running statistics, N = %d: %d wrong\n", int(n), wrong);
+  return wrong;
+}
+
+// The backward with more added, against the backward.
+template <class T, class A>
+int check_added(int64_t n, int64_t h, int64_t groups, bool with_more, double tolerance) {
+  std::mt19937 random(4);
+  const int64_t all = groups * n * h;
+  const auto x = normal<T>(all, random), grad = normal<T>(all, random);
+  const auto more = normal<T>(n * h, random);
+  const auto weight = normal<A>(h, random), more_weight = normal<A>(h, random);
+  const auto mean = normal<A>(groups * h, random), rstd = normal<A>(groups * h, random);
+  const NormActArgs<A> a{n, h, weight.data(), nullptr, A(1), A(kSlope), groups};
+  std::vector<double> scratch(mmssl::cuda::norm_act_scratch(n, h, groups), NAN);
+  std::vector<T> grad_x(all), added(all);
+  std::vector<A> vectors[5];
+  for (auto& v : vectors) v.resize(h);
+  mmssl::cuda::launch_norm_act_backward<T, A>(a, grad.data(), x.data(), mean.data(), rstd.data(),
+                                              grad_x.data(), vectors[0].data(), vectors[1].data(),
+                                              scratch.data(), nullptr);
+  mmssl::cuda::launch_norm_act_added<T, A>(
+      a, grad.data(), x.data(), mean.data(), rstd.data(), with_more ? more.data() : nullptr,
+      with_more ? more_weight.data() : nullptr, added.data(), vectors[2].data(), vectors[3].data(),
+      vectors[4].data(), scratch.data(), nullptr);
+  int wrong = 0;
+  for (int64_t c = 0; c < h; ++c) {
+    double sum = 0, size = 0;
+    for (int64_t row = 0; row < groups * n; ++row) {
+      double exact = as_double(grad_x[row * h + c]);
+      if (with_more && row >= (groups - 1) * n) exact += as_double(more[row * h + c - (all - n * h)]);
+      const double found = as_double(added[row * h + c]);
+      wrong += !(std::fabs(found - exact) <= tolerance * (1 + std::fabs(exact)));
+      sum += exact, size += std::fabs(exact);
+    }
+    const double extra = with_more ? double(more_weight[c]) : 0;
+    wrong += vectors[2][c] != A(vectors[0][c] + A(extra)) || vectors[3][c] != vectors[1][c];
+    wrong += !(std::fabs(vectors[4][c] - sum) <= tolerance * (1 + size));
+  }
+  if (wrong > 0) std::printf("with more, N = %d: %d wrong\n", int(n), wrong);
   return wrong;
 }
 
@@ -229,8 +282,15 @@ int check_running(int64_t h, int64_t groups, double momentum, double tolerance) 
 int main() {
   int wrong = 0;
   for (double momentum : {0.1, 0.5, 1.0}) {
-    wrong += check_running<float>(300, 1, momentum, 1e-6);
-    wrong += check_running<double>(3, 3, momentum, 1e-13);
+    wrong += check_running<float, float>(300, 9, 1, momentum, 1e-5);
+    wrong += check_running<double, double>(7, 3, 3, momentum, 1e-12);
+  }
+  wrong += check_running<bf16, float>(6000, 2, 3, 0.1, 1e-5);
+  for (bool with_more : {false, true}) {
+    wrong += check_added<float, float>(65, 17, 3, with_more, 1e-5);
+    wrong += check_added<double, double>(9, 8, 1, with_more, 1e-12);
+    wrong += check_added<double, double>(6000, 3, 3, with_more, 1e-12);
+    wrong += check_added<bf16, float>(40, 9, 2, with_more, 2e-2);
   }
   for (int64_t n : {2, 7, 128, 300}) {
     for (int64_t h : {1, 31, 32, 65}) {
@@ -240,7 +300,8 @@ int main() {
   }
   wrong += check<bf16, float>(130, 33, true, 2e-2);
   wrong += check_groups(3, 130, 33) + check_groups(2, 5, 3);
-  wrong += check<float, float>(8400, 3, true, 2e-5);  // more rows than the smallest chunks hold
+  wrong += check<float, float>(17000, 3, true, 2e-5);  // two launches
+  wrong += check_groups(2, 16400, 2);  // likewise
   wrong += check<float, float>(5, 0, true, 2e-5);
   std::printf(wrong == 0 ? "emulated CUDA norm_act: ok\n" : "emulated CUDA norm_act: FAILED\n");
   return wrong != 0;

@@ -73,13 +73,10 @@ struct NormActGradOperands : NormActOperands {
 };
 
 template <class Kernels>
-std::tuple<Tensor, Tensor, Tensor> norm_act(const Tensor& x, const Tensor& weight,
-                                            const Tensor& bias_, const OptTensor& keep,
-                                            double keep_scale, double slope, double eps,
-                                            int64_t groups) {
-  const NormActOperands o(x, weight, keep, groups);
+std::tuple<Tensor, Tensor, Tensor> forward(const NormActOperands& o, const Tensor& bias_,
+                                           double keep_scale, double slope, double eps,
+                                           const Kernels& kernels) {
   const Tensor bias = o.vector(bias_, "bias");
-  const Kernels kernels(o);
   const Tensor y = o.new_matrix(), mean = o.new_statistics(), rstd = o.new_statistics();
   for_dtype(o.type, [&](auto storage, auto sum) {
     using T = decltype(storage);
@@ -91,12 +88,17 @@ std::tuple<Tensor, Tensor, Tensor> norm_act(const Tensor& x, const Tensor& weigh
 }
 
 template <class Kernels>
-std::tuple<Tensor, Tensor, Tensor> norm_act_backward(const Tensor& grad_y, const Tensor& x,
-                                                     const Tensor& weight, const Tensor& mean,
-                                                     const Tensor& rstd, const OptTensor& keep,
-                                                     double keep_scale, double slope, int64_t groups) {
-  const NormActGradOperands o(grad_y, x, weight, mean, rstd, keep, groups);
-  const Kernels kernels(o);
+std::tuple<Tensor, Tensor, Tensor> norm_act(const Tensor& x, const Tensor& weight,
+                                            const Tensor& bias, const OptTensor& keep,
+                                            double keep_scale, double slope, double eps,
+                                            int64_t groups) {
+  const NormActOperands o(x, weight, keep, groups);
+  return forward(o, bias, keep_scale, slope, eps, Kernels(o));
+}
+
+template <class Kernels>
+std::tuple<Tensor, Tensor, Tensor> backward(const NormActGradOperands& o, double keep_scale,
+                                            double slope, const Kernels& kernels) {
   const Tensor grad_x = o.new_matrix(), grad_weight = o.new_vector(), grad_bias = o.new_vector();
   for_dtype(o.type, [&](auto storage, auto sum) {
     using T = decltype(storage);
@@ -106,6 +108,15 @@ std::tuple<Tensor, Tensor, Tensor> norm_act_backward(const Tensor& grad_y, const
                      mutable_data<A>(grad_weight), mutable_data<A>(grad_bias));
   });
   return {grad_x, grad_weight, grad_bias};
+}
+
+template <class Kernels>
+std::tuple<Tensor, Tensor, Tensor> norm_act_backward(const Tensor& grad_y, const Tensor& x,
+                                                     const Tensor& weight, const Tensor& mean,
+                                                     const Tensor& rstd, const OptTensor& keep,
+                                                     double keep_scale, double slope, int64_t groups) {
+  const NormActGradOperands o(grad_y, x, weight, mean, rstd, keep, groups);
+  return backward(o, keep_scale, slope, Kernels(o));
 }
 
 template <class Kernels>

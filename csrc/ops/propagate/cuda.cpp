@@ -42,9 +42,32 @@ class ValueGrad {
   cuda::CurrentDevice device_;
 };
 
+Tensor spmm_added(const Tensor& x, const Tensor& rowptr, const Tensor& col, const Tensor& t_rowptr,
+                  const Tensor&, const OptTensor& row_scale, const OptTensor& col_scale,
+                  const OptTensor& value, const OptTensor& edge, const OptTensor&,
+                  const Tensor& base_, double scale) {
+  const PropagateOperands o({x}, {rowptr}, {col}, {t_rowptr}, {row_scale}, {col_scale}, {value},
+                            {edge});
+  STD_TORCH_CHECK(matches(base_, o.x[0], o.x[0].scalar_type(), {o.y[0].size(0), o.y[0].size(1)}),
+                  "mmssl::spmm_added: base must be (R, D) of the dtype and on the device of x");
+  const Tensor base = as_contiguous(base_);
+  const Products products(o);
+  for_dtype(o.x[0].scalar_type(), [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    auto args = o.args<T, A>();
+    args[0].epilogue.base = data<T>(base);
+    args[0].epilogue.base_stride = base.size(1);
+    args[0].epilogue.scale = A(scale);
+    products(std::span<const SparseProduct<T, A>>(args));
+  });
+  return o.y[0];
+}
+
 }  // namespace
 
 MMSSL_CUDA_LIBRARY(m) {
+  m.impl("spmm_added", TORCH_BOX(&spmm_added));
   m.impl("spmm", TORCH_BOX(&spmm<Products>));
   m.impl("spmm_value_grad", TORCH_BOX(&spmm_value_grad<ValueGrad>));
   m.impl("propagate", TORCH_BOX(&propagate<Products>));

@@ -27,6 +27,7 @@ from mmssl.ops._critic import PENALTY_SCALE, SCORE_SCALE
 from mmssl.ops._critic_pass import HeadWeights, Hidden, mean_score, whole_loss
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.keep_mask import keep_masks
+from mmssl.ops.norm_act import Running
 from mmssl.ops.product import squared_norms_through
 
 
@@ -179,7 +180,6 @@ class Critic(nn.Module):
         weight = self.product_weight()
         if not self.in_one_pass(weight):
             return self.forward(blocks).mean()
-        self.count_batches(1)
         pre = multiply(blocks, weight)
         return mean_score(self.layers(pre.shape[0], 1), self.head_weights(), pre, self.bias)
 
@@ -208,12 +208,16 @@ class Critic(nn.Module):
         masks = keep_masks(groups, sizes, self.weight.device)
         first, second = (
             Hidden(
-                (layer.running_mean, layer.running_var),
+                Running(
+                    layer.running_mean,
+                    layer.running_var,
+                    layer.num_batches_tracked,
+                    0.1 if layer.momentum is None else layer.momentum,
+                ),
                 None if keep is None else keep.flatten(0, 1),
                 scale,
                 layer.negative_slope,
                 layer.eps,
-                0.1 if layer.momentum is None else layer.momentum,
             )
             for layer, (keep, scale) in zip(both, masks, strict=True)
         )
@@ -267,7 +271,6 @@ def critic_loss(
         ``E[D(fake)] - E[D(real)] + penalty``, which the critic minimizes, and its terms.
     """
     groups = 3 if with_penalty else 2
-    critic.count_batches(groups)
     weight = critic.product_weight()
     blocks = [*fake_rows, real_rows]
     if critic.in_one_pass(weight):
@@ -281,6 +284,7 @@ def critic_loss(
             gp_weight if with_penalty else None,
         )
         return loss, CriticLoss(*vector.unbind())
+    critic.count_batches(groups)
     pre = critic.pre_activation(blocks, weight)
     fake, real = pre.tensor_split([alpha.shape[0]])
     real = real.repeat(fake.shape[0] // real.shape[0], 1)

@@ -17,6 +17,8 @@ from mmssl.graph import InteractionGraph
 from mmssl.models.linear import Linear, project
 from mmssl.models.mmssl.attention import CrossModalAttention, IdentityAttention
 from mmssl.models.mmssl.config import ModelConfig
+from mmssl.ops._similarity import takes_fused
+from mmssl.ops._whole_pass import MOST_LAYERS, Constants, Parameters, whole_pass
 from mmssl.ops.keep_mask import dropout_of_columns
 
 
@@ -87,6 +89,8 @@ class MMSSL(nn.Module):
 
     def forward(self) -> MultiModalEmbeddings:
         """Compute the embeddings of every user and item."""
+        if self._in_one_pass():
+            return MultiModalEmbeddings(*self._whole_pass())
         user_feature, item_feature = self._propagate_features()
         views = self._propagate_ids()
         config, tables = self.config, (self.user_embedding, self.item_embedding)
@@ -103,6 +107,35 @@ class MMSSL(nn.Module):
             item_feature,
             views[:, : user.shape[0]],
             views[:, user.shape[0] :],
+        )
+
+    def _in_one_pass(self) -> bool:
+        """Whether gradients are those written out in :mod:`mmssl.ops._whole_pass`."""
+        dtype = self.user_embedding.dtype
+        return (
+            self.training
+            and torch.is_grad_enabled()
+            and takes_fused(self.user_embedding)
+            and isinstance(self.graph, InteractionGraph)
+            and isinstance(self.attention, CrossModalAttention)
+            and not self.config.final_softmax
+            and self.config.num_layers <= MOST_LAYERS
+            and all(self.get_buffer(f"raw_{n}").dtype == dtype for n in range(len(self.modalities)))
+        )
+
+    def _whole_pass(self) -> tuple[Tensor, ...]:
+        config, attention = self.config, cast(CrossModalAttention, self.attention)
+        weights = attention.query, attention.key, attention.output
+        features = [self.get_buffer(f"raw_{n}") for n in range(len(self.modalities))]
+        layers = [cast(Linear, layer) for layer in self.projection]
+        return whole_pass(
+            Constants(
+                *(config.num_heads, config.num_layers, config.num_feature_layers),
+                *(config.id_weight, config.feat_weight, config.dropout),
+                *(self.graph, self.modality_graphs, features),
+            ),
+            Parameters(self.user_embedding, self.item_embedding, *weights),
+            [(layer.weight, layer.bias) for layer in layers],
         )
 
     def _propagate_features(self) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -71,14 +72,18 @@ class LatestStructure(StructureLearner):
         self.padded = whole and runs_on_gpu("spmm", graph.index.rowptr)
         if self.padded:
             self.built = self.latest if self.interval == 1 else self.latest.clone()
-            self.graphs = self._build(self.latest)
+            self.graphs, self._overwrite = graph.with_changing_lists(self.latest)
 
     def step(self, users: Tensor, embeddings: MultiModalEmbeddings, step_of_epoch: int) -> None:
         """See the base class; steps are counted over the whole training, not within an epoch."""
         pairs = zip(embeddings.user_feature, embeddings.item_feature, strict=True)
-        for table, (user, item) in zip(self.latest, pairs, strict=True):
-            _, top = ops.masked_topk(user, item, self.k, users=users, exclude=self.graph.ui)
-            table[users] = top.int()
+        options: dict[str, Any] = {"users": users, "exclude": self.graph.ui}
+        tops = [ops.masked_topk(user, item, self.k, **options)[1] for user, item in pairs]
+        if self.padded:
+            torch.ops.mmssl.store_lists(self.latest, users, tops)
+        else:
+            for table, top in zip(self.latest, tops, strict=True):
+                table[users] = top.int()
         self.count_step()
 
     def count_step(self) -> None:
@@ -87,7 +92,7 @@ class LatestStructure(StructureLearner):
         self.count_recorded()
         if due:
             self.built = self._kept()
-            self._use(self._build(self.built))
+            self._rebuild(self.built)
 
     def is_due(self) -> bool:
         """Whether the next step rebuilds the graphs."""
@@ -103,23 +108,16 @@ class LatestStructure(StructureLearner):
             return self.latest
         return self.built.copy_(self.latest) if self.padded else self.latest.clone()
 
-    def _use(self, graphs: list[InteractionGraph]) -> None:
-        """Take other graphs, into the arrays of those in use where these are padded."""
-        if not self.padded:
-            self.graphs = graphs
-            return
-        by_dtype: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-        for own, new in zip(self.graphs, graphs, strict=True):
-            for to, array in zip(_arrays(own), _arrays(new), strict=True):
-                pair = by_dtype.setdefault(to.dtype, ([], []))
-                pair[0].append(to)
-                pair[1].append(array)
-        for own_arrays, new_arrays in by_dtype.values():
-            torch._foreach_copy_(own_arrays, new_arrays)
+    def _rebuild(self, lists: Tensor) -> None:
+        """Use the graphs of other (M, U, k) lists, in the arrays of those in use if padded."""
+        if self.padded:
+            self._overwrite(lists)
+        else:
+            self.graphs = self._build(lists)
 
     def _build(self, lists: Tensor) -> list[InteractionGraph]:
         """Build the graphs of (M, U, k) lists."""
-        return self.graph.with_lists(lists, padded=self.padded)
+        return self.graph.with_lists(lists)
 
     def state_dict(self) -> dict[str, Tensor]:
         """See the base class; tensors with a row per user."""
@@ -142,16 +140,11 @@ class LatestStructure(StructureLearner):
             self.built = self.latest
         learned = self.steps >= self.interval
         if self.padded:
-            self._use(self._build(self.built if learned else torch.full_like(self.latest, -1)))
+            self._rebuild(self.built if learned else torch.full_like(self.latest, -1))
+        elif learned:
+            self._rebuild(self.built)
         else:
-            self.graphs = self._build(self.built) if learned else [self.graph] * count
-
-
-def _arrays(graph: InteractionGraph) -> list[Tensor]:
-    """Return what a binary graph consists of."""
-    index = graph.index
-    scales = [t for t in (graph.ui.row_scale, graph.iu.row_scale) if t is not None]
-    return [index.rowptr, index.col, index.colptr, index.row, *scales]
+            self.graphs = [self.graph] * count
 
 
 class ReleasedStructure(StructureLearner):
