@@ -85,10 +85,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _out_of_memory(error):
             raise
         reason = (str(error).splitlines() or ["allocation failed"])[0]
+        if _IN_OPERATOR in reason:
+            reason = "an operator of this package could not allocate its result"
         print(f"error: out of memory: {printable(reason)}", file=sys.stderr)
         return 1
     print(f"error: {printable(message)}", file=sys.stderr)
     return 2
+
+
+_IN_OPERATOR = '"aten::new_empty"'  # what torch's stable ABI says of a failed allocation
 
 
 def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -102,7 +107,8 @@ def _parsed(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _out_of_memory(error: Exception) -> bool:
     """Detect failed allocations, which torch reports as a plain RuntimeError on the CPU."""
-    words = ("can't allocate memory", "not enough memory", "out of memory", "size calculation over")
+    words = [_IN_OPERATOR, "can't allocate memory", "not enough memory", "out of memory"]
+    words.append("size calculation over")
     return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 

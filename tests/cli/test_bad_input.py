@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -172,3 +174,30 @@ def test_not_a_run(tmp_path, capsys):
     assert "not a run directory" in capsys.readouterr().err
     assert main(["train"]) == 2
     assert "--data" in capsys.readouterr().err
+
+
+OUT_OF_MEMORY = """
+import argparse, resource, sys, torch, mmssl.cli
+from mmssl import ops
+from mmssl.graph import InteractionGraph
+
+edge = torch.zeros(1, dtype=torch.int64)
+graph = InteractionGraph.from_edges(edge, edge, 1_000_000, 1)
+rows = torch.ones(1, 2048)
+
+def command(arguments):
+    resource.setrlimit(resource.RLIMIT_DATA, (3_000_000_000,) * 2)
+    ops.spmm(graph.ui, rows)  # 8 GB
+    return 0
+
+mmssl.cli._parsed = lambda argv: argparse.Namespace(run=command)
+sys.exit(mmssl.cli.main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is for Linux")
+def test_an_operator_that_lacks_memory():
+    done = subprocess.run([sys.executable, "-c", OUT_OF_MEMORY], capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert line.startswith("error: out of memory: ") and "Traceback" not in done.stderr
