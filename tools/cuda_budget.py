@@ -130,6 +130,10 @@ similarity/kernels | similarity_factors forward, float32 | factors_kernelIfE | 4
 similarity/kernels | similarity_factors backward, float32 | gradient_kernelIfE | 32 features | FMA
 similarity/kernels | gumbel_rows, float32 | gumbel_kernelIfE | 32 edges | MUFU
 similarity/kernels | stack_edges | stack_kernel | 32 edges |
+bpr/batch | batch_rows, float32 | 11rows_kernelIfE | 32 features |
+bpr/batch | batch_terms, float32 | terms_kernelIfE | its largest loop | global
+bpr/batch | batch_terms, sums, float32 | total_kernelIfE | 32 numbers | global
+bpr/batch | batch_terms backward, float32 | gradient_kernelIfE | its largest loop | global
 critic/kernels | critic_norms, float32 | norms_kernelIffE | 4 x 32 columns of a row | FMA
 critic/kernels | critic_terms, float32 | terms_kernelIfE | 32 rows | FMA
 critic/kernels | critic_rows forward, float32 | 14grouped_kernelIffE | 32 columns of a row |

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mmssl import _extension
 from mmssl.ops._autograd import Operator, eager
+from mmssl.ops._batch_loss import OPERATORS as BATCH_OPERATORS
 from mmssl.ops._cases import Bad, Sample
 from mmssl.ops._checks import (
     accumulation_dtype,
@@ -214,6 +215,7 @@ declare(
         Words("BPR and the L2 of its rows", "three gathered copies"),
         dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_FORWARD, _BACKWARD),
+        gpu_operators=BATCH_OPERATORS,
         folder="bpr",
     )
 )

@@ -169,7 +169,7 @@ def _scale(temperature: float | Tensor, anchor: Tensor) -> Tensor:
 
 def _rows(scale: Tensor, anchor: Tensor, positive: Tensor, form: Form) -> Tensor:
     """Call the kernel for a form that it has."""
-    tf32 = anchor.is_cuda and _takes_tf32()
+    tf32 = anchor.is_cuda and takes_tf32()
     flags = (form.intra_view, form.symmetric, form.eps, tf32)
     rows = (form.target, form.in_batch, form.num_rows)
     loss, *_ = _call(anchor, positive, scale, form.negatives, *flags, *rows, form.reduction)
@@ -177,7 +177,7 @@ def _rows(scale: Tensor, anchor: Tensor, positive: Tensor, form: Form) -> Tensor
     return out
 
 
-def _takes_tf32() -> bool:
+def takes_tf32() -> bool:
     """Whether float32 products on a GPU are to be formed from TF32 operands.
 
     ``torch.get_float32_matmul_precision()`` raises once the newer setting has been used.
@@ -188,7 +188,7 @@ def _takes_tf32() -> bool:
 # Compiled code is guarded by the setting, but can't read it. This is what
 # torch.compiler.assume_constant_result does, after it has imported the compiler, which takes
 # seconds.
-_takes_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
+takes_tf32._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _pairs(x: Tensor) -> Tensor:

@@ -191,14 +191,14 @@ def test_captured_in_a_cuda_graph():
 
 SETTINGS = """
 import torch
-from mmssl.ops.info_nce import _takes_tf32
-seen = [_takes_tf32()]
+from mmssl.ops.info_nce import takes_tf32
+seen = [takes_tf32()]
 torch.set_float32_matmul_precision("high")
-seen.append(_takes_tf32())
+seen.append(takes_tf32())
 torch.backends.cuda.matmul.fp32_precision = "ieee"
-seen.append(_takes_tf32())
+seen.append(takes_tf32())
 torch.backends.cuda.matmul.fp32_precision = "tf32"
-seen.append(_takes_tf32())
+seen.append(takes_tf32())
 print(*seen)
 """
 

@@ -32,6 +32,15 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
       "bpr_loss_backward(Tensor grad_loss, Tensor grad_squares, Tensor user_emb, Tensor item_emb, "
       "Tensor users, Tensor pos_items, Tensor neg_items, Tensor slope, Tensor? user_order, "
       "Tensor? item_order) -> (Tensor, Tensor)");
+  // For a GPU: the losses of a batch as one. On the CPU the same numbers come from other operators.
+  m.def("batch_rows(Tensor user, Tensor modality, Tensor users) -> (Tensor, Tensor)");
+  m.def(
+      "batch_terms(Tensor user, Tensor item, Tensor users, Tensor pos_items, Tensor neg_items, "
+      "Tensor user_feature, Tensor item_feature, Tensor? contrast, Tensor? score, Tensor weights) -> "
+      "(Tensor, Tensor)");
+  m.def(
+      "batch_terms_backward(Tensor scaled, Tensor user, Tensor item, Tensor users, Tensor pos_items, "
+      "Tensor neg_items, Tensor slope, Tensor? to_anchor, Tensor? to_positive) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) {

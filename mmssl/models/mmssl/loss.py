@@ -18,6 +18,8 @@ from mmssl.distributed.losses import shared_info_nce
 from mmssl.models.mmssl.config import LossConfig
 from mmssl.models.mmssl.model import MultiModalEmbeddings
 from mmssl.ops import Triples
+from mmssl.ops._batch_loss import BatchTables, Contrast, batch_loss
+from mmssl.ops._similarity import takes_fused
 
 
 class LossTerms(NamedTuple):
@@ -51,6 +53,8 @@ def recommender_loss(
         group: The processes that divide the batch; each of them has the whole of it.
     """
     user, item = embeddings.user, embeddings.item
+    if group.size == 1 and takes_fused(user):
+        return _as_one(embeddings, batch, fake_score, config, batch_size)
     users, share = batch.user, 1.0
     if group.size > 1:
         mine = group.part(users.numel())
@@ -99,15 +103,46 @@ def weighted(
         share: Of this process, in what every process computes in full or of its own rows.
     """
     zero = None if contrast is not None and fake_score is not None else bpr.new_zeros(())
-    weights = (
+    weights = _weights(config, batch_size, num_items, share)
+    values = bpr, squares, features, contrast, fake_score
+    loss, terms = _WeightedSum.apply(weights, *(zero if v is None else v for v in values))
+    return loss, LossTerms(*terms.unbind())
+
+
+def _weights(
+    config: LossConfig, batch_size: int, num_items: int, share: float
+) -> tuple[float, ...]:
+    return (
         share,
         config.decay * 0.5 / batch_size,
         share * config.feat_reg_decay * 0.5 / num_items,
         config.cl_weight,
         -share * config.g_weight,
     )
-    values = bpr, squares, features, contrast, fake_score
-    loss, terms = _WeightedSum.apply(weights, *(zero if v is None else v for v in values))
+
+
+def _as_one(
+    embeddings: MultiModalEmbeddings,
+    batch: Triples,
+    fake_score: Tensor | None,
+    config: LossConfig,
+    batch_size: int,
+) -> tuple[Tensor, LossTerms]:
+    """Compute :func:`recommender_loss` of one process by the kernels of a GPU."""
+    user, item = embeddings.user, embeddings.item
+    tables = user, item, *embeddings[2:4], embeddings.user_modality
+    triples = batch.user, batch.pos_item, batch.neg_item
+    weights = list(_weights(config, batch_size, item.shape[0], 1.0))
+    weights[3] /= batch.user.numel()  # of the sum over rows, where InfoNCE is a mean
+    derivatives = [*weights[:2], 2 * weights[2], *weights[3:]]
+    options = user.dtype, user.device
+    contrast = None
+    if config.cl_weight > 0:
+        contrast = Contrast(constant((config.temperature,), *options), config.cl_eps)
+    loss, terms = batch_loss(
+        *(BatchTables(*tables), triples, contrast, fake_score),
+        *(constant(tuple(numbers), *options) for numbers in (weights, derivatives)),
+    )
     return loss, LossTerms(*terms.unbind())
 
 
