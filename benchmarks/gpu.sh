@@ -12,8 +12,8 @@
 # step   (180 s): training steps against the released arithmetic, with their phases; full ranking
 #
 # Everything a call has written is in one file, OUT/gpu-CALL.tar, also if a command fails or the call is
-# stopped. --rehearse runs the same commands at tiny sizes on the CPU, without building and sanitizers;
-# of all three calls if none is named.
+# stopped. --rehearse runs the same commands at tiny sizes on the CPU, without CUDA and sanitizers; those of
+# all three calls if none is named.
 # --wheels: a folder of wheels for what the machine lacks, made elsewhere by
 #   pip download -d DIR --only-binary :all: --no-deps --python-version 3.12 msgspec tomli-w hypothesis sortedcontainers
 # Environment: OUT (default benchmarks/results/gpu), PYTHON, CHECK_S, OPS_S and STEP_S (the budgets in
@@ -113,17 +113,25 @@ stage() {
   done
 } | tee "$work/machine.txt"
 
+# The module that has to be there, and whether it takes nvcc to build it.
+needed=cuda with_cuda=1
+[ -z "$rehearse" ] || needed=ops with_cuda=0
 loads() {
-  "$python" -c 'from mmssl import _extension as e; assert e.cuda is not None, e.missing
-print("loaded:", e.cuda.__name__)'
+  "$python" -c "from mmssl import _extension as e, ops; assert e.$needed is not None, e.missing
+print('loaded:', e.$needed.__file__)"
+}
+
+# modules SECONDS: builds what did not come along or is older than the sources. Each call does, since it
+# may have a machine of its own.
+modules() {
+  loads >"$work/load.log" 2>&1 && return
+  stage build "$1" env MMSSL_CUDA=$with_cuda "$python" setup.py -q build_ext --inplace || return
+  loads || { failed=1; return 1; }
 }
 
 check() {
   local budget=$((${CHECK_S:-200} * times)) tool sanitizer="" options=()
-  if [ -z "$rehearse" ] && ! loads >"$work/load.log" 2>&1; then
-    stage build $((budget * 4 / 10)) env MMSSL_CUDA=1 "$python" setup.py -q build_ext --inplace || return
-    loads || { failed=1; return; }
-  fi
+  modules $((budget * 4 / 10)) || return
   stage pass $((budget / 4)) "$python" -m benchmarks.gpu_pass --device $device
   # The plug-in may be missing; the options of pyproject.toml need it.
   stage tests $((budget * 4 / 10)) "$python" -m pytest tests/ops -q -p no:cacheprovider \
@@ -159,6 +167,7 @@ bench() {
 
 ops() {
   local budget=$((${OPS_S:-180} * times))
+  modules $((budget * 4 / 10)) || return
   cp docs/cuda.md "$work/bounds-before.md"
   [ -n "$rehearse" ] || stage ceilings $((budget / 9)) "$python" -m benchmarks.probes_gpu
   bench info_nce $((budget * 3 / 9)) ops --only info_nce
@@ -171,6 +180,7 @@ ops() {
 
 step() {
   local budget=$((${STEP_S:-180} * times))
+  modules $((budget * 4 / 10)) || return
   bench step $((budget * 7 / 9)) step
   bench evaluate $((budget * 2 / 9)) evaluate
 }

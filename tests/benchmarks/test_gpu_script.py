@@ -111,6 +111,16 @@ def test_step(run):
     assert [c.split()[3] for c in calls if "mmssl bench" in c] == ["step", "evaluate"]
 
 
+@pytest.mark.parametrize("call", ["ops", "step"])
+def test_every_call_builds_what_did_not_come_along(call, run):
+    code, text, calls = run(call)
+    assert code == 0 and "== build: ok" in text and any("setup.py" in c for c in calls)
+    (run.stub / "binaries").unlink()
+    (run.stub / "fail-setup.py").touch()
+    code, text, calls = run(call)
+    assert code == 1 and not any("mmssl bench" in c for c in calls)
+
+
 def test_a_failure_is_reported_and_the_rest_goes_on(run):
     (run.stub / "binaries").touch()
     (run.stub / "dirty-memcheck").touch()

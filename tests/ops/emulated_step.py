@@ -62,7 +62,7 @@ KIND_OF = {
         "sums and means": "sum mean",
         "joining and copying": "cat stack copy _foreach_copy repeat clone slice_backward",
         "filling": "zeros new_zeros ones_like full zeros_like fill scalar_tensor new_full ones",
-        "gather, scatter, sort": "index index_put argsort sort unique2 index_add gather",
+        "gather, scatter, sort": "index index_put argsort sort unique2 index_add gather scatter",
         "random numbers": "rand randint",
         "fused Adam": "_fused_adam _fused_adamw",
     }.items()

@@ -332,7 +332,7 @@ constexpr int kThreads = 256;
 // The terms and the depth of the panels for a problem, or {0, 0} where these kernels don't apply.
 struct Form {
   int terms = 0, depth = 0;
-  // Of shared memory, at most; see Shape in mma_tiles.cuh.
+  // Of shared memory, at most; see Shape in mma.cu.
   constexpr int bytes() const {
     return (terms * depth > 192 ? 4 : 3) * kCols * (terms * (depth + 8) * 2 + 16);
   }

@@ -1,5 +1,5 @@
 // What the kernels on panels (mma.cu, wgmma_sm90a.cu) share: the rows of a block, its tiles of columns,
-// masks.
+// masks, weights, and the kernel that fills the panels.
 #pragma once
 #include "ops/info_nce/kernels.cuh"
 
@@ -225,6 +225,62 @@ struct Weights {
     }
   }
 };
+
+// Splits numbers into terms of bfloat16, packed in pairs: the first holds the most.
+template <int kTerms>
+__device__ __forceinline__ void split(float low, float high, uint32_t (&words)[kTerms]) {
+#pragma unroll
+  for (int term = 0; term < kTerms; ++term) {
+    words[term] = pack_bf16(low, high);
+    if (term + 1 < kTerms) {
+      low -= to_float(bf16{uint16_t(words[term])});
+      high -= to_float(bf16{uint16_t(words[term] >> 16)});
+    }
+  }
+}
+
+// Where a feature of a padded row is in a panel for wgmma_sm90a.cu: of a line of 64 features, the pieces of
+// 8 are permuted by the line.
+template <int kDepth>
+__device__ __forceinline__ int64_t warpgroup_entry(int64_t row, int64_t feature) {
+  const int64_t line = (row / kCols * (kDepth / 64) + feature / 64) * kCols + row % kCols;
+  return line * 64 + (feature % 64 / 8 ^ row % 8) * 8 + feature % 8;
+}
+
+// A thread per two features of a padded row.
+template <int kTerms, int kDepth, class T>
+__global__ void __launch_bounds__(kThreads)
+    panel_kernel(const __grid_constant__ Problem<T, float> p, bool backward) {
+  const int64_t thread = global_thread<kThreads>(), feature = thread % (kDepth / 2) * 2;
+  int64_t row = thread / (kDepth / 2);
+  int set = 0;
+  for (; set < kSets && row >= padded(p.shape, set); ++set) row -= padded(p.shape, set);
+  if (set == kSets) return;
+  const int64_t count = copy_rows(p.shape, set), whole = ceil_div(count, kRows) * kRows;
+  const int there = set == 2 ? -1 : p.live(row / whole);
+  const bool live = row % whole < (there < 0 ? count : there);
+  const int64_t from = row / whole * count + row % whole;
+  float value[2] = {};
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+    if (live && feature + n < p.shape.d) value[n] = widen(p.z[set][from * p.shape.d + feature + n]);
+  }
+  uint32_t words[kTerms];
+  split<kTerms>(value[0], value[1], words);
+#pragma unroll
+  for (int term = 0; term < kTerms; ++term) {
+    bf16* to = p.panel[set] + (p.warpgroups ? warpgroup_entry<kDepth>(row, feature)
+                                            : ((row / kCols * kTerms + term) * kCols + row % kCols) * kDepth + feature);
+    *reinterpret_cast<uint32_t*>(to) = words[term];
+  }
+  if (feature != 0) return;
+  const float inverse = live ? p.inverse[set][from] : 0.0f;
+  float* const column = p.column[set] + row / 2 * 4 + row % 2;  // of a ColumnPair
+  column[0] = inverse;
+  if (set == 0 && p.target != nullptr) p.padded_target[row] = live ? int(p.target[from]) : -1;
+  column[2] = live && backward ? p.weight[set][from] * inverse : 0.0f;
+  if (backward) p.column_shift[set][row] = live ? p.shift[set][from] : 0.0f;
+}
 
 }  // namespace mmssl::cuda::pipelined
 #endif
