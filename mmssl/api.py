@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmssl.config import Config, load_config
+from mmssl.config import Config, load_config, without_effect
 from mmssl.data.dataset import InteractionDataset
 from mmssl.data.readers import read_dataset
 from mmssl.data.writers import write_dataset
@@ -119,6 +120,9 @@ def train(
     Returns:
         The finished run.
 
+    Warns:
+        UserWarning: A field has no effect on the model.
+
     Raises:
         InputError: A wrong argument, data that can't be read or trained on, an existing run, or a
             directory in which another process is training.
@@ -140,12 +144,16 @@ def train(
     for name, value in (settings or {}).items():
         section, _, field = name.partition(".")
         layers.append({section: {field: value}} if field else {section: value})
+    given = list(layers)
     if epochs is not None:
         layers.append({schedule: {"epochs": epochs}})
     if seed is not None:
         layers.append({"training": {"seed": seed}})
     for layer in layers:
         config = config.replace(layer, source="train")
+    for layer in given:
+        for name, clause in without_effect(layer, model, config.variant).items():
+            warnings.warn(f"{name} {clause}", stacklevel=2)
     if out is not None:
         DirectoryLock(_path("out", out)).check()  # before the data is read
     dataset = data if isinstance(data, InteractionDataset) else read_dataset(_path("data", data))

@@ -44,6 +44,7 @@ from mmssl.models.configs import (
 )
 from mmssl.models.mmssl.config import CriticConfig, LossConfig, ModelConfig, StructureConfig
 from mmssl.models.plus.config import PlusConfig
+from mmssl.models.registry import RUN_FIELDS, model_spec
 from mmssl.section import VARIANTS, Section, Tune, check
 
 _TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
@@ -159,11 +160,11 @@ def load_config(
         InputError: Unknown name, unreadable file, unknown field or bad value.
     """
     check(variant in VARIANTS, "variant", "paper, released or plus", variant)
-    config = Config().replace(_read_preset(variant), source=f"preset {variant}")
+    config = Config().replace(read_preset(variant), source=f"preset {variant}")
     if preset is not None:
         names = preset_names()
         check(preset in names, "preset", f"one of {', '.join(names)}", preset)
-        config = config.replace(_read_preset(preset), source=f"preset {preset}")
+        config = config.replace(read_preset(preset), source=f"preset {preset}")
     if file is not None:
         config = config.replace(read_toml(file), source=str(file))
     return apply_settings(config, settings)
@@ -177,8 +178,53 @@ def apply_settings(config: Config, settings: Iterable[str]) -> Config:
     """
     for setting in settings:
         shown = setting if setting.isprintable() else repr(setting)
-        config = config.replace(_parse_setting(setting), source=f"--set {shown:.80}")
+        config = config.replace(parse_setting(setting), source=f"--set {shown:.80}")
     return config
+
+
+def parse_setting(setting: str) -> dict[str, Any]:
+    """Return a "section.field=value" setting as a nested mapping.
+
+    Raises:
+        InputError: Not of that form.
+    """
+    path, separator, text = setting.partition("=")
+    keys = path.strip().split(".")
+    if not separator or not all(keys):
+        raise InputError(f"--set: expected section.field=value, got {setting!r:.80}")
+    try:
+        value = _parse_toml(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        value = text.strip()
+    for key in reversed(keys):
+        value = {key: value}
+    return value
+
+
+def without_effect(layer: Mapping[str, Any], model: str, variant: str) -> dict[str, str]:
+    """Return the fields of a valid layer that the chosen model does not read.
+
+    Args:
+        layer: Nested mapping of sections and fields.
+        model: Name of the model.
+        variant: Its variant; ignored by models without variants.
+
+    Returns:
+        By ``"section.field"``, one clause that says so and names the field of the same name in a
+        section of the model, if it has one.
+    """
+    spec, plain = model_spec(model, variant), Config().to_dict()
+    clauses = {}
+    for section, values in layer.items():
+        for field_name in values if isinstance(values, Mapping) else ():
+            name = f"{section}.{field_name}"
+            if name in RUN_FIELDS or spec.reads_field(name):
+                continue
+            own = [s for s in spec.reads if s in plain and field_name in plain[s]]
+            clauses[name] = f"has no effect on {spec.option(variant)}" + (
+                f", which reads {own[0]}.{field_name}" if own else ""
+            )
+    return clauses
 
 
 def preset_names() -> list[str]:
@@ -186,6 +232,12 @@ def preset_names() -> list[str]:
     folder = resources.files("mmssl") / "presets"
     names = (Path(entry.name).stem for entry in folder.iterdir() if entry.name.endswith(".toml"))
     return sorted(name for name in names if name not in VARIANTS)
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """Return the fields of a preset, by its name."""
+    file = resources.files("mmssl") / "presets" / f"{name}.toml"
+    return _parse_toml(file.read_text(encoding="utf-8"))
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -249,25 +301,6 @@ def _parse_toml(text: str) -> dict[str, Any]:
     else:
         import tomli as tomllib
     return tomllib.loads(text)
-
-
-def _read_preset(name: str) -> dict[str, Any]:
-    file = resources.files("mmssl") / "presets" / f"{name}.toml"
-    return _parse_toml(file.read_text(encoding="utf-8"))
-
-
-def _parse_setting(setting: str) -> dict[str, Any]:
-    path, separator, text = setting.partition("=")
-    keys = path.strip().split(".")
-    if not separator or not all(keys):
-        raise InputError(f"--set: expected section.field=value, got {setting!r:.80}")
-    try:
-        value = _parse_toml(f"value = {text}")["value"]
-    except (ValueError, RecursionError):
-        value = text.strip()
-    for key in reversed(keys):
-        value = {key: value}
-    return value
 
 
 def _describe(hint: Any) -> str:

@@ -19,8 +19,9 @@ from tests.conftest import make_dataset
 SMALL = {"settings": {"model.embedding_dim": 16}, "training": {"batch_size": 32}}
 
 
-def train(data, **options) -> mmssl.Run:
-    options = {"epochs": 2, "device": "cpu", "progress": False, **SMALL, **options}
+def train(data, model="mmssl", **options) -> mmssl.Run:
+    small = SMALL if model == "mmssl" else {}
+    options = {"model": model, "epochs": 2, "device": "cpu", "progress": False, **small, **options}
     return mmssl.train(data, **options)
 
 
@@ -183,3 +184,12 @@ def test_imports_need_torch_numpy_and_safetensors_only():
 def test_light_imports(statement):
     code = f"import sys; {statement}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_fields_without_effect_are_named(tiny_dataset, tmp_path, monkeypatch):
+    options = {"epochs": 1, "device": "cpu", "progress": False}
+    with pytest.warns(UserWarning, match="^training.lr has no effect .*, which reads lightgcn.lr$"):
+        mmssl.train(tiny_dataset, "lightgcn", out=tmp_path / "a", training={"lr": 1.0}, **options)
+    with pytest.warns(UserWarning, match="^critic.hidden has no effect on --model lightgcn$"):
+        settings = {"critic.hidden": 8}
+        mmssl.train(tiny_dataset, "lightgcn", out=tmp_path / "b", settings=settings, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -73,6 +74,27 @@ def build_config(arguments: argparse.Namespace) -> Any:
         return config
     model = arguments.model or DEFAULT_MODEL
     return apply_settings(config, [epochs_setting(model, config.variant, arguments.epochs)])
+
+
+def warn_without_effect(arguments: argparse.Namespace, config: Any, model: str) -> None:
+    """Print one line for each option that the chosen model does not read.
+
+    A preset and a file may hold fields of several models: they are named if the model reads none.
+    """
+    from mmssl.config import parse_setting, read_preset, read_toml, without_effect
+
+    chosen = model_spec(model, config.variant).option(config.variant)
+    for option, value, read in (
+        ("--preset", arguments.preset, read_preset),
+        ("--config", arguments.config, read_toml),
+    ):
+        layer = {} if value is None else read(value)
+        fields = sum(len(section) for section in layer.values() if isinstance(section, dict))
+        if fields and len(without_effect(layer, model, config.variant)) == fields:
+            print(f"warning: {option} {value} has no effect on {chosen}", file=sys.stderr)
+    for setting in arguments.settings or ():
+        for name, clause in without_effect(parse_setting(setting), model, config.variant).items():
+            print(f"warning: --set {name} {clause}", file=sys.stderr)
 
 
 def resolve_device(arguments: argparse.Namespace) -> str:

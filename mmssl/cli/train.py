@@ -14,6 +14,7 @@ from mmssl.cli.common import (
     epochs_setting,
     print_metrics,
     resolve_device,
+    warn_without_effect,
 )
 from mmssl.distributed import MODES, restarted
 from mmssl.errors import InputError
@@ -163,13 +164,9 @@ def _check_parallel(arguments: argparse.Namespace, run: Any) -> None:
     mode = arguments.parallel
     spec = model_spec(run.info.model, run.config.variant)
     if mode not in spec.parallel:
-        have = ", ".join(
-            f"--variant {s.variants[0]}" if s.variants else f"--model {s.name}"
-            for s in model_specs()
-            if mode in s.parallel
-        )
-        name = f"--variant {run.config.variant}" if spec.variants else f"--model {spec.name}"
-        raise InputError(f"--parallel {mode}: expected {have}, got {name}")
+        have = ", ".join(s.option() for s in model_specs() if mode in s.parallel)
+        got = spec.option(run.config.variant)
+        raise InputError(f"--parallel {mode}: expected {have}, got {got}")
 
 
 def _shared(arguments: argparse.Namespace) -> str:
@@ -210,6 +207,8 @@ def _new(
         raise InputError("train: --data DIR is required")
     model = arguments.model or DEFAULT_MODEL
     config = build_config(arguments)
+    if group.leads:
+        warn_without_effect(arguments, config, model)
     dataset = read_dataset(arguments.data)
     default = default_run_path(dataset, model, config)
     if arguments.seeds is None:
@@ -256,4 +255,6 @@ def _resumed(
         settings.append(epochs_setting(first.info.model, first.config.variant, arguments.epochs))
     for run in runs:
         run.change(settings)
+    if group.leads:
+        warn_without_effect(arguments, runs[0].config, runs[0].info.model)
     return runs, dataset, out

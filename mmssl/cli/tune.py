@@ -137,7 +137,7 @@ def _run(
 
 
 def _new(arguments: argparse.Namespace) -> tuple[Any, Any]:
-    from mmssl.cli.common import build_config
+    from mmssl.cli.common import build_config, warn_without_effect
     from mmssl.config import read_toml
     from mmssl.data.readers import read_dataset
     from mmssl.tracking import check_installed
@@ -150,6 +150,7 @@ def _new(arguments: argparse.Namespace) -> tuple[Any, Any]:
     model = arguments.model or DEFAULT_MODEL
     check_installed(arguments.track or ())
     config = build_config(arguments)
+    warn_without_effect(arguments, config, model)
     if arguments.space is None:
         space = default_space(model, config)
     else:

@@ -40,6 +40,12 @@ class ModelSpec:
         """Whether ``"section.field"`` has an effect on this model."""
         return field in self.reads or field.partition(".")[0] in self.reads
 
+    def option(self, variant: str = "") -> str:
+        """Its option of the command line: ``"--model lightgcn"``, ``"--variant plus"``."""
+        return (
+            f"--variant {variant or self.variants[0]}" if self.variants else f"--model {self.name}"
+        )
+
     def load_task(self, *, sharded: bool = False) -> Any:
         """Import the model; return its task class."""
         module, _, name = (self.sharded_task if sharded else self.task).partition(":")
@@ -117,6 +123,11 @@ _SPECS = (
         schedule=None,
     ),
 )
+RUN_FIELDS = (
+    *("training.seed", "training.deterministic"),
+    *("training.checkpoint_interval", "training.keep_checkpoints"),
+)
+"""Fields of the configuration that the trainer reads, whatever the model."""
 DEFAULT_MODEL = "mmssl"
 DEFAULT_VARIANT = "paper"
 

@@ -201,3 +201,38 @@ def test_an_operator_that_lacks_memory():
     assert done.returncode == 1, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     assert line.startswith("error: out of memory: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (
+            ["--model=lightgcn", "--set=training.epochs=1", "--set=critic.hidden=8"],
+            "warning: --set training.epochs has no effect on --model lightgcn, which reads "
+            "lightgcn.epochs\nwarning: --set critic.hidden has no effect on --model lightgcn\n",
+        ),
+        (
+            ["--variant=plus", "--set=training.lr=1", "--set=plus.modality_weights.text=2"],
+            "warning: --set training.lr has no effect on --variant plus, which reads plus.lr\n",
+        ),
+        (
+            ["--model=bprmf", "--preset=tiktok", "--set=training.deterministic=false"],
+            "warning: --preset tiktok has no effect on --model bprmf\n",
+        ),
+        (["--preset=tiktok", "--set=training.lr=1e-3"], ""),
+        (["--model=lightgcn", "--preset=ml-100k", "--seed=1", "--set=training.seed=2"], ""),
+    ],
+)
+def test_options_without_effect_are_named(tiny_directory, tmp_path, capsys, options, expected):
+    command = ["train", "--data", str(tiny_directory), "--out", str(tmp_path / "run")]
+    assert main([*command, "--epochs=1", "--quiet", "--device=cpu", *options]) == 0
+    assert capsys.readouterr().err == expected
+
+
+def test_resumed_option_without_effect(tiny_directory, tmp_path, capsys):
+    out = str(tmp_path / "run")
+    command = ["train", "--data", str(tiny_directory), "--model=lightgcn", "--out", out]
+    assert main([*command, "--epochs=1", "--quiet", "--device=cpu"]) == 0
+    command = ["train", "--resume", "--out", out, "--epochs=2", "--quiet", "--device=cpu"]
+    assert main([*command, "--set=training.lr=1e-4"]) == 0
+    assert "training.lr has no effect on --model lightgcn" in capsys.readouterr().err

@@ -47,7 +47,8 @@ def command(data: Path, folder: Path, *options: str, space: str = SPACE) -> list
     file = folder / "space.toml"
     file.write_text(space)
     base = ["tune", "--data", str(data), "--space", str(file), "--out", str(folder / "study")]
-    return [*base, *OPTIONS, *options]
+    lightgcn = "--model=lightgcn" in options  # does not read the section `training`
+    return [*base, *(o for o in OPTIONS if not (lightgcn and "batch_size" in o)), *options]
 
 
 def start(*arguments: str) -> subprocess.Popen:
