@@ -121,8 +121,11 @@ def _tensors(scorer: Scorer) -> dict[str, Tensor]:
 
 
 def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    path.touch()
+    mode = path.stat().st_mode
     try:
         save_file(tensors, path)
+        path.chmod(mode)  # the library makes a file that only its owner may read
     except SafetensorError as error:  # what the library raises on a full disk
         raise OSError(str(error)) from error
 

@@ -60,7 +60,7 @@ def test_either_file_of_vectors_is_enough(world, exported, tmp_path):
 
 def test_the_manifest_describes_the_export(world, exported):
     manifest = json.loads((exported / MANIFEST).read_text())
-    assert manifest["num_users"], manifest["num_items"] == (80, 50)
+    assert (manifest["num_users"], manifest["num_items"]) == (80, 50)
     assert manifest["embedding_dim"] == 16 and manifest["model"] == "mmssl"
     assert manifest["data"]["name"] == "named" and len(manifest["data"]["hash"]) == 64
     assert manifest["num_cold_items"] == 1
@@ -71,6 +71,14 @@ def test_the_manifest_describes_the_export(world, exported):
     assert seen["rowptr"][-1] == seen["col"].size == dataset.graph.nnz == manifest["num_seen"]
     lines = (exported / "items.tsv").read_text().splitlines()
     assert lines[:2] == ["item\tid\ttitle", '0\tb0\tFilm "0", part']
+
+
+def test_whoever_may_read_one_file_may_read_all(exported, tmp_path):
+    (tmp_path / "plain").touch()
+    expected = (tmp_path / "plain").stat().st_mode
+    assert {file.name: file.stat().st_mode for file in exported.iterdir()} == {
+        file.name: expected for file in exported.iterdir()
+    }
 
 
 def test_seen_interactions(world, recommender, tmp_path):
