@@ -81,9 +81,9 @@ lint: $(STAMP)
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-# Without the variable mkdocs-material prints an advertisement of its successor.
+# Not --quiet, which hides warnings from strict mode. Without the variable mkdocs-material prints an advertisement of its successor.
 docs: $(STAMP)
-	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build
 	@echo "build/site/index.html"
 
 sanitize: $(STAMP)
