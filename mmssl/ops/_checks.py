@@ -199,8 +199,22 @@ def check_ids(
             )
 
 
-def check_triples(users: Any, pos_items: Any, neg_items: Any, device: torch.device) -> None:
-    """Check for three (B,) int64 arrays on a device, whose ids a kernel checks."""
-    for name, ids in (("users", users), ("pos_items", pos_items), ("neg_items", neg_items)):
-        check_ids(name, ids, None, device)
+def check_triples(
+    users: Any,
+    pos_items: Any,
+    neg_items: Any,
+    device: torch.device,
+    counts: tuple[int, int] | None = None,
+) -> None:
+    """Check for three (B,) int64 arrays on a device, and for ids below the counts (U, I).
+
+    Without ``counts`` a kernel checks the ids.
+    """
+    num_users, num_items = (None, None) if counts is None else counts
+    for name, ids, limit in (
+        ("users", users, num_users),
+        ("pos_items", pos_items, num_items),
+        ("neg_items", neg_items, num_items),
+    ):
+        check_ids(name, ids, limit, device)
         check_shape(name, ids, users.shape)

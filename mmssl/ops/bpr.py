@@ -77,7 +77,7 @@ def bpr_loss(
     Args:
         user_emb: (U, D) floating point.
         item_emb: (I, D), same dtype and device.
-        users: (B,) int64. Ids out of range raise RuntimeError on the CPU; on a GPU they are not
+        users: (B,) int64. Ids out of range are an error on the CPU; on a GPU they are not
             checked, since that would wait for the device, and are read out of bounds.
         pos_items: (B,) int64, likewise.
         neg_items: (B,) int64, likewise.
@@ -89,8 +89,8 @@ def bpr_loss(
 
     Raises:
         InputError: an argument does not match its description.
-        RuntimeError: an id is out of range; or backend "native" is required and no kernel exists
-            for the device and dtype.
+        RuntimeError: an id is out of range, as the kernel reports it (plain PyTorch: InputError);
+            or backend "native" is required and no kernel exists for the device and dtype.
 
     Source: Rendle, Freudenthaler, Gantner, Schmidt-Thieme, "BPR: Bayesian Personalized Ranking from
     Implicit Feedback", UAI 2009.
@@ -101,6 +101,8 @@ def bpr_loss(
     if is_cpu_half(user_emb):
         user_emb, item_emb = user_emb.float(), item_emb.float()
     if not use_native("bpr_loss", user_emb.device.type, user_emb.dtype):
+        counts = user_emb.shape[0], item_emb.shape[0]
+        check_triples(users, pos_items, neg_items, user_emb.device, counts)  # -1 is a row in torch
         return bpr_loss_reference(user_emb, item_emb, users, pos_items, neg_items, with_l2=with_l2)
     loss, squares, *_ = _call(user_emb, item_emb, users, pos_items, neg_items)
     return (loss, squares) if with_l2 else loss
