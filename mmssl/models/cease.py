@@ -18,7 +18,7 @@ from torch import Tensor
 from mmssl.models.closed_form import ClosedFormTask, gram
 from mmssl.models.ease import REGULARIZATIONS, ease_weights
 from mmssl.models.item_weights import ItemWeights
-from mmssl.models.modalities import modalities_of
+from mmssl.models.modalities import centered, modalities_of
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
@@ -71,8 +71,5 @@ def feature_directions(dataset: InteractionDataset) -> Tensor:
     parts = []
     for _, rows in sorted(dataset.features.items()):
         features = torch.from_numpy(rows)
-        known = features.any(1)
-        features = features.double()
-        features = features - features[known].mean(0)
-        parts.append(F.normalize(features) * known[:, None])
+        parts.append(F.normalize(centered(features.double())) * features.any(1)[:, None])
     return torch.cat(parts, 1)

@@ -19,7 +19,7 @@ from mmssl.models.closed_form import ClosedFormTask
 from mmssl.models.edges import edge_products
 from mmssl.models.item_graph import modality_edges
 from mmssl.models.item_weights import ItemWeights, sparse_weights
-from mmssl.models.modalities import modalities_of
+from mmssl.models.modalities import centered, modalities_of
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
@@ -46,7 +46,7 @@ class ContentKNNTask(ClosedFormTask):
                     row, column, size, size, normalization="none", value=value
                 )
                 rows = torch.from_numpy(dataset.features[name]).float()
-                directions = F.normalize(rows - rows[rows.any(1)].mean(0))
+                directions = F.normalize(centered(rows))
                 value = edge_products(graph, directions, directions)
                 row, column = graph.ui.row_of_edge(), graph.index.col.long()
             parts.append((row, column, value.clamp_min(0)))

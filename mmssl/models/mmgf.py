@@ -41,6 +41,8 @@ def refined_features(features: FeatureArray, alpha: float) -> Tensor:
         (I, d) float64.
     """
     known = features.any(1)
+    if not known.any():
+        return torch.zeros(features.shape, dtype=torch.float64)
     rows = features[known].astype(np.float64)
     low, middle, high = np.quantile(rows, (0.25, 0.5, 0.75), axis=0)
     width = np.where(high > low, high - low, 1.0)

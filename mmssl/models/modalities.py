@@ -43,6 +43,12 @@ def modalities_of(dataset: InteractionDataset, model: str, *, lists: bool = Fals
     return sorted(names)
 
 
+def centered(features: Tensor) -> Tensor:
+    """Subtract the mean of the items with content, those whose row is not zero, from (I, d)."""
+    known = features.any(1)
+    return features - features[known].mean(0) if known.any() else features
+
+
 class FeatureProjections(nn.Module):
     """A linear map of the raw features of every modality, ``f_m = X_m W_m + b_m``.
 

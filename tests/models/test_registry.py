@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,6 +71,21 @@ def test_task(tiny_dataset, spec):
     assert terms.shape == (len(task.terms),) and not terms.requires_grad
     assert set(task.objective) <= set(task.terms)
     assert not torch.equal(task.embed().item, scorer.item)
+
+
+@pytest.mark.parametrize("spec", ENTRIES)
+def test_modality_without_content(tiny_dataset, spec):
+    """No item has a picture, for example after a filter."""
+    features = {**tiny_dataset.features}
+    name = min(features)
+    features[name] = np.zeros_like(features[name])
+    dataset = dataclasses.replace(tiny_dataset, features=features)
+    task = create_task(spec.name, dataset, config_of(spec))
+    if spec.schedule is not None:
+        task.start_epoch(0, 0)
+        assert task.step(0).isfinite().all()
+    for scorer in (task.embed(), task.finish(task.embed())):
+        assert all(tensor.isfinite().all() for tensor in scorer.tensors().values())
 
 
 @pytest.mark.parametrize("spec", TRAINED)
