@@ -121,6 +121,13 @@ def test_a_table_of_items_without_a_header_loses_no_item(shell):
     assert shell.bring("log.csv", *options).item_titles == ("Heat", "Alien")
 
 
+def test_items_of_the_table_without_interactions_are_counted(shell):
+    shell.write("log.csv", "user,item\na,x\nb,y\n")
+    shell.write("items.csv", "item,title\nx,X\ny,Y\nz,Z\nq,Q\nq,Q\n")
+    says = "items that are not in it: 0; items without interactions, left out: 2"
+    assert shell.bring("log.csv", "--items", "items.csv", says=says).num_items == 2
+
+
 def test_a_table_of_items_that_repeats_an_item(shell):
     shell.write("log.csv", "user,item\na,1\nb,2\n")
     shell.write("titles.csv", "item,title\n1,Heat\n2,Alien\n1,Heat\n")

@@ -47,7 +47,10 @@ class ImportReport(NamedTuple):
         if items is not None:
             names = ["title"] if items.titles is not None else []
             held = ", ".join([*names, *items.columns]) or "no further column"
-            lines.append(f"item table: {held}; items that are not in it: {items.missing:,}")
+            line = f"item table: {held}; items that are not in it: {items.missing:,}"
+            if items.others:
+                line += f"; items without interactions, left out: {items.others:,}"
+            lines.append(line)
         if features:
             lines.append(f"features: {', '.join(features)}")
         if isinstance(data, InteractionLog):

@@ -23,6 +23,8 @@ class ItemTable(NamedTuple):
     """Row of each item in the table, from 0; None for an item that it lacks."""
     notes: tuple[str, ...] = ()
     """What was left out, or may be wrong."""
+    others: int = 0
+    """Number of items of the table that the log lacks; they are left out."""
 
     @property
     def missing(self) -> int:
@@ -95,7 +97,8 @@ def read_items(
             name = one_line(names[position]) or f"column{position + 1}"
             name = f"column{name}" if file.names is None else name
             columns[_free_name(name, columns)] = cells
-    return ItemTable(titles, columns, found, tuple(notes))
+    others = len(row_of) - (len(found) - found.count(None))
+    return ItemTable(titles, columns, found, tuple(notes), others)
 
 
 def one_line(text: str) -> str:
