@@ -41,7 +41,7 @@ def add_device_options(parser: argparse.ArgumentParser) -> None:
 def add_config_options(parser: argparse.ArgumentParser, models: Sequence[str]) -> None:
     """Add the data, the model and its configuration."""
     parser.add_argument("--data", type=Path, metavar="DIR", help="data set (see `mmssl data`)")
-    parser.add_argument("--model", choices=models)
+    parser.add_argument("--model", type=_model, choices=models)
     parser.add_argument("--variant", choices=VARIANTS, help=f"default: {DEFAULT_VARIANT}")
     parser.add_argument("--preset", help="hyper-parameters of a data set, e.g. tiktok")
     parser.add_argument("--config", type=Path, metavar="F.toml", help="any fields of the config")
@@ -49,6 +49,12 @@ def add_config_options(parser: argparse.ArgumentParser, models: Sequence[str]) -
         "--set", action="append", metavar="A.B=C", dest="settings", help="one field; repeatable"
     )
     parser.add_argument("--epochs", type=int, metavar="N", help="maximum number of epochs")
+
+
+def _model(name: str) -> str:
+    if name in VARIANTS:
+        raise argparse.ArgumentTypeError(f"{name!r} is a variant of mmssl: --variant {name}")
+    return name
 
 
 def epochs_setting(model: str, variant: str, epochs: int) -> str:
@@ -83,7 +89,10 @@ def warn_without_effect(arguments: argparse.Namespace, config: Any, model: str) 
     """
     from mmssl.config import parse_setting, read_preset, read_toml, without_effect
 
-    chosen = model_spec(model, config.variant).option(config.variant)
+    spec = model_spec(model, config.variant)
+    chosen = spec.option(config.variant)
+    if arguments.variant is not None and not spec.variants:
+        print(f"warning: --variant {arguments.variant} has no effect on {chosen}", file=sys.stderr)
     for option, value, read in (
         ("--preset", arguments.preset, read_preset),
         ("--config", arguments.config, read_toml),

@@ -160,6 +160,8 @@ def model_spec(name: str, variant: str) -> ModelSpec:
     if specs:
         variants = ", ".join(known for spec in specs for known in spec.variants)
         raise InputError(f"variant: expected one of {variants}, got {variant!r:.60}")
+    if any(name in spec.variants for spec in _SPECS):
+        raise InputError(f"model: {name!r} is a variant of mmssl: variant={name!r}")
     names = ", ".join(model_names())
     raise InputError(f"model: expected one of {names}, got {name!r:.60}")
 

@@ -194,6 +194,11 @@ class RunDirectory:
             where, dataset = f"data set {data.name!r}", data
         else:
             directory = Path(self.info.data if data is None else data)
+            if data is None and not directory.exists():
+                raise InputError(
+                    f"{directory}: expected the data set of {self.path}, got no directory; if it "
+                    "has moved, --data DIR or data=DIR names it"
+                )
             where, dataset = str(directory), read_dataset(directory)
         if dataset.content_hash() != self.info.data_hash:
             raise InputError(

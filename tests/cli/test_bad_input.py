@@ -166,6 +166,23 @@ def test_existing_run_is_left_alone(tiny_directory, tmp_path, capsys):
     assert [p.name for p in run.iterdir()] == ["precious"]
 
 
+def test_a_variant_is_no_model(capsys):
+    assert main(["train", "--data", "data", "--model", "plus"]) == 2
+    assert "'plus' is a variant of mmssl: --variant plus" in capsys.readouterr().err
+
+
+def test_data_that_has_moved(tiny_directory, tmp_path, capsys):
+    data, out = tmp_path / "data", str(tmp_path / "run")
+    shutil.copytree(tiny_directory, data)
+    command = ["train", "--data", str(data), "--model=popularity", "--out", out, "--quiet"]
+    assert main(command) == 0
+    data.rename(tmp_path / "moved")
+    assert main(["evaluate", out]) == 2
+    assert "data: expected the data set of" in (error := capsys.readouterr().err)
+    assert "--data DIR" in error and error.count("\n") == 1
+    assert main(["evaluate", out, "--data", str(tmp_path / "moved")]) == 0
+
+
 def test_not_a_run(tmp_path, capsys):
     for command in (["evaluate"], ["recommend", "--user", "1"], ["report"]):
         assert main([command[0], str(tmp_path), *command[1:]]) == 2
@@ -218,6 +235,10 @@ def test_an_operator_that_lacks_memory():
         (
             ["--model=bprmf", "--preset=tiktok", "--set=training.deterministic=false"],
             "warning: --preset tiktok has no effect on --model bprmf\n",
+        ),
+        (
+            ["--model=popularity", "--variant=plus"],
+            "warning: --variant plus has no effect on --model popularity\n",
         ),
         (["--preset=tiktok", "--set=training.lr=1e-3"], ""),
         (["--model=lightgcn", "--preset=ml-100k", "--seed=1", "--set=training.seed=2"], ""),

@@ -49,6 +49,8 @@ def test_every_section_is_read_by_a_model():
 def test_unknown_model():
     with pytest.raises(InputError, match="model: expected one of mmssl, .*, got 'gpt'"):
         model_spec("gpt", "paper")
+    with pytest.raises(InputError, match="model: 'plus' is a variant of mmssl: variant='plus'"):
+        model_spec("plus", "paper")
     with pytest.raises(InputError, match="variant: expected one of paper, .*, got 'best'"):
         model_spec("mmssl", "best")
     assert len(set(changeable_fields())) == len(changeable_fields())
