@@ -153,6 +153,7 @@ def _with_new_items(recommender: Recommender, folder: Path) -> Recommender:
 
     fitted = recommender.tables.feature_map
     if fitted is None:
+        _ = recommender.tables.vectors  # says so if the model has weights between items instead
         raise InputError(
             f"--new-items {folder}: expected a run with item features, got one without"
         )

@@ -76,6 +76,13 @@ def test_a_new_user_with_the_history_of_a_known_one(run, recommender, capsys):
     assert "item: expected one of the data set's 50 item ids" in capsys.readouterr().err
 
 
+def test_features_of_new_items_need_vectors(world, run, capsys):
+    command = ["recommend", str(run), "--user", "user-005", "--new-items", str(world / "data")]
+    assert main(command) == 2
+    message = "error: model ease: expected user and item vectors, got item weights\n"
+    assert capsys.readouterr().err == message
+
+
 def test_what_needs_vectors_is_refused(world, run, recommender, tmp_path, capsys):
     words = "model ease: expected user and item vectors, got item weights"
     for form in ("torch-export", "onnx", "faiss"):
