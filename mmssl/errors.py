@@ -17,6 +17,14 @@ class Diverged(RuntimeError):  # noqa: N818
     """
 
 
+class NoKernel(RuntimeError):  # noqa: N818
+    """Backend "native" was required where no kernel exists.
+
+    The message is one line that names the op and the reason. The command line prints it as
+    ``error: ...`` and exits with code 2.
+    """
+
+
 class LostProcess(RuntimeError):  # noqa: N818
     """Another process of a run in several processes has ended.
 

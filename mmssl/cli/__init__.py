@@ -30,7 +30,7 @@ from mmssl.cli import (
 )
 from mmssl.cli.common import Parser, printable
 from mmssl.distributed import launched, reports_early
-from mmssl.errors import Diverged, InputError, LostProcess
+from mmssl.errors import Diverged, InputError, LostProcess, NoKernel
 
 _COMMANDS = (data, features, train, tune, evaluate, recommend, report, export, bench, doctor)
 
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
-    except (InputError, Diverged) as error:
+    except (InputError, Diverged, NoKernel) as error:
         message = str(error)
     except BrokenPipeError:  # `mmssl ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 
 from mmssl import _extension
-from mmssl.errors import InputError
+from mmssl.errors import InputError, NoKernel
 from mmssl.ops import _registry
 
 BACKENDS = ("auto", "native", "reference")
@@ -103,7 +103,7 @@ def use_native(op: str, device: str, dtype: torch.dtype | None = None) -> bool:
         dtype: their dtype; None for an op without floating point arguments.
 
     Raises:
-        RuntimeError: "native" was requested and no kernel exists.
+        NoKernel: "native" was requested and no kernel exists.
     """
     if _requested == "reference":
         return False
@@ -111,7 +111,7 @@ def use_native(op: str, device: str, dtype: torch.dtype | None = None) -> bool:
     if not reason:
         return True
     if _requested == "native":
-        raise RuntimeError(f"mmssl.ops.{op}: backend 'native' is required, but {reason}")
+        raise NoKernel(f"mmssl.ops.{op}: backend 'native' is required, but {reason}")
     if _registry.OPS[op].dtypes and not torch.compiler.is_compiling() and reason not in _warned:
         _warned.add(reason)
         warnings.warn(

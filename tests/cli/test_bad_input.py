@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mmssl import _extension
 from mmssl.cli import main
+from mmssl.ops import dispatch
 
 
 class Payload:
@@ -181,6 +183,16 @@ def test_data_that_has_moved(tiny_directory, tmp_path, capsys):
     assert "data: expected the data set of" in (error := capsys.readouterr().err)
     assert "--data DIR" in error and error.count("\n") == 1
     assert main(["evaluate", out, "--data", str(tmp_path / "moved")]) == 0
+
+
+def test_required_kernels_that_are_missing(tiny_directory, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(dispatch, "_requested", "auto")
+    monkeypatch.setitem(_extension.missing, "_C", "mmssl._C was not built")
+    command = ["train", "--data", str(tiny_directory), "--model=lightgcn", "--ops=native"]
+    assert main([*command, "--out", str(tmp_path / "run"), "--device=cpu", "--quiet"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: mmssl.ops.") and error.count("\n") == 1
+    assert "backend 'native' is required, but mmssl._C was not built" in error
 
 
 def test_not_a_run(tmp_path, capsys):
