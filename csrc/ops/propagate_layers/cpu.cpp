@@ -10,6 +10,7 @@ using namespace mmssl;
 class Kernels {
  public:
   explicit Kernels(const LayersOperands& o) : o_(o) { o.check_rowptr(); }
+  static int64_t scratch(const Layers<float>& m) { return m.one_table(); }
 
   template <class A>
   void operator()(const Layers<A>& m, Sides<const A> x, Sides<A> out, A* scratch) const {

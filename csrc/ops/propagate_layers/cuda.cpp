@@ -12,6 +12,8 @@ class Kernels {
   explicit Kernels(const LayersOperands& o)
       : device_(o.user), sums_(new_empty(o.user, {cuda::hop_scratch(o.layers<float>())})) {}
 
+  static int64_t scratch(const Layers<float>& m) { return m.scratch(); }
+
   // The sums are those of the hop before, which has ended: they follow each other on the stream.
   template <class A>
   void operator()(const Layers<A>& m, Sides<const A> x, Sides<A> out, A* scratch) const {

@@ -25,6 +25,8 @@ struct Layers {
   int64_t size() const { return (ui.rows + iu.rows) * d; }
   // Numbers of a table pair for the hops between the first and the last.
   int64_t scratch() const { return count > 1 ? size() : 0; }
+  // Of a table for either side.
+  int64_t one_table() const { return count > 1 ? std::max(ui.rows, iu.rows) * d : 0; }
 };
 
 // A table pair, whose rows are `stride` numbers apart.
@@ -107,17 +109,22 @@ namespace cpu {
 // the hop before and on nothing else of that hop, so that the products form two chains of L. One
 // after the other needs fewer tables, and each reads what the one before has just written.
 //
-// hop(l) is the Hop number l; its column scales matter for the first one only. scratch: m.scratch()
-// numbers. No table may overlap another.
+// hop(l) is the Hop number l; its column scales matter for the first one only. No table may overlap
+// another. If out has all rows and is not an input either, the hops that end on the side of the last
+// one write to it as well, so that a chain needs one table more, of the other side.
+//
+// scratch: m.scratch() numbers, or with out_has_room m.one_table().
 template <class A, class HopOf, class Launch>
-void run_chains(const Layers<A>& m, const HopOf& hop, Sides<const A> x, Sides<A> out, A* scratch,
-                const Launch& launch) {
-  const Sides<A> pair{scratch, scratch == nullptr ? nullptr : scratch + m.ui.rows * m.d, m.d};
+void run_chains(const Layers<A>& m, const HopOf& hop, Sides<const A> x, Sides<A> out,
+                bool out_has_room, A* scratch, const Launch& launch) {
+  const int64_t users = out_has_room || scratch == nullptr ? 0 : m.ui.rows * m.d;
+  const Sides<A> pair{scratch, scratch + users, m.d};
   for (const bool last_is_user : {true, false}) {
     Sides<const A> z = x;
     for (int64_t l = 1; l <= m.count; ++l) {
-      const bool for_users = last_is_user == ((m.count - l) % 2 == 0);
-      const Sides<A> y = l == m.count ? out : pair;
+      const bool on_last_side = (m.count - l) % 2 == 0;
+      const bool for_users = last_is_user == on_last_side;
+      const Sides<A> y = l == m.count || (out_has_room && on_last_side) ? out : pair;
       const SparseProduct<A, A> product =
           product_of(m, hop(l), l, for_users, for_users ? z.item : z.user, z.stride,
                      for_users ? y.user : y.item, y.stride);
@@ -154,16 +161,17 @@ bool for_column_blocks(int64_t d, const Parallel& pool, const Run& run) {
   return good;
 }
 
+// scratch: m.one_table() numbers.
 template <class A>
 bool propagate_layers(const Layers<A>& m, Sides<const A> x, Sides<A> out, A* scratch,
                       const Parallel& pool) {
   return for_column_blocks<A>(m.d, pool, [&](int64_t k, int64_t columns, const auto& launch) {
     Layers<A> part = m;
     part.d = columns;
-    A* own = m.count > 1 ? scratch + k * (m.ui.rows + m.iu.rows) : nullptr;
+    A* own = m.count > 1 ? scratch + k * (m.one_table() / m.d) : nullptr;
     const Sides<const A> from = x.columns_from(k);
     const auto hop = [&](int64_t) { return Hop<A>{m.ui, m.iu, from}; };
-    run_chains(part, hop, from, out.columns_from(k), own, launch);
+    run_chains(part, hop, from, out.columns_from(k), true, own, launch);
   });
 }
 

@@ -100,7 +100,7 @@ std::tuple<Tensor, Tensor> propagate_layers(
   const LayersOperands o(user, item, rowptr, col, t_rowptr, t_col, ui_row_scale, ui_col_scale,
                          iu_row_scale, iu_col_scale, value, t_edge, num_layers, scale);
   const Kernels kernels(o);
-  const Tensor scratch = new_empty(o.user, {o.layers<float>().scratch()});
+  const Tensor scratch = new_empty(o.user, {Kernels::scratch(o.layers<float>())});
   const Tensor out_user = empty_like(o.user), out_item = empty_like(o.item);
   for_table_dtype(o.user, [&](auto number) {
     using A = decltype(number);

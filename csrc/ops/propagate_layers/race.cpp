@@ -19,7 +19,7 @@ Bytes run(const Parallel& pool, auto number) {
   for (int64_t d : {48, 192}) {  // shared rows, and columns of their own for up to four threads
     const Layers<A> m{args(ui), args(iu), d, 4, A(0.2)};
     const auto x = numbers<A>(m.size());
-    std::vector<A> out(m.size()), scratch(m.scratch());
+    std::vector<A> out(m.size()), scratch(m.one_table());
     const auto sides = [&](auto& t) { return Sides{t.data(), t.data() + users * d, d}; };
     const bool good = cpu::propagate_layers(m, sides(x), sides(out), scratch.data(), pool);
     const int64_t count = 700;

@@ -136,7 +136,8 @@ bool find_rows(const Layers<A>& m, const Rows& places, Sides<const A> x, Sides<A
       if (l < m.count) return Hop<A>{m.ui, m.iu, own};
       return Hop<A>{ui.args(), iu.args(), own, places.users.row(), places.items.row()};
     };
-    run_chains(part, hop, own, found.columns_from(k), scratch + k * (m.scratch() / m.d), launch);
+    run_chains(part, hop, own, found.columns_from(k), false, scratch + k * (m.scratch() / m.d),
+               launch);
   });
 }
 
@@ -174,8 +175,8 @@ bool spread_rows(const Layers<A>& m, const Rows& places, Sides<const A> first, S
                     places.items.number(),
                     moments == nullptr ? nullptr : &own};
     };
-    run_chains(part, hop, own_first, out.columns_from(k), scratch + k * (m.scratch() / m.d),
-               launch);
+    run_chains(part, hop, own_first, out.columns_from(k), moments == nullptr,
+               scratch + k * (m.scratch() / m.d), launch);
   });
 }
 
