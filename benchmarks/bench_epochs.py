@@ -38,6 +38,7 @@ from mmssl.training.pairwise import PairwiseTask
 EPOCHS = {
     "lightgcn": ("tiktok", "baby"), "bprmf": ("tiktok", "baby"), "freedom": ("baby-mmrec",),
 }  # fmt: skip
+THREE_STEPS = ("gowalla",)  # where an epoch of a peer takes minutes
 FITS = ("tiktok", "ml1m")
 EASE_REG = 100.0
 OURS = "mmssl"
@@ -83,6 +84,20 @@ def epoch(
         evaluate = lambda: evaluator.evaluate(task.embed())  # noqa: E731
         expected.append(evaluate()["recall@20"])
     return compare(case, _epochs(task, evaluate), expected, problem, turns=turns, peers=peers)
+
+
+def three_steps(data: str, *, turns: int = 6, peers: Sequence[str] | None = None) -> Case:
+    """Three steps of LightGCN on given triples, without sampling."""
+    keep_freed_memory()
+    task = make_task("lightgcn", workloads.dataset(data))
+    case = Case(
+        "three steps of lightgcn", workloads.label(data), "float32", sizes_of(task), OURS, {},
+        commit=environment.commit(),
+    )  # fmt: skip
+    task.start_epoch(0, 0)
+    problem = problem_of(task)
+    ours = lambda: losses_of(task, problem["batches"])  # noqa: E731
+    return compare(case, ours, ours(), problem, turns=turns, peers=peers)
 
 
 def fit(data: str, *, turns: int = 3, peers: Sequence[str] | None = None) -> Case:
@@ -254,6 +269,7 @@ def cases(size: str, peers: Sequence[str] | None, only: str | None = None) -> It
         some = ["plain PyTorch", "NumPy"] if peers is None else peers
         for model in EPOCHS:
             yield epoch(model, "smoke", turns=2, peers=some, batch=200)
+        yield three_steps("smoke", turns=2, peers=some)
         yield fit("smoke", turns=2, peers=some)
         return
     for model, names in EPOCHS.items():
@@ -261,6 +277,9 @@ def cases(size: str, peers: Sequence[str] | None, only: str | None = None) -> It
             name = f"epoch {'and validation ' if validation else ''}of {model}"
             if name in PEERS and (only is None or only in f"{name} {data}"):
                 yield epoch(model, data, peers=peers, validation=validation)
+    for data in THREE_STEPS:
+        if only is None or only in f"three steps of lightgcn {data}":
+            yield three_steps(data, peers=peers)
     for data in FITS:
         if only is None or only in f"fit of ease {data}":
             yield fit(data, peers=peers)

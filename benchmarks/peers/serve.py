@@ -56,6 +56,11 @@ class Spec(NamedTuple):
 OWN = "own"
 PLAIN = Spec("lightgcn", "PlainPyTorch", "torch", OWN, inside=True)
 
+LIGHTGCN = {
+    "plain PyTorch": PLAIN,
+    "torch_geometric": Spec("lightgcn", "Geometric", "torch-geometric"),
+    "RecBole": Spec("recbole_models", "LightGCN", "recbole", "recbole"),
+}
 FREEDOM = {
     "plain PyTorch": Spec("freedom", "PlainPyTorch", "torch", OWN),
     "MMRec's arithmetic": Spec("freedom", "AsMMRec", "torch", OWN),
@@ -63,11 +68,8 @@ FREEDOM = {
 
 # Case -> name -> peer.
 PEERS: dict[str, dict[str, Spec]] = {
-    "epoch of lightgcn": {
-        "plain PyTorch": PLAIN,
-        "torch_geometric": Spec("lightgcn", "Geometric", "torch-geometric"),
-        "RecBole": Spec("recbole_models", "LightGCN", "recbole", "recbole"),
-    },
+    "epoch of lightgcn": LIGHTGCN,
+    "three steps of lightgcn": LIGHTGCN,
     "epoch of bprmf": {
         "plain PyTorch": PLAIN,
         "RecBole": Spec("recbole_models", "BPR", "recbole", "recbole"),
