@@ -215,7 +215,7 @@ MMSSL_INLINE void update_row(const SparseProduct<A, A>& p, int64_t row, const A*
   }
 }
 
-// What a row is besides its sum: nothing, the same row of base, or any row of base and perhaps the
+// What is added to the sum of a row: nothing, the same row of base, or any row of base and perhaps the
 // gradient of parameters. Registers are too few for what the others need.
 enum class Ends { kNone, kBase, kAny };
 
