@@ -20,6 +20,7 @@
 #endif
 #define MMSSL_OLDEST(name) asm(".symver " #name "," #name "@" MMSSL_FIRST_GLIBC)
 
+MMSSL_OLDEST(dlsym);         // 2.34: moved from libdl; headers of torch 2.14 call it
 MMSSL_OLDEST(exp);           // 2.29: no wrapper that sets errno
 MMSSL_OLDEST(exp2);          // 2.29
 MMSSL_OLDEST(log);           // 2.29
