@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -222,9 +223,12 @@ def _split(arguments: argparse.Namespace) -> int:
 
 def _ratio(text: str) -> tuple[float, ...]:
     try:
-        return tuple(map(float, text.split(":")))
+        parts = tuple(map(float, text.split(":")))
     except ValueError:
-        raise InputError(f"--ratio: expected three numbers like 8:1:1, got {text!r}") from None
+        parts = ()
+    if len(parts) != 3 or not all(0 < part < math.inf for part in parts):
+        raise InputError(f"--ratio: expected three positive numbers like 8:1:1, got {text!r:.60}")
+    return parts
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

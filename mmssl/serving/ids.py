@@ -68,11 +68,16 @@ class Ids:
 
 
 def similar_ids(ids: Sequence[str], wanted: str, count: int = 3) -> list[str]:
-    """Return the ids most similar to an unknown one: by value if all are numbers, else by text."""
+    """Return the ids most similar to an unknown one: by value if all are numbers, else by text.
+
+    An id that differs only by case or by blanks around the unknown one comes first.
+    """
     if _is_number(wanted) and all(map(_is_number, ids)):
         return sorted(ids, key=lambda known: abs(int(known) - int(wanted)))[:count]
+    folded = wanted.strip().casefold()
+    same = [known for known in islice(ids, _MAX_COMPARED_IDS) if known.casefold() == folded]
     close = difflib.get_close_matches(wanted, islice(ids, _MAX_COMPARED_IDS), count)
-    return close or list(ids[:count])
+    return list(dict.fromkeys(same + close))[:count] or list(ids[:count])
 
 
 def _is_number(text: str) -> bool:

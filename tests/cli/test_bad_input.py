@@ -168,6 +168,14 @@ def test_existing_run_is_left_alone(tiny_directory, tmp_path, capsys):
     assert [p.name for p in run.iterdir()] == ["precious"]
 
 
+@pytest.mark.parametrize("ratio", ["8:1", "0:0:1", "8:1:nan", "8:-1:1", "8/1/1"])
+def test_ratio(tmp_path, capsys, ratio):
+    command = ["data", "split", str(tmp_path), "--out", str(tmp_path / "x"), "--ratio", ratio]
+    assert main(command) == 2
+    expected = f"--ratio: expected three positive numbers like 8:1:1, got {ratio!r}"
+    assert expected in capsys.readouterr().err
+
+
 def test_a_variant_is_no_model(capsys):
     assert main(["train", "--data", "data", "--model", "plus"]) == 2
     assert "'plus' is a variant of mmssl: --variant plus" in capsys.readouterr().err

@@ -108,6 +108,8 @@ def test_users_with_external_ids():
     assert resolve_user(dataset, "bob") == 1
     with pytest.raises(InputError, match="3 user ids, such as 'anna', 'ann', got 'annna'"):
         resolve_user(dataset, "annna")
+    with pytest.raises(InputError, match="3 user ids, such as 'bob', got ' BOB'"):
+        resolve_user(dataset, " BOB")
     with pytest.raises(InputError, match="such as 'ann', 'bob', 'anna', got '0'"):
         resolve_user(dataset, "0")
 
