@@ -97,7 +97,7 @@ def three_steps(data: str, *, turns: int = 6, peers: Sequence[str] | None = None
     task.start_epoch(0, 0)
     problem = problem_of(task)
     ours = lambda: losses_of(task, problem["batches"])  # noqa: E731
-    return compare(case, ours, ours(), problem, turns=turns, peers=peers)
+    return compare(case, ours, ours(), problem, turns=turns, peers=peers, whole=False)
 
 
 def fit(data: str, *, turns: int = 3, peers: Sequence[str] | None = None) -> Case:
@@ -128,6 +128,7 @@ def compare(
     *,
     turns: int,
     peers: Sequence[str] | None = None,
+    whole: bool = True,
 ) -> Case:
     """Fill in a case: check the peers, and time those that agree, interleaved with ours.
 
@@ -138,6 +139,7 @@ def compare(
         problem: Arrays that they are constructed from.
         turns: Rounds after a first one that warms up.
         peers: Names of the wanted ones; None means all.
+        whole: False to time what is checked instead of what a peer runs.
     """
     specs = {n: s for n, s in PEERS[case.op].items() if peers is None or n in peers}
     jobs: dict[str, Callable[[], object]] = {OURS: ours}
@@ -155,7 +157,7 @@ def compare(
                 except Missing as reason:
                     case.missing[name] = str(reason)
                     continue
-                jobs[name] = run
+                jobs[name] = run if whole else check
             works = {name: Work(job) for name, job in jobs.items()}
             found = take_turns(works, clock_of("cpu"), seconds=0, turns=turns, most_calls=1)
         finally:
