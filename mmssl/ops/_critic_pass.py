@@ -10,6 +10,7 @@ Legend: n rows of a group, G groups, h width of the first layer, h2 of the secon
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -222,11 +223,13 @@ class _CriticLoss(torch.autograd.Function):
         layers: tuple[Hidden, Hidden],
         alpha: Tensor,
         gp_weight: float | None,
+        add_gradient: Callable[[Tensor, Tensor | None], Tensor] | None,
         pre: Tensor,
         bias: Tensor,
         weight: Tensor,
         *parameters: Tensor,
     ) -> tuple[Tensor, Tensor]:
+        ctx.add_gradient = add_gradient
         ctx.rows = n = alpha.shape[0]
         ctx.batch, ctx.gp_weight = pre.shape[0] - n, gp_weight
         ctx.alpha, groups = (None, 2) if gp_weight is None else (alpha, 3)
@@ -269,7 +272,11 @@ class _CriticLoss(torch.autograd.Function):
         if to_bias is None:
             # Each mixed row is a mean of a fake and a real one, so that the shares add up.
             to_bias = to_pre.sum(0, dtype=to_norm1.dtype)
-        return None, None, None, to_pre, to_bias, extra and extra.weight, *wide
+        to_weight = extra and extra.weight
+        if ctx.add_gradient is not None:
+            to_weight = ctx.add_gradient(to_pre, to_weight)
+            return None, None, None, None, None, to_bias, to_weight, *wide
+        return None, None, None, None, to_pre, to_bias, to_weight, *wide
 
 
 class _MeanScore(torch.autograd.Function):
@@ -300,6 +307,7 @@ def whole_loss(
     weight: Tensor,
     alpha: Tensor,
     gp_weight: float | None,
+    add_gradient: Callable[[Tensor, Tensor | None], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute ``E[D(fake)] - E[D(real)] + gp_weight penalty``; differentiable once.
 
@@ -311,12 +319,14 @@ def whole_loss(
         weight: (I, h), of the first layer, in the dtype of ``pre``.
         alpha: (n, 1) shares of the real rows in the mixed ones; n is a multiple of B.
         gp_weight: Weight of the penalty, or None without it, where G is 2 instead of 3.
+        add_gradient: If ``pre`` has no gradient history, what takes the gradient for it and adds
+            the weight's share to another gradient for the weight, or to None.
 
     Returns:
         The loss and its three terms (3,), which have no gradient.
     """
     out: tuple[Tensor, Tensor] = _CriticLoss.apply(
-        layers, alpha, gp_weight, pre, bias, weight, *weights
+        layers, alpha, gp_weight, add_gradient, pre, bias, weight, *weights
     )
     return out
 

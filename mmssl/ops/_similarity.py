@@ -8,7 +8,8 @@ Legend: K blocks, U users, I items, B batch, D embedding dim, n edges of the bat
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,45 +30,80 @@ def takes_fused(x: Tensor) -> bool:
     return dispatch.use_native("spmm", x.device.type, x.dtype)
 
 
-def fused_factors(user: Tensor, item_emb: Tensor, view: GraphView) -> tuple[Tensor, Tensor]:
+class JointFactors(NamedTuple):
+    """The factors of K blocks and of a constant one behind them, without a gradient."""
+
+    left: Tensor  # (K + 1, B, D)
+    value: Tensor  # (K + 1, n)
+    item_emb: Tensor  # (K + 1, I, D), whose blocks are columns of one table
+
+
+def fused_factors(
+    user_emb: Tensor,
+    item_emb: Tensor,
+    users: Tensor,
+    view: GraphView,
+    constant: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, JointFactors]:
     """Compute the factors of K blocks of rows; differentiable once.
 
     Args:
-        user: (K, B, D), the user rows of the batch.
+        user_emb: (K, U, D).
         item_emb: (K, I, D).
+        users: (B,) int64.
         view: (B, I), the edges of the batch.
+        constant: Tables (U, D) and (I, D) of one more block, which gets no gradient.
 
     Returns:
-        left (K, B, D) and value (K, n), 0 behind the edges.
+        left (K, B, D) and value (K, n), 0 behind the edges, and those of all blocks.
     """
-    left, value = _Factors.apply(user, item_emb, view)
-    return left, value
+    joint: list[Tensor] = []
+    left, value = _Factors.apply(users, view, constant, joint, user_emb, item_emb)
+    return left, value, JointFactors(*joint)
 
 
 class _Factors(torch.autograd.Function):
     """:class:`mmssl.ops.masked_similarity._Factors` of all blocks at once."""
 
     @staticmethod
-    def forward(ctx: Any, user: Tensor, item_emb: Tensor, view: GraphView) -> tuple[Tensor, Tensor]:
-        wide = item_emb.double()
-        through = torch.bmm(user.double(), torch.bmm(wide.mT, wide))  # (K, B, D)
-        left, value, masked, scale = torch.ops.mmssl.similarity_factors(
-            user, item_emb, through, view.rowptr, view.col
+    def forward(
+        ctx: Any,
+        users: Tensor,
+        view: GraphView,
+        constant: tuple[Tensor, Tensor] | None,
+        joint: list[Tensor],
+        user_emb: Tensor,
+        item_emb: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        tables = zip(user_emb.unbind(), item_emb.unbind(), strict=True)
+        user_tables, item_tables = zip(*tables, *([constant] if constant else []), strict=True)
+        user, wide_user, packed, wide_item = torch.ops.mmssl.similarity_tables(
+            user_tables, item_tables, users
         )
-        ctx.view = view
-        ctx.save_for_backward(user, item_emb, through, masked, scale)
-        return left, value
+        through = torch.bmm(wide_user, torch.bmm(wide_item.mT, wide_item))  # (K, B, D)
+        left, value, masked, scale = torch.ops.mmssl.similarity_factors(
+            user, packed.transpose(0, 1), through, view.rowptr, view.col
+        )
+        joint += left, value, packed.transpose(0, 1)
+        count = user_emb.shape[0]
+        ctx.view, ctx.shape = view, user_emb.shape
+        parts = (part[:count] for part in (user, through, masked, scale))
+        ctx.save_for_backward(users, item_emb, *parts)
+        return left[:count], value[:count]
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        user, item_emb, through, masked, scale = ctx.saved_tensors
+        users, item_emb, user, through, masked, scale = ctx.saved_tensors
         view = ctx.view
-        to_user, to_masked, weighted = torch.ops.mmssl.similarity_factors_backward(
+        of_rows, to_masked, weighted = torch.ops.mmssl.similarity_factors_backward(
             *grads, user, item_emb, through, masked, scale, view.rowptr, view.col
         )
-        to_item = None
-        if ctx.needs_input_grad[1]:
+        to_user = to_item = None
+        if ctx.needs_input_grad[4]:
+            place = (torch.arange(len(user), device=users.device)[:, None], users)
+            to_user = of_rows.new_zeros(ctx.shape).index_put_(place, of_rows, accumulate=True)
+        if ctx.needs_input_grad[5]:
             on_edges = [
                 GraphView(
                     view.t_rowptr, view.t_col, view.rowptr, view.col, value=value, edge=view.t_edge
@@ -76,7 +112,7 @@ class _Factors(torch.autograd.Function):
             ]
             sums = torch.stack(propagate(on_edges, list(user)))  # (K, I, D)
             to_item = torch.baddbmm(sums, item_emb, torch.bmm(user.mT, weighted))
-        return to_user, to_item, None
+        return None, None, None, None, to_user, to_item
 
 
 def stacked_edges(view: GraphView, value: Tensor) -> GraphView:
@@ -110,8 +146,14 @@ def _factors_backward_fake(
     return user.new_empty(user.shape), torch.empty_like(to_value), user.new_empty(user.shape)
 
 
-def _gumbel_fake(uniform: Tensor, left: Tensor, value: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return left.new_empty(left.shape), value.new_empty(value.shape)
+def _tables_fake(
+    user: Sequence[Tensor], item: Sequence[Tensor], users: Tensor
+) -> tuple[Tensor, ...]:
+    blocks, (items, dim) = len(user), item[0].shape
+    rows = user[0].new_empty(blocks, users.shape[0], dim)
+    wide = user[0].new_empty(blocks, items, dim, dtype=torch.float64)
+    wide_rows = torch.empty_like(rows, dtype=torch.float64)
+    return rows, wide_rows, user[0].new_empty(items, blocks, dim), wide
 
 
 def _stack_fake(
@@ -145,7 +187,8 @@ def _scale_fake(rowptr: Tensor, root: bool) -> Tensor:
 OPERATORS = (
     Operator("similarity_factors", fake=_factors_fake),
     Operator("similarity_factors_backward", fake=_factors_backward_fake),
-    Operator("gumbel_rows", fake=_gumbel_fake),
+    Operator("similarity_tables", fake=_tables_fake),
+    Operator("gumbel_rows", fake=lambda *_: None),
     Operator("stack_edges", fake=_stack_fake),
     Operator("index_of_rows", fake=_rows_fake),
     Operator("index_of_lists", fake=lambda *_: None),

@@ -168,7 +168,7 @@ def similarity_factors(
         left (K, B, D), the scaled user rows, and value (K, n), the scaled masked entries, negated.
     """
     if edges.whole and takes_fused(user_emb):
-        return fused_factors(user_emb[:, users], item_emb, edges.view)
+        return fused_factors(user_emb, item_emb, users, edges.view)[:2]
     pairs = zip(user_emb, item_emb, strict=True)
     left, value = zip(*(_Factors.apply(*pair, users, edges) for pair in pairs), strict=True)
     return torch.stack(left), torch.stack(value)

@@ -4,6 +4,9 @@
 
 STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
   m.def(
+      "similarity_tables(Tensor[] user, Tensor[] item, Tensor users) -> "
+      "(Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "similarity_factors(Tensor user, Tensor item, Tensor through, Tensor rowptr, Tensor col) -> "
       "(Tensor, Tensor, Tensor, Tensor)");
   m.def(
@@ -11,8 +14,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
       "Tensor through, Tensor masked, Tensor scale, Tensor rowptr, Tensor col) -> "
       "(Tensor, Tensor, Tensor)");
   m.def(
-      "gumbel_rows(Tensor uniform, Tensor left, Tensor value, Tensor rowptr, Tensor col, float tau, "
-      "float noise, float zeta) -> (Tensor, Tensor)");
+      "gumbel_rows(Tensor uniform, Tensor(a!) left, Tensor(b!) value, Tensor rowptr, Tensor col, "
+      "float tau, float noise, float zeta) -> ()");
   m.def(
       "stack_edges(Tensor rowptr, Tensor col, Tensor t_rowptr, Tensor t_col, Tensor t_edge, "
       "int blocks) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");

@@ -1,6 +1,7 @@
 // Checks and unpacks the tensors of the operators on similarity rows, and binds them to their CUDA
 // kernels. Shapes: similarity.h.
 #include <tuple>
+#include <vector>
 
 #include "common/cuda_binding.h"
 #include "ops/similarity/kernels.cuh"
@@ -105,29 +106,64 @@ std::tuple<Tensor, Tensor, Tensor> similarity_factors_backward(
   return {to_user, to_masked, weighted};
 }
 
-std::tuple<Tensor, Tensor> gumbel_rows(const Tensor& uniform_, const Tensor& left_,
-                                       const Tensor& value_, const Tensor& rowptr,
-                                       const Tensor& col, double tau, double noise, double zeta) {
-  const Tensor left = as_contiguous(left_), value = as_contiguous(value_);
-  const Tensor uniform = as_contiguous(uniform_);
-  const Edges edges(left, rowptr, col);
-  const ScalarType type = left.scalar_type();
-  STD_TORCH_CHECK(left.dim() == 2 && left.size(0) == edges.rows() &&
-                      matches(value, left, type, {edges.count()}) &&
-                      matches(uniform, left, type, {edges.count()}),
-                  "mmssl::gumbel_rows: left must be (B, D), uniform and value (n,) of its dtype, on "
-                  "one device");
-  const cuda::CurrentDevice device(left);
-  const Tensor out_left = empty_like(left), out_value = empty_like(value);
+std::tuple<Tensor, Tensor, Tensor, Tensor> similarity_tables(const std::vector<Tensor>& user_,
+                                                             const std::vector<Tensor>& item_,
+                                                             const Tensor& users_) {
+  using Most = SimilarityTables<float>;
+  const int64_t blocks = int64_t(user_.size());
+  STD_TORCH_CHECK(blocks >= 1 && blocks <= Most::kMost && item_.size() == user_.size() &&
+                      user_[0].dim() == 2 && item_[0].dim() == 2,
+                  "mmssl::similarity_tables: expected one to 8 pairs of tables");
+  const Tensor users = as_contiguous(users_);
+  const ScalarType type = user_[0].scalar_type();
+  const int64_t rows = users.numel(), d = user_[0].size(1), items = item_[0].size(0);
+  std::vector<Tensor> user, item;
+  for (int64_t n = 0; n < blocks; ++n) {
+    STD_TORCH_CHECK(matches(user_[n], user_[0], type, {kAny, d}) &&
+                        matches(item_[n], user_[0], type, {items, d}) &&
+                        matches(users, user_[0], ScalarType::Long, {kAny}),
+                    "mmssl::similarity_tables: tables must be (U, D) and (I, D) of one dtype, users "
+                    "(B,) int64, on one device");
+    user.push_back(user_[n].stride(1) == 1 ? user_[n] : as_contiguous(user_[n]));
+    item.push_back(item_[n].stride(1) == 1 ? item_[n] : as_contiguous(item_[n]));
+  }
+  const cuda::CurrentDevice device(user[0]);
+  const Tensor out_user = new_empty(user[0], {blocks, rows, d});
+  const Tensor out_item = new_empty(user[0], {items, blocks, d});
+  const Tensor wide_user = new_empty(user[0], {blocks, rows, d}, ScalarType::Double);
+  const Tensor wide_item = new_empty(user[0], {blocks, items, d}, ScalarType::Double);
   for_float_or_double(type, [&](auto zero) {
     using T = decltype(zero);
-    const RealRowArgs<T> a{edges.args(),   left.size(1),   data<T>(uniform),
-                           data<T>(left),  data<T>(value), T(tau),
-                           T(noise),       T(zeta),        mutable_data<T>(out_left),
-                           mutable_data<T>(out_value)};
+    SimilarityTables<T> a{};
+    a.blocks = blocks, a.rows = rows, a.items = items, a.d = d, a.users = data<int64_t>(users);
+    for (int64_t n = 0; n < blocks; ++n) {
+      a.user[n] = data<T>(user[n]), a.user_step[n] = user[n].stride(0);
+      a.item[n] = data<T>(item[n]), a.item_step[n] = item[n].stride(0);
+    }
+    a.out_user = mutable_data<T>(out_user), a.out_item = mutable_data<T>(out_item);
+    a.wide_user = mutable_data<double>(wide_user), a.wide_item = mutable_data<double>(wide_item);
+    MMSSL_CUDA_CHECK(cuda::launch_similarity_tables(a, device.stream));
+  });
+  return {out_user, wide_user, out_item, wide_item};
+}
+
+void gumbel_rows(const Tensor& uniform_, const Tensor& left, const Tensor& value,
+                 const Tensor& rowptr, const Tensor& col, double tau, double noise, double zeta) {
+  const Edges edges(left, rowptr, col);
+  const ScalarType type = left.scalar_type();
+  STD_TORCH_CHECK(matches(left, left, type, {edges.rows(), kAny}) && left.is_contiguous() &&
+                      matches(value, left, type, {edges.count()}) && value.is_contiguous() &&
+                      matches(uniform_, left, type, {edges.count()}),
+                  "mmssl::gumbel_rows: left must be (B, D), value and uniform (n,) of its dtype, on one "
+                  "device, and what is overwritten contiguous");
+  const Tensor uniform = as_contiguous(uniform_);
+  const cuda::CurrentDevice device(left);
+  for_float_or_double(type, [&](auto zero) {
+    using T = decltype(zero);
+    const RealRowArgs<T> a{edges.args(),          left.size(1), data<T>(uniform), mutable_data<T>(left),
+                           mutable_data<T>(value), T(tau),       T(noise),         T(zeta)};
     MMSSL_CUDA_CHECK(cuda::launch_gumbel_rows(a, device.stream));
   });
-  return {out_left, out_value};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> stack_edges(
@@ -161,6 +197,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> stack_edges(
 }  // namespace
 
 MMSSL_CUDA_LIBRARY(m) {
+  m.impl("similarity_tables", TORCH_BOX(&similarity_tables));
   m.impl("similarity_factors", TORCH_BOX(&similarity_factors));
   m.impl("similarity_factors_backward", TORCH_BOX(&similarity_factors_backward));
   m.impl("gumbel_rows", TORCH_BOX(&gumbel_rows));

@@ -159,10 +159,11 @@ void check(const Problem& p, double tolerance) {
 
   std::vector<T> uniform(n);
   for (T& u : uniform) u = T((random() % 1000 + 0.5) / 1000);
-  std::vector<T> out_left(B * D, NAN), out_value(n, NAN);
+  std::vector<T> out_left(left.begin(), left.begin() + B * D);
+  std::vector<T> out_value(value.begin(), value.begin() + n);
   const T tau = T(0.3), noise = T(0.5), zeta = T(3);
-  mmssl::cuda::launch_gumbel_rows<T>({p.edges(), D, uniform.data(), left.data(), value.data(), tau,
-                                      noise, zeta, out_left.data(), out_value.data()}, nullptr);
+  mmssl::cuda::launch_gumbel_rows<T>({p.edges(), D, uniform.data(), out_left.data(), out_value.data(),
+                                      tau, noise, zeta}, nullptr);
   for (int64_t b = 0; b < B; ++b) {
     std::vector<double> soft;
     double sum = 0, square = scale[b] > 0 ? double(zeta) * zeta : 0;
@@ -179,6 +180,45 @@ void check(const Problem& p, double tolerance) {
     }
     for (int64_t c = 0; c < D; ++c) {
       close(out_left[b * D + c], zeta * left[b * D + c] / std::sqrt(square), tolerance, "real left");
+    }
+  }
+}
+
+// Rows and items of K tables in one place, and in double.
+template <class T>
+void check_tables(int64_t K, int64_t B, int64_t I, int64_t D) {
+  std::mt19937 random(9);
+  const int64_t U = B + 3;
+  std::vector<std::vector<T>> tables;
+  std::vector<int64_t> users(B);
+  for (int64_t b = 0; b < B; ++b) users[b] = int64_t(random() % U);
+  std::vector<T> out_user(K * B * D, NAN), out_item(I * K * D, NAN);
+  std::vector<double> wide_user(K * B * D, NAN), wide_item(K * I * D, NAN);
+  mmssl::SimilarityTables<T> a{K, B, I, D, users.data(), {}, {}, {}, {}, out_user.data(),
+                               out_item.data(), wide_user.data(), wide_item.data()};
+  for (int64_t k = 0; k < K; ++k) {
+    for (const int64_t rows : {U, I}) {
+      tables.emplace_back(rows * (D + 2));
+      for (T& v : tables.back()) v = T(double(random() % 1000) / 1000);
+    }
+  }
+  for (int64_t k = 0; k < K; ++k) {
+    a.user[k] = tables[2 * k].data(), a.item[k] = tables[2 * k + 1].data();
+    a.user_step[k] = a.item_step[k] = D + 2;
+  }
+  mmssl::cuda::launch_similarity_tables(a, nullptr);
+  for (int64_t k = 0; k < K; ++k) {
+    for (int64_t c = 0; c < D; ++c) {
+      for (int64_t b = 0; b < B; ++b) {
+        const T want = tables[2 * k][users[b] * (D + 2) + c];
+        const int64_t at = (k * B + b) * D + c;
+        wrong += out_user[at] != want || wide_user[at] != double(want);
+      }
+      for (int64_t i = 0; i < I; ++i) {
+        const T want = tables[2 * k + 1][i * (D + 2) + c];
+        wrong += out_item[(i * K + k) * D + c] != want;
+        wrong += wide_item[(k * I + i) * D + c] != double(want);
+      }
     }
   }
 }
@@ -228,6 +268,8 @@ void check_stack(const Problem& p) {
 }  // namespace
 
 int main() {
+  check_tables<float>(3, 7, 11, 5);
+  check_tables<double>(1, 1, 2, 33);
   for (int64_t blocks : {1, 3}) {
     for (int64_t d : {1, 9, 40}) {
       const Problem p = problem(blocks, 7, 21, d);

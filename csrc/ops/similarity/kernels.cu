@@ -114,36 +114,52 @@ __global__ void __launch_bounds__(kBlock, 4)
 }
 
 template <class T>
+__global__ void __launch_bounds__(kBlock)
+    tables_kernel(const __grid_constant__ SimilarityTables<T> a) {
+  const int64_t at = global_thread(), of_block = (a.rows + a.items) * a.d;
+  if (at >= a.blocks * of_block) return;
+  const int64_t block = at / of_block, rest = at % of_block, k = rest % a.d, row = rest / a.d;
+  if (row < a.rows) {
+    const T value = a.user[block][a.users[row] * a.user_step[block] + k];
+    const int64_t to = (block * a.rows + row) * a.d + k;
+    a.out_user[to] = value, a.wide_user[to] = double(value);
+    return;
+  }
+  const int64_t item = row - a.rows;
+  const T value = a.item[block][item * a.item_step[block] + k];
+  a.out_item[(item * a.blocks + block) * a.d + k] = value;
+  a.wide_item[(block * a.items + item) * a.d + k] = double(value);
+}
+
+template <class T>
 __global__ void __launch_bounds__(kBlock) gumbel_kernel(const __grid_constant__ RealRowArgs<T> a) {
   const int64_t at = global_thread() / kWarp;
   if (at >= a.edges.rows) return;
   const Row row(a.edges, at);
   const int lane = lane_of();
-  T sum = 0, squares = 0, size = 0;
-  for (int64_t p = row.begin + lane; p < row.end; p += kWarp) {
-    // The logits of a row have 1 / tau in common, which cancels.
+  // The logits of a row have 1 / tau in common, which cancels.
+  const auto weight = [&](int64_t p) {
     const T eps = T(kLogEps);
-    const T weight = exp(-a.noise * log(eps - log(a.uniform[p] + eps)) / a.tau);
-    a.out_value[p] = weight;  // read by this lane only
-    sum += weight;
-  }
-  sum = sum_of_lanes(sum);
+    return T(exp(-a.noise * log(eps - log(a.uniform[p] + eps)) / a.tau));
+  };
+  T sum = 0, squares = 0, size = 0;
+#pragma unroll 1
   for (int64_t p = row.begin + lane; p < row.end; p += kWarp) {
-    const T share = a.out_value[p] / sum;
-    squares += share * share;
+    const T own = weight(p);
+    sum += own, squares += own * own;
   }
-  squares = sum_of_lanes(squares);
+  sum = sum_of_lanes(sum), squares = sum_of_lanes(squares) / (sum * sum);
   for (int64_t k = lane; k < a.d; k += kWarp) size += a.left[at * a.d + k] != 0 ? T(1) : T(0);
+  if (row.begin == row.end) squares = 0;
   // A similarity row has length 1 unless it is 0, and nothing on the edges.
   if (sum_of_lanes(size) > 0) squares += a.zeta * a.zeta;
   const T scale = 1 / sqrt(squares);
+#pragma unroll 1
   for (int64_t p = row.begin + lane; p < row.end; p += kWarp) {
-    a.out_value[p] = scale * (a.out_value[p] / sum + a.zeta * a.value[p]);
+    a.value[p] = scale * (weight(p) / sum + a.zeta * a.value[p]);
   }
-  for (int64_t p = row.tail_begin + lane; p < row.tail_end; p += kWarp) a.out_value[p] = 0;
-  for (int64_t k = lane; k < a.d; k += kWarp) {
-    a.out_left[at * a.d + k] = a.zeta * scale * a.left[at * a.d + k];
-  }
+  for (int64_t p = row.tail_begin + lane; p < row.tail_end; p += kWarp) a.value[p] = 0;
+  for (int64_t k = lane; k < a.d; k += kWarp) a.left[at * a.d + k] *= a.zeta * scale;
 }
 
 // A thread per edge of the result, per row and per column. Blocks lie close together, and behind them
@@ -171,6 +187,14 @@ __global__ void __launch_bounds__(kBlock) stack_kernel(const __grid_constant__ S
 }
 
 }  // namespace
+
+template <class T>
+cudaError_t launch_similarity_tables(const SimilarityTables<T>& a, cudaStream_t stream) {
+  const int64_t threads = a.blocks * (a.rows + a.items) * a.d;
+  if (threads == 0) return cudaSuccess;
+  MMSSL_LAUNCH((tables_kernel<T>), num_blocks(threads), kBlock, stream, a);
+  return cudaGetLastError();
+}
 
 template <class T>
 cudaError_t launch_similarity_factors(const SimilarityArgs<T>& a, const SimilarityFactors<T>& out,
@@ -205,6 +229,7 @@ cudaError_t launch_stack_edges(const StackedEdges& a, cudaStream_t stream) {
 }
 
 #define MMSSL_INSTANTIATE(T)                                                                  \
+  template cudaError_t launch_similarity_tables(const SimilarityTables<T>&, cudaStream_t);    \
   template cudaError_t launch_similarity_factors(const SimilarityArgs<T>&,                    \
                                                  const SimilarityFactors<T>&, cudaStream_t);  \
   template cudaError_t launch_similarity_factors_backward(                                    \

@@ -5,6 +5,9 @@
 
 namespace mmssl::cuda {
 
+template <class T>
+cudaError_t launch_similarity_tables(const SimilarityTables<T>& a, cudaStream_t stream);
+
 // Each in one launch, a warp per row; the same bits every time.
 template <class T>
 cudaError_t launch_similarity_factors(const SimilarityArgs<T>& a, const SimilarityFactors<T>& out,

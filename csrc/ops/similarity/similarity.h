@@ -19,7 +19,18 @@ struct BatchRows {
   const int32_t* col;     // (n)
 };
 
-// T is float or double.
+// What the factors of K pairs of tables read, in one place. T is float or double.
+template <class T>
+struct SimilarityTables {
+  static constexpr int64_t kMost = 8;
+  int64_t blocks, rows, items, d;            // K, B, I, D
+  const int64_t* users;                      // (B)
+  const T *user[kMost], *item[kMost];        // (U, D) and (I, D), whose rows are a step apart
+  int64_t user_step[kMost], item_step[kMost];
+  T *out_user, *out_item;                    // (K, B, D) and (I, K, D)
+  double *wide_user, *wide_item;             // (K, B, D) and (K, I, D)
+};
+
 template <class T>
 struct SimilarityArgs {
   BatchRows edges;
@@ -48,15 +59,14 @@ struct SimilarityGradient {
   T* weighted;                  // (K, B, D): user times the gradient of its squared length, twice it
 };
 
-// normalize(softmax(gumbel / tau) on the edges + zeta * similarity) of B rows.
+// normalize(softmax(gumbel / tau) on the edges + zeta * similarity) of B rows, which it overwrites.
 template <class T>
 struct RealRowArgs {
   BatchRows edges;
   int64_t d;
   const T* uniform;        // (n)
-  const T *left, *value;   // (B, D) and (n), of the similarity
+  T *left, *value;         // (B, D) and (n), of the similarity
   T tau, noise, zeta;
-  T *out_left, *out_value;
 };
 
 // K copies of the edges of a batch, one below the other: an index of (K B, C).

@@ -21,10 +21,18 @@ from mmssl.distributed.group import SINGLE, Group
 from mmssl.distributed.losses import shared_norm_act
 from mmssl.models.linear import Linear
 from mmssl.models.mmssl.config import CriticConfig
-from mmssl.models.mmssl.rows import Rows, multiply
+from mmssl.models.mmssl.rows import (
+    AddGradient,
+    FactoredRows,
+    Rows,
+    constant,
+    multiply,
+    multiply_constant,
+)
 from mmssl.ops._autograd import under_torch_func
 from mmssl.ops._critic import PENALTY_SCALE, SCORE_SCALE
 from mmssl.ops._critic_pass import HeadWeights, Hidden, mean_score, whole_loss
+from mmssl.ops._similarity import takes_fused
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.keep_mask import keep_masks
 from mmssl.ops.norm_act import Running
@@ -251,7 +259,7 @@ class CriticLoss(NamedTuple):
 def critic_loss(
     critic: Critic,
     fake_rows: Sequence[Rows],
-    real_rows: Rows,
+    real_rows: Rows | None,
     alpha: Tensor,
     gp_weight: float,
     *,
@@ -262,7 +270,8 @@ def critic_loss(
     Args:
         critic: In train mode; BatchNorm sees the fake, the real, then the mixed rows.
         fake_rows: M blocks of B generated rows, together or one by one.
-        real_rows: B rows, the same for every modality.
+        real_rows: B rows, the same for every modality; None if they are the last block of
+            ``fake_rows``.
         alpha: (M B, 1) share of the real row in each mixed row.
         gp_weight: Weight of the penalty.
         with_penalty: False skips the penalty, which is then 0, and the mixed rows.
@@ -272,17 +281,18 @@ def critic_loss(
     """
     groups = 3 if with_penalty else 2
     weight = critic.product_weight()
-    blocks = [*fake_rows, real_rows]
+    blocks = [*fake_rows] if real_rows is None else [*fake_rows, real_rows]
     if critic.in_one_pass(weight):
-        loss, vector = whole_loss(
-            critic.layers(alpha.shape[0], groups),
-            critic.head_weights(),
-            multiply(blocks, weight),
-            critic.bias,
-            weight,
-            alpha,
-            gp_weight if with_penalty else None,
-        )
+        layers, head = critic.layers(alpha.shape[0], groups), critic.head_weights()
+        add_gradient: AddGradient | None = None
+        factored = [b for b in blocks if isinstance(b, FactoredRows) and b.floor is None]
+        if takes_fused(critic.weight) and len(factored) == len(blocks) and constant(factored):
+            with torch.no_grad():
+                pre, add_gradient = multiply_constant(factored, weight)
+        else:
+            pre = multiply(blocks, weight)
+        rest = critic.bias, weight, alpha, gp_weight if with_penalty else None
+        loss, vector = whole_loss(layers, head, pre, *rest, add_gradient)
         return loss, CriticLoss(*vector.unbind())
     critic.count_batches(groups)
     pre = critic.pre_activation(blocks, weight)

@@ -11,7 +11,7 @@ Legend: U users, I items, B batch, D embedding dim, H outputs, M blocks, n train
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -19,10 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl import ops
+from mmssl.graph import GraphView
 from mmssl.models.mmssl.config import CriticConfig
-from mmssl.ops._similarity import takes_fused
+from mmssl.ops._similarity import fused_factors, takes_fused
 from mmssl.ops.masked_similarity import BatchEdges, similarity_factors
-from mmssl.ops.product import batched_affine, product
+from mmssl.ops.product import added_product, batched_affine, product
+from mmssl.ops.propagate import spmm_added
 
 # The released Gumbel draw adds this inside both logarithms, which bounds it to +-18.5.
 _LOG_EPS = 1e-8
@@ -58,6 +60,7 @@ class DenseRows(NamedTuple):
 
 
 Rows = FactoredRows | DenseRows
+AddGradient = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def multiply(blocks: Sequence[Rows], weight: Tensor) -> Tensor:
@@ -82,14 +85,53 @@ def multiply(blocks: Sequence[Rows], weight: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
+def multiply_constant(blocks: Sequence[FactoredRows], weight: Tensor) -> tuple[Tensor, AddGradient]:
+    """Compute :func:`multiply` of rows without a gradient, and what adds that of the weight.
+
+    For the kernels of a GPU, inside an autograd function.
+
+    Args:
+        blocks: Factored blocks without a floor.
+        weight: (I, H).
+
+    Returns:
+        (M B, H), and a function of its gradient and of another gradient (I, H) for the weight, or
+        None, which it overwrites.
+    """
+    left, items, edges = _factors(blocks, weight.dtype)
+    count, num_rows, dim = left.shape
+    through = (items.T @ weight).view(count, dim, -1)
+    on_edges = ops.spmm(edges, weight).view(count, num_rows, -1)
+
+    def add_gradient(grad: Tensor, to: Tensor | None) -> Tensor:
+        of_through = torch.bmm(left.mT, grad.view(count, num_rows, -1)).flatten(0, 1)
+        return spmm_added(edges.transpose(), grad, added_product(to, items, of_through))
+
+    return torch.baddbmm(on_edges, left, through).flatten(0, 1), add_gradient
+
+
+def constant(blocks: Sequence[FactoredRows]) -> bool:
+    """Whether no block has a gradient."""
+    parts = (t for b in blocks for t in (b.left, b.item_emb, b.value))
+    return not any(t.requires_grad for t in parts)
+
+
+def _factors(
+    blocks: Sequence[FactoredRows], dtype: torch.dtype
+) -> tuple[Tensor, Tensor, GraphView]:
+    """Return the rows (M, B, D), the items (I, M D) and the (M B, I) matrix of the sparse parts."""
+    left = _joined([block.left for block in blocks], 0).to(dtype)
+    items = _joined([block.item_emb.transpose(0, 1).flatten(1) for block in blocks], 1).to(dtype)
+    value = _joined([block.value for block in blocks], 0)  # (M, n)
+    return left, items, blocks[0].edges.stacked(value)
+
+
 def _multiply_factored(blocks: Sequence[FactoredRows], weight: Tensor) -> Tensor:
     dtype = weight.dtype
-    left = _joined([block.left for block in blocks], 0).to(dtype)  # (M, B, D)
+    left, items, edges = _factors(blocks, dtype)
     count, num_rows, dim = left.shape
-    items = _joined([block.item_emb.transpose(0, 1).flatten(1) for block in blocks], 1)
-    through = product(items.to(dtype).T, weight).view(count, dim, -1)  # (M, D, H)
-    value = _joined([block.value for block in blocks], 0)  # (M, n)
-    on_edges = ops.spmm(blocks[0].edges.stacked(value), weight)
+    through = product(items.T, weight).view(count, dim, -1)  # (M, D, H)
+    on_edges = ops.spmm(edges, weight)
     out = batched_affine(left, through, on_edges.view(count, num_rows, -1)).flatten(0, 1)
     if any(block.floor is not None for block in blocks):
         zero = out.new_zeros(num_rows)
@@ -117,6 +159,37 @@ def similarity_rows(
     """
     left, value = similarity_factors(user_emb, item_emb, users, edges)
     return FactoredRows(left, item_emb, edges, value, None)
+
+
+def joint_similarity_rows(
+    feature: tuple[Tensor, Tensor], final: tuple[Tensor, Tensor], users: Tensor, edges: BatchEdges
+) -> tuple[FactoredRows, FactoredRows]:
+    """Compute :func:`similarity_rows` of the features and of the final embeddings together.
+
+    For the kernels of a GPU and the edges to all items.
+
+    Args:
+        feature: (K, U, D) and (K, I, D).
+        final: (U, D) and (I, D), constants.
+        users: (B,) int64.
+        edges: Edges of the same users.
+
+    Returns:
+        The K blocks of the features, and the same without a gradient with the last one behind them.
+    """
+    detached = final[0].detach(), final[1].detach()
+    left, value, joint = fused_factors(*feature, users, edges.view, detached)
+    own = FactoredRows(left, feature[1], edges, value, None)
+    return own, FactoredRows(joint.left, joint.item_emb, edges, joint.value, None)
+
+
+def soften(rows: FactoredRows, uniform: Tensor, config: CriticConfig) -> None:
+    """Make the last block real rows, see :func:`real_rows`, in the ``sparse`` form on a GPU."""
+    view = rows.edges.view
+    torch.ops.mmssl.gumbel_rows(
+        *(uniform, rows.left[-1], rows.value[-1], view.rowptr, view.col),
+        *(config.gumbel_tau, config.gumbel_scale, config.similarity_scale),
+    )
 
 
 def gumbel_form(config: CriticConfig, num_items: int) -> GumbelForm:
@@ -156,7 +229,7 @@ def real_rows(
     ``normalize(softmax(logit(A[users])) + zeta * similarity)``.
 
     Args:
-        similarity: One block of rows of the final embeddings, detached.
+        similarity: One block of rows of the final embeddings, detached; a GPU overwrites it.
         uniform: Draws from (0, 1) of shape :func:`uniform_shape`.
         config: Temperature, noise and zeta.
         form: Result of :func:`gumbel_form`.
@@ -166,11 +239,8 @@ def real_rows(
     edges, zeta = similarity.edges, config.similarity_scale
     own_left, own_value = similarity.left[0], similarity.value[0]
     if form == "sparse" and edges.whole and takes_fused(own_left):
-        left, value = torch.ops.mmssl.gumbel_rows(
-            *(uniform, own_left, own_value, edges.view.rowptr, edges.view.col),
-            *(config.gumbel_tau, config.gumbel_scale, zeta),
-        )
-        return FactoredRows(left[None], similarity.item_emb, edges, value[None], None)
+        soften(similarity, uniform, config)
+        return similarity
     # A similarity row has norm 1 unless it is zero, and no entry on the train items.
     square = zeta**2 * own_left.any(1)
     degree = edges.total(edges.view.rowptr.diff()).to(own_left.dtype)

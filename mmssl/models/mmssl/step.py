@@ -5,6 +5,7 @@ Legend: I items, B batch, M modalities, d_m raw feature dim of modality m.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -23,13 +24,17 @@ from mmssl.models.mmssl.loss import LossTerms, constant, recommender_loss
 from mmssl.models.mmssl.model import MMSSL, MultiModalEmbeddings
 from mmssl.models.mmssl.rows import (
     FactoredRows,
+    Rows,
     gumbel_form,
+    joint_similarity_rows,
     real_rows,
     similarity_rows,
+    soften,
     uniform_shape,
 )
 from mmssl.models.mmssl.structure import StructureLearner, structure_learner
 from mmssl.ops import Triples
+from mmssl.ops._similarity import takes_fused
 from mmssl.ops.masked_similarity import BatchEdges, batch_edges, edge_capacity
 
 
@@ -162,8 +167,9 @@ class TrainingStep:
         if self.critic is None:
             return StepInput(batch, edges, None, None)
         rows = len(self.model.modalities) * self.batch_size
-        uniform = self._rand(uniform_shape(self.form, edges))
-        return StepInput(batch, edges, uniform, self._rand((rows, 1)))
+        shape = uniform_shape(self.form, edges)
+        uniform, alpha = self._rand((math.prod(shape) + rows,)).split([math.prod(shape), rows])
+        return StepInput(batch, edges, uniform.view(shape), alpha[:, None])
 
     def _rand(self, shape: tuple[int, ...]) -> Tensor:
         return torch.rand(shape, generator=self.generator, device=self.model.graph.device)
@@ -180,6 +186,7 @@ class TrainingStep:
         critic_terms: CriticLoss | None = None
         norms: list[Tensor] = []
         fake: FactoredRows | None = None
+        joint: FactoredRows | None = None
         if self.critic is not None and not self.config.training.shared_forward:
             with torch.no_grad(), record_function("mmssl::forward"):
                 views = self._views(self.model(), inputs.batch)
@@ -188,11 +195,14 @@ class TrainingStep:
         with record_function("mmssl::forward"):
             embeddings = self.model()
             views = self._views(embeddings, inputs.batch)
-            if self.critic is not None:
+            if self._takes_joint_rows(embeddings, inputs.edges):
+                tables = embeddings[2:4], embeddings[:2]
+                fake, joint = joint_similarity_rows(*tables, inputs.batch.user, inputs.edges)
+            elif self.critic is not None:
                 fake = _generated_rows(views, inputs.edges)
         if fake is not None and self.config.training.shared_forward:
             detached = views.detach(), fake.detach()
-            critic_terms = self._critic_step(*detached, inputs, step_of_epoch, norms)
+            critic_terms = self._critic_step(*detached, inputs, step_of_epoch, norms, joint)
         with record_function("mmssl::recommender_loss"):
             fake_score = None
             if self.critic is not None and fake is not None:
@@ -212,6 +222,16 @@ class TrainingStep:
             self.optimizer.step()
         summed = LossTerms(*self._summed(terms))
         return StepLosses(summed, critic_terms, tuple(norms))
+
+    def _takes_joint_rows(self, embeddings: MultiModalEmbeddings, edges: BatchEdges) -> bool:
+        """Whether all similarity rows of a step can be computed together."""
+        return (
+            self.critic is not None
+            and self.config.training.shared_forward
+            and self.form == "sparse"
+            and edges.whole
+            and takes_fused(embeddings.user)
+        )
 
     def _views(self, embeddings: MultiModalEmbeddings, batch: Triples) -> BatchViews:
         """Return what the critic and the structure learner read of the embeddings."""
@@ -245,23 +265,29 @@ class TrainingStep:
         inputs: StepInput,
         step_of_epoch: int,
         norms: list[Tensor],
+        joint: FactoredRows | None = None,
     ) -> CriticLoss:
         """Train the critic on detached embeddings and generated rows.
 
-        The norm of its gradient is appended to ``norms``.
+        The norm of its gradient is appended to ``norms``. ``joint`` are these rows with those of
+        the final embeddings behind them, if they were computed together.
         """
         assert self.critic is not None and self.critic_optimizer is not None
         assert inputs.uniform is not None and inputs.alpha is not None
         self.critic.train()
         (embeddings, users), config = views, self.config.critic
         with record_function("mmssl::critic_forward"):
+            real: Rows | None = None
             with torch.no_grad():
-                tables = embeddings.user[None], embeddings.item[None]
-                own = similarity_rows(*tables, users, inputs.edges)
-                real = real_rows(own, inputs.uniform, config, self.form)
+                if joint is None:
+                    tables = embeddings.user[None], embeddings.item[None]
+                    own = similarity_rows(*tables, users, inputs.edges)
+                    real = real_rows(own, inputs.uniform, config, self.form)
+                else:
+                    soften(joint, inputs.uniform, config)
             loss, terms = critic_loss(
                 self.critic,
-                [fake],
+                [joint or fake],
                 real,
                 inputs.alpha,
                 config.gp_weight * config.penalty_interval,
