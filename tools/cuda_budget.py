@@ -126,6 +126,7 @@ add_normalized/tables | its backward, float32 | tables_grad_kernelIfE | 32 featu
 add_normalized/kernels | offset_rows forward, float32 | 13offset_kernelIfE | 32 features | global
 add_normalized/kernels | offset_rows backward, float32 | offset_grad_kernelIf | 32 features | global
 topk/kernels | masked_topk, parts merged, float32 | merge_kernelIffE | 32 candidates | global
+similarity/kernels | similarity_tables, float32 | 13tables_kernelIfE | 32 features |
 similarity/kernels | similarity_factors forward, float32 | factors_kernelIfE | 4 edges | global
 similarity/kernels | similarity_factors backward, float32 | gradient_kernelIfE | 32 features | FMA
 similarity/kernels | gumbel_rows, float32 | gumbel_kernelIfE | 32 edges | MUFU
@@ -143,6 +144,7 @@ critic/kernels | critic_scale, float32 | scaled_kernelIffE | 32 columns of a row
 critic/kernels | critic_logits backward, float32 | logit_kernelIffE | 4 x 32 columns of a row | FMA
 critic/kernels | gradient of the last layer, float32 | last_kernelIffE | 8 columns x 16 rows | FMA
 keep_mask/kernels | keep_mask | keep_kernel | 128 elements |
+keep_mask/kernels | drop_columns, float32 | drop_kernelIfE | 128 elements |
 index/kernels | index_of_rows, lengths | pointer_kernelINS\w*12PickedLength | 32 rows | global
 index/kernels | index_of_lists, lengths | pointer_kernelINS\w*10ListLength | 32 rows | global
 index/kernels | index arrays, sums of columns | pointer_kernelINS\w*5Total | 32 columns | global

@@ -69,12 +69,12 @@ class _BatchLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         t: BatchTables = ctx.tables
-        scaled = grad * ctx.derivatives  # (5,)
+        scaled, of_rows = (grad * ctx.derivatives).tensor_split([5])
         of_pair: tuple[Tensor | None, ...] = (None, None)
         views, (users, dim) = 0, t.user.shape
         if ctx.contrast is not None:
             anchor = ctx.contrast[0]
-            of_rows = scaled[3].expand(anchor.shape[:2]).contiguous()
+            of_rows = of_rows.view(anchor.shape[:2])
             of_pair = torch.ops.mmssl.info_nce_backward(of_rows, *ctx.contrast)[:2]
             views = anchor.shape[0]
         flat = torch.ops.mmssl.batch_terms_backward(
@@ -107,7 +107,8 @@ def batch_loss(
         contrast: None without InfoNCE.
         score: A scalar, or None.
         weights: (5,); that of InfoNCE multiplies the sum over rows and modalities.
-        derivatives: (5,): the weights, that of the features' squares doubled.
+        derivatives: The weights, that of the features' squares doubled, and with InfoNCE its weight
+            for every row, M B times.
 
     Returns:
         The loss, and its weighted terms (5,), which have no gradient.

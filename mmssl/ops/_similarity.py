@@ -18,9 +18,11 @@ from mmssl import _extension
 from mmssl.graph import GraphView
 from mmssl.ops import dispatch
 from mmssl.ops._autograd import Operator
-from mmssl.ops.propagate import propagate
+from mmssl.ops.propagate import propagate_packed
 
 _DTYPES = (torch.float32, torch.float64)
+MOST_BLOCKS = 8
+"""Blocks of rows that one call takes."""
 
 
 def takes_fused(x: Tensor) -> bool:
@@ -101,8 +103,8 @@ class _Factors(torch.autograd.Function):
         )
         to_user = to_item = None
         if ctx.needs_input_grad[4]:
-            place = (torch.arange(len(user), device=users.device)[:, None], users)
-            to_user = of_rows.new_zeros(ctx.shape).index_put_(place, of_rows, accumulate=True)
+            to_user = of_rows.new_zeros(ctx.shape)
+            torch.ops.aten.index_put_(to_user, [None, users], of_rows, True)
         if ctx.needs_input_grad[5]:
             on_edges = [
                 GraphView(
@@ -110,7 +112,7 @@ class _Factors(torch.autograd.Function):
                 )
                 for value in to_masked
             ]
-            sums = torch.stack(propagate(on_edges, list(user)))  # (K, I, D)
+            sums = propagate_packed(on_edges, list(user)).view_as(item_emb)  # (K, I, D)
             to_item = torch.baddbmm(sums, item_emb, torch.bmm(user.mT, weighted))
         return None, None, None, None, to_user, to_item
 

@@ -18,11 +18,13 @@ from torch.autograd.function import once_differentiable
 
 from mmssl.graph import InteractionGraph
 from mmssl.ops._autograd import Operator
-from mmssl.ops.keep_mask import keep_masks, masked
-from mmssl.ops.propagate import propagate, spmm, spmm_added
+from mmssl.ops.keep_mask import ColumnDropout
+from mmssl.ops.propagate import propagate_packed, spmm, spmm_added
 
 MOST_LAYERS = 7
 """Layers behind the first that one kernel averages."""
+MOST_MODALITIES = 7
+"""Blocks, but one, that one kernel gathers."""
 
 
 class Constants(NamedTuple):
@@ -57,25 +59,25 @@ class _WholePass(torch.autograd.Function):
         ctx.constants, ctx.parameters = constants, Parameters(user, item, *weights[:3])
         graph, p = constants.graph, ctx.parameters
         dim, count = user.shape[1], len(constants.features)
-        layers = zip(constants.features, weights[3::2], weights[4::2], strict=True)
-        projected = torch.cat([torch.addmm(bias, raw, w.T) for raw, w, bias in layers], 1)
-        shape = projected.shape[0], dim
-        ((keep, ctx.keep_scale),) = keep_masks(count, [(shape, constants.dropout)], user.device)
-        ctx.keep = None if keep is None else keep.transpose(0, 1)
-        if ctx.keep is not None:
-            projected = masked(projected, ctx.keep, ctx.keep_scale)
+        layers = list(zip(constants.features, weights[3::2], weights[4::2], strict=True))
+        ctx.dropout = ColumnDropout.draw(count, constants.dropout, user.device)
+        if ctx.dropout is None:
+            projected = torch.cat([torch.addmm(bias, raw, w.T) for raw, w, bias in layers], 1)
+        else:
+            projected = item.new_empty(item.shape[0], count * dim)
+            for part, (raw, w, _) in zip(projected.split(dim, 1), layers, strict=True):
+                torch.mm(raw, w.T, out=part)
+            projected = ctx.dropout.apply(projected, weights[4::2])
         of_items = projected
         for _ in range(constants.num_feature_layers):
             of_users = spmm(graph.ui, of_items)  # (U, M D)
             of_items = spmm(graph.iu, of_users)
         features = [t.view(-1, count, dim).transpose(0, 1) for t in (of_users, of_items)]
 
-        graphs = constants.modality_graphs
-        products = propagate(
-            [g.ui for g in graphs] + [g.iu for g in graphs], [item] * count + [user] * count
-        )
-        sides = zip(products[:count], products[count:], strict=True)
-        views = torch.cat([side for pair in sides for side in pair]).view(count, -1, dim)
+        pairs = [(g.ui, g.iu) for g in constants.modality_graphs]
+        views = propagate_packed(
+            [view for pair in pairs for view in pair], [item, user] * count
+        ).view(count, -1, dim)
         rows = views.flatten(0, 1)
         ctx.query, ctx.key = ((rows @ w).view_as(views) for w in (p.query, p.key))
         ctx.heads = torch.ops.mmssl.view_attention(ctx.query, ctx.key, views, constants.num_heads)
@@ -91,7 +93,9 @@ class _WholePass(torch.autograd.Function):
         final, ctx.inverse = normalized_tables(flat, features, share, constants.feat_weight)
         ctx.views, ctx.mixed, ctx.features = views, mixed, features
         ctx.set_materialize_grads(False)
-        return final[:users], final[users:], *features, views[:, :users], views[:, users:]
+        sides = views[:, :users], views[:, users:]
+        again = (part.view_as(part) for part in (*features, features[1]))
+        return final[:users], final[users:], *features, *sides, *again
 
     @staticmethod
     @once_differentiable
@@ -100,32 +104,30 @@ class _WholePass(torch.autograd.Function):
         graph, raw = constants.graph, constants.features
         graphs = constants.modality_graphs
         p: Parameters = ctx.parameters
+        features = ctx.features
         count, (users, dim) = len(raw), p.user.shape
         tables = p.user, p.item
         to_user, to_item = (
             torch.zeros_like(t) if g is None else g.contiguous()
             for g, t in zip(grads[:2], tables, strict=True)
         )
-        more = [] if grads[2] is None and grads[3] is None else [
-            torch.zeros_like(t) if g is None else g
-            for g, t in zip(grads[2:4], ctx.features, strict=True)
-        ]  # fmt: skip
+        more = [*grads[2:4], *grads[6:8], None, grads[8]]  # of users, of items, of users ...
         both = [to_user, to_item]
         of_features = normalized_tables_backward(
-            both, ctx.features, ctx.inverse, more, constants.feat_weight
+            both, features, ctx.inverse, more, constants.feat_weight
         ).flatten(1)  # (N, M D)
 
-        # The mean of the layers, whose gradient is scaled at the end.
+        # The sum of the layers, whose gradient is scaled where it is read.
         share = 1 / (constants.num_layers + 1)
         ui, iu = graph.ui.transpose(), graph.iu.transpose()
         last_item = to_item
-        for layer in reversed(range(constants.num_layers)):
+        for _ in range(constants.num_layers):
             last_user = spmm_added(iu, last_item, to_user)
-            last_item = spmm_added(ui, last_user, to_item, 1.0 if layer else share)
-        of_tables = [to_user * share, last_item]
+            last_item = spmm_added(ui, last_user, to_item)
+        of_sums = [to_user, last_item]
 
         of_mixed = normalized_tables_backward(
-            of_tables, ctx.mixed, ctx.mixed_inverse, [], constants.id_weight
+            of_sums, ctx.mixed, ctx.mixed_inverse, [], share * constants.id_weight
         ).flatten(1)  # (N, D)
         of_output = ctx.heads.T @ of_mixed
         of_query, of_key, of_views = torch.ops.mmssl.view_attention_backward(
@@ -140,12 +142,13 @@ class _WholePass(torch.autograd.Function):
         for grad, weight in zip(scores, (p.query, p.key), strict=True):
             flat.addmm_(grad, weight.T)
 
-        products = propagate(
-            [g.ui.transpose() for g in graphs] + [g.iu.transpose() for g in graphs],
-            [*of_views[:, :users], *of_views[:, users:]],
-        )
-        for pair in zip(products[count:], products[:count], strict=True):
-            torch._foreach_add_(of_tables, list(pair))
+        sparse = [view.transpose() for g in graphs for view in (g.ui, g.iu)]
+        sides = [part for view in of_views for part in (view[:users], view[users:])]
+        packed = propagate_packed(sparse, sides)  # items, users, items ...
+        parts = packed.split([len(p.item), users] * count)
+        of_tables = torch._foreach_add([parts[1], parts[0]], of_sums, alpha=share)
+        for n in range(1, count):
+            torch._foreach_add_(of_tables, [parts[2 * n + 1], parts[2 * n]])
 
         hop_users: Tensor | None = of_features[:users]
         hop_items = of_features[users:]
@@ -155,12 +158,12 @@ class _WholePass(torch.autograd.Function):
                 through = spmm_added(iu, hop_items, hop_users)
             assert through is not None
             hop_users, hop_items = None, spmm(ui, through)
-        if ctx.keep is not None:
-            hop_items = masked(hop_items, ctx.keep, ctx.keep_scale)
+        if ctx.dropout is not None:
+            hop_items = ctx.dropout.apply(hop_items)
         of_bias = hop_items.sum(0).view(count, dim)
-        parts = hop_items.view(-1, count, dim).unbind(1)
+        of_modality = hop_items.view(-1, count, dim).unbind(1)
         projections = [
-            grad for n, part in enumerate(parts) for grad in (part.T @ raw[n], of_bias[n])
+            grad for n, part in enumerate(of_modality) for grad in (part.T @ raw[n], of_bias[n])
         ]
         return None, *of_tables, *of_weights, of_output, *projections
 
@@ -176,7 +179,7 @@ def whole_pass(
         projections: Weight (D, d_m) and bias (D,) of every modality.
 
     Returns:
-        The fields of :class:`mmssl.models.mmssl.model.MultiModalEmbeddings`.
+        The tensors of :class:`mmssl.models.mmssl.model.MultiModalEmbeddings`.
     """
     flat = [tensor for pair in projections for tensor in pair]
     out: tuple[Tensor, ...] = _WholePass.apply(constants, *parameters, *flat)
@@ -208,7 +211,7 @@ def normalized_tables_backward(
     grads: Sequence[Tensor],
     x: Sequence[Tensor],
     inverse: Tensor,
-    more: Sequence[Tensor],
+    more: Sequence[Tensor | None],
     weight: float,
 ) -> Tensor:
     """Compute the gradient of :func:`normalized_tables` for the views, and add more to it.
@@ -217,7 +220,7 @@ def normalized_tables_backward(
         grads: (N, D) for each table.
         x: As there.
         inverse: The second result.
-        more: (M, N, D) for each table, or nothing.
+        more: (M, N, D) or None for each table, up to three of these pairs.
         weight: As there.
 
     Returns:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -106,6 +106,15 @@ def _drawn(
     words, skipped = divmod(first, _ELEMENTS)
     if words:
         seeds = seeds + torch.full_like(seeds, words) * _GOLDEN  # wraps on purpose
+    if drawing > 1 and compute is not mask_from_seed and _extension.on_gpu(seeds):
+        each = zip(dropped, layers, strict=True)
+        sizes = [math.prod(shape) + skipped for d, (shape, _) in each if d]
+        limits = [d - _STEPS // 2 for d in dropped if d]
+        together = iter(torch.ops.mmssl.keep_masks(seeds, sizes, limits))
+
+        def compute(*_: Any) -> Tensor:
+            return next(together)
+
     of_layer, masks = iter(seeds.unbind(1)), []
     for d, (shape, _) in zip(dropped, layers, strict=True):
         keep = None
@@ -190,20 +199,49 @@ def dropout_of_columns(x: Tensor, blocks: int, rate: float, *, first: int = 0) -
     return x * factor.flatten(1)
 
 
+class ColumnDropout(NamedTuple):
+    """What :func:`dropout_of_columns` draws, for the kernel of a GPU that applies it."""
+
+    seeds: Tensor  # (K,)
+    limit: int
+    scale: float
+
+    @classmethod
+    def draw(cls, blocks: int, rate: float, device: torch.device) -> ColumnDropout | None:
+        """Draw it; None if nothing is dropped."""
+        dropped = _dropped(rate)
+        if not dropped:
+            return None
+        seeds = torch.randint(1 << 62, (blocks,), device=device)
+        return cls(seeds, dropped - _STEPS // 2, _STEPS / (_STEPS - dropped))
+
+    def apply(self, x: Tensor, biases: Sequence[Tensor] = ()) -> Tensor:
+        """Add biases and drop; the same for the gradient, without biases.
+
+        Not differentiable; for use inside an autograd function.
+
+        Args:
+            x: (N, K D) float32 or float64.
+            biases: (D,) for each block of columns, K <= 8, or none.
+        """
+        out: Tensor = torch.ops.mmssl.drop_columns(x, biases, *self)
+        return out
+
+
 class _Masked(torch.autograd.Function):
     """``x * keep * scale``, a launch each way, by the operator that is torch's backward of it."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, keep: Tensor, scale: float) -> Tensor:
         ctx.keep, ctx.scale = keep, scale
-        return masked(x, ctx.keep, scale)
+        return _masked(x, ctx.keep, scale)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return masked(grads[0], ctx.keep, ctx.scale), None, None
+        return _masked(grads[0], ctx.keep, ctx.scale), None, None
 
 
-def masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
+def _masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
     """Multiply (N, K D) by a mask (N, K, D) of 0 and 1 and a factor; not differentiable."""
     mask = keep.view(torch.bool)
     out = torch.ops.aten.native_dropout_backward(x.reshape(keep.shape), mask, scale)
@@ -212,6 +250,10 @@ def masked(x: Tensor, keep: Tensor, scale: float) -> Tensor:
 
 def _fake(seed: Tensor, n: int, limit: int) -> Tensor:
     return seed.new_empty(seed.shape[0] * n, dtype=torch.uint8)
+
+
+def _masks_fake(seed: Tensor, n: Sequence[int], limit: Sequence[int]) -> list[Tensor]:
+    return [seed.new_empty(seed.shape[0] * size, dtype=torch.uint8) for size in n]
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:
@@ -236,5 +278,9 @@ declare(
         Words("the mask and the factor of dropout", "a serial generator", page="norm_act"),
         dtypes={"cpu": (torch.uint8,), "cuda": (torch.uint8,)},
         operators=(Operator("keep_mask", fake=_fake),),
+        gpu_operators=(
+            Operator("keep_masks", fake=_masks_fake),
+            Operator("drop_columns", fake=lambda x, *_: torch.empty_like(x)),
+        ),
     )
 )

@@ -29,7 +29,7 @@ from mmssl.ops._checks import (
     without_autocast,
 )
 from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
-from mmssl.ops._similarity import OPERATORS, fused_factors, stacked_edges, takes_fused
+from mmssl.ops._similarity import MOST_BLOCKS, OPERATORS, fused_factors, stacked_edges, takes_fused
 from mmssl.ops.dispatch import runs_on_gpu, use_native
 from mmssl.ops.product import gram, product
 from mmssl.ops.propagate import spmm
@@ -167,7 +167,7 @@ def similarity_factors(
     Returns:
         left (K, B, D), the scaled user rows, and value (K, n), the scaled masked entries, negated.
     """
-    if edges.whole and takes_fused(user_emb):
+    if edges.whole and takes_fused(user_emb) and len(user_emb) <= MOST_BLOCKS:
         return fused_factors(user_emb, item_emb, users, edges.view)[:2]
     pairs = zip(user_emb, item_emb, strict=True)
     left, value = zip(*(_Factors.apply(*pair, users, edges) for pair in pairs), strict=True)

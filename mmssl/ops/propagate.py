@@ -71,6 +71,23 @@ def spmm_added(view: GraphView, x: Tensor, base: Tensor, scale: float = 1.0) -> 
     return out
 
 
+def propagate_packed(views: Sequence[GraphView], xs: Sequence[Tensor]) -> Tensor:
+    """Compute :func:`propagate` with all results one below the other, on a GPU only.
+
+    Not differentiable; for use inside an autograd function.
+
+    Args:
+        views: As in :func:`propagate`.
+        xs: (C_n, D) each, of one width and one dtype with kernels.
+
+    Returns:
+        The sum of all R_n rows, D columns.
+    """
+    operands = zip(*(_operands(view, xs[0].dtype) for view in views), strict=True)
+    out: Tensor = torch.ops.mmssl.propagate_packed(xs, *(list(column) for column in operands))
+    return out
+
+
 def spmm_reference(view: GraphView, x: Tensor) -> Tensor:
     """Compute :func:`spmm` in plain PyTorch by gather and ordered scatter-add."""
     acc = accumulation_dtype(x.dtype)
@@ -229,6 +246,10 @@ def _propagate_fake(x: list[Tensor], rowptr: list[Tensor], *_: Any) -> list[Tens
     return [t.new_empty(p.shape[0] - 1, t.shape[1]) for t, p in zip(x, rowptr, strict=True)]
 
 
+def _packed_fake(x: list[Tensor], rowptr: list[Tensor], *_: Any) -> Tensor:
+    return x[0].new_empty(sum(p.shape[0] - 1 for p in rowptr), x[0].shape[1])
+
+
 def _propagate_save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.set_materialize_grads(False)  # no product for a result without a gradient
     ctx.index, ctx.maps = inputs[1:_VALUE], inputs[_VALUE + 1 :]
@@ -353,7 +374,10 @@ declare(
         Words("`diag(r) A diag(c) @ x`", "a sorted transpose per backward pass", page="propagate"),
         dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         operators=(_SPMM, _VALUE_GRAD),
-        gpu_operators=(Operator("spmm_added", fake=_spmm_fake),),
+        gpu_operators=(
+            Operator("spmm_added", fake=_spmm_fake),
+            Operator("propagate_packed", fake=_packed_fake),
+        ),
         folder="propagate",
     )
 )

@@ -32,7 +32,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
       "normalized_tables(Tensor[] layers, Tensor[] x, float scale, float weight) -> "
       "(Tensor, Tensor)");
   m.def(
-      "normalized_tables_backward(Tensor[] grad, Tensor[] x, Tensor inverse, Tensor[] more, "
+      "normalized_tables_backward(Tensor[] grad, Tensor[] x, Tensor inverse, Tensor?[] more, "
       "float weight) -> Tensor");
   m.def("offset_rows(Tensor x, Tensor? offset, float radius) -> Tensor");
   m.def("offset_rows_backward(Tensor grad, Tensor x, Tensor? offset, float radius) -> Tensor");

@@ -141,19 +141,19 @@ std::tuple<Tensor, Tensor> normalized_tables(const std::vector<Tensor>& layers,
 }
 
 Tensor normalized_tables_backward(const std::vector<Tensor>& grad, const std::vector<Tensor>& x,
-                                      const Tensor& inverse, const std::vector<Tensor>& more,
+                                      const Tensor& inverse, std::vector<OptTensor> more,
                                       double weight) {
   const TableOperands o(x);
   o.check(grad, 1, "gradients");
   const int64_t views = o.x[0].size(0), d = o.x[0].size(2);
   bool fits = matches(inverse, o.x[0], o.type, {views, o.rows()}) && inverse.is_contiguous() &&
-              (more.empty() || more.size() == 2);
+              more.size() <= 2 * size_t(cuda::NormalizedTable<float>::kMostAdded);
   for (size_t n = 0; fits && n < more.size(); ++n) {
-    fits = matches(more[n], o.x[0], o.type, {views, o.x[n].size(1), d}) &&
-           (d == 1 || more[n].stride(2) == 1);
+    fits = matches(more[n], o.x[0], o.type, {views, o.x[n % 2].size(1), d});
+    if (fits && more[n] && d != 1 && more[n]->stride(2) != 1) more[n] = as_contiguous(more[n]);
   }
   STD_TORCH_CHECK(fits, "mmssl::normalized_tables_backward: inverse must be (M, N), and what is "
-                        "added like the views of each table, with contiguous rows");
+                        "added like the views of each table");
   const cuda::CurrentDevice device(o.x[0]);
   const Tensor grad_x = new_empty(o.x[0], {o.rows(), views, d});
   for_dtype(o.type, [&](auto, auto sum) {
@@ -161,9 +161,13 @@ Tensor normalized_tables_backward(const std::vector<Tensor>& grad, const std::ve
     auto a = o.args<A>(1, weight, inverse);
     for (int n = 0; n < 2; ++n) {
       a.table[n].grad = data<A>(grad[n]);
-      if (more.empty()) continue;
-      a.table[n].more = data<A>(more[n]);
-      a.table[n].more_view_step = more[n].stride(0), a.table[n].more_row_step = more[n].stride(1);
+    }
+    for (size_t n = 0; n < more.size(); ++n) {
+      if (!more[n]) continue;
+      auto& table = a.table[n % 2];
+      table.more[n / 2] = data<A>(more[n]);
+      table.more_view_step[n / 2] = more[n]->stride(0);
+      table.more_row_step[n / 2] = more[n]->stride(1);
     }
     MMSSL_CUDA_CHECK(cuda::launch_normalized_tables_backward<A>(a, mutable_data<A>(grad_x),
                                                                     device.stream));

@@ -66,12 +66,15 @@ __global__ void __launch_bounds__(kBlock, 4)
   const A* g = t.grad + row.n * d;
   for (int64_t m = 0; m < a.views; ++m) {
     const A* x = t.x + m * t.view_step + row.n * t.row_step;
-    const A* more = t.more + m * t.more_view_step + row.n * t.more_row_step;
+    const auto more = [&](int which, int64_t k) {
+      if (t.more[which] == nullptr) return A(0);
+      return t.more[which][m * t.more_view_step[which] + row.n * t.more_row_step[which] + k];
+    };
     const A inv = a.inverse[m * row.all + packed], dot = dot_of_warp(g, x, d);
     const A along = inv < 0 ? A(0) : inv * inv * dot, scale = a.weight * std::abs(inv);
     for (int64_t k = lane; k < d; k += kWarp) {
       const A own = scale * (g[k] - along * x[k]);
-      grad_x[(packed * a.views + m) * d + k] = t.more == nullptr ? own : own + more[k];
+      grad_x[(packed * a.views + m) * d + k] = own + more(0, k) + more(1, k) + more(2, k);
     }
   }
 }

@@ -15,8 +15,10 @@ struct NormalizedTable {
   int64_t view_step = 0, row_step = 0;
   const A* layer[kMostLayers] = {};  // (N, D) each
   const A* grad = nullptr;           // (N, D), backward only, as what follows
-  const A* more = nullptr;           // added to the gradient for x, with steps of its own; may be null
-  int64_t more_view_step = 0, more_row_step = 0;
+  // Added to the gradient for x, with steps of their own; may be null.
+  static constexpr int kMostAdded = 3;
+  const A* more[kMostAdded] = {};
+  int64_t more_view_step[kMostAdded] = {}, more_row_step[kMostAdded] = {};
 };
 
 // Packed rows n: those of the first table, then those of the second, N of them together.

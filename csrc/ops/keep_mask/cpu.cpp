@@ -21,6 +21,10 @@ struct Kernels {
 STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
   // K masks of n elements, one after the other.
   m.def("keep_mask(Tensor seed, SymInt n, int limit) -> Tensor");
+  // For a GPU: the masks of several layers, and dropout of blocks of columns with a bias.
+  m.def("keep_masks(Tensor seed, int[] n, int[] limit) -> Tensor[]");
+  m.def(
+      "drop_columns(Tensor x, Tensor[] bias, Tensor seed, int limit, float scale) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(mmssl, CPU, m) { m.impl("keep_mask", TORCH_BOX(&keep_mask<Kernels>)); }

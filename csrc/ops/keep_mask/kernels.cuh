@@ -4,8 +4,33 @@
 
 namespace mmssl::cuda {
 
-// keep (K, n) of 0 and 1, aligned to 4 bytes; seed (K).
-cudaError_t launch_keep_mask(const int64_t* seed, int64_t count, int16_t limit, uint8_t* keep,
-                             int64_t n, cudaStream_t stream);
+// K rounds of the masks of some layers.
+struct KeepMasks {
+  static constexpr int kMost = 4;
+  int64_t count;          // K
+  int layers;             // L
+  const int64_t* seed;    // (K, L)
+  int64_t n[kMost];       // elements of a mask
+  int16_t limit[kMost];
+  uint8_t* keep[kMost];   // (K, n) of 0 and 1, aligned to 4 bytes
+};
+
+// out (N, K D) = keep * scale * (x + bias) with a mask (N, D) of each of K blocks of columns.
+template <class A>
+struct DropColumns {
+  static constexpr int kMost = 8;
+  int64_t rows, blocks, width;  // N, K, D
+  const A* x;
+  const A* bias[kMost];         // (D) for each block, or null
+  const int64_t* seed;          // (K)
+  int16_t limit;
+  A scale;
+  A* out;
+};
+
+// Each in one launch.
+cudaError_t launch_keep_masks(const KeepMasks& a, cudaStream_t stream);
+template <class A>
+cudaError_t launch_drop_columns(const DropColumns<A>& a, cudaStream_t stream);
 
 }  // namespace mmssl::cuda

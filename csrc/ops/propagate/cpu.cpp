@@ -54,7 +54,11 @@ STABLE_TORCH_LIBRARY_FRAGMENT(mmssl, m) {
       "propagate(Tensor[] x, Tensor[] rowptr, Tensor[] col, Tensor[] t_rowptr, Tensor[] t_col, "
       "Tensor?[] row_scale, Tensor?[] col_scale, Tensor?[] value, Tensor?[] edge, "
       "Tensor?[] t_edge) -> Tensor[]");
-  // For a GPU: scale * (base + view @ x).
+  // For a GPU: products of one width, one below the other; scale * (base + view @ x).
+  m.def(
+      "propagate_packed(Tensor[] x, Tensor[] rowptr, Tensor[] col, Tensor[] t_rowptr, Tensor[] t_col, "
+      "Tensor?[] row_scale, Tensor?[] col_scale, Tensor?[] value, Tensor?[] edge, "
+      "Tensor?[] t_edge) -> Tensor");
   m.def(
       "spmm_added(Tensor x, Tensor rowptr, Tensor col, Tensor t_rowptr, Tensor t_col, "
       "Tensor? row_scale, Tensor? col_scale, Tensor? value, Tensor? edge, Tensor? t_edge, Tensor base, "

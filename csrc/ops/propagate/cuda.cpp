@@ -42,6 +42,34 @@ class ValueGrad {
   cuda::CurrentDevice device_;
 };
 
+Tensor propagate_packed(const Tensors& x, const Tensors& rowptr, const Tensors& col,
+                        const Tensors& t_rowptr, const Tensors&, const OptTensors& row_scale,
+                        const OptTensors& col_scale, const OptTensors& value, const OptTensors& edge,
+                        const OptTensors&) {
+  STD_TORCH_CHECK(!x.empty(), "mmssl::propagate_packed: expected at least one product");
+  const PropagateOperands o(x, rowptr, col, t_rowptr, row_scale, col_scale, value, edge, false);
+  const int64_t d = o.x[0].size(1);
+  int64_t rows = 0;
+  for (size_t n = 0; n < o.x.size(); ++n) {
+    STD_TORCH_CHECK(o.x[n].size(1) == d, "mmssl::propagate_packed: products must have one width");
+    rows += o.matrix[n].rows();
+  }
+  const Tensor out = new_empty(o.x[0], {rows, d});
+  const Products products(o);
+  for_dtype(o.x[0].scalar_type(), [&](auto storage, auto sum) {
+    using T = decltype(storage);
+    using A = decltype(sum);
+    std::vector<SparseProduct<T, A>> args;
+    T* to = mutable_data<T>(out);
+    for (size_t n = 0; n < o.x.size(); ++n) {
+      args.push_back({o.matrix[n].args<A>(), data<T>(o.x[n]), to, d});
+      to += o.matrix[n].rows() * d;
+    }
+    products(std::span<const SparseProduct<T, A>>(args));
+  });
+  return out;
+}
+
 Tensor spmm_added(const Tensor& x, const Tensor& rowptr, const Tensor& col, const Tensor& t_rowptr,
                   const Tensor&, const OptTensor& row_scale, const OptTensor& col_scale,
                   const OptTensor& value, const OptTensor& edge, const OptTensor&,
@@ -67,6 +95,7 @@ Tensor spmm_added(const Tensor& x, const Tensor& rowptr, const Tensor& col, cons
 }  // namespace
 
 MMSSL_CUDA_LIBRARY(m) {
+  m.impl("propagate_packed", TORCH_BOX(&propagate_packed));
   m.impl("spmm_added", TORCH_BOX(&spmm_added));
   m.impl("spmm", TORCH_BOX(&spmm<Products>));
   m.impl("spmm_value_grad", TORCH_BOX(&spmm_value_grad<ValueGrad>));

@@ -73,12 +73,13 @@ class MatrixOperands {
   OptTensor row_scale_, col_scale_, value_, edge_;
 };
 
-// A batch of products and its empty results. The lists are as long as x; entry n of each belongs to
+// A batch of products and, unless its results lie elsewhere, these, empty. The lists are as long as x; entry n of each belongs to
 // product n, and all x have one dtype and lie on one device.
 struct PropagateOperands {
   PropagateOperands(const Tensors& x_, const Tensors& rowptr, const Tensors& col,
                     const Tensors& t_rowptr, const OptTensors& row_scale,
-                    const OptTensors& col_scale, const OptTensors& value, const OptTensors& edge) {
+                    const OptTensors& col_scale, const OptTensors& value, const OptTensors& edge,
+                    bool with_results = true) {
     const size_t count = x_.size();
     STD_TORCH_CHECK(rowptr.size() == count && col.size() == count &&
                         t_rowptr.size() == count && row_scale.size() == count &&
@@ -94,7 +95,7 @@ struct PropagateOperands {
       x.push_back(as_contiguous(x_[n]));
       matrix.emplace_back(x[n], rowptr[n], col[n], row_scale[n], col_scale[n], value[n], edge[n],
                           columns);
-      y.push_back(new_empty(x[n], {matrix[n].rows(), x[n].size(1)}));
+      if (with_results) y.push_back(new_empty(x[n], {matrix[n].rows(), x[n].size(1)}));
     }
   }
 

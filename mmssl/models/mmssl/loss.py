@@ -134,16 +134,23 @@ def _as_one(
     triples = batch.user, batch.pos_item, batch.neg_item
     weights = list(_weights(config, batch_size, item.shape[0], 1.0))
     weights[3] /= batch.user.numel()  # of the sum over rows, where InfoNCE is a mean
-    derivatives = [*weights[:2], 2 * weights[2], *weights[3:]]
     options = user.dtype, user.device
-    contrast = None
+    contrast, rows = None, 0
     if config.cl_weight > 0:
         contrast = Contrast(constant((config.temperature,), *options), config.cl_eps)
-    loss, terms = batch_loss(
-        *(BatchTables(*tables), triples, contrast, fake_score),
-        *(constant(tuple(numbers), *options) for numbers in (weights, derivatives)),
-    )
+        rows = len(embeddings.user_modality) * batch.user.numel()
+    of_loss = constant(tuple(weights), *options), _derivatives(tuple(weights), rows, *options)
+    loss, terms = batch_loss(BatchTables(*tables), triples, contrast, fake_score, *of_loss)
     return loss, LossTerms(*terms.unbind())
+
+
+@functools.lru_cache(maxsize=16)
+def _derivatives(
+    weights: tuple[float, ...], rows: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
+    """Return what the gradient of a loss is multiplied by, see :func:`batch_loss`."""
+    numbers = torch.tensor((*weights[:2], 2 * weights[2], *weights[3:]), dtype=dtype, device=device)
+    return torch.cat([numbers, numbers[3].expand(rows)])
 
 
 class _WeightedSum(torch.autograd.Function):

@@ -18,7 +18,7 @@ from mmssl.models.linear import Linear, project
 from mmssl.models.mmssl.attention import CrossModalAttention, IdentityAttention
 from mmssl.models.mmssl.config import ModelConfig
 from mmssl.ops._similarity import takes_fused
-from mmssl.ops._whole_pass import MOST_LAYERS, Constants, Parameters, whole_pass
+from mmssl.ops._whole_pass import MOST_LAYERS, MOST_MODALITIES, Constants, Parameters, whole_pass
 from mmssl.ops.keep_mask import dropout_of_columns
 
 
@@ -31,10 +31,16 @@ class MultiModalEmbeddings(NamedTuple):
     item_feature: Tensor  # (M, I, D) and back to the items
     user_modality: Tensor  # (M, U, D) ID embeddings propagated over each modality's graph
     item_modality: Tensor  # (M, I, D)
+    rows: tuple[Tensor, Tensor, Tensor] | None = None  # as `features`, with gradients of their own
 
     def detach(self) -> MultiModalEmbeddings:
         """Return the same vectors without gradient history."""
-        return MultiModalEmbeddings(*(tensor.detach() for tensor in self))
+        return MultiModalEmbeddings._make([*(tensor.detach() for tensor in self[:6]), None])
+
+    @property
+    def features(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The features of users and items, and those of items for the product with them."""
+        return self.rows or (self.user_feature, self.item_feature, self.item_feature)
 
 
 class MMSSL(nn.Module):
@@ -90,7 +96,8 @@ class MMSSL(nn.Module):
     def forward(self) -> MultiModalEmbeddings:
         """Compute the embeddings of every user and item."""
         if self._in_one_pass():
-            return MultiModalEmbeddings(*self._whole_pass())
+            out = self._whole_pass()
+            return MultiModalEmbeddings._make([*out[:6], out[6:]])
         user_feature, item_feature = self._propagate_features()
         views = self._propagate_ids()
         config, tables = self.config, (self.user_embedding, self.item_embedding)
@@ -120,6 +127,7 @@ class MMSSL(nn.Module):
             and isinstance(self.attention, CrossModalAttention)
             and not self.config.final_softmax
             and self.config.num_layers <= MOST_LAYERS
+            and len(self.modalities) <= MOST_MODALITIES
             and all(self.get_buffer(f"raw_{n}").dtype == dtype for n in range(len(self.modalities)))
         )
 

@@ -162,14 +162,17 @@ def similarity_rows(
 
 
 def joint_similarity_rows(
-    feature: tuple[Tensor, Tensor], final: tuple[Tensor, Tensor], users: Tensor, edges: BatchEdges
+    feature: tuple[Tensor, Tensor, Tensor],
+    final: tuple[Tensor, Tensor],
+    users: Tensor,
+    edges: BatchEdges,
 ) -> tuple[FactoredRows, FactoredRows]:
     """Compute :func:`similarity_rows` of the features and of the final embeddings together.
 
     For the kernels of a GPU and the edges to all items.
 
     Args:
-        feature: (K, U, D) and (K, I, D).
+        feature: (K, U, D) and (K, I, D), and the latter again, for the product with the rows.
         final: (U, D) and (I, D), constants.
         users: (B,) int64.
         edges: Edges of the same users.
@@ -178,8 +181,9 @@ def joint_similarity_rows(
         The K blocks of the features, and the same without a gradient with the last one behind them.
     """
     detached = final[0].detach(), final[1].detach()
-    left, value, joint = fused_factors(*feature, users, edges.view, detached)
-    own = FactoredRows(left, feature[1], edges, value, None)
+    user, item, for_product = feature
+    left, value, joint = fused_factors(user, item, users, edges.view, detached)
+    own = FactoredRows(left, for_product, edges, value, None)
     return own, FactoredRows(joint.left, joint.item_emb, edges, joint.value, None)
 
 

@@ -34,7 +34,7 @@ from mmssl.models.mmssl.rows import (
 )
 from mmssl.models.mmssl.structure import StructureLearner, structure_learner
 from mmssl.ops import Triples
-from mmssl.ops._similarity import takes_fused
+from mmssl.ops._similarity import MOST_BLOCKS, takes_fused
 from mmssl.ops.masked_similarity import BatchEdges, batch_edges, edge_capacity
 
 
@@ -196,7 +196,7 @@ class TrainingStep:
             embeddings = self.model()
             views = self._views(embeddings, inputs.batch)
             if self._takes_joint_rows(embeddings, inputs.edges):
-                tables = embeddings[2:4], embeddings[:2]
+                tables = embeddings.features, embeddings[:2]
                 fake, joint = joint_similarity_rows(*tables, inputs.batch.user, inputs.edges)
             elif self.critic is not None:
                 fake = _generated_rows(views, inputs.edges)
@@ -231,6 +231,7 @@ class TrainingStep:
             and self.form == "sparse"
             and edges.whole
             and takes_fused(embeddings.user)
+            and len(self.model.modalities) < MOST_BLOCKS
         )
 
     def _views(self, embeddings: MultiModalEmbeddings, batch: Triples) -> BatchViews:
@@ -357,7 +358,8 @@ def build_step(
 def _generated_rows(views: BatchViews, edges: BatchEdges) -> FactoredRows:
     """Return the generator's row of every user of the batch, one block per modality."""
     embeddings, users = views
-    return similarity_rows(embeddings.user_feature, embeddings.item_feature, users, edges)
+    user, item, for_product = embeddings.features
+    return similarity_rows(user, item, users, edges)._replace(item_emb=for_product)
 
 
 def norm_of(parameters: Iterable[Tensor]) -> Tensor:
