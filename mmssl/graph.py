@@ -28,7 +28,7 @@ from mmssl.indexing import (
 )
 from mmssl.normalization import NORMALIZATIONS as NORMALIZATIONS
 from mmssl.normalization import Normalization as Normalization
-from mmssl.normalization import check_finite, exponent, normalized
+from mmssl.normalization import check_finite, counted, exponent, normalized
 from mmssl.plain import is_plain, plain_tensors
 from mmssl.view import GraphView as GraphView
 from mmssl.view import moved
@@ -252,8 +252,7 @@ class InteractionGraph:
     def with_lists(self, lists: Tensor) -> list[InteractionGraph]:
         """Build binary graphs of every user's list, one per modality.
 
-        Costs two passes over the edges, where :meth:`from_edges` has to sort. A GPU waits once, for
-        the numbers of edges.
+        Costs two passes over the edges and no sort. A GPU waits once, for the numbers of edges.
 
         Args:
             lists: (M, U, k) int32 or int64 of distinct items, -1 where a list is shorter. A user
@@ -266,13 +265,14 @@ class InteractionGraph:
     def with_changing_lists(
         self, lists: Tensor
     ) -> tuple[list[InteractionGraph], Callable[[Tensor], None]]:
-        """Build the graphs of :meth:`with_lists` and what rebuilds them, on a GPU without a wait.
-
-        They are for products only, to be differentiated before a change; see ``PaddedIndices``.
-        """
-        with plain_tensors():
-            padded = PaddedIndices(lists, self.index, exponent(self.normalization))
+        """Build the graphs of :meth:`with_lists`, and what changes them without a wait on a GPU."""
+        padded = PaddedIndices(lists, self.index, exponent(self.normalization))
         return [InteractionGraph(i, self.normalization) for i in padded.indices()], padded.rebuild
+
+    def of_counts(self, user: Tensor, item: Tensor) -> InteractionGraph:
+        """Build the graph of (E,) ids with numbers of repetitions as values, without a wait."""
+        index, count = counted(user, item, self.num_users, self.num_items, self.normalization)
+        return InteractionGraph(index, self.normalization, value=count)
 
     def __repr__(self) -> str:
         kind = "binary" if self.value is None else "with values"
@@ -356,7 +356,7 @@ class InteractionGraph:
         return kept
 
     def to(self, device: torch.device | str) -> InteractionGraph:
-        """Return the same graph on another device, with the same scales; itself if it is there."""
+        """Return the same graph on another device; itself if it is there."""
         if torch.device(device) == self.device:
             return self
         graph, arrays = copy.copy(self), dict[int, Tensor]()
@@ -377,7 +377,7 @@ def _views(
     index: GraphIndex, normalization: Normalization, value: Tensor | None
 ) -> tuple[GraphView, GraphView]:
     """Compute both views of a graph."""
-    if value is not None:
+    if value is not None and index.user_scale is None:
         check_finite(index, value)
     parts = normalized(index, normalization, value)
     both = normalization == "sym"

@@ -160,6 +160,40 @@ def index_of_lists(lists: Tensor, other: GraphIndex) -> list[GraphIndex]:
     ]
 
 
+def index_of_repeated(
+    user: Tensor, item: Tensor, num_users: int, num_items: int
+) -> tuple[GraphIndex, Tensor]:
+    """Sort (E,) edges both ways and count repeated ones, without a wait for the device.
+
+    Args:
+        user: (E,) int64 in [0, U).
+        item: (E,) int64 in [0, I).
+        num_users: U >= 1.
+        num_items: I >= 1.
+
+    Returns:
+        The index, whose arrays of edges have length E and whose pointers end where the distinct
+        edges do, and how often each of them occurs: (E,) float32, 0 behind them.
+    """
+    end = num_users * num_items
+    key = torch.add(item, user, alpha=num_items).sort().values
+    differs = key.diff(prepend=key.new_full((1,), -1)) != 0
+    position = differs.cumsum(0) - 1
+    count = sum_by(position, torch.ones_like(key, dtype=torch.float32), key.numel())
+    # Places that are written several times get the same number.
+    key = torch.full_like(key, end).scatter_(0, position, key)
+    user, item = key // num_items, torch.where(key < end, key % num_items, num_items)
+    by_item, perm = torch.sort(item, stable=True)
+    index = GraphIndex(
+        rowptr=pointers(user, num_users),
+        col=item.clamp_max(num_items - 1).int(),
+        colptr=pointers(by_item, num_items),
+        row=user[perm].clamp_max(num_users - 1).int(),
+        perm=perm,
+    )
+    return index, count
+
+
 class PaddedIndices:
     """The indices of :func:`index_of_lists`, in arrays that the kernels of a GPU overwrite.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mmssl import _extension
 from mmssl.errors import InputError
-from mmssl.indexing import GraphIndex, rows_of, sum_by, sum_rows
+from mmssl.indexing import GraphIndex, index_of_repeated, rows_of, sum_by, sum_rows
 
 Normalization = Literal["row_sqrt", "sym", "row", "none"]
 NORMALIZATIONS: tuple[Normalization, ...] = ("row_sqrt", "sym", "row", "none")
@@ -45,7 +45,7 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
         return Normalized(ui_value=value, iu_value=value)
     power = exponent(normalization)
     if index.user_scale is not None:
-        return Normalized(index.user_scale, index.item_scale)
+        return Normalized(index.user_scale, index.item_scale, value, value)
     if value is None and _extension.on_gpu(index.rowptr):
         both = (index.rowptr, index.colptr)
         return Normalized(*(torch.ops.mmssl.degree_scale(p, power == -0.5) for p in both))
@@ -68,6 +68,20 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
     else:
         by_item = _divided(wide, item_degree[item], power)
     return Normalized(ui_value=by_user.to(value.dtype), iu_value=by_item.to(value.dtype))
+
+
+def counted(
+    user: Tensor, item: Tensor, num_users: int, num_items: int, normalization: Normalization
+) -> tuple[GraphIndex, Tensor]:
+    """Build the index of edges with their numbers as values, and its scales, without a wait.
+
+    See :func:`mmssl.indexing.index_of_repeated`; the degrees need no check, since they are counts.
+    """
+    index, count = index_of_repeated(user, item, num_users, num_items)
+    degrees = _sums(index, count.double())
+    scales = (_power(degree.float(), exponent(normalization)) for degree in degrees)
+    user_scale, item_scale = scales
+    return index._replace(user_scale=user_scale, item_scale=item_scale), count
 
 
 def degree_scale(degree: Tensor, normalization: Normalization) -> Tensor:

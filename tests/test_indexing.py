@@ -15,6 +15,7 @@ from torch import Tensor
 from mmssl import _extension, indexing
 from mmssl.graph import InteractionGraph
 from mmssl.indexing import edges_of_rows
+from mmssl.ops import spmm
 from mmssl.ops.masked_similarity import batch_edges
 from tests.ops.kernels import needs_gpu_operators
 
@@ -167,6 +168,26 @@ def test_edges_with_a_capacity_begin_like_those_without(more):
     # What is behind the edges repeats the last one.
     assert (padded.position[count:] == exact.position[-1]).all()
     assert (padded.item[count:] == exact.item[-1]).all()
+
+
+@needs_gpu_operators
+@pytest.mark.parametrize("edges", [0, 1, 60])
+def test_padded_graphs_of_counts_are_those_of_repeated_edges(edges):
+    rng = np.random.default_rng(4)
+    graph = random_graph(rng, 12, 8, 30)
+    user, item = (torch.from_numpy(rng.integers(0, n, edges)) for n in (12, 8))
+    ones = torch.ones(edges)
+    exact = InteractionGraph.from_edges(
+        user, item, 12, 8, normalization=graph.normalization, value=ones
+    )
+    counted = graph.of_counts(user, item)
+    assert counted.nnz == edges
+    x, y = (torch.from_numpy(rng.normal(size=(n, 3))) for n in (8, 12))
+    for view, want, table in ((counted.ui, exact.ui, x), (counted.iu, exact.iu, y)):
+        torch.testing.assert_close(spmm(view, table), spmm(want, table), rtol=1e-6, atol=1e-9)
+        back = table.new_ones(view.num_rows, 3)
+        transposed = spmm(view.transpose(), back), spmm(want.transpose(), back)
+        torch.testing.assert_close(*transposed, rtol=1e-6, atol=1e-9)
 
 
 @needs_gpu_operators

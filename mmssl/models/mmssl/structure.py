@@ -174,8 +174,11 @@ class ReleasedStructure(StructureLearner):
             if self.k > 0:
                 self._collect(users, embeddings)
             return
-        weight = torch.ones(self.user.numel(), device=self.graph.device)
-        self.graphs = [self._build(self.user, item, weight) for item in self.items]
+        if runs_on_gpu("spmm", self.graph.index.rowptr):
+            self.graphs = [self.graph.of_counts(self.user, item) for item in self.items]
+        else:
+            weight = torch.ones(self.user.numel(), device=self.graph.device)
+            self.graphs = [self._build(self.user, item, weight) for item in self.items]
         self._clear()
 
     def _build(self, user: Tensor, item: Tensor, value: Tensor) -> InteractionGraph:
@@ -215,9 +218,11 @@ class ReleasedStructure(StructureLearner):
         for position, graph in enumerate(self.graphs):
             if graph is not self.graph:
                 assert graph.value is not None
-                state[f"graph.{position}.user"] = graph.ui.row_of_edge().int()
-                state[f"graph.{position}.item"] = graph.index.col
-                state[f"graph.{position}.value"] = graph.value
+                degree = graph.index.rowptr.diff()
+                user = torch.arange(graph.num_users, device=graph.device).repeat_interleave(degree)
+                state[f"graph.{position}.user"] = user.int()
+                state[f"graph.{position}.item"] = graph.index.col[: user.numel()]
+                state[f"graph.{position}.value"] = graph.value[: user.numel()]
         return state
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

@@ -99,7 +99,7 @@ class MMSSLTask(Task):
         if self.group.size > 1:
             return "several processes train the model"
         if not isinstance(self.structure, LatestStructure):
-            return "structure.schedule = released merges repeated edges, and waits for their number"
+            return "structure.schedule = released merges repeated edges into graphs of other sizes"
         return "" if self.structure.padded else "there are no kernels for the device"
 
     @property
