@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -28,10 +28,10 @@ from mmssl.indexing import (
 )
 from mmssl.normalization import NORMALIZATIONS as NORMALIZATIONS
 from mmssl.normalization import Normalization as Normalization
-from mmssl.normalization import check_finite, counted, exponent, normalized
+from mmssl.normalization import counted, exponent
 from mmssl.plain import is_plain, plain_tensors
 from mmssl.view import GraphView as GraphView
-from mmssl.view import moved
+from mmssl.view import moved, views_of
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -64,6 +64,7 @@ class InteractionGraph:
     index: GraphIndex
     normalization: Normalization
     value: Tensor | None = None  # (E,) edge values by user; None: a binary graph
+    scales: tuple[Tensor, Tensor] | None = None  # (U,), (I,) float32; None: computed
     ui: GraphView = field(init=False, repr=False)
     """The (U, I) view: ``spmm(graph.ui, item_vectors)`` gives user vectors."""
     iu: GraphView = field(init=False, repr=False)
@@ -74,7 +75,7 @@ class InteractionGraph:
     def __post_init__(self) -> None:
         """Compute the views."""
         with plain_tensors():
-            ui, iu = _views(self.index, self.normalization, self.value)
+            ui, iu = views_of(self.index, self.normalization, self.value, self.scales)
         object.__setattr__(self, "ui", ui)
         object.__setattr__(self, "iu", iu)
 
@@ -267,12 +268,14 @@ class InteractionGraph:
     ) -> tuple[list[InteractionGraph], Callable[[Tensor], None]]:
         """Build the graphs of :meth:`with_lists`, and what changes them without a wait on a GPU."""
         padded = PaddedIndices(lists, self.index, exponent(self.normalization))
-        return [InteractionGraph(i, self.normalization) for i in padded.indices()], padded.rebuild
+        graphs = [InteractionGraph(i, self.normalization, None, s) for i, s in padded.indices()]
+        return graphs, padded.rebuild
 
     def of_counts(self, user: Tensor, item: Tensor) -> InteractionGraph:
         """Build the graph of (E,) ids with numbers of repetitions as values, without a wait."""
-        index, count = counted(user, item, self.num_users, self.num_items, self.normalization)
-        return InteractionGraph(index, self.normalization, value=count)
+        kind = self.normalization
+        index, count, scales = counted(user, item, self.num_users, self.num_items, kind)
+        return InteractionGraph(index, kind, count, scales)
 
     def __repr__(self) -> str:
         kind = "binary" if self.value is None else "with values"
@@ -371,30 +374,3 @@ def _check_normalization(normalization: Any) -> None:
         raise InputError(
             f"normalization: expected one of {', '.join(NORMALIZATIONS)}, got {normalization!r:.60}"
         )
-
-
-def _views(
-    index: GraphIndex, normalization: Normalization, value: Tensor | None
-) -> tuple[GraphView, GraphView]:
-    """Compute both views of a graph."""
-    if value is not None and index.user_scale is None:
-        check_finite(index, value)
-    parts = normalized(index, normalization, value)
-    both = normalization == "sym"
-    ui = GraphView(
-        rowptr=index.rowptr,
-        col=index.col,
-        t_rowptr=index.colptr,
-        t_col=index.row,
-        row_scale=parts.user_scale,
-        col_scale=parts.item_scale if both else None,
-        value=parts.ui_value,
-        t_edge=None if value is None else index.perm,
-    )
-    iu = replace(  # each direction is scaled by its own row sums
-        ui.transpose(),
-        row_scale=parts.item_scale,
-        col_scale=parts.user_scale if both else None,
-        value=parts.iu_value,
-    )
-    return ui, iu

@@ -26,8 +26,6 @@ class GraphIndex(NamedTuple):
     colptr: Tensor  # (I + 1,) int64
     row: Tensor  # (E,) int32, ascending within an item
     perm: Tensor | None = None  # (E,) int64: position by item -> by user; only values need it
-    user_scale: Tensor | None = None  # (U,) float32: its normalization, which it is rebuilt with
-    item_scale: Tensor | None = None  # (I,) float32
 
 
 class RowEdges(NamedTuple):
@@ -227,10 +225,10 @@ class PaddedIndices:
         rowptr, col = self._other.rowptr, self._other.col
         torch.ops.mmssl.index_of_lists(lists.int(), rowptr, col, *self._arrays, self._root)
 
-    def indices(self) -> list[GraphIndex]:
-        """Return the M indices, which share the arrays."""
+    def indices(self) -> list[tuple[GraphIndex, tuple[Tensor, Tensor]]]:
+        """Return the M indices and their scales of users and items, which share the arrays."""
         return [
-            GraphIndex(rowptr, col, colptr, row, None, user_scale, item_scale)
+            (GraphIndex(rowptr, col, colptr, row), (user_scale, item_scale))
             for rowptr, col, colptr, row, user_scale, item_scale in zip(*self._arrays, strict=True)
         ]
 

@@ -29,7 +29,12 @@ class Normalized(NamedTuple):
     iu_value: Tensor | None = None  # (E,) by user
 
 
-def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | None) -> Normalized:
+def normalized(
+    index: GraphIndex,
+    normalization: Normalization,
+    value: Tensor | None,
+    scales: tuple[Tensor, Tensor] | None = None,
+) -> Normalized:
     """Normalize the edges of a graph.
 
     The scales of a binary graph and of ordinary values stay separate from the values. They are
@@ -44,8 +49,8 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
     if normalization == "none":
         return Normalized(ui_value=value, iu_value=value)
     power = exponent(normalization)
-    if index.user_scale is not None:
-        return Normalized(index.user_scale, index.item_scale, value, value)
+    if scales is not None:
+        return Normalized(*scales, value, value)
     if value is None and _extension.on_gpu(index.rowptr):
         both = (index.rowptr, index.colptr)
         return Normalized(*(torch.ops.mmssl.degree_scale(p, power == -0.5) for p in both))
@@ -72,16 +77,15 @@ def normalized(index: GraphIndex, normalization: Normalization, value: Tensor | 
 
 def counted(
     user: Tensor, item: Tensor, num_users: int, num_items: int, normalization: Normalization
-) -> tuple[GraphIndex, Tensor]:
-    """Build the index of edges with their numbers as values, and its scales, without a wait.
+) -> tuple[GraphIndex, Tensor, tuple[Tensor, Tensor]]:
+    """Build the index of edges, with their numbers as values, and its scales, without a wait.
 
     See :func:`mmssl.indexing.index_of_repeated`; the degrees need no check, since they are counts.
     """
     index, count = index_of_repeated(user, item, num_users, num_items)
-    degrees = _sums(index, count.double())
-    scales = (_power(degree.float(), exponent(normalization)) for degree in degrees)
-    user_scale, item_scale = scales
-    return index._replace(user_scale=user_scale, item_scale=item_scale), count
+    user_degree, item_degree = (sums.float() for sums in _sums(index, count.double()))
+    power = exponent(normalization)
+    return index, count, (_power(user_degree, power), _power(item_degree, power))
 
 
 def degree_scale(degree: Tensor, normalization: Normalization) -> Tensor:

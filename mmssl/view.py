@@ -5,7 +5,7 @@ Legend: R rows and C columns of a view, E edges.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mmssl.convert import Entries, entries_of_scipy, entries_of_torch
 from mmssl.indexing import GraphIndex, build_index, index_of_values, rows_of
+from mmssl.normalization import Normalization, check_finite, normalized
 from mmssl.plain import plain_tensors
 
 
@@ -213,7 +214,7 @@ def moved(part: Any, device: torch.device | str, arrays: dict[int, Tensor]) -> A
     """Move what a graph consists of to a device.
 
     Args:
-        part: A tensor, an index or a view; anything else is returned as it is.
+        part: A tensor, an index, scales or a view; anything else is returned as it is.
         device: Where to.
         arrays: What has been moved so far by the id of the original, since the index and both views
             of a graph share their arrays.
@@ -222,8 +223,46 @@ def moved(part: Any, device: torch.device | str, arrays: dict[int, Tensor]) -> A
         if id(part) not in arrays:
             arrays[id(part)] = part.to(device)
         return arrays[id(part)]
-    if isinstance(part, GraphIndex):
-        return GraphIndex(*(moved(array, device, arrays) for array in part))
+    if isinstance(part, tuple):
+        parts = tuple(moved(array, device, arrays) for array in part)
+        return GraphIndex(*parts) if isinstance(part, GraphIndex) else parts
     if isinstance(part, GraphView):
         return GraphView(**{name: moved(t, device, arrays) for name, t in vars(part).items()})
     return part
+
+
+def views_of(
+    index: GraphIndex,
+    normalization: Normalization,
+    value: Tensor | None,
+    scales: tuple[Tensor, Tensor] | None,
+) -> tuple[GraphView, GraphView]:
+    """Compute the views of users and of items of a graph.
+
+    Args:
+        index: Its edges.
+        normalization: Its normalization.
+        value: (E,) values, or None.
+        scales: (U,) and (I,) float32 where they are known, so that nothing is computed or checked.
+    """
+    if value is not None and scales is None:
+        check_finite(index, value)
+    parts = normalized(index, normalization, value, scales)
+    both = normalization == "sym"
+    ui = GraphView(
+        rowptr=index.rowptr,
+        col=index.col,
+        t_rowptr=index.colptr,
+        t_col=index.row,
+        row_scale=parts.user_scale,
+        col_scale=parts.item_scale if both else None,
+        value=parts.ui_value,
+        t_edge=None if value is None else index.perm,
+    )
+    iu = replace(  # each direction is scaled by its own row sums
+        ui.transpose(),
+        row_scale=parts.item_scale,
+        col_scale=parts.user_scale if both else None,
+        value=parts.iu_value,
+    )
+    return ui, iu

@@ -25,7 +25,9 @@ def _dtypes(dtypes: tuple[torch.dtype, ...]) -> str:
 
 
 def _public() -> list[tuple[Op, Words]]:
-    return [(op, op.words) for op in OPS.values() if op.words is not None]
+    # Not in the order of declaration, which is that of the imports.
+    ops = sorted(OPS.values(), key=lambda op: op.name)
+    return [(op, op.words) for op in ops if op.words is not None]
 
 
 def _link(op: Op, words: Words, folder: str) -> str:
