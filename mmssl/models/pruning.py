@@ -88,9 +88,8 @@ def prune(
     """
     count = graph.nnz - int(rate * graph.nnz)
     uniform = torch.rand(graph.nnz, generator=generator, device=graph.device, dtype=torch.float64)
-    kept = (
-        race(uniform, weight).topk(count, largest=False, sorted=False).indices
-    )  # the graph sorts them
+    times = race(uniform, weight)
+    kept = times.topk(count, largest=False, sorted=False).indices  # the graph sorts them
     return InteractionGraph.from_edges(
         graph.ui.row_of_edge()[kept],
         graph.index.col.long()[kept],
