@@ -59,8 +59,7 @@ def propagated_bpr_loss(
         graph: the graph, of any normalization; its edge values must not require a gradient.
         user: (U, D) floating point, D >= 1, on the device of the graph.
         item: (I, D), likewise.
-        users: (B,) int64. Ids out of range raise RuntimeError on the CPU; on a GPU they are not
-            checked.
+        users: (B,) int64. Ids out of range are an error on the CPU; on a GPU they are not checked.
         pos_items: (B,) int64, likewise.
         neg_items: (B,) int64, likewise.
         num_layers: L >= 0.
@@ -71,8 +70,8 @@ def propagated_bpr_loss(
 
     Raises:
         InputError: an argument does not match its description.
-        RuntimeError: an id is out of range; or backend "native" is required and no kernel exists
-            for the device and dtype.
+        RuntimeError: an id is out of range, as the kernel reports it (plain PyTorch: InputError);
+            or backend "native" is required and no kernel exists for the device and dtype.
 
     Source: He et al., "LightGCN: Simplifying and Powering Graph Convolution Network for
     Recommendation", SIGIR 2020, equation 15.
@@ -87,6 +86,8 @@ def propagated_bpr_loss(
         _, squares = bpr_loss(user, item, *batch, with_l2=True)
         return bpr_loss(*propagate_layers(graph, user, item, num_layers), *batch), squares
     if not use_native("propagated_bpr_loss", user.device.type, user.dtype):
+        counts = user.shape[0], item.shape[0]
+        check_triples(users, pos_items, neg_items, user.device, counts)  # -1 is a row in torch
         return propagated_bpr_loss_reference(graph, user, item, *batch, num_layers)
     loss, squares, *_ = _call(user, item, *batch, *graph_operands(graph, user.dtype, num_layers))
     return loss, squares

@@ -379,16 +379,16 @@ KERNEL_IDS = {"negative", "too large", "2^40", "least", "largest"}
 @each(PUBLIC)
 def test_wrong_tensors_end_in_one_line(op):
     arguments = sample(op, torch.float32, "typical")
+    native = op.name in OF_BATCHES and ops.dispatch.use_native(op.name, "cpu", torch.float32)
     for name, value in arguments.items():
         if not isinstance(value, Tensor) or value.dim() == 0:
             continue
-        ids = value.dtype == torch.int64
-        for label, spoil in (WRONG_IDS if ids else WRONG_TENSOR).items():
+        for label, spoil in (WRONG_IDS if value.dtype == torch.int64 else WRONG_TENSOR).items():
             wrong = {**arguments, name: spoil(value)}
             if (op.name, name, label) in FREE:
                 op.function(**wrong)
                 continue
-            kernel = op.name in OF_BATCHES and ids and label in KERNEL_IDS
+            kernel = native and label in KERNEL_IDS
             expected = (RuntimeError, IndexError) if kernel else (InputError,)
             try:
                 op.function(**wrong)

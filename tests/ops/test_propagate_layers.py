@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mmssl import ops
+from mmssl.errors import InputError
 from mmssl.graph import NORMALIZATIONS, InteractionGraph
 from mmssl.ops._registry import OPS
 from mmssl.ops.propagate_layers import graph_operands
@@ -218,6 +219,17 @@ def test_a_step_of_adam_is_that_of_torch_and_the_same_for_any_number_of_threads(
     for g, plain, exact in zip(got, run(False, dtype), run(False, torch.float64), strict=True):
         slack = 64 * torch.finfo(dtype).eps * max(float(exact.abs().max()), 1e-3)
         assert (g - exact).abs().max() <= 2 * (plain - exact).abs().max() + slack
+
+
+@pytest.mark.parametrize("bad", [-1, 40])
+def test_plain_pytorch_refuses_ids_that_the_kernel_refuses(bad):
+    """-1 would be the last row, without a word."""
+    graph = random_graph(50, 40, 300, 0)
+    user, item = torch.rand(50, 8), torch.rand(40, 8)
+    batch = torch.tensor([3, 49]), torch.tensor([0, 39]), torch.tensor([5, bad])
+    expected = rf"neg_items: expected ids in \[0, 40\), got {bad}"
+    with ops.backend("reference"), pytest.raises(InputError, match=expected):
+        ops.propagated_bpr_loss(graph, user, item, *batch, 3)
 
 
 def test_a_step_of_adam_changes_nothing_if_an_id_is_out_of_range():
