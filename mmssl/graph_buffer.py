@@ -48,6 +48,9 @@ class GraphBuffer(nn.Module):
     going to load its state can be built with a graph without edges. What is loaded is checked as in
     :meth:`mmssl.graph.InteractionGraph.from_edges`; values keep the dtype they were saved in.
 
+    ``torch.func.functional_call`` takes a whole ``state_dict()`` of the module. It may change the
+    values of the edges, which then have a gradient, but not the edges.
+
     It has neither parameters nor buffers, so that ``DistributedDataParallel`` does not send the
     graph from process to process in every step. In an exported program the graph is a constant.
 
@@ -79,22 +82,35 @@ class GraphBuffer(nn.Module):
         """Return the graph."""
         return self._graph
 
-    # torch.distributed.checkpoint looks up every entry of a state_dict as an attribute.
+    # torch.distributed.checkpoint looks up every entry of a state_dict as an attribute, and
+    # torch.func.functional_call assigns it and then what was there before.
 
     @property
     def rowptr(self) -> Tensor:
         """(U + 1,) int64, the first edge of every user."""
         return self._graph.index.rowptr
 
+    @rowptr.setter
+    def rowptr(self, array: Tensor) -> None:
+        self._check_same("rowptr", array)
+
     @property
     def col(self) -> Tensor:
         """(E,) int32, the item of every edge, by user."""
         return self._graph.index.col
 
+    @col.setter
+    def col(self, array: Tensor) -> None:
+        self._check_same("col", array)
+
     @property
     def num_items(self) -> Tensor:
         """I."""
         return torch.tensor(self._graph.num_items, device=self._graph.device)
+
+    @num_items.setter
+    def num_items(self, array: Tensor) -> None:
+        self._check_same("num_items", array)
 
     @property
     def normalization(self) -> Tensor:
@@ -102,10 +118,27 @@ class GraphBuffer(nn.Module):
         name = list(self._graph.normalization.encode())
         return torch.tensor(name, dtype=torch.uint8, device=self._graph.device)
 
+    @normalization.setter
+    def normalization(self, array: Tensor) -> None:
+        self._check_same("normalization", array)
+
     @property
     def value(self) -> Tensor | None:
         """(E,) edge values by user; None for a binary graph."""
         return self._graph.value
+
+    @value.setter
+    def value(self, array: Tensor) -> None:
+        self._graph = self._graph.with_value(array)
+
+    def _check_same(self, name: str, array: Tensor) -> None:
+        """Raise InputError unless an array is that of the graph, which never changes."""
+        own: Tensor = getattr(self, name)
+        if own.shape != array.shape or not torch.equal(own, array.to(own.device)):
+            raise InputError(
+                f"{name}: expected that of this module's graph, got another one; "
+                "load_state_dict() puts another graph in its place"
+            )
 
     def extra_repr(self) -> str:
         """Describe the graph where a module is printed."""

@@ -328,6 +328,33 @@ def test_torch_func_and_averages():
     assert same(averaged(), module())
 
 
+@both
+def test_functional_call_with_the_whole_state(valued):
+    module = Views(make_graph(valued=valued))
+    state, expected = module.state_dict(), module()
+    assert same(torch.func.functional_call(module, state, ()), expected)
+    assert same(module(), expected)
+    for other, name in (
+        (make_graph(9, valued), "rowptr"),
+        (make_graph(valued=valued, normalization="none"), "norm"),
+    ):
+        state = Views(other).state_dict()
+        with pytest.raises(InputError, match=f"^{name}.*: expected that of this module's graph"):
+            torch.func.functional_call(module, state, ())
+        assert same(module(), expected)
+
+
+def test_functional_call_with_other_values_has_their_gradient():
+    module = Views(make_graph(valued=True, normalization="none"))
+    expected = module()
+    value = torch.linspace(1, 2, module.graph().nnz, requires_grad=True)
+    users, _ = torch.func.functional_call(module, {"graph.value": value}, ())
+    users.sum().backward()
+    edges = module.graph().index.col.long()
+    assert torch.allclose(value.grad, module.item.detach()[edges].sum(-1))
+    assert same(module(), expected)
+
+
 def test_distributed_checkpoints_list_it():
     from torch.distributed.checkpoint import state_dict
 
