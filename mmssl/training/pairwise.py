@@ -239,6 +239,9 @@ class PairwiseTask(Task, Generic[Model, Settings]):
         self.generator.set_state(tensors["rng.generator"])
 
     def _draw(self, number: int) -> Triples:
+        if not 0 <= number < self.steps_per_epoch:
+            expected = f"a number in 0 .. {self.steps_per_epoch - 1}, the steps of an epoch"
+            raise InputError(f"step: expected {expected}, got {number}")
         group, place = divmod(number, STEPS_AT_ONCE)
         if self._ahead[0] != group:
             size = STEPS_AT_ONCE * self.batch_size

@@ -198,6 +198,11 @@ def test_an_epoch_has_every_edge_once():
         orders.append(user.tolist())
         drawn.clear()
     assert orders[0] != orders[1]
+    for number in (-1, 5):
+        with pytest.raises(
+            InputError, match=f"^step: expected a number in 0 .. 4, .* got {number}$"
+        ):
+            task.step(number)
 
 
 def test_negatives_are_uniform_over_the_missing_items():
