@@ -17,6 +17,12 @@ from mmssl.tuning.defaults import default_space
 ABLATIONS = Path(__file__).with_name("ablations.toml")
 # `released` reproduces the released code for parity; `paper` is the model that it implements.
 _LEFT_OUT = ("released",)
+WITHOUT_EFFECT = (
+    *("training.seed", "training.capture", "training.wire"),
+    *("training.checkpoint_interval", "training.keep_checkpoints"),
+)
+"""Fields that models read and that have no effect on a result here: every record has its own seed,
+and the others say how often a run saves, how a GPU runs it and what several processes exchange."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +91,7 @@ class Entry:
 
 def _reads(spec: Any, section: str, field: str) -> bool:
     name = f"{section}.{field}"
-    # How often a run saves, and what travels between several processes, has no effect on a result
-    # here.
-    skipped = (
-        "training.seed", "training.capture", "training.checkpoint_interval",
-        "training.keep_checkpoints", "training.wire",
-    )  # fmt: skip
-    return bool(spec.reads_field(name)) and name not in skipped
+    return bool(spec.reads_field(name)) and name not in WITHOUT_EFFECT
 
 
 def entries() -> tuple[Entry, ...]:

@@ -14,8 +14,9 @@ from benchmarks.leaderboard import cell as cells
 from benchmarks.leaderboard import records
 from benchmarks.leaderboard.__main__ import main
 from benchmarks.leaderboard.cell import Budget, Cell, Data
-from benchmarks.leaderboard.entries import Entry, ablations, entries
+from benchmarks.leaderboard.entries import WITHOUT_EFFECT, Entry, ablations, entries
 from benchmarks.leaderboard.score import FEW_EDGES, FinalTest
+from mmssl.config import Config
 from mmssl.data.dataset import Interactions
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.registry import model_specs
@@ -103,6 +104,17 @@ def test_fields_without_an_effect_on_the_result_do_not_outdate_records():
     other["capture"] = "never"
     changed = start.replace({"training": other}, source="test")
     assert LIGHTGCN.read_fields(changed) == LIGHTGCN.read_fields(start)
+
+
+def test_every_field_of_the_training_loop_either_outdates_records_or_does_not():
+    """A new field of the loop has to be put into one of the two lists."""
+    outdating = {"epochs", "batch_size", "lr", "lr_decay", "patience", "shared_forward"}
+    outdating |= {"clip_norm", "deterministic"}
+    without = {name.removeprefix("training.") for name in WITHOUT_EFFECT}
+    fields = Config().to_dict()["training"].keys()
+    assert fields == outdating | without and not outdating & without
+    paper = next(entry for entry in entries() if entry.label == "paper")
+    assert paper.read_fields(Config())["training"].keys() == outdating
 
 
 def test_preset_of_the_same_interactions():
