@@ -8,6 +8,7 @@ random vectors, asks itself for one list and ends.
 import argparse
 import json
 import multiprocessing
+import re
 import signal
 import sys
 import urllib.error
@@ -18,6 +19,7 @@ from urllib.parse import parse_qs, urlsplit
 import torch
 
 from mmssl import InteractionGraph
+from mmssl.errors import InputError
 from mmssl.models.embeddings import Embeddings
 from mmssl.serving import Recommender
 from mmssl.serving.tables import ServingTables
@@ -44,13 +46,14 @@ class Handler(BaseHTTPRequestHandler):
         if url.path != "/recommend":
             return self.answer(404, {"error": f"expected /recommend, got {url.path}"})
         asked = {"k": "10", **{name: values[-1] for name, values in parse_qs(url.query).items()}}
-        try:
-            k = int(asked["k"])
-            (items,) = self.server.recommender.recommend([asked["user"]], k=k)
-        except KeyError:
+        if "user" not in asked:
             return self.answer(400, {"error": "user: expected an id, got none"})
-        except ValueError as error:  # InputError, and k that is no number
-            return self.answer(400, {"error": str(error)})
+        if not re.fullmatch("[1-9][0-9]{0,3}", asked["k"]):
+            return self.answer(400, {"error": "k: expected a number from 1 to 9999"})
+        try:
+            (items,) = self.server.recommender.recommend([asked["user"]], k=int(asked["k"]))
+        except InputError:  # whose message suggests ids of other users, which are theirs
+            return self.answer(400, {"error": f"user: unknown id {asked['user']!r:.60}"})
         self.answer(200, {"items": [item._asdict() for item in items]})
 
     def answer(self, status: int, content: dict) -> None:
