@@ -34,6 +34,13 @@ def test_ids_that_look_alike_are_told(shell):
     assert len(log.user_ids) == 5
 
 
+def test_numbers_of_columns_are_advised_for_text_only(shell):
+    shell.write("log.json", '{"who": "a", "what": "x"}\n')
+    shell.refused("log.json", says="name it with --user-col\n")
+    shell.write("log.csv", "who,what\na,x\n")
+    shell.refused("log.csv", says="or number the columns of a file without a header")
+
+
 def test_a_header_repeated_by_joined_files_is_no_row(shell):
     shell.write("log.csv", "user,item\na,x\nb,x\nuser,item\nb,y\n")
     shell.refused("log.csv", says="line 4: expected a row, got the header again")

@@ -148,6 +148,7 @@ class ParquetFile:
     """A Parquet file, see :class:`~mmssl.data.importing.table.TableFile`; larger than memory."""
 
     unit = "row"
+    is_text = False
 
     def __init__(self, path: Path) -> None:
         """Read the schema.

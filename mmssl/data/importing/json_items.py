@@ -25,6 +25,7 @@ class JsonItems:
     """
 
     unit = "line"
+    is_text = False
     first: tuple[str, ...] = ()
 
     def __init__(

@@ -41,6 +41,7 @@ class JsonLinesFile:
     """A file of JSON lines, see :class:`~mmssl.data.importing.table.TableFile`."""
 
     unit = "line"
+    is_text = False
     first: tuple[str, ...] = ()
 
     def __init__(self, path: Path, encoding: str = "utf-8") -> None:

@@ -68,6 +68,7 @@ class ListsFile:
     """
 
     unit = "line"
+    is_text = False
     names: tuple[str, ...] | None = ("user", "items")
     first: tuple[str, ...] = ()
     width = 2

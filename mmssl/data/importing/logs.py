@@ -189,7 +189,7 @@ class _WithConstants:
             raise InputError(
                 f"{file.path}: expected a header, as directories name columns, got none"
             )
-        self.path, self.unit, self.first = file.path, file.unit, file.first
+        self.path, self.unit, self.is_text, self.first = file.path, file.unit, False, file.first
         self.names: tuple[str, ...] | None = (*file.names, *constants)
         self.width = file.width + len(constants)
 

@@ -67,10 +67,10 @@ def find_roles(file: TableFile, given: Mapping[str, str | None]) -> Roles:
     for role in ("user", "item"):
         position = positions[role]
         if position is None:
+            number = "number the columns of a file without a header (--user-col 1 --item-col 2)"
             raise InputError(
                 f"{file.path}: expected a column of {role} ids, got {_shown(file)}: name it with "
-                f"--{role}-col, or number the columns of a file without a header "
-                "(--user-col 1 --item-col 2)"
+                f"--{role}-col" + (f", or {number}" if file.is_text else "")
             )
         unfit = file.unfit_for_ids(position)
         if unfit is not None:

@@ -97,6 +97,8 @@ class TableFile(Protocol):
     """SHA-256 (hex) of the file as stored; known after :meth:`read`."""
     unit: str
     """What a location is called: ``line`` or ``row``."""
+    is_text: bool
+    """Whether the columns are those of text, which may lack a header."""
     names: tuple[str, ...] | None
     """The header, None without one."""
     first: tuple[str, ...]

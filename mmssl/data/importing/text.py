@@ -58,6 +58,7 @@ class TextFile:
     """A text file, see :class:`~mmssl.data.importing.table.TableFile`; larger than memory."""
 
     unit = "line"
+    is_text = True
 
     def __init__(self, path: Path, dialect: Dialect, *, header: bool = True) -> None:
         """Read the first row.
