@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mmssl.config import Config, load_config, without_effect
+from mmssl.config import Config, ignored_options, load_config, without_effect
 from mmssl.data.dataset import InteractionDataset
 from mmssl.data.readers import read_dataset
 from mmssl.data.writers import write_dataset
@@ -16,7 +16,7 @@ from mmssl.errors import InputError
 from mmssl.evaluation.evaluator import Evaluator, Split
 from mmssl.graph import InteractionGraph
 from mmssl.locks import DirectoryLock
-from mmssl.models.registry import DEFAULT_MODEL, DEFAULT_VARIANT, model_spec
+from mmssl.models.registry import DEFAULT_MODEL, model_spec
 from mmssl.serving.recommender import Recommender
 from mmssl.training.fit import fit_run
 from mmssl.training.run import RunDirectory, default_run_path
@@ -90,7 +90,7 @@ def train(
     model: str = DEFAULT_MODEL,
     *,
     preset: str | None = None,
-    variant: str = DEFAULT_VARIANT,
+    variant: str | None = None,
     out: str | Path | None = None,
     epochs: int | None = None,
     seed: int | None = None,
@@ -106,7 +106,7 @@ def train(
             holds a copy.
         model: Name of a model, see :func:`mmssl.models.registry.model_names`.
         preset: Hyper-parameters of a data set, for example "tiktok".
-        variant: "paper", "released" or "plus"; the other models have no variants.
+        variant: "paper" (the default), "released" or "plus"; the other models have no variants.
         out: The run directory; default: ``runs/DATA-MODEL-SEED``.
         epochs: Maximum number of epochs.
         seed: Seed of initialization and sampling.
@@ -121,7 +121,7 @@ def train(
         The finished run.
 
     Warns:
-        UserWarning: A field has no effect on the model.
+        UserWarning: A field, the variant or the preset has no effect on the model.
 
     Raises:
         InputError: A wrong argument, data that can't be read or trained on, an existing run, or a
@@ -138,11 +138,13 @@ def train(
             "'model' go into settings={'model.FIELD': ...}"
         )
     config = load_config(variant, preset=preset)
-    schedule = model_spec(model, variant).schedule or "training"
+    schedule = model_spec(model, config.variant).schedule or "training"
     device = resolve_device(device)
     layers: list[Mapping[str, Any]] = [sections]
     for name, value in (settings or {}).items():
         section, _, field = name.partition(".")
+        if section == "variant":
+            raise InputError("settings: expected section.field, got 'variant': use variant=...")
         layers.append({section: {field: value}} if field else {section: value})
     given = list(layers)
     if epochs is not None:
@@ -151,6 +153,8 @@ def train(
         layers.append({"training": {"seed": seed}})
     for layer in layers:
         config = config.replace(layer, source="train")
+    for line in ignored_options(model, config, variant=variant, preset=preset):
+        warnings.warn(line, stacklevel=2)
     for layer in given:
         for name, clause in without_effect(layer, model, config.variant).items():
             warnings.warn(f"{name} {clause}", stacklevel=2)

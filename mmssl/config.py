@@ -44,7 +44,7 @@ from mmssl.models.configs import (
 )
 from mmssl.models.mmssl.config import CriticConfig, LossConfig, ModelConfig, StructureConfig
 from mmssl.models.plus.config import PlusConfig
-from mmssl.models.registry import RUN_FIELDS, model_spec
+from mmssl.models.registry import DEFAULT_VARIANT, RUN_FIELDS, model_spec
 from mmssl.section import VARIANTS, Section, Tune, check
 
 _TYPE_NAMES = {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}
@@ -142,7 +142,7 @@ class Config(Section):
 
 
 def load_config(
-    variant: str = "paper",
+    variant: str | None = None,
     *,
     preset: str | None = None,
     file: Path | None = None,
@@ -151,14 +151,20 @@ def load_config(
     """Build a configuration from its layers.
 
     Args:
-        variant: "paper", "released" or "plus".
+        variant: "paper", "released" or "plus"; default: that of the file, else "paper".
         preset: Name of a data set's preset, see :func:`preset_names`.
         file: TOML file that sets any of the fields.
         settings: "section.field=value" strings; a value that is not TOML is taken as a string.
 
     Raises:
-        InputError: Unknown name, unreadable file, unknown field or bad value.
+        InputError: Unknown name, unreadable file or one of another variant, unknown field or bad
+            value.
     """
+    content = {} if file is None else read_toml(file)
+    named = content.get("variant")
+    if None not in (named, variant):
+        check(named == variant, f"{file}: variant", f"{variant}, as chosen", named)
+    variant = variant or named or DEFAULT_VARIANT
     check(variant in VARIANTS, "variant", "paper, released or plus", variant)
     config = Config().replace(read_preset(variant), source=f"preset {variant}")
     if preset is not None:
@@ -166,7 +172,7 @@ def load_config(
         check(preset in names, "preset", f"one of {', '.join(names)}", preset)
         config = config.replace(read_preset(preset), source=f"preset {preset}")
     if file is not None:
-        config = config.replace(read_toml(file), source=str(file))
+        config = config.replace(content, source=str(file))
     return apply_settings(config, settings)
 
 
@@ -178,7 +184,12 @@ def apply_settings(config: Config, settings: Iterable[str]) -> Config:
     """
     for setting in settings:
         shown = setting if setting.isprintable() else repr(setting)
-        config = config.replace(parse_setting(setting), source=f"--set {shown:.80}")
+        layer = parse_setting(setting)
+        if "variant" in layer:  # it also decides what the other fields start from
+            raise InputError(
+                f"--set {shown:.80}: expected section.field, got the variant: use --variant"
+            )
+        config = config.replace(layer, source=f"--set {shown:.80}")
     return config
 
 
@@ -225,6 +236,69 @@ def without_effect(layer: Mapping[str, Any], model: str, variant: str) -> dict[s
                 f", which reads {own[0]}.{field_name}" if own else ""
             )
     return clauses
+
+
+def ignored_options(
+    model: str,
+    config: Config,
+    *,
+    variant: str | None = None,
+    preset: str | None = None,
+    file: Path | None = None,
+) -> list[str]:
+    """Return one line for each option that the chosen model does not read, in whole or in part.
+
+    A preset may hold fields of several models: it is named if the model reads none of them. Of a
+    file, the fields are named that the model does not read and that differ from their defaults, so
+    that ``config.toml`` of a run, which has the fields of all models, serves for another one.
+
+    Args:
+        model: Name of the model.
+        config: Its complete configuration.
+        variant: The variant that was asked for; None if none was.
+        preset: The preset that was asked for.
+        file: The TOML file that was asked for.
+    """
+    spec = model_spec(model, config.variant)
+    chosen = spec.option(config.variant)
+    lines = []
+    if variant is not None and not spec.variants:
+        lines.append(f"variant {variant} has no effect on {chosen}")
+    default = load_config(config.variant, preset=preset).to_dict()
+    for option, name, layer in (
+        ("preset", preset, {} if preset is None else read_preset(preset)),
+        ("config", file, {} if file is None else read_toml(file)),
+    ):
+        clauses = without_effect(layer, model, config.variant)
+        fields = sum(len(section) for section in layer.values() if isinstance(section, dict))
+        if fields and len(clauses) == fields:
+            lines.append(f"{option} {name} has no effect on {chosen}")
+        elif option == "config":
+            lines += _named(f"{option} {name}", _changes(clauses, layer, default))
+    return lines
+
+
+def _changes(
+    clauses: Mapping[str, str], layer: Mapping[str, Any], default: Mapping[str, Any]
+) -> dict[str, str]:
+    """Return the clauses of those fields of a layer that differ from the default."""
+    parts = {name: name.split(".", 1) for name in clauses}
+    return {
+        name: clauses[name]
+        for name, (section, field_name) in parts.items()
+        if layer[section][field_name] != default[section][field_name]
+    }
+
+
+def _named(source: str, clauses: Mapping[str, str], shown: int = 5) -> list[str]:
+    """Return a line that names the first fields without effect and counts the rest."""
+    if not clauses:
+        return []
+    (first, clause), *rest = clauses.items()
+    others = [name for name, _ in rest[: shown - 1]]
+    if len(rest) > len(others):
+        others.append(f"{len(rest) - len(others)} more")
+    return [f"{source}: {first} {clause}" + (f"; nor have {', '.join(others)}" if others else "")]
 
 
 def preset_names() -> list[str]:

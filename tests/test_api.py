@@ -87,6 +87,7 @@ def test_default_directory(tiny_dataset, tmp_path, monkeypatch):
         ({"settings": {"model": 8}}, "train: model: expected a section, got 8"),
         ({"preset": "tictok"}, "preset: expected one of"),
         ({"variant": "best"}, "variant: expected paper, released or plus"),
+        ({"settings": {"variant": "plus"}}, "settings: expected section.field, got 'variant'"),
         ({"epochs": 0}, "train: training.epochs: expected >= 1, got 0"),
         ({"seed": -1}, "training.seed: expected >= 0, got -1"),
         ({"optimizer": {"lr": 1.0}}, "train: unknown field 'optimizer', expected one of "),
@@ -193,3 +194,7 @@ def test_fields_without_effect_are_named(tiny_dataset, tmp_path, monkeypatch):
     with pytest.warns(UserWarning, match="^critic.hidden has no effect on --model lightgcn$"):
         settings = {"critic.hidden": 8}
         mmssl.train(tiny_dataset, "lightgcn", out=tmp_path / "b", settings=settings, **options)
+    with pytest.warns(UserWarning, match="^variant plus has no effect on --model popularity$"):
+        mmssl.train(tiny_dataset, "popularity", variant="plus", out=tmp_path / "c", **options)
+    with pytest.warns(UserWarning, match="^preset tiktok has no effect on --model popularity$"):
+        mmssl.train(tiny_dataset, "popularity", preset="tiktok", out=tmp_path / "d", **options)

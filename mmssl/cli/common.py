@@ -71,7 +71,7 @@ def build_config(arguments: argparse.Namespace) -> Any:
     if arguments.seed is not None:
         settings.append(f"training.seed={arguments.seed}")
     config = load_config(
-        arguments.variant or DEFAULT_VARIANT,
+        arguments.variant,
         preset=arguments.preset,
         file=arguments.config,
         settings=settings,
@@ -83,24 +83,17 @@ def build_config(arguments: argparse.Namespace) -> Any:
 
 
 def warn_without_effect(arguments: argparse.Namespace, config: Any, model: str) -> None:
-    """Print one line for each option that the chosen model does not read.
+    """Print one line for each option that the chosen model does not read."""
+    from mmssl.config import ignored_options, parse_setting, without_effect
 
-    A preset and a file may hold fields of several models: they are named if the model reads none.
-    """
-    from mmssl.config import parse_setting, read_preset, read_toml, without_effect
-
-    spec = model_spec(model, config.variant)
-    chosen = spec.option(config.variant)
-    if arguments.variant is not None and not spec.variants:
-        print(f"warning: --variant {arguments.variant} has no effect on {chosen}", file=sys.stderr)
-    for option, value, read in (
-        ("--preset", arguments.preset, read_preset),
-        ("--config", arguments.config, read_toml),
+    for line in ignored_options(
+        model,
+        config,
+        variant=arguments.variant,
+        preset=arguments.preset,
+        file=arguments.config,
     ):
-        layer = {} if value is None else read(value)
-        fields = sum(len(section) for section in layer.values() if isinstance(section, dict))
-        if fields and len(without_effect(layer, model, config.variant)) == fields:
-            print(f"warning: {option} {value} has no effect on {chosen}", file=sys.stderr)
+        print(f"warning: --{line}", file=sys.stderr)
     for setting in arguments.settings or ():
         for name, clause in without_effect(parse_setting(setting), model, config.variant).items():
             print(f"warning: --set {name} {clause}", file=sys.stderr)

@@ -14,6 +14,7 @@ import pytest
 
 from mmssl import _extension
 from mmssl.cli import main
+from mmssl.config import Config
 from mmssl.ops import dispatch
 
 
@@ -268,6 +269,52 @@ def test_options_without_effect_are_named(tiny_directory, tmp_path, capsys, opti
     command = ["train", "--data", str(tiny_directory), "--out", str(tmp_path / "run")]
     assert main([*command, "--epochs=1", "--quiet", "--device=cpu", *options]) == 0
     assert capsys.readouterr().err == expected
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "expected"),
+    [
+        (
+            "[training]\nlr = 1.0\nbatch_size = 7\nseed = 1\n[lightgcn]\nlr = 0.01\n",
+            ["--model=lightgcn"],
+            "warning: --config {}: training.lr has no effect on --model lightgcn, which reads "
+            "lightgcn.lr; nor have training.batch_size\n",
+        ),
+        (
+            "[loss]\ndecay = 9.0\ntemperature = 9.0\ncl_eps = 9.0\n[critic]\nhidden = 7\nlr = 9.0\n"
+            "gumbel_tau = 9.0\n[lightgcn]\nlr = 0.01\n",
+            ["--model=lightgcn"],
+            "warning: --config {}: loss.decay has no effect on --model lightgcn; nor have "
+            "loss.temperature, loss.cl_eps, critic.hidden, critic.lr, 1 more\n",
+        ),
+        (
+            "[loss]\ndecay = 9.0\n",
+            ["--model=lightgcn"],
+            "warning: --config {} has no effect on --model lightgcn\n",
+        ),
+        (Config().to_toml(), ["--model=lightgcn"], ""),
+        ('variant = "plus"\n[plus]\nlr = 0.01\n', [], ""),
+    ],
+)
+def test_fields_of_a_file_without_effect_are_named(
+    tiny_directory, tmp_path, capsys, content, options, expected
+):
+    file = tmp_path / "my.toml"
+    file.write_text(content)
+    command = ["train", "--data", str(tiny_directory), "--out", str(tmp_path / "run")]
+    command += ["--config", str(file), "--epochs=1", "--quiet", "--device=cpu"]
+    assert main([*command, *options]) == 0
+    assert capsys.readouterr().err == expected.format(file)
+
+
+def test_the_variant_is_chosen_in_one_place(tiny_directory, tmp_path, capsys):
+    file = tmp_path / "my.toml"
+    file.write_text('variant = "plus"\n')
+    command = ["train", "--data", str(tiny_directory), "--out", str(tmp_path / "run")]
+    assert main([*command, "--variant=paper", "--config", str(file)]) == 2
+    assert "my.toml: variant: expected paper, as chosen, got 'plus'" in capsys.readouterr().err
+    assert main([*command, "--set=variant=plus"]) == 2
+    assert "expected section.field, got the variant: use --variant" in capsys.readouterr().err
 
 
 def test_resumed_option_without_effect(tiny_directory, tmp_path, capsys):
