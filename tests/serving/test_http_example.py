@@ -42,7 +42,7 @@ def test_a_list(address):
 @pytest.mark.parametrize(
     ("query", "error"),
     [
-        ("user=nobody", "user: unknown id 'nobody'"),
+        ("user=stranger", "user: unknown id 'stranger'"),
         ("user=999", "user: unknown id '999'"),  # nothing on other ids, nor on their number
         ("user=" + "x" * 1000, "user: unknown id '" + "x" * 59),
         ("", "user: expected an id, got none"),
