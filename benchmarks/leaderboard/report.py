@@ -49,14 +49,45 @@ def block(found: Sequence[Results]) -> str:
     if not shown:
         return "No results have been committed yet."
     labels = list(dict.fromkeys(row.label for part in shown for row in part.models()))
-    parts = [f"![Recall@20 of every model on every data set](images/{PICTURE.name})"]
+    parts = [
+        f"![Recall@20 of every model on every data set](images/{PICTURE.name})",
+        "",
+        "Mean test Recall@20 (HR@20 where the split is leave-one-out), highest first on the data "
+        "set on the left; an empty cell was not run:",
+        "",
+        _together(shown).markdown(),
+    ]
     for part in shown:
         parts += ["", *_of_data(part, labels)]
     return "\n".join(parts)
 
 
+def _together(found: Sequence[Results]) -> Table:
+    """Return one number per model and data set; data sets with most models come first."""
+    by_data = {part.data["name"]: {row.label: row for row in part.models()} for part in found}
+    names = sorted(by_data, key=lambda name: (-len(by_data[name]), name))
+    means = {
+        name: {label: _mean(row, "test", SELECTED) for label, row in by_data[name].items()}
+        for name in names
+    }
+
+    def order(label: str) -> list[float]:
+        return [-means[name].get(label, -1.0) for name in names]
+
+    cells = []
+    for label in sorted({label for column in means.values() for label in column}, key=order):
+        line = [label]
+        for name in names:
+            mean = means[name].get(label)
+            text = "" if mean is None else _decimal(mean)
+            best = mean is not None and mean == max(means[name].values())
+            line.append(f"**{text}**" if best else text)
+        cells.append(line)
+    return Table("", "", ["", *names], cells)
+
+
 def _of_data(part: Results, labels: Sequence[str]) -> list[str]:
-    """Return the section of a data set; a model without a result has empty cells."""
+    """Return the section of a data set."""
     rows = part.models()
     missing = [label for label in labels if label not in {row.label for row in rows}]
     lines = [
@@ -64,12 +95,13 @@ def _of_data(part: Results, labels: Sequence[str]) -> list[str]:
         "",
         _describe(part),
         "",
-        _accuracy(part, rows, missing).markdown(),
+        _accuracy(part, rows).markdown(),
         "",
+        *([f"Not run on this data set: {', '.join(missing)}.", ""] if missing else []),
         *_tested(rows),
-        _groups(part, rows, missing).markdown(),
+        _groups(part, rows).markdown(),
         "",
-        _cost(rows, missing).markdown(),
+        _cost(rows).markdown(),
     ]
     for base in rows:
         changed = part.ablations(base)
@@ -101,7 +133,7 @@ def _describe(part: Results) -> str:
     )
 
 
-def _accuracy(part: Results, rows: Sequence[Row], missing: Sequence[str]) -> Table:
+def _accuracy(part: Results, rows: Sequence[Row]) -> Table:
     keys = _LEAVE_ONE_OUT if part.is_leave_one_out else _ACCURACY
     best = {key: max(_mean(row, "test", key) for row in rows) for key in keys}
     cells = []
@@ -114,7 +146,7 @@ def _accuracy(part: Results, rows: Sequence[Row], missing: Sequence[str]) -> Tab
         lost = f", {row.diverged} diverged" if row.diverged else ""
         cells.append([*line, f"{len(row.seeds)}{lost}", str(trials)])
     header = ["", *map(_name, keys), "seeds", "trials"]
-    return Table("", "", header, cells + _empty(missing, header))
+    return Table("", "", header, cells)
 
 
 def _tested(rows: Sequence[Row]) -> list[str]:
@@ -130,7 +162,7 @@ def _tested(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def _groups(part: Results, rows: Sequence[Row], missing: Sequence[str]) -> Table:
+def _groups(part: Results, rows: Sequence[Row]) -> Table:
     first = rows[0].seeds[0]["groups"]
     header = [
         "Recall@20",
@@ -142,10 +174,10 @@ def _groups(part: Results, rows: Sequence[Row], missing: Sequence[str]) -> Table
         values = [_number(row.value("groups", name, SELECTED)) for name in _GROUPS]
         coverage = row.value("coverage@20")
         cells.append([row.label, *values, "" if coverage is None else f"{coverage.mean:.0%}"])
-    return Table("", "", header, cells + _empty(missing, header))
+    return Table("", "", header, cells)
 
 
-def _cost(rows: Sequence[Row], missing: Sequence[str]) -> Table:
+def _cost(rows: Sequence[Row]) -> Table:
     header = [
         *("", "s per epoch", "epochs to best", "s to best", "peak memory, MB", "parameters"),
         "setting",
@@ -169,7 +201,7 @@ def _cost(rows: Sequence[Row], missing: Sequence[str]) -> Table:
                 _setting(row.seeds[0]),
             ]
         )
-    return Table("", "", header, cells + _empty(missing, header))
+    return Table("", "", header, cells)
 
 
 def _ablations(base: Row, changed: Sequence[Row]) -> list[str]:
@@ -241,10 +273,6 @@ def _mean(row: Row, *path: str) -> float:
     value = row.value(*path)
     assert value is not None
     return value.mean
-
-
-def _empty(missing: Sequence[str], header: Sequence[str]) -> list[list[str]]:
-    return [[label, *[""] * (len(header) - 1)] for label in missing]
 
 
 def _name(key: str) -> str:

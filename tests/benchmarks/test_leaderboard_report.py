@@ -115,7 +115,11 @@ def test_tables(results):
     assert "2 threads of a processor, torch 2.13.0, commit abc." in part
     assert "split leave-one-out; item graph of text" in first
     assert "|  | HR@10 | HR@20 | NDCG@10 | NDCG@20 | seeds | trials |" in first
-    assert "| next |  |  |  |  |  |  |\n| closed |" in first  # not run: empty
+    assert "Not run on this data set: next, closed." in first
+    assert "|  | tiktok | other |" in first  # the data set with more models comes first
+    table = first.partition("### ")[0]
+    assert f"| best | **{mean:.4f}** | **".replace("0.", ".") in table
+    assert re.search(r"\| next \| \.\d{4} \|  \|\n\| closed \| \.1000 \|  \|\n", table)
     assert "published" not in first
 
 
