@@ -28,6 +28,13 @@ BoolArray = npt.NDArray[np.bool_]
 MAX_ID = 2**31 - 1
 """Exclusive upper bound of ids; ``user * num_items + item`` then always fits an int64."""
 
+MAX_FEATURE = 1e10
+"""Largest magnitude of a feature. Models square features, projections of them and their gradients,
+which overflows float32 from about 1e12 on."""
+
+USABLE = "finite and at most 1e10 in magnitude, since models square them in float32"
+"""What values of features must be, for error messages."""
+
 MODALITY_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Pattern of a valid modality name, which is also the stem of a file name."""
 
@@ -79,7 +86,8 @@ class InteractionDataset:
 
     Raises:
         InputError: An id is out of range, an edge occurs twice, a split is empty, features are not
-            one finite row of float16 or float32 per item, or an id map has the wrong length.
+            one row of float16 or float32 per item with values up to :data:`MAX_FEATURE`, or an id
+            map has the wrong length.
     """
 
     name: str
@@ -258,10 +266,10 @@ def _check_features(modality: str, rows: FeatureArray, num_items: int) -> None:
         )
     if not rows.flags.c_contiguous:
         raise InputError(f"features of {modality!r} must be C-contiguous, got a strided view")
-    where = first_non_finite(rows)
+    where = first_unusable(rows)
     if where is not None:
         raise InputError(
-            f"features of {modality!r} must be finite, got {rows[where]} at row {where[0]}, "
+            f"features of {modality!r} must be {USABLE}, got {rows[where]} at row {where[0]}, "
             f"column {where[1]}"
         )
 
@@ -280,12 +288,14 @@ def _check_mask(modality: str, mask: BoolArray, rows: FeatureArray | None) -> No
         )
 
 
-def first_non_finite(rows: npt.NDArray[np.generic]) -> tuple[int, int] | None:
-    """Return (row, column) of the first NaN or infinity in an (N, d) array, None if all finite."""
+def first_unusable(rows: FeatureArray) -> tuple[int, int] | None:
+    """Return (row, column) of the first value of (N, d) features that is not :data:`USABLE`."""
     for part in row_blocks(rows):
-        finite = np.isfinite(rows[part])
-        if not finite.all():
-            row, column = divmod(int(np.argmin(finite)), rows.shape[1])
+        block = rows[part]
+        small = block.dtype == np.float16  # all of its finite values are below the limit
+        usable = np.isfinite(block) if small else np.abs(block) <= MAX_FEATURE
+        if not usable.all():
+            row, column = divmod(int(np.argmin(usable)), rows.shape[1])
             return part.start + row, column
     return None
 

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.data.blocks import blocks
-from mmssl.data.dataset import BoolArray, FeatureArray, first_non_finite
+from mmssl.data.dataset import USABLE, BoolArray, FeatureArray, first_unusable
 from mmssl.errors import InputError
 from mmssl.files import open_regular
 
@@ -95,11 +95,11 @@ def read_features(path: Path) -> FeatureArray:
 
     Raises:
         InputError: :func:`read_header` fails, the matrix does not fit in memory, or a value is NaN,
-            infinite or outside the range of float32.
+            infinite or above :data:`~mmssl.data.dataset.MAX_FEATURE`.
     """
     header = read_header(path)
     if os.path.getsize(path) >= MAPPED_FROM and (mapped := map_features(path)) is not None:
-        _check_finite(path, mapped)
+        _check_usable(path, mapped)
         return mapped
     try:
         raw = _read_data(path, header)
@@ -109,20 +109,18 @@ def read_features(path: Path) -> FeatureArray:
         raise InputError(
             f"{path}: expected an array that fits in memory, got shape {header.shape}"
         ) from None
-    _check_finite(path, rows, raw)
+    _check_usable(path, rows, raw)
     return rows
 
 
-def _check_finite(
+def _check_usable(
     path: Path, rows: FeatureArray, raw: npt.NDArray[np.generic] | None = None
 ) -> None:
-    where = first_non_finite(rows)
+    where = first_unusable(rows)
     if where is not None:
         got = (rows if raw is None else raw)[where]
-        raise InputError(
-            f"{path}: expected finite float32 values, got {got} at row {where[0]}, "
-            f"column {where[1]}"
-        )
+        place = f"row {where[0]}, column {where[1]}"
+        raise InputError(f"{path}: expected values that are {USABLE}, got {got} at {place}")
 
 
 def _read_data(path: Path, header: NpyHeader) -> npt.NDArray[np.generic]:

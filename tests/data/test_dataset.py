@@ -78,10 +78,11 @@ def test_refuses(toy, change, words):
     assert "\n" not in str(caught.value)
 
 
-def test_names_the_first_value_that_is_not_finite(toy):
-    rows = np.zeros((5, 3), F32)
-    rows[3, 1], rows[4, 0] = np.nan, np.inf
-    with pytest.raises(InputError, match="finite, got nan at row 3, column 1"):
+@pytest.mark.parametrize("bad", [np.nan, -np.inf, 2e10])
+def test_names_the_first_value_that_can_not_be_used(toy, bad):
+    rows = np.full((5, 3), -1e10, F32)
+    rows[3, 1], rows[4, 0] = bad, np.inf
+    with pytest.raises(InputError, match=r"finite and at most 1e10 .* at row 3, column 1"):
         InteractionDataset(**(toy | {"features": {"image": rows}}))
 
 

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mmssl.data import InteractionDataset, Interactions, read_dataset, write_dataset, writers
+from mmssl.data.dataset import MAX_FEATURE
 from mmssl.data.manifest import SplitInfo
 from mmssl.errors import InputError
 
@@ -49,7 +50,7 @@ def datasets(draw: st.DrawFn) -> InteractionDataset:
     train, val, test = (
         Interactions.from_edges(*np.divmod(part, num_items)) for part in np.split(keys, bounds)
     )
-    finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+    finite = st.floats(-MAX_FEATURE, MAX_FEATURE, width=32)
 
     def names(count: int, *, unique: bool) -> st.SearchStrategy[tuple[str, ...]]:
         cell = LINE.filter(bool) if unique else LINE
