@@ -16,7 +16,8 @@ FORMATS = (
     *("csv", "tsv", "jsonl", "lists", "parquet", "npz"),
 )
 CELLS = (
-    *("null_ids", "decimal", "dates", "time_unit", "ordered", "items_header", "items_keep"),
+    *("null_ids", "decimal", "dates", "time_unit", "ordered"),
+    *("items_header", "items_keep", "all_items"),
     *("validation", "splits", "seed"),
 )
 ROLES = ("user", "item", "rating", "time", "title")
@@ -121,6 +122,11 @@ def _add_cells(parser: argparse.ArgumentParser) -> None:
         ["stop", "first", "last"],
         "which of different rows of an item to keep",
     )
+    parser.add_argument(
+        "--all-items",
+        action="store_true",
+        help="keep the items of --items that have no interactions, as cold items",
+    )
 
 
 def _add_given_splits(parser: argparse.ArgumentParser) -> None:
@@ -155,6 +161,11 @@ def _add_split(actions: Commands) -> None:
     parser.add_argument("--item-core", type=int, metavar="K", help="minimum of each item alone")
     _add_choice(
         parser, "--cold-items", ["keep", "drop"], "whether to keep items without train interactions"
+    )
+    parser.add_argument(
+        "--all-items",
+        action="store_true",
+        help="keep the items that are left without interactions, as cold items",
     )
     parser.set_defaults(run=_split)
 
@@ -215,6 +226,7 @@ def _split(arguments: argparse.Namespace) -> int:
         item_core=core if arguments.item_core is None else arguments.item_core,
         min_rating=arguments.min_rating,
         cold_items=arguments.cold_items,
+        all_items=arguments.all_items,
         name=arguments.name,
     )
     print("\n".join(split_data(arguments.directory, arguments.out, options).lines))

@@ -2,7 +2,8 @@
 
 The steps, in this order: remove interactions with low ratings; restrict to the k-core; split;
 remove validation and test interactions of users without a train interaction, for whom a model
-cannot be evaluated; remove users and items without interactions and renumber the others in order.
+cannot be evaluated; remove users and, unless all are to stay, items without interactions and
+renumber the others in order.
 """
 
 from __future__ import annotations
@@ -61,6 +62,8 @@ class SplitOptions:
     """Minimum rating of an interaction; None keeps all."""
     cold_items: str = "keep"
     """"keep" or "drop" validation and test interactions of items without a train interaction."""
+    all_items: bool = False
+    """Whether items that are left without interactions stay, as cold items."""
     name: str | None = None
     """Name of the new data set; None keeps the name of the log."""
 
@@ -99,6 +102,8 @@ class SplitOptions:
         if self.min_rating is not None:
             facts["min_rating"] = float(self.min_rating)
         facts["cold_items"] = self.cold_items
+        if self.all_items:
+            facts["all_items"] = True
         return SplitInfo(self.protocol, self.seed if drawn else None, facts, dropped)
 
 
@@ -111,6 +116,8 @@ class Split(NamedTuple):
     """(U,) index in the log of each user, ascending."""
     items: IntArray
     """(I,) index in the log of each item, ascending."""
+    seen: int
+    """Number of items with interactions."""
 
 
 class SplitReport(NamedTuple):
@@ -122,6 +129,8 @@ class SplitReport(NamedTuple):
     """The data set, without features."""
     features: list[str]
     """Names of the feature files that were copied."""
+    unseen: int = 0
+    """Number of items of the log without interactions in the data set."""
 
     @property
     def lines(self) -> list[str]:
@@ -130,6 +139,10 @@ class SplitReport(NamedTuple):
         lines = [f"left out {n:,}: {reason}" for reason, n in dataset.split.dropped.items()]
         edges = ", ".join(f"{name} {edges.num_edges:,}" for name, edges in dataset.splits())
         lines.append(f"{dataset.num_users:,} users, {dataset.num_items:,} items: {edges}")
+        if self.unseen:
+            kept = dataset.split.parameters.get("all_items")
+            what = "kept as cold items" if kept else "left out (--all-items keeps them)"
+            lines.append(f"items without interactions, {what}: {self.unseen:,}")
         if self.features:
             lines.append(f"features: {', '.join(self.features)}")
         lines.append(f"split: {dataset.split.label()}")
@@ -180,6 +193,9 @@ def split_log(log: InteractionLog, options: SplitOptions) -> Split:
 
     users, user = without_gaps(edges.user, log.num_users)
     items, item = without_gaps(edges.item, log.num_items)
+    seen = int(items.size)
+    if options.all_items:
+        items, item = np.arange(log.num_items), edges.item.astype(np.int32)
     edges = Pairs(user, item)
     del place, stays, user, item
     train, val, test = by_label(edges, label)
@@ -200,7 +216,7 @@ def split_log(log: InteractionLog, options: SplitOptions) -> Split:
         },
         split=options.info(dropped, drawn=drawn),
     )
-    return Split(dataset, users, items)
+    return Split(dataset, users, items, seen)
 
 
 def split_data(directory: str | Path, out: str | Path, options: SplitOptions) -> SplitReport:
@@ -229,7 +245,8 @@ def split_data(directory: str | Path, out: str | Path, options: SplitOptions) ->
         for path in modality_paths(folder, NEIGHBORS_SUFFIX).values():
             neighbors = read_neighbors(path, log.num_items)
             write_neighbors(new / path.name, neighbors.of_items(split.items, log.num_items))
-    return SplitReport(target, split.dataset, [f"{m}{FEATURE_SUFFIX}" for m in features])
+    names = [f"{modality}{FEATURE_SUFFIX}" for modality in features]
+    return SplitReport(target, split.dataset, names, log.num_items - split.seen)
 
 
 def _chosen(cells: tuple[str, ...] | None, places: IntArray) -> tuple[str, ...] | None:

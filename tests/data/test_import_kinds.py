@@ -10,6 +10,7 @@ import zipfile
 import numpy as np
 import pytest
 
+from mmssl.data import read_dataset
 from tests.shell import LOG, ROWS, pairs, same_log, table
 
 pytest.importorskip("pyarrow", reason="importing tables needs pyarrow (extra data)")
@@ -133,6 +134,44 @@ def test_items_of_the_table_without_interactions_are_counted(shell):
     shell.write("items.csv", "item,title\nx,X\ny,Y\nz,Z\nq,Q\nq,Q\n")
     says = "items that are not in it: 0; items without interactions, left out: 2"
     assert shell.bring("log.csv", "--items", "items.csv", says=says).num_items == 2
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_all_items_of_the_table_are_kept(shell, form):
+    shell.write("log.csv", "user,item\n" + "".join(f"u{n // 4},{n % 4}\n" for n in range(40)))
+    titles = {"0": "a", "1": "b", "2": "c", "3": "d", "11": "k", "7": "g", "NULL": "-"}
+    lines = ["item,title", *(f"{item},{title}" for item, title in titles.items())]
+    if form == "jsonl":
+        lines = [json.dumps({"item": item, "title": title}) for item, title in titles.items()]
+    shell.write(f"items.{form}", "\n".join(lines) + "\n")
+    options = ("--items", f"items.{form}", "--all-items")
+    log = shell.bring("log.csv", *options, says="items without interactions, kept: 2")
+    assert log.item_ids == ("0", "1", "2", "3", "7", "11") and log.num_items == 6
+    assert log.item_titles == ("a", "b", "c", "d", "g", "k")
+    same = shell.bring("log.csv", name="plain")
+    assert pairs(log) == pairs(same)
+
+    code, printed = shell.run("data", "split", "out", "--out", "some", "--ratio", "2:1:1")
+    assert code == 0
+    assert "items without interactions, left out (--all-items keeps them): 2\n" in printed
+    code, printed = shell.run(
+        "data", "split", "out", "--out", "all", "--all-items", "--item-core=2"
+    )
+    assert code == 0 and "items without interactions, kept as cold items: 2\n" in printed, printed
+    some, every = read_dataset(shell.folder / "some"), read_dataset(shell.folder / "all")
+    assert (some.num_items, every.num_items) == (4, 6)
+    assert every.item_titles == log.item_titles
+    assert "all_items" in every.split.label()
+
+
+def test_all_items_need_a_table_and_ids_that_it_can_add_to(shell):
+    shell.write("log.csv", LOG)
+    shell.refused("log.csv", "--all-items", says="--all-items: expected --items, a table of all")
+    scipy = pytest.importorskip("scipy.sparse")
+    scipy.save_npz(shell.folder / "log.npz", scipy.csr_matrix(np.eye(3)))
+    shell.write("items.csv", "item,title\n0,a\n")
+    options = ("log.npz", "--all-items", "--items", "items.csv")
+    shell.refused(*options, says="all-items has no effect for the format npz")
 
 
 def test_a_table_of_items_that_repeats_an_item(shell):

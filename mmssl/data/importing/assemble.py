@@ -235,10 +235,23 @@ def _compact(
 
 
 def with_items(
-    log: InteractionLog, titles: tuple[str, ...] | None, columns: Mapping[str, tuple[str, ...]]
+    log: InteractionLog,
+    titles: tuple[str, ...] | None,
+    columns: Mapping[str, tuple[str, ...]],
+    ids: tuple[str, ...] | None = None,
 ) -> InteractionLog:
-    """Return the log with the titles and other columns of its items."""
-    return InteractionLog(**{**vars(log), "item_titles": titles, "item_columns": dict(columns)})
+    """Return the log with the titles and other columns of its items.
+
+    Args:
+        log: The log.
+        titles: (I,) titles.
+        columns: Name -> (I,) cells.
+        ids: (I,) ids, the first of which are those of the log's items; None if there are no others.
+    """
+    fields = {**vars(log), "item_titles": titles, "item_columns": dict(columns)}
+    if ids is not None and len(ids) > log.num_items:
+        fields.update(item_ids=ids, num_items=len(ids))
+    return InteractionLog(**fields)
 
 
 def describe_source(

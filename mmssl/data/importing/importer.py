@@ -48,8 +48,11 @@ class ImportReport(NamedTuple):
             names = ["title"] if items.titles is not None else []
             held = ", ".join([*names, *items.columns]) or "no further column"
             line = f"item table: {held}; items that are not in it: {items.missing:,}"
-            if items.others:
+            if items.further:
+                line += f"; items without interactions, kept: {len(items.further):,}"
+            elif items.others:
                 line += f"; items without interactions, left out: {items.others:,}"
+                line += " (--all-items keeps them)"
             lines.append(line)
         if features:
             lines.append(f"features: {', '.join(features)}")

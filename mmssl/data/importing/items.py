@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from mmssl.data.importing.cells import NULLS
+from mmssl.data.importing.cells import NULLS, natural_order
 from mmssl.data.importing.roles import column_name, find_role, plain
 from mmssl.data.importing.table import Column, RawTable, TableFile
 from mmssl.errors import InputError
@@ -21,6 +21,8 @@ class ItemTable(NamedTuple):
     columns: dict[str, tuple[str, ...]]
     found: list[int | None]
     """Row of each item in the table, from 0; None for an item that it lacks."""
+    further: tuple[str, ...] = ()
+    """Ids of the items that the table adds to the log; the last ones of each column."""
     notes: tuple[str, ...] = ()
     """What was left out, or may be wrong."""
     others: int = 0
@@ -40,8 +42,9 @@ def read_items(
     title: str | None = None,
     leave_out: Sequence[int] = (),
     repeated: str = "stop",
+    all_items: bool = False,
 ) -> ItemTable:
-    """Read the rows of some items from a table.
+    """Read the rows of some items, or of all, from a table.
 
     The ids are in the column that has the name of the log's item column, else in one with a known
     name, else in the first. Tabs and line ends in cells become spaces.
@@ -53,6 +56,7 @@ def read_items(
         title: Name or number of the column of titles; found by a known name when None.
         leave_out: Positions of columns to skip.
         repeated: What to do with different rows of an item, one of :data:`REPEATED`.
+        all_items: Whether to add the items that the log lacks, in the order of their ids.
 
     Raises:
         InputError: An item has two different rows, a row has another width, the header is a row
@@ -82,6 +86,12 @@ def read_items(
             f"{file.path}: expected items of the log in column {names[at]!r}, got none of them: "
             f"the log has {item_ids[0]!r:.40}, the table {next(iter(row_of), '')!r:.40}"
         )
+    further: tuple[str, ...] = ()
+    if all_items:
+        known = set(item_ids)
+        rest = [item for item in row_of if item not in known and item.lower() not in NULLS]
+        further = tuple(rest[at] for at in natural_order(rest).tolist())
+        found += [row_of[item] for item in further]
     notes = [f"rows of {file.path.name} that repeat an item: {repeats:,}"] if repeats else []
     if left_out := getattr(file, "left_out", ()):
         notes.append(f"fields of {file.path.name} that hold objects: {', '.join(left_out)[:200]}")
@@ -98,7 +108,7 @@ def read_items(
             name = f"column{name}" if file.names is None else name
             columns[_free_name(name, columns)] = cells
     others = len(row_of) - (len(found) - found.count(None))
-    return ItemTable(titles, columns, found, tuple(notes), others)
+    return ItemTable(titles, columns, found, further, tuple(notes), others)
 
 
 def one_line(text: str) -> str:

@@ -29,7 +29,13 @@ class JsonItems:
     first: tuple[str, ...] = ()
 
     def __init__(
-        self, path: Path, item_ids: Sequence[str], *, like: str = "", encoding: str = "utf-8"
+        self,
+        path: Path,
+        item_ids: Sequence[str],
+        *,
+        like: str = "",
+        encoding: str = "utf-8",
+        all_items: bool = False,
     ) -> None:
         """Read the file.
 
@@ -38,6 +44,7 @@ class JsonItems:
             item_ids: Items whose objects are kept.
             like: Name of the log's item column.
             encoding: Encoding of the text.
+            all_items: Whether to keep the objects of other items as well.
 
         Raises:
             InputError: It can't be read, has no field of item ids or none of these items.
@@ -54,7 +61,7 @@ class JsonItems:
                 key = key or _id_field(path, row, like)
                 item = as_text(row.get(key)) or ""
                 example = example or item
-                if item.strip() not in wanted:
+                if not all_items and item.strip() not in wanted:
                     continue
                 cells = {key: item.strip()}
                 for name, value in row.items():

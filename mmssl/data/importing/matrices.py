@@ -37,7 +37,9 @@ def import_matrices(
     Raises:
         InputError: A file can't be read, or shapes differ.
     """
-    options.refuse("npz", "columns", "header", "dialect", "ordered", "null_ids", "decimal")
+    options.refuse(
+        "npz", "all_items", "columns", "header", "dialect", "ordered", "null_ids", "decimal"
+    )
     matrices = [Matrix(path) for path, _ in paths]
     for matrix in matrices[1:]:
         if matrix.shape != matrices[0].shape:

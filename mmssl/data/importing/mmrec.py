@@ -31,7 +31,7 @@ def import_mmrec(path: Path, options: ImportOptions) -> Imported:
     Raises:
         InputError: A file, row or number does not fit the others.
     """
-    options.refuse("mmrec", "header", "ordered")
+    options.refuse("mmrec", "all_items", "header", "ordered")
     file = TextFile(one_inter_file(path), Dialect("\t", False, options.dialect.encoding))
     roles = find_roles(file, options.columns)
     assert file.names is not None  # it was opened with a header

@@ -32,7 +32,9 @@ def import_mmssl(path: Path, options: ImportOptions) -> Imported:
     Raises:
         InputError: As :func:`~mmssl.data.readers.read_dataset`, or an option does not apply.
     """
-    options.refuse("mmssl", "columns", "header", "dialect", "items", "min_rating", "keep")
+    options.refuse(
+        "mmssl", "all_items", "columns", "header", "dialect", "items", "min_rating", "keep"
+    )
     options.refuse("mmssl", "bad_rows", "null_ids", "decimal", "dates", "time_unit", "ordered")
     dataset, notes = _with_validation(path, options)
     names = [f"{modality}{FEATURE_SUFFIX}" for modality in dataset.features]

@@ -48,6 +48,8 @@ class ImportOptions:
     """Whether the first row of the table of items holds names."""
     items_keep: str = "stop"
     """What to do with different rows of an item: ``stop``, or keep the ``first`` or ``last``."""
+    all_items: bool = False
+    """Keep the items of the table that have no interactions."""
     min_rating: float | None = None
     """Lowest rating of an interaction."""
     keep: str = "last"
@@ -136,7 +138,13 @@ def open_items(
     if path.suffix.lower() in (".parquet", ".pq"):
         return ParquetFile(path)
     if seems_json(first_bytes(path)):
-        return JsonItems(path, item_ids, like=like, encoding=options.dialect.encoding)
+        return JsonItems(
+            path,
+            item_ids,
+            like=like,
+            encoding=options.dialect.encoding,
+            all_items=options.all_items,
+        )
     # Both files probably come from one exporter, so quotes and encoding are the same; the
     # separator of the log may differ.
     separator = "\t" if Path(inner_name(path)).suffix.lower() == ".tsv" else None
@@ -153,9 +161,19 @@ def with_item_table(
         The log, the table, and its SHA-256 by file name.
     """
     if options.items is None:
+        if options.all_items:
+            raise InputError("--all-items: expected --items, a table of all items, got none")
         return log, None, {}
     ids = log.item_ids or tuple(map(str, range(log.num_items)))
     file = open_items(options, options.items, ids, like)
     title = options.columns.get("title")
-    items = read_items(file, ids, like=like, title=title, repeated=options.items_keep)
-    return with_items(log, items.titles, items.columns), items, {file.path.name: file.sha256}
+    items = read_items(
+        file,
+        ids,
+        like=like,
+        title=title,
+        repeated=options.items_keep,
+        all_items=options.all_items,
+    )
+    log = with_items(log, items.titles, items.columns, (*ids, *items.further))
+    return log, items, {file.path.name: file.sha256}

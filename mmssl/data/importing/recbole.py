@@ -39,7 +39,7 @@ def import_recbole(path: Path, options: ImportOptions) -> Imported:
     Raises:
         InputError: A file is missing, or a file or row is malformed.
     """
-    options.refuse("recbole", "header", "ordered")
+    options.refuse("recbole", "all_items", "header", "ordered")
     dialect = Dialect("\t", False, options.dialect.encoding)
     stem, paths = _inter_files(path)
     files = [_open(found, dialect) for found in paths.values()]
