@@ -162,8 +162,9 @@ def load_config(
     """
     content = {} if file is None else read_toml(file)
     named = content.get("variant")
-    if None not in (named, variant):
-        check(named == variant, f"{file}: variant", f"{variant}, as chosen", named)
+    if named is not None:
+        check(named in VARIANTS, f"{file}: variant", "paper, released or plus", named)
+        check(variant in (named, None), f"{file}: variant", f"{variant}, as chosen", named)
     variant = variant or named or DEFAULT_VARIANT
     check(variant in VARIANTS, "variant", "paper, released or plus", variant)
     config = Config().replace(read_preset(variant), source=f"preset {variant}")
