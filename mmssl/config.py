@@ -188,7 +188,8 @@ def apply_settings(config: Config, settings: Iterable[str]) -> Config:
         layer = parse_setting(setting)
         if "variant" in layer:  # it also decides what the other fields start from
             raise InputError(
-                f"--set {shown:.80}: expected section.field, got the variant: use --variant"
+                f"--set {shown:.80}: expected section.field, got the variant, which --variant "
+                "chooses when a run begins"
             )
         config = config.replace(layer, source=f"--set {shown:.80}")
     return config

@@ -177,8 +177,6 @@ class RunDirectory:
                         f"--set {name}.{field}: can't be changed by --resume, only "
                         f"{', '.join(CHANGEABLE)} can"
                     )
-        if changed.variant != self.config.variant:
-            raise InputError("--set variant: can't be changed by --resume")
         self.config = changed
 
     def read_data(self, data: str | Path | InteractionDataset | None = None) -> InteractionDataset:

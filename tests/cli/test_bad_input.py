@@ -314,7 +314,7 @@ def test_the_variant_is_chosen_in_one_place(tiny_directory, tmp_path, capsys):
     assert main([*command, "--variant=paper", "--config", str(file)]) == 2
     assert "my.toml: variant: expected paper, as chosen, got 'plus'" in capsys.readouterr().err
     assert main([*command, "--set=variant=plus"]) == 2
-    assert "expected section.field, got the variant: use --variant" in capsys.readouterr().err
+    assert "expected section.field, got the variant, which --variant" in capsys.readouterr().err
 
 
 def test_resumed_option_without_effect(tiny_directory, tmp_path, capsys):

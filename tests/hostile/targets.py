@@ -230,7 +230,7 @@ def _settings(folder: Path) -> Fuzzed:
     def read(content: bytes) -> object:
         return load_config(settings=[content.decode("utf-8", "surrogateescape")])
 
-    valid = [b"model.embedding_dim=8", b"critic.dropout=[0.1, 0.2]", b"variant=paper"]
+    valid = [b"model.embedding_dim=8", b"critic.dropout=[0.1, 0.2]", b"plus.lr=1"]
     return Fuzzed(read, valid, [mutated for seed in valid for mutated in structured(seed)])
 
 
