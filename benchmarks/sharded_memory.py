@@ -4,7 +4,8 @@
 
     python -m benchmarks.sharded_memory --users 5000000 --items 500000 --edges 10000000 --dim 32
 
-trains on a synthetic graph in 1, 2 and 4 processes, measures, and compares with a prediction:
+writes a synthetic data set, reads it and trains on it in 1, 2 and 4 processes as `mmssl train
+--parallel sharded` does, measures, and compares with a prediction:
 
 - memory of a process: what it holds before the graph, its share of what a single process needs on
   top of that, and what exists only with others: the lists of the rows sent and received, 24 and 16
@@ -13,7 +14,8 @@ trains on a synthetic graph in 1, 2 and 4 processes, measures, and compares with
 - bytes sent by a process in a step: ``4 D`` for every row that another process needs, in every hop
   forward and backward; and the rows of the batch.
 
-Memory is the largest private resident memory (RssAnon) during the steps. ``--limit 6`` trains again
+Memory is the largest private resident memory (RssAnon) during the steps; at the start, while the
+data are read, the model is built and the order of an epoch is drawn. ``--limit 6`` trains again
 with at most 6 GB of data per process (RLIMIT_DATA: the heap and private writable mappings, whether
 they are backed by memory or not), and tells which numbers of processes can. ``--plot FILE`` draws
 the memory of a process by their number.
@@ -28,7 +30,6 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,9 @@ import torch.distributed as dist
 
 from mmssl.config import load_config
 from mmssl.data.dataset import Interactions
+from mmssl.data.manifest import write_manifest
+from mmssl.data.split_files import write_records
+from mmssl.distributed.dataset import read_part
 from mmssl.distributed.group import Processes
 from mmssl.memory import keep_freed_memory
 from mmssl.models.sharded import ShardedLightGCNTask
@@ -49,14 +53,20 @@ LAYERS, BATCH, STEPS = 2, 2048, 2
 OUT_OF_MEMORY = ("allocate memory", "MemoryError", '"aten::new_empty"')
 
 
-def make_edges(users: int, items: int, edges: int, folder: Path) -> None:
-    """Draw distinct edges: users uniform, items with a density that falls as a power law."""
+def make_data(users: int, items: int, edges: int, folder: Path) -> None:
+    """Draw distinct edges: users uniform, items with a density that falls as a power law.
+
+    One of 200 is a validation edge, another one a test edge.
+    """
     rng = np.random.default_rng(0)
     user = rng.integers(0, users, edges)
     item = (items * rng.random(edges) ** 2).astype(np.int64)  # density ~ item^-1/2
     key = np.unique(user * items + rng.permutation(items)[item])
-    np.save(folder / "user.npy", key // items)
-    np.save(folder / "item.npy", key % items)
+    label = rng.integers(0, 200, key.size)
+    for split, kept in (("val", label == 0), ("test", label == 1), ("train", label > 1)):
+        part = key[kept]
+        write_records(folder / f"{split}.npy", Interactions(part // items, part % items))
+    write_manifest(folder, {"num_users": users, "num_items": items})
 
 
 class PeakMemory:
@@ -93,14 +103,11 @@ def work(rank: int, size: int, folder: str, options: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     dist.init_process_group("gloo", f"file://{folder}/store-{size}", rank=rank, world_size=size)
     group = Processes(sharded=True)
-    user, item = (np.load(f"{folder}/{name}.npy", mmap_mode="c") for name in ("user", "item"))
     settings = [f"model.embedding_dim={options['dim']}", f"lightgcn.batch_size={BATCH}"]
     settings += [f"lightgcn.num_layers={LAYERS}", f"training.wire={options['wire']}"]
-    dataset: Any = SimpleNamespace(
-        num_users=options["users"], num_items=options["items"], train=Interactions(user, item)
-    )
     base = private_memory()
-    with PeakMemory() as building:
+    with PeakMemory() as starting:
+        dataset = read_part(folder, group)
         task = ShardedLightGCNTask(dataset, load_config("paper", settings=settings), "cpu", group)
         task.start_epoch(0, 0)
     task.step(0)  # creates gradients and moments
@@ -122,7 +129,7 @@ def work(rank: int, size: int, folder: str, options: dict[str, Any]) -> None:
         "items": partition.items.count(rank),
         "edges": task.sharded.ui.nnz + task.sharded.iu.nnz,
         "base_bytes": base,
-        "building_bytes": building.peak,
+        "starting_bytes": starting.peak,
         "training_bytes": training.peak,
         # Numbers of rows and, to add up what comes back, their order; pointers of the edges.
         "list_bytes": 24 * sum(sent) + 16 * sum(received),
@@ -175,19 +182,20 @@ def table(record: dict[str, Any]) -> list[str]:
     options, runs, limited = (record[key] for key in ("options", "runs", "limited"))
     limit = f" with at most {options['limit']:g} GB" if options["limit"] else ""
     lines = [
-        "| processes | memory of a process | predicted | sent in a step by one | predicted |"
-        + (f" trains{limit} |" if limit else ""),
-        "|---|---|---|---|---|" + ("---|" if limit else ""),
+        "| processes | memory of a process | predicted | at the start | sent in a step by one "
+        "| predicted |" + (f" trains{limit} |" if limit else ""),
+        "|---|---|---|---|---|---|" + ("---|" if limit else ""),
     ]
     for size, ranks in runs.items():
         worst, expected = largest(ranks), ""
         if 1 in runs:
             predicted = predicted_bytes(worst, runs[1][0], options["users"] + options["items"])
             expected = f"{predicted / 1e9:.2f} GB ({worst['training_bytes'] / predicted - 1:+.0%})"
-        sent = max(r["sent_bytes"] for r in ranks)
+        start, sent = (max(r[key] for r in ranks) for key in ("starting_bytes", "sent_bytes"))
         model = max(r["predicted_sent_bytes"] for r in ranks)
         line = (
-            f"| {size} | {worst['training_bytes'] / 1e9:.2f} GB | {expected} | {sent / 1e6:.1f} MB "
+            f"| {size} | {worst['training_bytes'] / 1e9:.2f} GB | {expected} "
+            f"| {start / 1e9:.2f} GB | {sent / 1e6:.1f} MB "
             f"| {model / 1e6:.1f} MB ({sent / model - 1:+.1%}) |"
         )
         if limit:
@@ -234,7 +242,7 @@ def main() -> None:
     out, plot = options.pop("out"), options.pop("plot")
     sizes = options["processes"]
     with tempfile.TemporaryDirectory() as folder:
-        make_edges(options["users"], options["items"], options["edges"], Path(folder))
+        make_data(options["users"], options["items"], options["edges"], Path(folder))
         runs = {size: measure(size, folder, {**options, "limit": 0}) for size in sizes}
         limited = (
             {size: trains_within(size, folder, options) for size in sizes}

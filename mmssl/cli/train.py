@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,7 @@ from mmssl.models.registry import (
 from mmssl.signals import StopOnSignal
 
 if TYPE_CHECKING:
+    from mmssl.data.dataset import InteractionDataset
     from mmssl.distributed.group import Group
     from mmssl.training.run import RunDirectory
 
@@ -194,11 +197,22 @@ def _kind(group: Group) -> type[RunDirectory]:
     return RunDirectory if group.leads else FollowedRun
 
 
+def _reader(group: Group) -> Callable[[Path], InteractionDataset]:
+    """Return what reads a data set, or the part of it that this process trains on."""
+    from mmssl.data.readers import read_dataset
+    from mmssl.distributed.dataset import read_part
+    from mmssl.distributed.group import Processes
+
+    if group.sharded:
+        assert isinstance(group, Processes)
+        return partial(read_part, group=group)
+    return read_dataset
+
+
 def _new(
     arguments: argparse.Namespace, locks: ExitStack, group: Group
 ) -> tuple[list[Any], Any, Path]:
     from mmssl.cli.common import build_config
-    from mmssl.data.readers import read_dataset
     from mmssl.locks import DirectoryLock
     from mmssl.training.run import default_run_path
     from mmssl.training.seeds import new_seeds
@@ -209,7 +223,7 @@ def _new(
     config = build_config(arguments)
     if group.leads:
         warn_without_effect(arguments, config, model)
-    dataset = read_dataset(arguments.data)
+    dataset = _reader(group)(arguments.data)
     default = default_run_path(dataset, model, config)
     if arguments.seeds is None:
         out = arguments.out or default
@@ -246,7 +260,7 @@ def _resumed(
     runs = open_seeds(out) if several else [_kind(group).open(out)]
     if arguments.seeds is not None and not several:
         raise InputError(f"train: --seeds: {out} is one run, not several seeds")
-    dataset = runs[0].read_data(arguments.data)
+    dataset = runs[0].read_data(arguments.data, _reader(group))
     if arguments.seeds is not None:
         add_seeds(runs, dataset, arguments.seeds)
     settings = list(arguments.settings or ())

@@ -5,7 +5,6 @@ Legend: U users, I items, E edges (interactions), d_m width of modality m.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mmssl.columns import id_column
+from mmssl.data import hashes
 from mmssl.data.blocks import IntArray, ascending, row_blocks
 from mmssl.data.manifest import SplitInfo
 from mmssl.data.neighbors import Neighbors
@@ -142,7 +142,7 @@ class InteractionDataset:
         for modality, rows in self.features.items():
             _check_features(modality, rows, self.num_items)
         for modality, mask in self.masks.items():
-            _check_mask(modality, mask, self.features.get(modality))
+            check_mask(modality, mask, self.features.get(modality))
         for modality, neighbors in self.neighbors.items():
             _check_modality(modality)
             try:
@@ -157,6 +157,11 @@ class InteractionDataset:
             if column in ("item", "id", "title"):
                 raise InputError(f"item_columns must not contain the reserved name {column!r}")
             _check_names(f"item_columns[{column!r}]", cells, self.num_items, unique=False)
+
+    @property
+    def num_train_edges(self) -> int:
+        """Number of train edges of all users."""
+        return self.train.num_edges
 
     def splits(self) -> Iterator[tuple[str, Interactions]]:
         """Yield (name, edges) of train, val and test, in this order."""
@@ -176,33 +181,27 @@ class InteractionDataset:
 
         Names, id maps, titles, masks and the order of the modalities are excluded.
         """
-        digest = hashlib.sha256(f"mmssl-dataset-1 {self.num_users} {self.num_items}\n".encode())
+        digest = hashes.of_content(self.num_users, self.num_items)
         for split, edges in self.splits():
-            digest.update(f"{split} {edges.num_edges}\n".encode())
-            for ids in edges:
-                digest.update(ids.astype("<i8", copy=False).data)
+            _add_split(digest, split, edges)
         for modality in sorted(self.features):
-            rows = self.features[modality]
-            digest.update(f"{modality} {rows.shape[0]} {rows.shape[1]}\n".encode())
-            for part in row_blocks(rows):
-                digest.update(rows[part].astype("<f4", copy=False).data)
+            digest.update(hashes.features_title(modality, self.features[modality]))
+            hashes.add_rows([digest], self.features[modality])
         for modality in sorted(self.neighbors):
-            row, col, value = self.neighbors[modality]
-            digest.update(f"{modality} neighbors {row.size} {value is not None}\n".encode())
-            for array in (row, col, value):
-                if array is not None:
-                    digest.update(array.astype(array.dtype.newbyteorder("<"), copy=False).data)
+            hashes.add_neighbors(digest, modality, self.neighbors[modality])
         return digest.hexdigest()
 
 
 def hash_of_splits(splits: Iterable[tuple[str, Interactions]]) -> str:
     """Return the SHA-256 (hex) of named, sorted interactions, identical on every machine."""
-    digest = hashlib.sha256(b"mmssl-interactions-1\n")
+    digest = hashes.of_interactions()
     for split, edges in splits:
-        digest.update(f"{split} {edges.num_edges}\n".encode())
-        for ids in edges:
-            digest.update(ids.astype("<i8", copy=False).data)
+        _add_split(digest, split, edges)
     return digest.hexdigest()
+
+
+def _add_split(digest: hashes.Digest, split: str, edges: Interactions) -> None:
+    hashes.add_split([digest], split, edges.num_edges, lambda which: [edges[which]])
 
 
 def _checked_keys(split: str, edges: Interactions, num_users: int, num_items: int) -> IntArray:
@@ -274,7 +273,12 @@ def _check_features(modality: str, rows: FeatureArray, num_items: int) -> None:
         )
 
 
-def _check_mask(modality: str, mask: BoolArray, rows: FeatureArray | None) -> None:
+def check_mask(modality: str, mask: BoolArray, rows: FeatureArray | None) -> None:
+    """Check a mask against the features of its modality.
+
+    Raises:
+        InputError: No features, not one boolean per row, or a row that should be zero is not.
+    """
     if rows is None:
         raise InputError(f"a mask must belong to a modality, got {modality!r} without features")
     if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_ or mask.shape != rows.shape[:1]:

@@ -15,8 +15,8 @@ from mmssl.data.blocks import IdArray
 from mmssl.data.dataset import BoolArray, FeatureArray, Interactions
 from mmssl.data.manifest import read_manifest
 from mmssl.data.npy import map_features
-from mmssl.data.readers import feature_paths
-from mmssl.data.split_files import SPLITS, RecordSplit, read_split, split_path
+from mmssl.data.readers import dataset_name, feature_paths
+from mmssl.data.split_files import SPLITS, ListedSplit, RecordSplit, open_split, split_path
 from mmssl.errors import InputError
 
 
@@ -56,15 +56,14 @@ class DatasetReader:
                 f"{info.path}: expected num_users and num_items, got none: mmssl data import "
                 f"{self._folder} --out NEW writes them"
             )
-        self.name = info.name or self._folder.resolve().name or "dataset"
+        self.name = dataset_name(info)
         self.num_users, self.num_items = info.num_users, info.num_items
         self._features = feature_paths(self._folder)
         self.modalities = tuple(self._features)
 
     def num_edges(self, split: str) -> int:
         """Return the number of interactions of a split."""
-        found = self._open(split)
-        return found.num_edges
+        return self._open(split).num_edges
 
     def interactions(
         self,
@@ -97,7 +96,7 @@ class DatasetReader:
         ]
         found = self._open(split)
         parts = []
-        for edges in [found] if isinstance(found, Interactions) else found.blocks(of_users):
+        for edges in found.blocks(of_users):
             for what, ids, count in zip(
                 ("user", "item"), edges, (self.num_users, self.num_items), strict=True
             ):
@@ -137,13 +136,10 @@ class DatasetReader:
             )
         return rows
 
-    def _open(self, split: str) -> Interactions | RecordSplit:
+    def _open(self, split: str) -> RecordSplit | ListedSplit:
         if split not in SPLITS:
             raise InputError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
-        path = split_path(self._folder, split)
-        if path.suffix == ".npy":
-            return RecordSplit(path)
-        return read_split(self._folder, split)
+        return open_split(self._folder, split)
 
 
 def _mask(what: str, ids: range | IdArray, count: int) -> BoolArray:

@@ -87,6 +87,17 @@ def map_features(path: Path) -> FeatureArray | None:
             ) from error
 
 
+def open_features(path: Path) -> FeatureArray:
+    """Map a matrix into memory where :func:`map_features` can, else read it.
+
+    Raises:
+        InputError: As :func:`map_features` and :func:`read_features`; what is mapped is not
+            checked.
+    """
+    mapped = map_features(path)
+    return read_features(path) if mapped is None else mapped
+
+
 def read_features(path: Path) -> FeatureArray:
     """Read a matrix as (rows, columns) float32, C-contiguous and finite.
 
@@ -99,7 +110,7 @@ def read_features(path: Path) -> FeatureArray:
     """
     header = read_header(path)
     if os.path.getsize(path) >= MAPPED_FROM and (mapped := map_features(path)) is not None:
-        _check_usable(path, mapped)
+        check_usable(path, mapped)
         return mapped
     try:
         raw = _read_data(path, header)
@@ -109,17 +120,28 @@ def read_features(path: Path) -> FeatureArray:
         raise InputError(
             f"{path}: expected an array that fits in memory, got shape {header.shape}"
         ) from None
-    _check_usable(path, rows, raw)
+    check_usable(path, rows, raw)
     return rows
 
 
-def _check_usable(
-    path: Path, rows: FeatureArray, raw: npt.NDArray[np.generic] | None = None
+def check_usable(
+    path: Path, rows: FeatureArray, raw: npt.NDArray[np.generic] | None = None, first: int = 0
 ) -> None:
+    """Check the values of a matrix, or of some rows of it.
+
+    Args:
+        path: Its file.
+        rows: (N, d) values.
+        raw: The values in the file, if these are others.
+        first: Number of the first row.
+
+    Raises:
+        InputError: One is not :data:`mmssl.data.dataset.USABLE`.
+    """
     where = first_unusable(rows)
     if where is not None:
         got = (rows if raw is None else raw)[where]
-        place = f"row {where[0]}, column {where[1]}"
+        place = f"row {first + where[0]}, column {where[1]}"
         raise InputError(f"{path}: expected values that are {USABLE}, got {got} at {place}")
 
 

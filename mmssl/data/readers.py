@@ -16,7 +16,7 @@ the train matrix as a pickle, ``train_mat``, which is never opened: it repeats `
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,31 +63,20 @@ def read_dataset(
     Raises:
         InputError: A file is missing, malformed or inconsistent with the others.
     """
-    folder = Path(directory)
-    if not os.path.isdir(folder):  # Path.is_dir() raises for a name that is too long
-        raise InputError(f"{folder}: expected the directory of a data set, got no directory")
-    info = read_manifest(folder)
-    if info.log_hash is not None:
-        raise InputError(
-            f"{folder}: expected a data set with splits, got a log that is not split yet; run "
-            f"mmssl data split {folder} --out DIR"
-        )
+    info = open_directory(directory)
+    folder = info.path.parent
     edges = {split: read_split(folder, split) for split in SPLITS} if splits is None else {**splits}
 
-    num_users = _count(info, "user", edges)
+    highest = [max(int(ids[column].max()) for ids in edges.values()) for column in (0, 1)]
+    num_users = count_ids(info, "user", highest[0])
     paths = feature_paths(folder)
-    num_rows = _common_rows(paths)
-    num_items = _count(info, "item", edges) if num_rows is None else num_rows
-    if num_rows is not None and info.num_items not in (None, num_rows):
-        raise InputError(
-            f"{info.path}: expected num_items {num_rows}, the rows of "
-            f"{next(iter(paths.values())).name}, got {info.num_items}"
-        )
+    num_rows = common_rows(info, paths)
+    num_items = count_ids(info, "item", highest[1]) if num_rows is None else num_rows
     for split, of_split in edges.items():
-        _check_items(split_path(folder, split), of_split, num_items)
-    _check_disjoint(folder, edges, num_items)
+        check_items(split_path(folder, split), of_split, num_items)
+    check_disjoint(folder, edges, num_items)
     if splits is None:
-        _check_hash(info, edges)
+        check_hash(info, hash_of_splits(edges.items()))
 
     graphs = modality_paths(folder, NEIGHBORS_SUFFIX)
     known = sorted({*paths, *graphs})
@@ -103,14 +92,14 @@ def read_dataset(
             raise InputError(f"modalities must be distinct, got {modality!r} twice")
 
     return InteractionDataset(
-        name=info.name or folder.resolve().name or "dataset",
+        name=dataset_name(info),
         num_users=num_users,
         num_items=num_items,
         train=edges["train"],
         val=edges["val"],
         test=edges["test"],
         features={m: read_features(paths[m]) for m in wanted if m in paths},
-        masks=_read_masks(folder, [m for m in wanted if m in paths], num_items),
+        masks=read_masks(folder, [m for m in wanted if m in paths], num_items),
         neighbors={m: read_neighbors(graphs[m], num_items) for m in wanted if m in graphs},
         split=info.split,
         **read_id_maps(folder, num_users, num_items)._asdict(),
@@ -146,10 +135,40 @@ def read_id_maps(folder: Path, num_users: int, num_items: int) -> IdMaps:
     )
 
 
-def _count(info: Manifest, what: str, edges: dict[str, Interactions]) -> int:
-    """Return the number of users or items: from ``dataset.toml``, else the highest id plus one."""
-    column = Interactions._fields.index(what)
-    highest = max(int(of_split[column].max()) for of_split in edges.values())
+def open_directory(directory: str | Path) -> Manifest:
+    """Read ``dataset.toml`` of the directory of a data set with splits, if it has one.
+
+    Raises:
+        InputError: Not such a directory, or :func:`~mmssl.data.manifest.read_manifest` fails.
+    """
+    folder = Path(directory)
+    if not os.path.isdir(folder):  # Path.is_dir() raises for a name that is too long
+        raise InputError(f"{folder}: expected the directory of a data set, got no directory")
+    info = read_manifest(folder)
+    if info.log_hash is not None:
+        raise InputError(
+            f"{folder}: expected a data set with splits, got a log that is not split yet; run "
+            f"mmssl data split {folder} --out DIR"
+        )
+    return info
+
+
+def dataset_name(info: Manifest) -> str:
+    """Return the name of a data set: that in ``dataset.toml``, else that of its directory."""
+    return info.name or info.path.parent.resolve().name or "dataset"
+
+
+def count_ids(info: Manifest, what: str, highest: int) -> int:
+    """Return the number of users or items: from ``dataset.toml``, else the highest id plus one.
+
+    Args:
+        info: The manifest.
+        what: "user" or "item".
+        highest: Highest id in the splits.
+
+    Raises:
+        InputError: The number in the manifest is too small.
+    """
     count = info.num_users if what == "user" else info.num_items
     if count is None:
         return highest + 1
@@ -160,9 +179,14 @@ def _count(info: Manifest, what: str, edges: dict[str, Interactions]) -> int:
     return count
 
 
-def _check_hash(info: Manifest, edges: dict[str, Interactions]) -> None:
-    """Verify the recorded hash, so that results of different splits are not compared."""
-    found = hash_of_splits(edges.items())
+def check_hash(info: Manifest, found: str) -> None:
+    """Compare the hash of the interactions with the recorded one, if there is one.
+
+    So results of different splits are not compared.
+
+    Raises:
+        InputError: They differ.
+    """
     if info.split_hash not in (None, found):
         raise InputError(
             f"{info.path}: expected interactions with the hash {info.split_hash:.12}, got "
@@ -170,7 +194,12 @@ def _check_hash(info: Manifest, edges: dict[str, Interactions]) -> None:
         )
 
 
-def _check_items(path: Path, edges: Interactions, num_items: int) -> None:
+def check_items(path: Path, edges: Interactions, num_items: int) -> None:
+    """Check that all items of a split, or of a part of it, have a row of features.
+
+    Raises:
+        InputError: One has not.
+    """
     beyond = np.flatnonzero(edges.item >= num_items)
     if beyond.size:
         user, item = int(edges.user[beyond[0]]), int(edges.item[beyond[0]])
@@ -180,8 +209,12 @@ def _check_items(path: Path, edges: Interactions, num_items: int) -> None:
         )
 
 
-def _check_disjoint(folder: Path, edges: dict[str, Interactions], num_items: int) -> None:
-    """Check that splits do not overlap; unlike the data set, this can name the files."""
+def check_disjoint(folder: Path, edges: Mapping[str, Interactions], num_items: int) -> None:
+    """Check that splits do not overlap; unlike the data set, this can name the files.
+
+    Raises:
+        InputError: They do.
+    """
     keys = {split: of_split.user * num_items + of_split.item for split, of_split in edges.items()}
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         both = overlap(keys[first], keys[second])
@@ -230,8 +263,13 @@ def modality_paths(folder: Path, suffix: str) -> dict[str, Path]:
     return paths
 
 
-def _common_rows(paths: dict[str, Path]) -> int | None:
-    """Return the number of rows that all feature files share, None without features."""
+def common_rows(info: Manifest, paths: Mapping[str, Path]) -> int | None:
+    """Return the number of rows that all feature files share, None without features.
+
+    Raises:
+        InputError: A header is malformed, or they have other numbers of rows than each other or
+            than ``num_items`` of the manifest.
+    """
     rows = {path: read_header(path).shape[0] for path in paths.values()}
     if not rows:
         return None
@@ -241,11 +279,20 @@ def _common_rows(paths: dict[str, Path]) -> int | None:
             raise InputError(
                 f"{path}: expected {expected} rows, the same number as {first.name}, got {got}"
             )
+    if info.num_items not in (None, expected):
+        raise InputError(
+            f"{info.path}: expected num_items {expected}, the rows of {first.name}, got "
+            f"{info.num_items}"
+        )
     return expected
 
 
-def _read_masks(folder: Path, modalities: list[str], num_items: int) -> dict[str, BoolArray]:
-    """Read the masks of the modalities that have a mask file."""
+def read_masks(folder: Path, modalities: Iterable[str], num_items: int) -> dict[str, BoolArray]:
+    """Read the masks of the modalities that have a mask file.
+
+    Raises:
+        InputError: A file is malformed.
+    """
     paths = {modality: folder / f"{modality}{MASK_SUFFIX}" for modality in modalities}
     return {m: read_mask(path, num_items) for m, path in paths.items() if os.path.lexists(path)}
 

@@ -113,6 +113,33 @@ class RecordSplit:
         return first, max(bisect_left(every, users.stop, key=user_at), first)
 
 
+class ListedSplit:
+    """A split that was parsed as a whole, with the methods of :class:`RecordSplit`."""
+
+    def __init__(self, edges: Interactions) -> None:
+        self._edges = edges
+        self.num_edges = edges.num_edges
+
+    def read(self, users: range | None = None) -> Interactions:
+        """Return the interactions of a range of users, as a copy; None for all."""
+        if users is None:
+            return self._edges
+        first, last = self._places(users)
+        return Interactions(*(ids[first:last].copy() for ids in self._edges))
+
+    def blocks(self, users: range | None = None) -> Iterator[Interactions]:
+        """Yield the interactions of a range of users, None for all, in blocks."""
+        first, last = (0, self.num_edges) if users is None else self._places(users)
+        for part in blocks(last - first):
+            yield Interactions(
+                *(ids[first + part.start : first + part.stop] for ids in self._edges)
+            )
+
+    def _places(self, users: range) -> tuple[int, int]:
+        first, last = np.searchsorted(self._edges.user, (users.start, users.stop)).tolist()
+        return first, max(first, last)
+
+
 def _read_json(path: Path) -> dict[str, object]:
     """Parse a JSON object; reject duplicate keys, NaN and infinity, which json accepts."""
 
@@ -152,6 +179,18 @@ def read_split(folder: Path, split: str, *, may_be_empty: bool = False) -> Inter
     Raises:
         InputError: The file is missing, malformed or, unless it may be, without interactions.
     """
+    return open_split(folder, split, may_be_empty=may_be_empty).read()
+
+
+def open_split(
+    folder: Path, split: str, *, may_be_empty: bool = False
+) -> RecordSplit | ListedSplit:
+    """Open the file of train, val or test: records are left on disk, JSON is parsed.
+
+    Raises:
+        InputError: The file is missing or without interactions, unless it may be; its header, or
+            its JSON, is malformed.
+    """
     path = split_path(folder, split)
     if not os.path.lexists(path):
         hint = ""
@@ -161,10 +200,10 @@ def read_split(folder: Path, split: str, *, may_be_empty: bool = False) -> Inter
             hint = f": mmssl data import {folder} --out NEW draws one from train"
         raise InputError(f"{path}: expected a file, got none{hint}")
     if path.suffix == ".npy":
-        edges = RecordSplit(path).read()
-        if not edges.num_edges and not may_be_empty:
+        records = RecordSplit(path)
+        if not records.num_edges and not may_be_empty:
             raise InputError(f"{path}: expected at least one interaction, got none")
-        return edges
+        return records
     table = _read_json(path)
     users: list[int] = []
     lists: list[list[int]] = []
@@ -177,10 +216,11 @@ def read_split(folder: Path, split: str, *, may_be_empty: bool = False) -> Inter
         hint = f": mmssl data import {folder} --out NEW draws some from train"
         hint = hint if split == "val" else ""
         raise InputError(f"{path}: expected at least one interaction, got none{hint}")
-    return Interactions.from_edges(
+    edges = Interactions.from_edges(
         np.repeat(np.array(users, dtype=np.int64), lengths),
         np.fromiter(chain.from_iterable(lists), dtype=np.int64, count=total),
     )
+    return ListedSplit(edges)
 
 
 def _user_id(path: Path, key: str) -> int:

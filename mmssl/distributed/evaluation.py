@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -44,7 +43,7 @@ class ShardedEvaluator(Evaluator):
     """An evaluator of :class:`mmssl.models.embeddings.Embeddings` with the rows of this process.
 
     Args:
-        dataset: The data set.
+        dataset: This process's part of the data set.
         split: "val" or "test".
         own: (U', I) train edges of this process's users, counted from its first one.
         partition: Which process holds which user and item.
@@ -59,11 +58,11 @@ class ShardedEvaluator(Evaluator):
         partition: Partition,
         group: Processes,
     ) -> None:
-        users = partition.own_users
+        first = partition.own_users.start
         held_out = OwnUsers(
             own.num_users,
             dataset.num_items,
-            *(_of_users(getattr(dataset, name), users) for name in ("val", "test")),
+            *(edges._replace(user=edges.user - first) for edges in (dataset.val, dataset.test)),
         )
         super().__init__(held_out, split, own, group=group)
         self._processes = group
@@ -116,11 +115,6 @@ class ShardedEvaluator(Evaluator):
             scores, order = scores.sort(dim=1, descending=True, stable=True)
             scores, items = scores[:, :k], items.gather(1, order)[:, :k]
         return items
-
-
-def _of_users(edges: Interactions, users: slice) -> Interactions:
-    mine = (edges.user >= users.start) & (edges.user < users.stop)
-    return type(edges)(np.asarray(edges.user[mine]) - users.start, edges.item[mine])
 
 
 def _columns(view: GraphView, columns: slice) -> GraphView:

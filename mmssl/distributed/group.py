@@ -228,8 +228,23 @@ class Processes(Group):
     def check_same(self, what: str, text: str) -> None:
         """See the base class."""
         digest = torch.tensor(list(hashlib.sha256(text.encode()).digest()), dtype=torch.uint8)
+        expected = digest.clone()
+        self.broadcast(expected, 0)
+        self.check_digest(what, digest, expected)
+
+    def check_digest(self, what: str, digest: Tensor, expected: Tensor) -> None:
+        """Check that every process has the digest that the leading process expects.
+
+        Args:
+            what: What it is of, for the message.
+            digest: (n,) uint8, that of this process.
+            expected: (N, n) by process or (n,) for all, the same in every process.
+
+        Raises:
+            InputError: In every process, if one has another digest.
+        """
         found = self.gather(digest)
-        other = (found != found[0]).any(1).nonzero()
+        other = (found != expected).any(1).nonzero()
         if other.numel():
             raise InputError(
                 f"--parallel: expected the same {what} in all processes, got another one in "

@@ -6,13 +6,14 @@ Legend: I items, d width of a modality, k neighbors, P pairs of an item and its 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl import ops
+from mmssl.distributed.group import SINGLE, Group
 from mmssl.graph import InteractionGraph
 from mmssl.models.edges import laplacian_values
 from mmssl.models.linear import row_slices
@@ -22,9 +23,13 @@ if TYPE_CHECKING:
 
 RESIDENT = 1 << 26
 """Numbers of the directions of features that are held at once: 256 MB."""
+ALL = slice(None)
+"""All items, where a process has no items of its own."""
 
 
-def nearest_neighbors(features: Tensor, k: int, *, centered: bool = True) -> tuple[Tensor, Tensor]:
+def nearest_neighbors(
+    features: Tensor, k: int, *, centered: bool = True, group: Group = SINGLE, first: int = 0
+) -> tuple[Tensor, Tensor]:
     """Find the k items with the highest cosine to each item.
 
     The search is exact and holds no I x I matrix; equal cosines rank by smaller id. A zero row
@@ -38,43 +43,76 @@ def nearest_neighbors(features: Tensor, k: int, *, centered: bool = True) -> tup
         centered: Whether to subtract the mean row first: features of real encoders share a large
             common component, which puts all cosines close together. A row equal to the mean then
             has no direction and counts as a zero row.
+        group: The processes that divide the items in ascending order, each with the rows of its
+            own in ``features``. The directions travel, block by block.
+        first: The item that row 0 belongs to.
 
     Returns:
-        item and neighbor, (P,) int64 each, sorted by item, nearest neighbor first.
+        item and neighbor, (P,) int64 each, sorted by item, nearest neighbor first. In a group, the
+        items are those of this process.
     """
-    rows = _Directions(features, centered=centered)
-    known, count = rows.known, rows.known.numel()
+    rows = _Directions(features, centered=centered, group=group)
+    mine, size = rows.known.numel(), features.shape[1]
+    counts = torch.zeros(group.size, dtype=torch.int64)
+    counts[group.rank] = mine
+    count = int(group.sum(counts).sum())
     k = min(k, max(count - 1, 0))
     if k == 0:
-        return known.new_empty(0), known.new_empty(0)
-    size = features.shape[1]
-    if count * size <= RESIDENT:
-        nearest = _ranked(whole := rows[slice(0, count)], whole, k, 0)[1]
-    else:
-        step = max(RESIDENT // (4 * size), 1)
-        parts = [slice(at, min(at + step, count)) for at in range(0, count, step)]
-        nearest = torch.empty(count, k, dtype=torch.int64, device=features.device)
-        for part in parts:
-            nearest[part] = _nearest_of(rows, part, parts, k)
-    return known.repeat_interleave(k), known[nearest.flatten()]
+        return rows.known.new_empty(0), rows.known.new_empty(0)
+    resident = count * size <= RESIDENT
+    step = max(count if resident else RESIDENT // (4 * size), 1)
+    held = rows[slice(0, mine)] if resident else None
+    parts = [slice(at, min(at + step, mine)) for at in range(0, mine, step)]
+    own = int(counts[: group.rank].sum())
+    best: list[_Ranked | None] = [None] * len(parts)
+    start = 0
+    for owner, number in enumerate(counts.tolist()):
+        for at in range(0, number, step):
+            part = slice(at, min(at + step, number))
+            length = part.stop - part.start
+            if owner == group.rank:
+                block, ids = rows[part] if held is None else held[part], rows.known[part] + first
+            else:
+                block, ids = torch.empty(length, size), torch.empty(length, dtype=torch.int64)
+            group.broadcast(block, owner)
+            group.broadcast(ids, owner)
+            for place, queried in enumerate(parts):
+                queries = rows[queried] if held is None else held[queried]
+                found = _ranked(queries, block, k, own + queried.start - start)
+                best[place] = _merged(best[place], found._replace(items=ids[found.items]))
+            start += length
+    nearest = [found.items for found in best if found is not None]
+    items = rows.known + first
+    return items.repeat_interleave(k), torch.cat(
+        [items[:0, None].expand(-1, k), *nearest]
+    ).flatten()
+
+
+class _Ranked(NamedTuple):
+    """Best items first."""
+
+    scores: Tensor  # (B, k)
+    items: Tensor  # (B, k) int64
 
 
 class _Directions:
     """Unit rows, float32, of the features of the items that have any.
 
     Attributes:
-        known: (n,) int64 ids of these items, ascending.
+        known: (n,) int64 rows of these items, ascending.
     """
 
-    def __init__(self, features: Tensor, *, centered: bool) -> None:
+    def __init__(self, features: Tensor, *, centered: bool, group: Group) -> None:
         self._features = features
         self._mean: Tensor | None = None
         blocks = list(row_slices(*features.shape))
-        content = torch.cat([features[part].any(1) for part in blocks])
+        content = torch.cat([features[:0].any(1), *(features[part].any(1) for part in blocks)])
         self.known = content.nonzero().squeeze(1)  # (n,)
-        if centered and self.known.numel():
+        count = int(group.sum(torch.tensor(self.known.numel())))
+        if centered and count:
+            none = features.new_zeros(1, features.shape[1], dtype=torch.float64)
             sums = [self._rows(part).sum(0) for part in self._slices()]
-            self._mean = torch.stack(sums).sum(0) / self.known.numel()
+            self._mean = group.sum(torch.stack(sums).sum(0) if sums else none[0]) / count
         # What rounding leaves of rows that are all the same is no direction.
         distinct = [self._shifted(part).norm(dim=1) > self._least(part) for part in self._slices()]
         if distinct:
@@ -97,42 +135,54 @@ class _Directions:
         return 1e-6 * self._rows(part).norm(dim=1)
 
 
-def _ranked(queries: Tensor, rows: Tensor, k: int, offset: int) -> tuple[Tensor, Tensor]:
+def _ranked(queries: Tensor, rows: Tensor, k: int, offset: int) -> _Ranked:
     """Rank rows (n, d) by their cosine to queries (B, d), of which row b is query b + offset."""
     each = torch.arange(queries.shape[0], device=rows.device)
     inside = (each + offset >= 0) & (each + offset < rows.shape[0])
     itself = InteractionGraph.from_edges(
         each[inside], (each + offset)[inside], *(len(queries), len(rows)), normalization="none"
     ).ui
-    return ops.masked_topk(queries, rows, k, exclude=itself)
+    return _Ranked(*ops.masked_topk(queries, rows, k, exclude=itself))
 
 
-def _nearest_of(rows: _Directions, part: slice, parts: list[slice], k: int) -> Tensor:
-    """Find the k nearest of a block of items among all of them, block by block: (b, k)."""
-    queries = rows[part]
-    scores = queries.new_full((len(queries), k), -torch.inf)
-    nearest = torch.full((len(queries), k), -1, device=queries.device)
-    for other in parts:
-        of_other, found = _ranked(queries, rows[other], k, part.start - other.start)
-        # Earlier blocks have the smaller ids, which a stable sort leaves in front.
-        both = torch.cat((scores, of_other), 1)
-        order = both.sort(dim=1, descending=True, stable=True).indices[:, :k]
-        scores = both.gather(1, order)
-        nearest = torch.cat((nearest, found + other.start), 1).gather(1, order)
-    return nearest
+def _merged(best: _Ranked | None, found: _Ranked) -> _Ranked:
+    """Merge the best of the blocks so far with those of the next."""
+    if best is None:
+        return found
+    # Earlier blocks have the smaller ids, which a stable sort leaves in front.
+    scores = torch.cat((best.scores, found.scores), 1)
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, : found.items.shape[1]]
+    items = torch.cat((best.items, found.items), 1)
+    return _Ranked(scores.gather(1, order), items.gather(1, order))
 
 
 def modality_edges(
-    dataset: InteractionDataset, name: str, num_neighbors: int, *, centered: bool = True
+    dataset: InteractionDataset,
+    name: str,
+    num_neighbors: int,
+    *,
+    centered: bool = True,
+    group: Group = SINGLE,
+    items: slice = ALL,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return items, their neighbors and the values of the edges, (P,) each, of one modality.
 
     The neighbor list in the data set has precedence over neighbors computed from the features,
     whose values are 1.
+
+    Args:
+        dataset: Features and neighbor lists.
+        name: The modality.
+        num_neighbors: Neighbors of an item.
+        centered: As in :func:`nearest_neighbors`.
+        group: The processes that divide the items.
+        items: Those of this process, whose neighbors are found and listed in ``dataset``.
     """
     if name not in dataset.neighbors:
-        features = torch.from_numpy(dataset.features[name])
-        row, column = nearest_neighbors(features, num_neighbors, centered=centered)
+        features = torch.from_numpy(dataset.features[name][items])
+        row, column = nearest_neighbors(
+            features, num_neighbors, centered=centered, group=group, first=items.start or 0
+        )
         return row, column, torch.ones(row.numel())
     listed = dataset.neighbors[name]
     row, column = torch.from_numpy(listed.row), torch.from_numpy(listed.col)

@@ -15,7 +15,6 @@ from mmssl import ops
 from mmssl.distributed.pruning import ShardedPruning
 from mmssl.distributed.rows import shared_logsumexp
 from mmssl.distributed.sharded_graph import ShardedView, sharded_view
-from mmssl.graph import InteractionGraph
 from mmssl.models.configs import LightGCNConfig
 from mmssl.models.embeddings import Embeddings
 from mmssl.models.lightgcn import LightGCN, LightGCNTask, bpr_with_l2
@@ -86,30 +85,32 @@ class ShardedPlusTask(ShardedPairwiseTask[Plus, PlusConfig], PlusTask):
         self.prune_edges()
 
     def _item_graph(self, dataset: InteractionDataset) -> ShardedView | None:
-        """Build the item graph as a single process does, and keep this process's rows."""
-        train = InteractionGraph.from_edges(
-            *dataset.train, dataset.num_users, dataset.num_items, normalization="sym"
+        """Build this process's rows of the item graph that a single process builds."""
+        own = self.partition.own_items
+        view = build_item_graph(
+            dataset,
+            self.graph,
+            self.settings,
+            group=self.shards,
+            items=own,
+            item_degree=self.item_degree,
         )
-        view = build_item_graph(dataset, train, self.settings)
         if view is None:
             return None
-        own = self.partition.own_items
-        first, last = view.rowptr[[own.start, own.stop]].tolist()
-        wire = self.sharded.ui.exchange.wire
         return sharded_view(
             self.shards,
             self.partition.items,
             own.stop - own.start,
-            (view.row_of_edge()[first:last] - own.start).to(self.device),
-            view.col[first:last].long().to(self.device),
-            value=view.edge_weight()[first:last].to(self.device),
-            wire=wire,
+            view.row_of_edge(),
+            view.col.long(),
+            value=view.edge_weight(),
+            wire=self.sharded.ui.exchange.wire,
         )
 
     @property
     def item_degree(self) -> Tensor:
         """See the base class; of all processes."""
-        return self.degrees[1]
+        return self.users_of_items
 
     @property
     def own_items(self) -> slice:

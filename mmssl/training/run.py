@@ -10,7 +10,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,11 +179,16 @@ class RunDirectory:
                     )
         self.config = changed
 
-    def read_data(self, data: str | Path | InteractionDataset | None = None) -> InteractionDataset:
+    def read_data(
+        self,
+        data: str | Path | InteractionDataset | None = None,
+        read: Callable[[Path], InteractionDataset] = read_dataset,
+    ) -> InteractionDataset:
         """Read the data set of the run.
 
         Args:
             data: Its directory if that has moved, or the data set itself.
+            read: What reads a directory.
 
         Raises:
             InputError: It can't be read, or is not the one that the run was trained on.
@@ -197,7 +202,7 @@ class RunDirectory:
                     f"{directory}: expected the data set of {self.path}, got no directory; if it "
                     "has moved, --data DIR or data=DIR names it"
                 )
-            where, dataset = str(directory), read_dataset(directory)
+            where, dataset = str(directory), read(directory)
         if dataset.content_hash() != self.info.data_hash:
             raise InputError(
                 f"{where}: not the data of {self.path}: expected content hash "

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor, nn
 
+from mmssl.distributed.dataset import DatasetPart
 from mmssl.distributed.evaluation import ShardedEvaluator
 from mmssl.distributed.group import SINGLE, Processes
-from mmssl.distributed.partition import Partition, Ranges, draw_tables, within
+from mmssl.distributed.partition import Ranges, draw_tables, within
 from mmssl.distributed.rows import gathered
-from mmssl.distributed.sharded_graph import ShardedGraph
+from mmssl.distributed.sharded_graph import ShardedGraph, edges_of_items
 from mmssl.distributed.storage import ShardedStore
 from mmssl.evaluation.evaluator import Evaluator, Split
 from mmssl.graph import InteractionGraph
@@ -56,46 +57,35 @@ class ShardedTask(Task):
     of this process's users, counted from its first one, and ``sharded`` both directions.
 
     Args:
-        dataset: The data.
+        dataset: This process's part of the data, see :func:`mmssl.distributed.dataset.read_part`.
         config: The complete configuration.
         device: "cpu" or a CUDA device.
         group: The processes.
     """
 
     shards: Processes
+    users_of_items: Tensor
+    """(I,) number of train users of every item, of all processes."""
 
     def build_graph(self, dataset: InteractionDataset) -> InteractionGraph:
         """Divide the graph; return the train edges of this process's users."""
-        assert isinstance(self.group, Processes)
+        assert isinstance(self.group, Processes) and isinstance(dataset, DatasetPart)
         # Towards the base class this process is alone: it computes the loss of the whole batch.
         self.shards, self.group = self.group, SINGLE
-        user, item = (torch.as_tensor(ids, dtype=torch.int64) for ids in dataset.train)
-        degrees = (
-            torch.bincount(user, minlength=dataset.num_users),
-            torch.bincount(item, minlength=dataset.num_items),
-        )
-        users, items = (Ranges.balanced(degree, self.shards.size) for degree in degrees)
-        self.partition = Partition(users, items, self.shards.rank)
-        self.degrees = (degrees[0].to(self.device), degrees[1].to(self.device))  # (U,) and (I,)
-        own = self.partition.own_users
-        of_users, of_items = (
-            (user[mine], item[mine])
-            for mine in (within(user, own), within(item, self.partition.own_items))
-        )
+        self.partition = dataset.partition
+        self.users_of_items = torch.from_numpy(dataset.item_degree).to(self.device)
+        user, item = (torch.from_numpy(ids).to(self.device) for ids in dataset.train)
         self.sharded = ShardedGraph(
             self.shards,
             self.partition,
-            (of_users[0].to(self.device), of_users[1].to(self.device)),
-            (of_items[0].to(self.device), of_items[1].to(self.device)),
+            (user, item),
+            edges_of_items(self.shards, self.partition.items, user, item),
             normalization=self.normalization,
             wire=torch.bfloat16 if self.config.training.wire == "bfloat16" else None,
         )
+        own = self.partition.own_users
         return InteractionGraph.from_edges(
-            of_users[0] - own.start,
-            of_users[1],
-            own.stop - own.start,
-            dataset.num_items,
-            normalization="none",
+            user - own.start, item, own.stop - own.start, dataset.num_items, normalization="none"
         )
 
     def evaluator(self, dataset: InteractionDataset, split: Split) -> Evaluator:

@@ -14,6 +14,7 @@ def process(users: int, items: int, training: float, halo: float = 0) -> dict:
         "items": items,
         "base_bytes": 1e9,
         "training_bytes": training,
+        "starting_bytes": training - 1e9,
         "list_bytes": halo * 0.2,
         "halo_bytes": halo * 0.8,
         "sent_bytes": 5e6,
@@ -41,7 +42,7 @@ def test_the_largest_process_of_every_run_in_a_table_and_a_plot():
     head, _, one, two = table(RECORD)
     assert head.endswith("trains with at most 6 GB |")
     assert one.startswith("| 1 | 9.00 GB | 9.00 GB (+0%) |") and one.endswith("out of memory |")
-    assert two.startswith("| 2 | 5.50 GB | 5.50 GB (+0%) |") and two.endswith("| yes |")
+    assert two.startswith("| 2 | 5.50 GB | 5.50 GB (+0%) | 4.50 GB |") and two.endswith("| yes |")
     svg = figure_to_svg(lambda figure: draw(figure, RECORD), 5, 3)
     words = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
     assert {"measured", "predicted", "limit of 6 GB", "1", "2"} <= set(words)

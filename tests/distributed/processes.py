@@ -9,6 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from mmssl.config import Config, load_config
+from mmssl.data import InteractionDataset, write_dataset
+from mmssl.distributed.dataset import read_part
 from mmssl.distributed.group import SINGLE, Group, Processes
 from mmssl.models.mmssl.task import MMSSLTask
 from mmssl.training.sharded import ShardedTask
@@ -65,9 +67,19 @@ def configuration(name: str) -> tuple[str, Config]:
     return model, load_config(variant, settings=(*SETTINGS, *settings))
 
 
-def train(name: str, group: Group = SINGLE) -> dict[str, np.ndarray]:
+def part_of(dataset: InteractionDataset, group: Group, folder: Path) -> InteractionDataset:
+    """Return what a process of a group trains on; ``folder`` is where the data set is written."""
+    if not isinstance(group, Processes) or not group.sharded:
+        return dataset
+    with group.leader_first():
+        if group.leads:
+            write_dataset(dataset, folder)
+    return read_part(folder, group)
+
+
+def train(name: str, group: Group = SINGLE, folder: Path | None = None) -> dict[str, np.ndarray]:
     """Train for ``STEPS`` steps; return the losses, the embeddings and the test metrics."""
-    dataset = make_dataset()
+    dataset = part_of(make_dataset(), group, folder)
     model, config = configuration(name)
     task = create_task(model, dataset, config, group=group)
     if name.endswith("float64"):
@@ -122,7 +134,8 @@ def widen(task: Task) -> None:
 def _train_all(runs: Sequence[Run], folder: Path) -> None:
     for mode, name in runs:
         group = Processes(sharded=mode == "sharded")
-        np.savez(folder / f"{mode}, {name}.{group.rank}.npz", **train(name, group))
+        result = train(name, group, folder / f"data of {name}")
+        np.savez(folder / f"{mode}, {name}.{group.rank}.npz", **result)
 
 
 def train_together(

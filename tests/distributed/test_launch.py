@@ -137,6 +137,7 @@ ERRORS = (
     ("--variant=released",),
     ("--model=lightgcn", "--epochs=1RANK"),
     ("--model=lightgcn", "--data=OTHER-RANK"),
+    ("--model=lightgcn", "--data=WRONG"),
 )
 
 
@@ -153,9 +154,16 @@ def outputs(tiny_directory, tmp_path_factory):
     commands = [[*options, f"--out={folder}/{mode}", f"--parallel={mode}"] for mode in MODES]
     for error in ERRORS:
         commands.append([*data, *error, f"--out={folder}/failed", "--parallel=sharded"])
-    commands = [[text.replace("OTHER", f"{folder}/data") for text in each] for each in commands]
+    for word, path in (("OTHER", folder / "data"), ("WRONG", folder / "wrong")):
+        commands = [[text.replace(word, str(path)) for text in each] for each in commands]
     for rank in range(2):
         write_dataset(make_dataset(30 + rank, 12), folder / f"data-{rank}")
+    # A train edge of the last user, whom process 1 holds, is a test edge as well.
+    write_dataset(make_dataset(), folder / "wrong")
+    splits = [json.loads((folder / "wrong" / f"{s}.json").read_text()) for s in ("train", "test")]
+    last = max(splits[1], key=int)
+    splits[0][last].append(splits[1][last][0])
+    (folder / "wrong" / "train.json").write_text(json.dumps(splits[0]))
     (folder / "commands.json").write_text(json.dumps(commands))
     process = torchrun(2, 0, "tests.distributed.commands", folder)
     _, err = process.communicate(timeout=LIMIT)

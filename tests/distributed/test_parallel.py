@@ -24,6 +24,7 @@ from tests.distributed.processes import (
     assert_close,
     assert_same_bits,
     configuration,
+    part_of,
     train,
     train_together,
 )
@@ -120,13 +121,13 @@ def test_a_process_without_users_items_and_held_out_edges(tmp_path):
 def train_in_one_of_two(folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Ranges, "balanced", lambda degree, size: Ranges((0, 0, degree.numel())))
-        losses = some_steps(Processes(sharded=True))
+        losses = some_steps(Processes(sharded=True), folder / "data")
     torch.save(losses, folder / "losses.pt")
 
 
-def some_steps(group: Group) -> torch.Tensor:
+def some_steps(group: Group, folder: Path | None = None) -> torch.Tensor:
     model, config = configuration("paper")
-    dataset = make_dataset(30, 12)
+    dataset = part_of(make_dataset(30, 12), group, folder)
     task = create_task(model, dataset, config, group=group)
     losses = [task.step(number).double() for number in range(3)]
     metrics = task.evaluator(dataset, "test").evaluate(task.embed())

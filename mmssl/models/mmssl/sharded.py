@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mmssl import ops
 from mmssl.config import Config
+from mmssl.distributed.dataset import DatasetPart
 from mmssl.distributed.group import Processes
 from mmssl.distributed.partition import Partition, Ranges, within
 from mmssl.distributed.ring import ring_info_nce
@@ -241,10 +242,8 @@ class ShardedMMSSLTask(MMSSLTask, ShardedTask):
                 "structure.schedule: expected 'latest' with --parallel sharded, whose graphs have "
                 f"every edge once, got {config.structure.schedule!r}"
             )
-        features = {
-            name: torch.from_numpy(rows[partition.own_items])
-            for name, rows in dataset.features.items()
-        }
+        assert isinstance(dataset, DatasetPart)
+        features = {name: torch.from_numpy(dataset.item_rows(name)) for name in dataset.features}
         model = ShardedMMSSL(self.sharded, features, config.model).to(self.device)
         critic = None
         if config.loss.g_weight > 0:

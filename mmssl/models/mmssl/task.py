@@ -63,7 +63,7 @@ class MMSSLTask(Task):
         self.optimizers = (self.training_step.optimizer, *([optional] if optional else []))
         self.generators = (self.training_step.generator,)
         self.epochs, self.patience = config.training.epochs, config.training.patience
-        self.steps_per_epoch = dataset.train.num_edges // self.training_step.batch_size + 1
+        self.steps_per_epoch = dataset.num_train_edges // self.training_step.batch_size + 1
         self.terms = tuple(self.training_step.loss_names())
 
     def build_step(self, dataset: InteractionDataset) -> TrainingStep:

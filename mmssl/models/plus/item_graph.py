@@ -13,29 +13,54 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from mmssl.distributed.group import SINGLE, Group
 from mmssl.errors import InputError
 from mmssl.graph import GraphView, InteractionGraph
-from mmssl.models.item_graph import modality_edges
+from mmssl.models.item_graph import ALL, modality_edges
 
 if TYPE_CHECKING:
     from mmssl.config import PlusConfig
     from mmssl.data.dataset import InteractionDataset
 
-# Users of an edge's first item that are searched among those of its second at the same time.
+# Users of an edge's first item that are searched among those of its second at the same time; pairs
+# that are sent to other processes at the same time.
 _PAIRS_PER_BLOCK = 1 << 22
 
 
-def co_visits(graph: InteractionGraph, first: Tensor, second: Tensor) -> Tensor:
+def co_visits(
+    graph: InteractionGraph, first: Tensor, second: Tensor, group: Group = SINGLE
+) -> Tensor:
     """Number of users who have a train edge to both items of each pair.
 
     Args:
         graph: The train graph.
         first: (E,) int64 items.
         second: (E,) int64 items.
+        group: The processes that divide the users, each with those of its own in ``graph`` and
+            with pairs of its own. Every process counts among its users for all.
 
     Returns:
         (E,) int64.
     """
+    if group.size == 1:
+        return _co_visits(graph, first, second)
+    numbers = torch.zeros(group.size, dtype=torch.int64)
+    numbers[group.rank] = first.numel()
+    counts = torch.zeros_like(first)
+    for owner, number in enumerate(group.sum(numbers).tolist()):
+        for start in range(0, number, _PAIRS_PER_BLOCK):
+            part = slice(start, min(start + _PAIRS_PER_BLOCK, number))
+            pairs = first.new_empty(2, part.stop - part.start)
+            if owner == group.rank:
+                pairs = torch.stack((first[part], second[part]))
+            group.broadcast(pairs, owner)
+            found = group.sum(_co_visits(graph, *pairs))
+            if owner == group.rank:
+                counts[part] = found
+    return counts
+
+
+def _co_visits(graph: InteractionGraph, first: Tensor, second: Tensor) -> Tensor:
     user, item = graph.ui.row_of_edge(), graph.index.col.long()
     edges = user * graph.num_items + item  # ascending
     colptr, row = graph.index.colptr, graph.index.row.long()
@@ -55,7 +80,13 @@ def co_visits(graph: InteractionGraph, first: Tensor, second: Tensor) -> Tensor:
     return counts
 
 
-def co_visit_lift(graph: InteractionGraph, first: Tensor, second: Tensor) -> float:
+def co_visit_lift(
+    graph: InteractionGraph,
+    first: Tensor,
+    second: Tensor,
+    group: Group = SINGLE,
+    item_degree: Tensor | None = None,
+) -> float:
     """How much more often two neighbors share users than two items of their popularity by chance.
 
     The ratio of the mean of ``c_ij / sqrt(d_i d_j)`` over the pairs, with c the number of common
@@ -67,21 +98,31 @@ def co_visit_lift(graph: InteractionGraph, first: Tensor, second: Tensor) -> flo
         graph: The train graph.
         first: (P,) int64 items.
         second: (P,) int64 items.
+        group: As in :func:`co_visits`.
+        item_degree: (I,) train users of every item, of all processes; None: those of ``graph``.
 
     Returns:
         1 for neighbors unrelated to the interactions; 0 if no pair is left.
     """
-    of_item, of_user = graph.index.colptr.diff(), graph.index.rowptr.diff().double()
+    of_item = graph.index.colptr.diff() if item_degree is None else item_degree
+    of_user = graph.index.rowptr.diff().double()
     both = (of_item[first] > 0) & (of_item[second] > 0)
     first, second = first[both], second[both]
     scale = (of_item[first] * of_item[second]).double().sqrt()
-    chance = scale.sum() * (of_user * (of_user - 1)).sum() / graph.nnz**2
-    found = (co_visits(graph, first, second) / scale).sum()
+    pairs = group.sum((of_user * (of_user - 1)).sum())
+    chance = group.sum(scale.sum()) * pairs / int(of_item.sum()) ** 2
+    found = group.sum((co_visits(graph, first, second, group) / scale).sum())
     return float(found / chance) if float(chance) > 0 else 0.0
 
 
 def build_item_graph(
-    dataset: InteractionDataset, graph: InteractionGraph, settings: PlusConfig
+    dataset: InteractionDataset,
+    graph: InteractionGraph,
+    settings: PlusConfig,
+    *,
+    group: Group = SINGLE,
+    items: slice = ALL,
+    item_degree: Tensor | None = None,
 ) -> GraphView | None:
     """Merge the neighbors of all modalities, by their weights, into a row-normalized matrix.
 
@@ -96,10 +137,14 @@ def build_item_graph(
         dataset: Features and neighbor lists.
         graph: The train graph.
         settings: Section ``plus`` of the configuration.
+        group: The processes that divide users and items, each with the users of its own in
+            ``graph``.
+        items: Those of this process.
+        item_degree: As in :func:`co_visit_lift`.
 
     Returns:
-        The (I, I) view, or None without modalities or without edges. An item without neighbors has
-        a zero row.
+        The (I, I) view, in a group the rows of this process's items; or None without modalities or
+        without edges. An item without neighbors has a zero row.
 
     Raises:
         InputError: A weight of a modality that the data set lacks.
@@ -112,9 +157,17 @@ def build_item_graph(
     if settings.item_weight == 0:
         return None
     train, size = graph.to("cpu"), dataset.num_items
-    edges = {m: modality_edges(dataset, m, settings.num_neighbors) for m in modalities}
+    degree = train.index.colptr.diff() if item_degree is None else item_degree.cpu()
+    edges = {
+        m: modality_edges(dataset, m, settings.num_neighbors, group=group, items=items)
+        for m in modalities
+    }
     weights = {m: settings.modality_weights.get(m) for m in modalities}
-    lifts = {m: co_visit_lift(train, *edges[m][:2]) for m, w in weights.items() if w is None}
+    lifts = {
+        m: co_visit_lift(train, *edges[m][:2], group, degree)
+        for m, w in weights.items()
+        if w is None
+    }
     told = any(lift > 1 for lift in lifts.values())
     measured = {m: max(lift - 1, 0.0) if told else 1.0 for m, lift in lifts.items()}
     rows, columns, values = [], [], []
@@ -131,10 +184,13 @@ def build_item_graph(
         return None
     row, column, value = torch.cat(rows), torch.cat(columns), torch.cat(values)
     if settings.min_co_visits > 0:
-        keep = co_visits(train, row, column) >= settings.min_co_visits
-        keep |= train.index.colptr.diff()[row] == 0
+        keep = co_visits(train, row, column, group) >= settings.min_co_visits
+        keep |= degree[row] == 0
         row, column, value = row[keep], column[keep], value[keep]
-    if row.numel() == 0:
+    if not any(group.any(row.numel() > 0)):
         return None
-    merged = InteractionGraph.from_edges(row, column, size, size, normalization="row", value=value)
+    own = range(size)[items]
+    merged = InteractionGraph.from_edges(
+        row - own.start, column, len(own), size, normalization="row", value=value
+    )
     return merged.to(graph.device).ui
