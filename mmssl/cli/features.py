@@ -7,17 +7,15 @@ import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from mmssl.cli.common import Commands, Parser, resolve_device
 from mmssl.errors import InputError
 
 if TYPE_CHECKING:
-    from mmssl.data.dataset import InteractionDataset
-    from mmssl.features.content import Content
+    from mmssl.features.content import Content, Items
     from mmssl.features.image import ImageEncoder
     from mmssl.features.output import Output, Written
-    from mmssl.features.text import TextEncoder
 
 SHOWN_IDS = 5
 
@@ -54,6 +52,15 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dim", type=int, metavar="D", help="tfidf: dimensions (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="tfidf: seed of the SVD (default: 0)")
+    parser.add_argument(
+        "--save", type=Path, metavar="FILE", help="tfidf: write words and projection for --load"
+    )
+    parser.add_argument(
+        "--load",
+        type=Path,
+        metavar="FILE",
+        help="tfidf: take words and projection from FILE, for new items, instead of fitting them",
+    )
     _add_device_options(parser)
 
 
@@ -107,7 +114,12 @@ def _add_image_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_input_options(parser: argparse.ArgumentParser, what: str) -> None:
-    parser.add_argument("directory", type=Path, metavar="DIR", help="directory of the data set")
+    parser.add_argument(
+        "directory",
+        type=Path,
+        metavar="DIR",
+        help="directory of the data set, or of new items with an items.tsv only",
+    )
     parser.add_argument(
         "--from",
         dest="table",
@@ -164,18 +176,23 @@ def _add_output_options(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _text(arguments: argparse.Namespace) -> int:
-    from mmssl.features.content import item_ids, read_content, read_item_table
+    from mmssl.features.content import read_content, read_item_table, read_items
     from mmssl.features.text import extract_text
 
     _check_text_options(arguments)
     output = _output(arguments)
-    dataset = _dataset(arguments)
+    items = read_items(arguments.directory)
+    if items.is_new and arguments.encoder == "tfidf" and arguments.load is None:
+        raise InputError(
+            f"{arguments.directory}: expected --load FILE for new items, the words and projection "
+            "that `mmssl features text DATASET --save FILE` has kept, got none"
+        )
     if arguments.table is None:
-        content = read_item_table(arguments.directory, dataset.num_items, arguments.column)
+        content = read_item_table(arguments.directory, items.num_items, arguments.column)
     else:
         content = read_content(
             arguments.table,
-            item_ids(dataset),
+            items.ids,
             arguments.column,
             id_column=arguments.id_column,
             encoding=arguments.encoding,
@@ -184,17 +201,22 @@ def _text(arguments: argparse.Namespace) -> int:
     with _leaving_on_sigterm():
         encoder = _text_encoder(arguments)
         written = extract_text(content.cells, encoder, output, content.source)
-    _print_written(written, dataset, content, "text")
+        if arguments.save is not None:
+            encoder.fitted.save(arguments.save)
+    _print_written(written, items, content, "text")
+    if arguments.save is not None:
+        print(f"  words and projection, for --load: {arguments.save}")
     return 0
 
 
 def _image(arguments: argparse.Namespace) -> int:
+    from mmssl.features.content import read_items
     from mmssl.features.image import extract_images, require_pillow
 
     require_pillow()
     output = _output(arguments)
-    dataset = _dataset(arguments)
-    content = _pictures(arguments, dataset)
+    items = read_items(arguments.directory)
+    content = _pictures(arguments, items)
     with _leaving_on_sigterm():
         extracted = extract_images(
             content.cells,
@@ -207,7 +229,7 @@ def _image(arguments: argparse.Namespace) -> int:
             show_progress=not arguments.quiet,
             source=content.source,
         )
-    _print_written(extracted.written, dataset, content, "picture")
+    _print_written(extracted.written, items, content, "picture")
     broken = extracted.broken
     if broken:
         print(f"  {len(broken):,} of these have a picture that can't be read:")
@@ -218,9 +240,9 @@ def _image(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _pictures(arguments: argparse.Namespace, dataset: InteractionDataset) -> Content:
+def _pictures(arguments: argparse.Namespace, items: Items) -> Content:
     """Return the path of each item's picture."""
-    from mmssl.features.content import item_ids, read_content
+    from mmssl.features.content import read_content
     from mmssl.features.pictures import find_pictures
 
     if arguments.table is None:
@@ -228,10 +250,10 @@ def _pictures(arguments: argparse.Namespace, dataset: InteractionDataset) -> Con
             raise InputError("features image: expected --images FOLDER or --from FILE, got neither")
         if arguments.column is not None or arguments.id_column is not None:
             raise InputError("--column, --id-column: expected --from FILE, got none")
-        return find_pictures(arguments.images, item_ids(dataset))
+        return find_pictures(arguments.images, items.ids)
     content = read_content(
         arguments.table,
-        item_ids(dataset),
+        items.ids,
         [arguments.column] if arguments.column else [],
         defaults=("path", "image"),
         id_column=arguments.id_column,
@@ -271,12 +293,26 @@ def _check_text_options(arguments: argparse.Namespace) -> None:
         )
     if arguments.table is None and arguments.id_column is not None:
         raise InputError("--id-column: expected --from FILE, got none")
+    for option in ("save", "load"):
+        if getattr(arguments, option) is None:
+            continue
+        if arguments.encoder != "tfidf":
+            raise InputError(f"--{option}: expected --encoder tfidf, got {arguments.encoder}")
+        if arguments.pca is not None or arguments.normalize == "zscore":
+            raise InputError(
+                f"--{option}: expected no --pca or --normalize zscore, which are fitted to the "
+                "items of a data set"
+            )
+    if arguments.load is not None and (arguments.save is not None or arguments.dim is not None):
+        raise InputError("--load: expected no --save or --dim, which fit words and a projection")
 
 
-def _text_encoder(arguments: argparse.Namespace) -> TextEncoder:
+def _text_encoder(arguments: argparse.Namespace) -> Any:
     if arguments.encoder == "tfidf":
-        from mmssl.features.tfidf import TfidfEncoder
+        from mmssl.features.tfidf import FittedTfidf, TfidfEncoder
 
+        if arguments.load is not None:
+            return FittedTfidf.load(arguments.load)
         return TfidfEncoder(arguments.dim, arguments.seed)
     from mmssl.features.sentence import SentenceEncoder
 
@@ -291,26 +327,14 @@ def _output(arguments: argparse.Namespace) -> Output:
     return Output(folder=arguments.directory, **{name: getattr(arguments, name) for name in fields})
 
 
-def _dataset(arguments: argparse.Namespace) -> InteractionDataset:
-    """Read the data set without its features."""
-    from mmssl.data.readers import read_dataset
-
-    return read_dataset(arguments.directory, modalities=[])
-
-
-def _print_written(
-    written: Written, dataset: InteractionDataset, content: Content, what: str
-) -> None:
-    from mmssl.features.content import item_ids
-
-    record, count = written.record, dataset.num_items
+def _print_written(written: Written, items: Items, content: Content, what: str) -> None:
+    record, count = written.record, items.num_items
     print(
         f"{written.path}: {count:,} items, {written.shape[1]} dimensions, {record['dtype']}, "
         f"by {record['encoder']['name']}"
     )
     if written.missing.size:
-        ids = item_ids(dataset)
-        first = [ids[item] for item in written.missing[:SHOWN_IDS]]
+        first = [items.ids[item] for item in written.missing[:SHOWN_IDS]]
         print(
             f"  {written.missing.size:,} items without {what} ({written.missing.size / count:.1%}) "
             f"have zero rows: {_listed(first, written.missing.size)}"

@@ -31,13 +31,13 @@ class Table(NamedTuple):
         return tuple(row[index] for row in self.rows)
 
 
-def read_table(path: Path, key: str, count: int) -> Table | None:
+def read_table(path: Path, key: str, count: int | None = None) -> Table | None:
     """Read a table, or return None if the file does not exist.
 
     Args:
         path: File to read.
         key: Required name of the first column.
-        count: Required number of rows.
+        count: Required number of rows; None takes what is there.
 
     Raises:
         InputError: The header or a row does not match, or an id is missing, repeated or malformed.
@@ -50,6 +50,8 @@ def read_table(path: Path, key: str, count: int) -> Table | None:
     names = tuple(lines[0].split("\t"))
     if names[0] != key:
         raise InputError(f"{path}: expected first column {key!r}, got {names[0]!r:.60}")
+    if count is None:
+        count = len(lines) - 1
     if len(lines) - 1 != count:
         raise InputError(f"{path}: expected {count} rows, got {len(lines) - 1}")
     rows: dict[int, tuple[str, ...]] = {}

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from mmssl.data.dataset import InteractionDataset
 from mmssl.data.importing.jsonl import python_literal
 from mmssl.data.importing.roles import KNOWN, plain
 from mmssl.data.importing.sources import Stream, inner_name, open_stream
+from mmssl.data.log import FILE as LOG_FILE
+from mmssl.data.manifest import FILE as MANIFEST
+from mmssl.data.readers import read_dataset
 from mmssl.data.tables import read_table
 from mmssl.errors import InputError
 
@@ -38,9 +41,36 @@ class Content(NamedTuple):
     """Number of rows whose item occurred in an earlier row."""
 
 
-def item_ids(dataset: InteractionDataset) -> tuple[str, ...]:
-    """Return the external ids of the items or, without these, their numbers."""
-    return dataset.item_ids or tuple(map(str, range(dataset.num_items)))
+class Items(NamedTuple):
+    """The items that features are computed for."""
+
+    num_items: int
+    """Number of items I."""
+    ids: tuple[str, ...]
+    """(I,) external ids or, without these, numbers."""
+    is_new: bool = False
+    """Whether these are new items, which are no part of a data set."""
+
+
+def read_items(folder: Path) -> Items:
+    """Return the items of a data set, or the new items of a folder with an ``items.tsv`` only.
+
+    Raises:
+        InputError: It is neither of these, or malformed.
+    """
+    table = folder / "items.tsv"
+    kept = ("train.json", "train.npy", MANIFEST, LOG_FILE)
+    if not table.is_file() or any(os.path.lexists(folder / name) for name in kept):
+        dataset = read_dataset(folder, modalities=[])
+        ids, count = dataset.item_ids, dataset.num_items
+        return Items(count, ids or tuple(map(str, range(count))))
+    found = read_table(table, "item")
+    assert found is not None
+    ids = found.column("id")
+    if ids is None or len(set(ids)) < len(ids):
+        got = "no such column" if ids is None else "an id twice"
+        raise InputError(f"{table}: expected a column 'id' with the id of each new item, got {got}")
+    return Items(len(ids), ids, is_new=True)
 
 
 def read_item_table(folder: Path, num_items: int, columns: Sequence[str]) -> Content:

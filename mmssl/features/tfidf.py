@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 from mmssl.data.dataset import FloatArray, IntArray
 from mmssl.errors import InputError
@@ -20,6 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_DIM = 128
 WORD = r"(?u)[^\W_]+"
 """Pattern of a word: one or more letters or digits; "Children's" is two words."""
+_OPTIONS: dict[str, Any] = {"sublinear_tf": True, "token_pattern": WORD}
 
 
 def text_features(texts: Sequence[str], dim: int, seed: int = 0) -> FloatArray:
@@ -39,7 +44,82 @@ def text_features(texts: Sequence[str], dim: int, seed: int = 0) -> FloatArray:
     Raises:
         InputError: ``dim`` is out of range, no text contains a word, or scikit-learn is missing.
     """
-    return _reduce(_word_matrix(texts), dim, seed, "words")
+    return _reduce(_word_matrix(texts)[0], dim, seed, "words")[0]
+
+
+@dataclass(frozen=True, eq=False)
+class FittedTfidf:
+    """Text encoder with the words, weights and projection that a :class:`TfidfEncoder` has fitted.
+
+    Rows of new items are comparable with those of the data set. Words that it lacks are ignored.
+    """
+
+    words: tuple[str, ...]
+    """(W,) known words."""
+    idf: npt.NDArray[np.float64]
+    """(W,) inverse document frequency of each word."""
+    components: npt.NDArray[np.float32]
+    """(d, W) projection."""
+    record: dict[str, Any]
+    """Description for the record of the features."""
+
+    @cached_property
+    def _vectorizer(self) -> Any:
+        require_sklearn()
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        vectorizer = TfidfVectorizer(**_OPTIONS, vocabulary=self.words)
+        vectorizer.idf_ = self.idf
+        return vectorizer
+
+    def has_content(self, text: str) -> bool:
+        """Return whether a text contains a known word."""
+        known = self._vectorizer.vocabulary_
+        return any(word in known for word in self._vectorizer.build_analyzer()(text))
+
+    def encode(self, texts: Sequence[str]) -> Iterator[tuple[IntArray, FloatArray]]:
+        """Yield the (n, d) rows of all texts as one block."""
+        rows = self._vectorizer.transform(texts) @ self.components.T
+        yield np.arange(len(texts)), np.ascontiguousarray(rows, dtype=np.float32)
+
+    def save(self, path: Path) -> None:
+        """Write a file for :meth:`load`.
+
+        Raises:
+            InputError: The file can't be written.
+        """
+        import torch
+
+        from mmssl.training.checkpoint import save_checkpoint
+
+        text = np.frombuffer("\n".join(self.words).encode(), dtype=np.uint8).copy()
+        arrays = {"words": text, "idf": self.idf, "components": self.components}
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        save_checkpoint(path, tensors, self.record)
+
+    @classmethod
+    def load(cls, path: Path) -> FittedTfidf:
+        """Read what :meth:`save` has written.
+
+        Raises:
+            InputError: It can't be read, is damaged or another kind of file.
+        """
+        import torch
+
+        from mmssl.training.checkpoint import load_checkpoint
+
+        tensors, state = load_checkpoint(path)
+        kinds = {"words": torch.uint8, "idf": torch.float64, "components": torch.float32}
+        if {name: tensor.dtype for name, tensor in tensors.items()} == kinds:
+            text, idf, components = (tensors[name].numpy() for name in kinds)
+            words = tuple(text.tobytes().decode("utf-8", "replace").split("\n"))
+            finite = np.isfinite(idf).all() and np.isfinite(components).all()
+            if finite and components.shape[1:] == idf.shape == (len(set(words)),):
+                record = {
+                    name: value for name, value in state.items() if isinstance(value, (str, int))
+                }
+                return cls(words, idf, components, record | {"name": "tfidf"})
+        raise InputError(f"{path}: expected what `mmssl features text --save` writes")
 
 
 class TfidfEncoder:
@@ -55,6 +135,8 @@ class TfidfEncoder:
         self.dim = dim
         self.seed = seed
         self.record: dict[str, Any] = {}
+        self.fitted: FittedTfidf | None = None
+        """What the last call of :meth:`encode` has learned from its texts, for new items."""
 
     def has_content(self, text: str) -> bool:
         """Return whether a text contains a word."""
@@ -64,7 +146,7 @@ class TfidfEncoder:
         """Yield all rows as one block, since the weights of words depend on all texts."""
         import sklearn
 
-        rows = _word_matrix(texts)
+        rows, vectorizer = _word_matrix(texts)
         dim = max(1, min(DEFAULT_DIM, min(rows.shape) - 1)) if self.dim is None else self.dim
         self.record.update(
             name="tfidf",
@@ -73,16 +155,21 @@ class TfidfEncoder:
             seed=self.seed,
             scikit_learn=sklearn.__version__,
         )
-        yield np.arange(len(texts)), _reduce(rows, dim, self.seed, "words")
+        reduced, components = _reduce(rows, dim, self.seed, "words")
+        words = tuple(vectorizer.get_feature_names_out().tolist())
+        projection = components.astype(np.float32)
+        self.fitted = FittedTfidf(words, vectorizer.idf_, projection, self.record)
+        yield np.arange(len(texts)), reduced
 
 
-def _word_matrix(texts: Sequence[str]) -> Any:
-    """Compute the sparse (N, words) TF-IDF matrix with rows of length 1."""
+def _word_matrix(texts: Sequence[str]) -> tuple[Any, Any]:
+    """Compute the sparse (N, words) TF-IDF matrix with rows of length 1; also what computed it."""
     require_sklearn()
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    vectorizer = TfidfVectorizer(**_OPTIONS)
     try:
-        return TfidfVectorizer(sublinear_tf=True, token_pattern=WORD).fit_transform(texts)
+        return vectorizer.fit_transform(texts), vectorizer
     except ValueError as error:  # scikit-learn's "empty vocabulary"
         raise InputError(f"texts: expected at least one word, got none: {error}") from None
 
@@ -127,7 +214,7 @@ def relation_features(
         )
     counts = _relation_matrix(head, relation, tail, entities)
     shared = np.asarray((counts > 0).sum(axis=0)).ravel() >= 2
-    return _reduce(TfidfTransformer().fit_transform(counts[:, shared]), dim, seed, "neighbors")
+    return _reduce(TfidfTransformer().fit_transform(counts[:, shared]), dim, seed, "neighbors")[0]
 
 
 def _relation_matrix(
@@ -152,8 +239,14 @@ def _relation_matrix(
     )
 
 
-def _reduce(rows: Any, dim: int, seed: int, what: str) -> FloatArray:
-    """Reduce a sparse (N, columns) matrix to (N, dim) float32 by a truncated SVD."""
+def _reduce(
+    rows: Any, dim: int, seed: int, what: str
+) -> tuple[FloatArray, npt.NDArray[np.float64]]:
+    """Reduce a sparse (N, columns) matrix to (N, dim) float32 by a truncated SVD.
+
+    Returns:
+        The reduced rows and the (dim, columns) projection.
+    """
     from sklearn.decomposition import TruncatedSVD
 
     if dim < 1 or dim >= min(rows.shape):
@@ -161,8 +254,9 @@ def _reduce(rows: Any, dim: int, seed: int, what: str) -> FloatArray:
             f"dim must be in 1 .. {min(rows.shape) - 1} for {rows.shape[0]} items with "
             f"{rows.shape[1]} distinct {what}, got {dim}"
         )
-    reduced = TruncatedSVD(dim, random_state=seed).fit_transform(rows)
-    return np.ascontiguousarray(reduced, dtype=np.float32)
+    svd = TruncatedSVD(dim, random_state=seed)
+    reduced = np.ascontiguousarray(svd.fit_transform(rows), dtype=np.float32)
+    return reduced, svd.components_
 
 
 def require_sklearn() -> None:
