@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mmssl.distributed.draws import AT_ONCE, uniform
 from mmssl.distributed.group import Processes
 from mmssl.distributed.partition import Partition, Ranges
 from mmssl.distributed.sharded_graph import ShardedGraph, edges_of_items
@@ -50,10 +51,10 @@ class ShardedPruning:
             generator: In the same state in every process, on the graph's device.
         """
         graph, users = self.graph, self.partition.own_users
-        uniform = torch.rand(
-            self._edges.num_rows, generator=generator, device=graph.device, dtype=torch.float64
-        )  # 8 bytes per train edge, for a moment
-        key = race(uniform[self._edges.of(self.group.rank)], self.weight)
+        count, own = self._edges.num_rows, self._edges.of(self.group.rank)
+        # On a GPU in one piece, as a single process draws them: 8 bytes per train edge.
+        draws = uniform(count, own, generator, AT_ONCE if graph.device.type == "cpu" else count)
+        key = race(torch.cat([self.weight[:0], *(draw for _, draw in draws)]), self.weight)
         kept = key <= kth_smallest(self.group, key, self._kept)
         edges = graph.ui.row_of_edge()[kept] + users.start, graph.index.col[kept].long()
         return ShardedGraph(

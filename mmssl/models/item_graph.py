@@ -23,8 +23,21 @@ if TYPE_CHECKING:
 
 RESIDENT = 1 << 26
 """Numbers of the directions of features that are held at once: 256 MB."""
-ALL = slice(None)
-"""All items, where a process has no items of its own."""
+
+
+class Share(NamedTuple):
+    """What a process has of the users and items."""
+
+    group: Group = SINGLE
+    """The processes that divide them."""
+    items: slice = slice(None)
+    """The items of this process."""
+    item_degree: Tensor | None = None
+    """(I,) train users of every item, of all processes; None: those of this process's graph."""
+
+
+WHOLE = Share()
+"""All of them."""
 
 
 def nearest_neighbors(
@@ -162,8 +175,7 @@ def modality_edges(
     num_neighbors: int,
     *,
     centered: bool = True,
-    group: Group = SINGLE,
-    items: slice = ALL,
+    share: Share = WHOLE,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return items, their neighbors and the values of the edges, (P,) each, of one modality.
 
@@ -175,13 +187,13 @@ def modality_edges(
         name: The modality.
         num_neighbors: Neighbors of an item.
         centered: As in :func:`nearest_neighbors`.
-        group: The processes that divide the items.
-        items: Those of this process, whose neighbors are found and listed in ``dataset``.
+        share: The items whose neighbors are found; those listed in ``dataset`` are theirs.
     """
     if name not in dataset.neighbors:
-        features = torch.from_numpy(dataset.features[name][items])
+        features = torch.from_numpy(dataset.features[name][share.items])
+        first = share.items.start or 0
         row, column = nearest_neighbors(
-            features, num_neighbors, centered=centered, group=group, first=items.start or 0
+            features, num_neighbors, centered=centered, group=share.group, first=first
         )
         return row, column, torch.ones(row.numel())
     listed = dataset.neighbors[name]

@@ -17,6 +17,7 @@ from mmssl.distributed.rows import shared_logsumexp
 from mmssl.distributed.sharded_graph import ShardedView, sharded_view
 from mmssl.models.configs import LightGCNConfig
 from mmssl.models.embeddings import Embeddings
+from mmssl.models.item_graph import Share
 from mmssl.models.lightgcn import LightGCN, LightGCNTask, bpr_with_l2
 from mmssl.models.plus.config import PlusConfig
 from mmssl.models.plus.item_graph import build_item_graph
@@ -87,14 +88,8 @@ class ShardedPlusTask(ShardedPairwiseTask[Plus, PlusConfig], PlusTask):
     def _item_graph(self, dataset: InteractionDataset) -> ShardedView | None:
         """Build this process's rows of the item graph that a single process builds."""
         own = self.partition.own_items
-        view = build_item_graph(
-            dataset,
-            self.graph,
-            self.settings,
-            group=self.shards,
-            items=own,
-            item_degree=self.item_degree,
-        )
+        share = Share(self.shards, own, self.item_degree)
+        view = build_item_graph(dataset, self.graph, self.settings, share)
         if view is None:
             return None
         return sharded_view(

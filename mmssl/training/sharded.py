@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mmssl.distributed.dataset import DatasetPart
+from mmssl.distributed.draws import shuffled, uniform
 from mmssl.distributed.evaluation import ShardedEvaluator
 from mmssl.distributed.group import SINGLE, Processes
 from mmssl.distributed.partition import Ranges, draw_tables, within
@@ -147,28 +148,21 @@ class ShardedPairwiseTask(ShardedTask, PairwiseTask[Model, Settings]):
 
     def draw_epoch(self) -> None:
         """Draw the order of all edges and keep the places of this process's edges in it."""
-        order = torch.randperm(
-            self._edges.num_rows, generator=self.generator, device=self.device
-        )  # 8 bytes per train edge, for a moment
         own = self._edges.of(self.shards.rank)
-        self._place = within(order, own).nonzero().squeeze(1)
-        self._edge = order[self._place] - own.start
+        places, edges = [], []
+        for start, order in shuffled(self.shards, self._edges.num_rows, self.generator):
+            place = within(order, own).nonzero().squeeze(1)
+            places.append(place + start)
+            edges.append(order[place] - own.start)
+        self._place, self._edge = torch.cat(places), torch.cat(edges)
         self._negative = self._draw_negatives()
 
     def _draw_negatives(self) -> Tensor:
         """Return an item that its user lacks for every edge of this process."""
         own, count = self._edges.of(self.shards.rank), self._edges.num_rows
-        found = [self.edge_item[:0]]
-        for start in range(0, count, NEGATIVES_AT_ONCE):
-            size = min(NEGATIVES_AT_ONCE, count - start)
-            draw = torch.rand(
-                size, generator=self.generator, device=self.device, dtype=torch.float64
-            )
-            first, last = max(own.start, start), min(own.stop, start + size)
-            if first < last:
-                user = self.edge_user[first - own.start : last - own.start]
-                found.append(self.graph.missing_item(user, draw[first - start : last - start]))
-        return torch.cat(found)
+        draws = uniform(count, own, self.generator, NEGATIVES_AT_ONCE)
+        found = [self.graph.missing_item(self.edge_user[part], draw) for part, draw in draws]
+        return torch.cat([self.edge_item[:0], *found])
 
     def _draw(self, number: int) -> Triples:
         start = number * self.batch_size

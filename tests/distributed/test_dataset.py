@@ -21,6 +21,7 @@ from mmssl.distributed.group import Processes
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
 from mmssl.models import item_graph
+from mmssl.models.item_graph import Share
 from mmssl.models.plus.item_graph import build_item_graph
 from tests.conftest import make_dataset
 from tests.processes import run_together
@@ -252,10 +253,8 @@ def _graph(dataset: InteractionDataset, group: Processes | None, fields: dict) -
         graph = InteractionGraph.from_edges(
             user - users.start, item, users.stop - users.start, 50, normalization="none"
         )
-        degree = torch.from_numpy(dataset.item_degree)
-        view = build_item_graph(
-            dataset, graph, settings, group=group, items=items, item_degree=degree
-        )
+        share = Share(group, items, torch.from_numpy(dataset.item_degree))
+        view = build_item_graph(dataset, graph, settings, share)
     if view is None:
         return torch.zeros(0, 50)
     dense = torch.zeros(view.num_rows, 50)

@@ -16,7 +16,7 @@ from torch import Tensor
 from mmssl.distributed.group import SINGLE, Group
 from mmssl.errors import InputError
 from mmssl.graph import GraphView, InteractionGraph
-from mmssl.models.item_graph import ALL, modality_edges
+from mmssl.models.item_graph import WHOLE, Share, modality_edges
 
 if TYPE_CHECKING:
     from mmssl.config import PlusConfig
@@ -81,11 +81,7 @@ def _co_visits(graph: InteractionGraph, first: Tensor, second: Tensor) -> Tensor
 
 
 def co_visit_lift(
-    graph: InteractionGraph,
-    first: Tensor,
-    second: Tensor,
-    group: Group = SINGLE,
-    item_degree: Tensor | None = None,
+    graph: InteractionGraph, first: Tensor, second: Tensor, share: Share = WHOLE
 ) -> float:
     """How much more often two neighbors share users than two items of their popularity by chance.
 
@@ -98,13 +94,12 @@ def co_visit_lift(
         graph: The train graph.
         first: (P,) int64 items.
         second: (P,) int64 items.
-        group: As in :func:`co_visits`.
-        item_degree: (I,) train users of every item, of all processes; None: those of ``graph``.
+        share: What this process has of users and items; the pairs are those of its items.
 
     Returns:
         1 for neighbors unrelated to the interactions; 0 if no pair is left.
     """
-    of_item = graph.index.colptr.diff() if item_degree is None else item_degree
+    group, of_item = share.group, _item_degree(graph, share)
     of_user = graph.index.rowptr.diff().double()
     both = (of_item[first] > 0) & (of_item[second] > 0)
     first, second = first[both], second[both]
@@ -115,14 +110,18 @@ def co_visit_lift(
     return float(found / chance) if float(chance) > 0 else 0.0
 
 
+def _item_degree(graph: InteractionGraph, share: Share) -> Tensor:
+    """Return the number of train users of every item, (I,) on the device of the graph."""
+    if share.item_degree is None:
+        return graph.index.colptr.diff()
+    return share.item_degree.to(graph.device)
+
+
 def build_item_graph(
     dataset: InteractionDataset,
     graph: InteractionGraph,
     settings: PlusConfig,
-    *,
-    group: Group = SINGLE,
-    items: slice = ALL,
-    item_degree: Tensor | None = None,
+    share: Share = WHOLE,
 ) -> GraphView | None:
     """Merge the neighbors of all modalities, by their weights, into a row-normalized matrix.
 
@@ -137,13 +136,10 @@ def build_item_graph(
         dataset: Features and neighbor lists.
         graph: The train graph.
         settings: Section ``plus`` of the configuration.
-        group: The processes that divide users and items, each with the users of its own in
-            ``graph``.
-        items: Those of this process.
-        item_degree: As in :func:`co_visit_lift`.
+        share: What this process has of users and items.
 
     Returns:
-        The (I, I) view, in a group the rows of this process's items; or None without modalities or
+        The (I, I) view, of which a process has the rows of its items; or None without modalities or
         without edges. An item without neighbors has a zero row.
 
     Raises:
@@ -157,17 +153,10 @@ def build_item_graph(
     if settings.item_weight == 0:
         return None
     train, size = graph.to("cpu"), dataset.num_items
-    degree = train.index.colptr.diff() if item_degree is None else item_degree.cpu()
-    edges = {
-        m: modality_edges(dataset, m, settings.num_neighbors, group=group, items=items)
-        for m in modalities
-    }
+    group, degree = share.group, _item_degree(train, share)
+    edges = {m: modality_edges(dataset, m, settings.num_neighbors, share=share) for m in modalities}
     weights = {m: settings.modality_weights.get(m) for m in modalities}
-    lifts = {
-        m: co_visit_lift(train, *edges[m][:2], group, degree)
-        for m, w in weights.items()
-        if w is None
-    }
+    lifts = {m: co_visit_lift(train, *edges[m][:2], share) for m, w in weights.items() if w is None}
     told = any(lift > 1 for lift in lifts.values())
     measured = {m: max(lift - 1, 0.0) if told else 1.0 for m, lift in lifts.items()}
     rows, columns, values = [], [], []
@@ -189,7 +178,7 @@ def build_item_graph(
         row, column, value = row[keep], column[keep], value[keep]
     if not any(group.any(row.numel() > 0)):
         return None
-    own = range(size)[items]
+    own = range(size)[share.items]
     merged = InteractionGraph.from_edges(
         row - own.start, column, len(own), size, normalization="row", value=value
     )
