@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <stdexcept>
+#include <string>
 #include <type_traits>
 
 #include "common/parallel.h"
@@ -38,6 +40,18 @@ inline bool is_rowptr(const int64_t* pointer, int64_t count, int64_t nnz) {
 }
 
 namespace cpu {
+
+// Refuses ids of an argument out of [low, limit). Python gets std::invalid_argument as a ValueError
+// with this text alone, which mmssl.ops raises as its InputError.
+inline void check_ids(const char* name, const int64_t* id, int64_t n, int64_t limit,
+                      int64_t low = 0, const char* what = "ids") {
+  for (int64_t i = 0; i < n; ++i) {
+    if (id[i] >= low && id[i] < limit) continue;
+    throw std::invalid_argument(std::string(name) + ": expected " + what + " in [" +
+                                std::to_string(low) + ", " + std::to_string(limit) + "), got " +
+                                std::to_string(id[i]));
+  }
+}
 
 // The same at the SIMD level of this machine, by several threads if the array is long.
 bool ids_in_range(const int32_t* id, int64_t n, int64_t limit, const Parallel& pool);

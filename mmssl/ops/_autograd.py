@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mmssl.errors import InputError
+
 
 @dataclass(frozen=True)
 class Operator:
@@ -160,8 +162,11 @@ def eager(operator: Operator, compute: Callable[..., Any] | None = None) -> Call
 
     Only the differentiable inputs pass through autograd, which inspects every tensor that it gets.
     Without gradients, and while a graph is traced, the operator is called directly. An operator
-    without a derivative needs this function for the transforms of ``torch.func`` only; one that
-    takes lists does not support them.
+    without a derivative needs this function for the transforms of ``torch.func``, and for its
+    errors; one that takes lists does not support them.
+
+    An argument that the operator's kernel refuses is an :class:`InputError`; in the code that
+    ``torch.compile`` generates, which calls the operator itself, it is a ValueError of that text.
 
     Args:
         operator: the operator.
@@ -237,12 +242,18 @@ def eager(operator: Operator, compute: Callable[..., Any] | None = None) -> Call
         return Transformed.apply(*inputs)
 
     def call(*inputs: Any) -> Any:
-        if torch._C._are_functorch_transforms_active():
-            return transformed(*inputs)
-        if not places or torch.compiler.is_compiling() or not torch.is_grad_enabled():
-            return run(*inputs)
-        if list_input:
-            return Node.apply(inputs, *inputs[places[0]])
-        return Node.apply(inputs, *[inputs[n] for n in places])
+        try:
+            if torch._C._are_functorch_transforms_active():
+                return transformed(*inputs)
+            if not places or torch.compiler.is_compiling() or not torch.is_grad_enabled():
+                return run(*inputs)
+            if list_input:
+                return Node.apply(inputs, *inputs[places[0]])
+            return Node.apply(inputs, *[inputs[n] for n in places])
+        except ValueError as error:
+            # What a kernel refuses reaches Python as a plain ValueError: csrc/common/check_index.h.
+            if type(error) is ValueError and ": expected " in str(error):
+                raise InputError(str(error)) from None
+            raise
 
     return call

@@ -88,9 +88,8 @@ def bpr_loss(
         squares. float32 for the half types, else the dtype of ``user_emb``.
 
     Raises:
-        InputError: an argument does not match its description.
-        RuntimeError: an id is out of range, as the kernel reports it (plain PyTorch: InputError);
-            or backend "native" is required and no kernel exists for the device and dtype.
+        InputError: an argument does not match its description, or an id is out of range.
+        RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
 
     Source: Rendle, Freudenthaler, Gantner, Schmidt-Thieme, "BPR: Bayesian Personalized Ranking from
     Implicit Feedback", UAI 2009.

@@ -69,9 +69,8 @@ def propagated_bpr_loss(
         types, else the dtype of ``user``.
 
     Raises:
-        InputError: an argument does not match its description.
-        RuntimeError: an id is out of range, as the kernel reports it (plain PyTorch: InputError);
-            or backend "native" is required and no kernel exists for the device and dtype.
+        InputError: an argument does not match its description, or an id is out of range.
+        RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
 
     Source: He et al., "LightGCN: Simplifying and Powering Graph Convolution Network for
     Recommendation", SIGIR 2020, equation 15.

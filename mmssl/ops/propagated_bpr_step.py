@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mmssl.errors import InputError
 from mmssl.graph import InteractionGraph
-from mmssl.ops._autograd import Operator
+from mmssl.ops._autograd import Operator, eager
 from mmssl.ops._cases import Sample, normal
 from mmssl.ops._checks import check_integer, check_shape, check_tensor, check_triples
 from mmssl.ops._registry import Contract, Op, declare
@@ -83,7 +83,8 @@ def propagated_bpr_step(
         item_mean: (I, D), the first moment of ``item``, likewise.
         user_square: (U, D), the second moment of ``user``, likewise.
         item_square: (I, D), the second moment of ``item``, likewise.
-        users: (B,) int64. Ids out of range raise RuntimeError on the CPU, before any change.
+        users: (B,) int64. Ids out of range are an error on the CPU, before any change; on a GPU
+            they are not checked.
         pos_items: (B,) int64, likewise.
         neg_items: (B,) int64, likewise.
         num_layers: L >= 0.
@@ -94,9 +95,8 @@ def propagated_bpr_step(
         (2,) the loss and its L2 before the step, ``reg * squares / (2 B)``.
 
     Raises:
-        InputError: an argument does not match its description.
-        RuntimeError: an id is out of range; or backend "native" is required and no kernel exists
-            for the device and dtype.
+        InputError: an argument does not match its description, or an id is out of range.
+        RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
 
     Source: Kingma, Ba: "Adam: A Method for Stochastic Optimization", ICLR 2015.
     """
@@ -119,9 +119,7 @@ def propagated_bpr_step(
     operands = graph_operands(graph, user.dtype, num_layers)
     numbers = reg, rates.size, rates.root, rates.beta1, rates.beta2, rates.eps
     with torch.no_grad():
-        found: Tensor = torch.ops.mmssl.propagated_bpr_step(
-            user, item, *moments, *batch, *operands, *numbers
-        )
+        found: Tensor = _call(user, item, *moments, *batch, *operands, *numbers)
     return found
 
 
@@ -173,6 +171,7 @@ def _fake(user: Tensor, *_: Any) -> Tensor:
 
 _MOMENTS = "user_mean", "item_mean", "user_square", "item_square"
 _OPERATOR = Operator("propagated_bpr_step", fake=_fake)
+_call = eager(_OPERATOR)
 
 
 def _samples(dtype: torch.dtype) -> Iterator[Sample]:

@@ -54,7 +54,7 @@ def propagated_rows(
         graph: the graph, of any normalization; its edge values must not require a gradient.
         user: (U, D) floating point, D >= 1, on the device of the graph.
         item: (I, D), likewise.
-        users: (n,) int64. Ids out of range raise RuntimeError on the CPU.
+        users: (n,) int64. Ids out of range are an error on the CPU; on a GPU they are not checked.
         items: (m,) int64, likewise.
         num_layers: L >= 0.
 
@@ -62,17 +62,18 @@ def propagated_rows(
         (n, D) and (m, D) in the dtype of the inputs.
 
     Raises:
-        InputError: an argument does not match its description.
-        RuntimeError: an id is out of range; or backend "native" is required and no kernel exists
-            for the device and dtype.
+        InputError: an argument does not match its description, or an id is out of range.
+        RuntimeError: backend "native" is required and no kernel exists for the device and dtype.
     """
     check_layers(graph, user, item, num_layers, "mean")
-    for name, ids in (("users", users), ("items", items)):
-        check_ids(name, ids, None, user.device)
-    if num_layers == 0 or user.device.type == "cuda":
+    joined = num_layers > 0 and user.device.type != "cuda"
+    native = joined and use_native("propagated_rows", user.device.type, user.dtype)
+    for name, ids, table in (("users", users, user), ("items", items, item)):
+        check_ids(name, ids, None if native else table.shape[0], user.device)
+    if not joined:
         of_user, of_item = propagate_layers(graph, user, item, num_layers)
         return F.embedding(users, of_user), F.embedding(items, of_item)
-    if not use_native("propagated_rows", user.device.type, user.dtype):
+    if not native:
         return propagated_rows_reference(graph, user, item, users, items, num_layers)
     operands = graph_operands(graph, user.dtype, num_layers)
     out: tuple[Tensor, Tensor] = _call(user, item, users, items, *operands)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from mmssl import ops
-from mmssl.errors import InputError
 from mmssl.ops.bpr import bpr_loss_reference
 from tests.ops.graphs import DTYPES, slack
 from tests.ops.kernels import (
@@ -151,32 +150,3 @@ def test_any_batch(data):
     assert_as_good_as_reference((layout, item_emb, *ids), dtype)
     strided = [torch.stack([x, x], 1)[:, 0] for x in ids]
     assert torch.equal(native(layout, item_emb, *strided), native(layout, item_emb, *ids))
-
-
-@pytest.mark.parametrize("bad", [-1, 40])
-@pytest.mark.parametrize("place", ["pos_items", "neg_items"])
-def test_plain_pytorch_refuses_the_same_ids(place, bad):
-    """-1 would be the last row, without a word."""
-    user_emb, item_emb, users, pos, neg = problem(9, 4)
-    ids = {"pos_items": pos, "neg_items": neg}
-    ids[place][5] = bad
-    with ops.backend("reference"):
-        with pytest.raises(InputError, match=rf"{place}: expected ids in \[0, 40\), got {bad}"):
-            ops.bpr_loss(user_emb, item_emb, users, **ids)
-        users[2] = 50
-        with pytest.raises(InputError, match=r"users: expected ids in \[0, 50\), got 50"):
-            ops.bpr_loss(user_emb, item_emb, users, **ids)
-
-
-@needs_cpu_kernel
-@pytest.mark.parametrize("bad", [-1, 40, 2**40])
-@pytest.mark.parametrize("place", ["pos_items", "neg_items"])
-def test_ids_out_of_range_are_named(place, bad):
-    user_emb, item_emb, users, pos, neg = problem(9, 4)
-    ids = {"pos_items": pos, "neg_items": neg}
-    ids[place][5] = bad
-    with pytest.raises(RuntimeError, match=rf"{place} must lie in \[0, 40\), got {bad}"):
-        native(user_emb, item_emb, users, **ids)
-    users[2] = 50
-    with pytest.raises(RuntimeError, match=r"users must lie in \[0, 50\), got 50"):
-        native(user_emb, item_emb, users, **ids)

@@ -3,6 +3,7 @@
 #pragma once
 #include <tuple>
 
+#include "common/check_index.h"
 #include "common/torch.h"
 #include "ops/bpr/bpr.h"
 
@@ -37,9 +38,9 @@ struct BprOperands {
 
   // CPU only: on a GPU the ids are not checked, since that would wait for the device.
   void check_ids() const {
-    check_ids("users", users, user_emb.size(0));
-    check_ids("pos_items", pos, item_emb.size(0));
-    check_ids("neg_items", neg, item_emb.size(0));
+    cpu::check_ids("users", data<int64_t>(users), batch, user_emb.size(0));
+    cpu::check_ids("pos_items", data<int64_t>(pos), batch, item_emb.size(0));
+    cpu::check_ids("neg_items", data<int64_t>(neg), batch, item_emb.size(0));
   }
 
   template <class T>
@@ -56,15 +57,6 @@ struct BprOperands {
   Tensor user_emb, item_emb, users, pos, neg;
   ScalarType type, accumulation;
   int64_t batch;
-
- private:
-  static void check_ids(const char* name, const Tensor& ids, int64_t limit) {
-    const int64_t* p = data<int64_t>(ids);
-    for (int64_t b = 0; b < ids.size(0); ++b) {
-      STD_TORCH_CHECK(p[b] >= 0 && p[b] < limit, "mmssl::bpr_loss: ", name, " must lie in [0, ",
-                      limit, "), got ", p[b]);
-    }
-  }
 };
 
 // The same for the backward, with its empty results.

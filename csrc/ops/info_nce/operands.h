@@ -4,6 +4,7 @@
 #pragma once
 #include <tuple>
 
+#include "common/check_index.h"
 #include "common/torch.h"
 
 namespace mmssl {
@@ -54,15 +55,9 @@ struct InfoNceOperands {
 
   // Where the kernel follows them.
   void check_values() const {
-    const int64_t* to = data<int64_t>(target);
-    for (int64_t row = 0; to != nullptr && row < pairs * n; ++row) {
-      STD_TORCH_CHECK(to[row] >= -1 && to[row] < m, "mmssl::info_nce: target must lie in [-1, ", m,
-                      "), got ", to[row]);
-    }
-    const int64_t* of_pair = data<int64_t>(count);
-    for (int64_t pair = 0; of_pair != nullptr && pair < pairs; ++pair) {
-      STD_TORCH_CHECK(of_pair[pair] >= 0 && of_pair[pair] <= n,
-                      "mmssl::info_nce: num_rows must lie in [0, ", n, "], got ", of_pair[pair]);
+    if (target.has_value()) cpu::check_ids("target", data<int64_t>(target), pairs * n, m, -1);
+    if (count.has_value()) {
+      cpu::check_ids("num_rows", data<int64_t>(count), pairs, n + 1, 0, "numbers");
     }
   }
 

@@ -21,14 +21,6 @@ class Kernels {
   const LayersOperands& o_;
 };
 
-void check_ids(const char* name, const Tensor& ids, int64_t limit) {
-  const int64_t* p = data<int64_t>(ids);
-  for (int64_t b = 0; b < ids.size(0); ++b) {
-    STD_TORCH_CHECK(p[b] >= 0 && p[b] < limit, "mmssl::propagate_layers: ", name,
-                    " must lie in [0, ", limit, "), got ", p[b]);
-  }
-}
-
 // Ids of rows of both sides, (n,) and (m,).
 class IdOperands {
  public:
@@ -40,8 +32,8 @@ class IdOperands {
                       "mmssl::propagated_rows: users and items must be (n,) int64 on the device of "
                       "user, with n < 2^30");
     }
-    check_ids("users", users_, o.ui.rows());
-    check_ids("items", items_, o.iu.rows());
+    cpu::check_ids("users", data<int64_t>(users_), users_.numel(), o.ui.rows());
+    cpu::check_ids("items", data<int64_t>(items_), items_.numel(), o.iu.rows());
   }
   Ids get() const {
     return {data<int64_t>(users_), users_.numel(), data<int64_t>(items_), items_.numel()};
@@ -63,9 +55,9 @@ class BatchOperands {
     }
     STD_TORCH_CHECK(users_.numel() < int64_t(1) << 30,
                     "mmssl::propagated_bpr_loss: at most 2^30 - 1 triples, got ", users_.numel());
-    check_ids("users", users_, o.ui.rows());
-    check_ids("pos_items", pos_, o.iu.rows());
-    check_ids("neg_items", neg_, o.iu.rows());
+    cpu::check_ids("users", data<int64_t>(users_), users_.numel(), o.ui.rows());
+    cpu::check_ids("pos_items", data<int64_t>(pos_), pos_.numel(), o.iu.rows());
+    cpu::check_ids("neg_items", data<int64_t>(neg_), neg_.numel(), o.iu.rows());
   }
   Triples get() const {
     return {data<int64_t>(users_), data<int64_t>(pos_), data<int64_t>(neg_), users_.numel()};

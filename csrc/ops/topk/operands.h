@@ -45,11 +45,7 @@ struct TopkOperands {
   // device. Columns are compared and never followed.
   void check_indices() const {
     const int64_t num_users = user_emb.size(0);
-    const int64_t* user = data<int64_t>(users);
-    for (int64_t b = 0; user != nullptr && b < batch; ++b) {
-      STD_TORCH_CHECK(user[b] >= 0 && user[b] < num_users,
-                      "mmssl::masked_topk: users must lie in [0, ", num_users, "), got ", user[b]);
-    }
+    if (users.has_value()) cpu::check_ids("users", data<int64_t>(users), batch, num_users);
     STD_TORCH_CHECK(!rowptr.has_value() || cpu::is_rowptr(data<int64_t>(*rowptr), num_users,
                                                           col->size(0), torch_threads()),
                     "mmssl::masked_topk: rowptr must be non-decreasing from 0 to nnz = ",
