@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tarfile
 import zipfile
@@ -89,6 +90,15 @@ def test_the_ops_are_added_to_the_wheel_of_another_python(tmp_path):
             "mmssl/_build_info.json": "all",
             "mmssl/_host.cpython-312.so": "2",
         }
+
+
+def test_a_wheel_of_another_version_than_the_tests_is_named(tmp_path):
+    package = Path(shutil.copytree(wheels.ROOT / "mmssl", tmp_path / "mmssl"))
+    assert wheels.outdated(package) == ""
+    (package / "errors.py").write_text("older")
+    assert wheels.outdated(package) == "mmssl/errors.py"
+    (package / "__init__.py").unlink()
+    assert wheels.outdated(package) == "mmssl/__init__.py"
 
 
 def test_modules_are_unpacked_over_older_ones(tmp_path):

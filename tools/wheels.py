@@ -178,12 +178,29 @@ def seconds_to_import(python: Path, cwd: Path) -> dict[str, float]:
     return {code: statistics.median(times) for code, times in spent.items()}
 
 
-def installed_bytes(python: Path, cwd: Path) -> int:
-    """Return the size of the installed package without caches."""
+def installed_package(python: Path, cwd: Path) -> Path:
+    """Return the directory of the installed package, which has to be of the checkout's version."""
     code = "import mmssl; print(mmssl.__file__)"
     package = Path(run([python, "-c", code], cwd, PYTHONPATH="").splitlines()[-1]).parent
     if package.is_relative_to(ROOT):
         raise Failure(f"{python}: imports the checkout, {package}")
+    if name := outdated(package):
+        raise Failure(f"{DIST.name}/: the wheel has another {name} than the checkout, whose tests "
+                      "would run; build it again")  # fmt: skip
+    return package
+
+
+def outdated(package: Path) -> str:
+    """Return a Python file in which a package differs from the checkout; else an empty string."""
+    for name in under("mmssl", suffix=".py"):
+        own = package.parent / name
+        if not own.is_file() or own.read_bytes() != (ROOT / name).read_bytes():
+            return name
+    return ""
+
+
+def installed_bytes(package: Path) -> int:
+    """Return the size of an installed package without caches."""
     files = [p for p in package.rglob("*") if p.is_file() and "__pycache__" not in p.parts]
     return sum(path.stat().st_size for path in files)
 
@@ -202,7 +219,7 @@ def test_one(torch: str, scratch: Path, options: argparse.Namespace) -> None:
     for name in TESTED:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy2
         copy(ROOT / name, away / name)
-    size = installed_bytes(python, away)
+    size = installed_bytes(installed_package(python, away))
     print(f"torch {torch}: installed, {size / 1e6:.1f} MB", flush=True)
     pytest: list[str | Path] = [python, "-m", "pytest", "tests/ops", "-q", "-p", "no:cacheprovider"]
     pytest += ["-n", options.workers, "--dist", "loadfile"]
