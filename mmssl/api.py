@@ -14,6 +14,7 @@ from mmssl.data.writers import write_dataset
 from mmssl.device import resolve_device
 from mmssl.errors import InputError
 from mmssl.evaluation.evaluator import Evaluator, Split
+from mmssl.files import quoted
 from mmssl.graph import InteractionGraph
 from mmssl.locks import DirectoryLock
 from mmssl.models.registry import DEFAULT_MODEL, model_spec
@@ -45,7 +46,7 @@ class Run:
         if metrics is None:
             raise InputError(
                 f"{path}: expected a finished run, got one without metrics.json; continue it with: "
-                f"mmssl train --resume --out {path}"
+                f"mmssl train --resume --out {quoted(path)}"
             )
         self.metrics: dict[str, Any] = metrics
         """Content of ``metrics.json``: ``val``, ``test``, ``best_epoch``, ``epochs``, ..."""

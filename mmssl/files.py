@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -77,6 +78,11 @@ def read_text(path: Path, limit: int = MAX_TEXT_BYTES) -> str:
         raise InputError(
             f"{path}: expected UTF-8 text, got an invalid byte at offset {error.start}"
         ) from None
+
+
+def quoted(path: str | Path) -> str:
+    """Return a path as a shell reads it, for commands in messages."""
+    return shlex.quote(str(path))
 
 
 def file_sha256(path: Path) -> str:

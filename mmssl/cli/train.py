@@ -20,6 +20,7 @@ from mmssl.cli.common import (
 )
 from mmssl.distributed import MODES, restarted
 from mmssl.errors import InputError
+from mmssl.files import quoted
 from mmssl.models.registry import (
     DEFAULT_MODEL,
     DEFAULT_VARIANT,
@@ -138,7 +139,8 @@ def _train_until(
     except Interrupted:
         if group.leads:
             parallel = f" --parallel {arguments.parallel}" if arguments.parallel else ""
-            print(f"stopped; continue with: mmssl train --resume --out {out}{parallel}")
+            again = f"mmssl train --resume --out {quoted(out)}{parallel}"
+            print(f"stopped; continue with: {again}")
         return stop.exit_code
     if not group.leads:
         return 0

@@ -12,6 +12,7 @@ from typing import Any
 
 from mmssl.cli.common import Commands, add_config_options, add_device_options, resolve_device
 from mmssl.errors import InputError
+from mmssl.files import quoted
 from mmssl.models.registry import DEFAULT_MODEL, model_names
 from mmssl.signals import StopOnSignal
 
@@ -125,7 +126,7 @@ def _run(
         raise
     finally:
         torch.set_num_threads(before)
-    more = f"continue with: mmssl tune --resume --out {study.path}"
+    more = f"continue with: mmssl tune --resume --out {quoted(study.path)}"
     if stop.requested():
         if arguments.owner is None:
             print(f"stopped; {more}")

@@ -36,6 +36,7 @@ from mmssl.data.npz import read_neighbors
 from mmssl.data.split_files import SPLITS, read_split, split_path
 from mmssl.data.tables import Table, read_table
 from mmssl.errors import InputError
+from mmssl.files import quoted
 
 FEATURE_SUFFIX = "_feat.npy"
 MASK_SUFFIX = "_mask.npy"
@@ -86,7 +87,7 @@ def read_dataset(
             have = ", ".join(known) or "none"
             raise InputError(
                 f"{folder}: expected modalities among {have}, got {modality!r}"
-                f" (mmssl data inspect {folder} lists the files that are not read)"
+                f" (mmssl data inspect {quoted(folder)} lists the files that are not read)"
             )
         if modality in wanted[:position]:
             raise InputError(f"modalities must be distinct, got {modality!r} twice")
@@ -148,7 +149,7 @@ def open_directory(directory: str | Path) -> Manifest:
     if info.log_hash is not None:
         raise InputError(
             f"{folder}: expected a data set with splits, got a log that is not split yet; run "
-            f"mmssl data split {folder} --out DIR"
+            f"mmssl data split {quoted(folder)} --out DIR"
         )
     return info
 
@@ -227,7 +228,7 @@ def check_disjoint(folder: Path, edges: Mapping[str, Interactions], num_items: i
                 f"{split_path(folder, second)}: expected no edge of "
                 f"{split_path(folder, first).name}, got overlap: "
                 f"user {user}, item {item} ({both.size} such edges); "
-                f"mmssl data import {folder} --out NEW {way}"
+                f"mmssl data import {quoted(folder)} --out NEW {way}"
             )
 
 
@@ -274,16 +275,16 @@ def common_rows(info: Manifest, paths: Mapping[str, Path]) -> int | None:
     if not rows:
         return None
     first, expected = next(iter(rows.items()))
+    known = info.num_items
     for path, got in rows.items():
+        if known not in (None, got):
+            raise InputError(
+                f"{path}: expected {known} rows, num_items of {info.path.name}, got {got}"
+            )
         if got != expected:
             raise InputError(
                 f"{path}: expected {expected} rows, the same number as {first.name}, got {got}"
             )
-    if info.num_items not in (None, expected):
-        raise InputError(
-            f"{info.path}: expected num_items {expected}, the rows of {first.name}, got "
-            f"{info.num_items}"
-        )
     return expected
 
 

@@ -37,6 +37,13 @@ from mmssl.errors import InputError
 
 COLD_ITEMS = ("keep", "drop")
 _DRAWS = ("random", "random-global", "leave-one-out-random", "cold-item")
+_EACH = "the protocol takes them from users with three or more; --protocol random-global from all"
+_FEW = "there are too few interactions, or --ratio gives it too small a share"
+_WHY = dict.fromkeys(("random", "leave-one-out", "leave-one-out-random"), _EACH) | {
+    "random-global": _FEW,
+    "temporal": "after one of the two moments there are none of users with earlier interactions",
+    "cold-item": "there are too few items, or --ratio gives it too small a share",
+}
 _RATIO = ("random", "random-global", "temporal", "cold-item")
 
 
@@ -199,6 +206,12 @@ def split_log(log: InteractionLog, options: SplitOptions) -> Split:
     edges = Pairs(user, item)
     del place, stays, user, item
     train, val, test = by_label(edges, label)
+    for split, part in (("validation", val), ("test", test)):
+        if not part.num_edges:
+            raise InputError(
+                f"{log.name}: expected interactions for {split}, got none: "
+                + _WHY[options.protocol]
+            )
     del edges
     drawn = options.protocol in _DRAWS
     dataset = InteractionDataset(

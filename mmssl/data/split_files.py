@@ -20,7 +20,7 @@ from mmssl.data.blocks import ascending, blocks
 from mmssl.data.dataset import MAX_ID, Interactions
 from mmssl.data.npy import open_records, save_records
 from mmssl.errors import InputError
-from mmssl.files import read_bytes
+from mmssl.files import quoted, read_bytes
 
 SPLITS = ("train", "val", "test")
 RECORDS_FROM = 10_000_000
@@ -197,7 +197,7 @@ def open_split(
         if split == "train" and (folder / "train_mat").exists():
             hint = "; train_mat is a pickle, which is never opened: convert it to train.json"
         if split == "val":
-            hint = f": mmssl data import {folder} --out NEW draws one from train"
+            hint = f": mmssl data import {quoted(folder)} --out NEW draws one from train"
         raise InputError(f"{path}: expected a file, got none{hint}")
     if path.suffix == ".npy":
         records = RecordSplit(path)
@@ -213,7 +213,7 @@ def open_split(
     lengths = np.fromiter(map(len, lists), dtype=np.int64, count=len(lists))
     total = int(lengths.sum())
     if total == 0 and not may_be_empty:
-        hint = f": mmssl data import {folder} --out NEW draws some from train"
+        hint = f": mmssl data import {quoted(folder)} --out NEW draws some from train"
         hint = hint if split == "val" else ""
         raise InputError(f"{path}: expected at least one interaction, got none{hint}")
     edges = Interactions.from_edges(

@@ -32,11 +32,8 @@ from mmssl.models.registry import changeable_fields, model_spec
 from mmssl.models.scorer import Scorer
 from mmssl.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 
-CHANGEABLE = (
-    *changeable_fields(),
-    *("training.checkpoint_interval", "training.keep_checkpoints"),
-)
-"""Fields that a resumed run may change: those of the models, and those of the trainer itself."""
+_CHANGEABLE = ("training.checkpoint_interval", "training.keep_checkpoints")
+"""Fields of the trainer itself that a resumed run may change, whatever the model."""
 
 
 class RunInfo(NamedTuple):
@@ -148,7 +145,10 @@ class RunDirectory:
         """
         file = path / "config.toml"
         if not os.path.lexists(file):
-            raise InputError(f"{path}: not a run directory (it has no config.toml)")
+            seeds = sorted(path.glob("seed-*/config.toml"))
+            why = f"the runs of several seeds, such as {seeds[0].parent}" if seeds else ""
+            why = why or "it has no config.toml"
+            raise InputError(f"{path}: not a run directory ({why})")
         content = read_toml(file)
         section = content.pop("run", None)
         fields = set(RunInfo._fields)
@@ -166,16 +166,18 @@ class RunDirectory:
         """Apply "section.field=value" settings to a run that is about to be resumed.
 
         Raises:
-            InputError: Not a setting, or a field that is not in `CHANGEABLE`.
+            InputError: Not a setting, or a field that no resumed run may change.
         """
         changed = apply_settings(self.config, settings)
+        known = (*changeable_fields(), *_CHANGEABLE)
         before = self.config.to_dict()
         for name, section in changed.to_dict().items():
             for field in section if isinstance(section, dict) else ():
-                if section[field] != before[name][field] and f"{name}.{field}" not in CHANGEABLE:
+                if section[field] != before[name][field] and f"{name}.{field}" not in known:
+                    own = model_spec(self.info.model, self.config.variant).changeable
                     raise InputError(
                         f"--set {name}.{field}: can't be changed by --resume, only "
-                        f"{', '.join(CHANGEABLE)} can"
+                        f"{', '.join((*own, *_CHANGEABLE))} can"
                     )
         self.config = changed
 

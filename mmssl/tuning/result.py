@@ -10,9 +10,9 @@ from optuna.trial import FrozenTrial, TrialState
 
 from mmssl.data.dataset import InteractionDataset
 from mmssl.evaluation.evaluator import Evaluator
-from mmssl.files import atomic_write
+from mmssl.files import atomic_write, quoted
 from mmssl.graph import InteractionGraph
-from mmssl.models.registry import DEFAULT_MODEL
+from mmssl.models.registry import DEFAULT_MODEL, model_spec
 from mmssl.training.run import RunDirectory
 from mmssl.tuning.study import Study
 
@@ -93,8 +93,10 @@ def result_lines(study: Study, result: dict[str, Any], most: int = 5) -> list[st
         f"ndcg@20 {best['test']['ndcg@20']:.4f}"
     )
     model = "" if study.spec.model == DEFAULT_MODEL else f" --model {study.spec.model}"
-    config = study.path / "best.toml"
-    lines.append(f"next: mmssl train --data {study.spec.data}{model} --config {config} --seeds 5")
+    config, data = quoted(study.path / "best.toml"), quoted(study.spec.data)
+    trained = model_spec(study.spec.model, study.spec.config.variant).schedule is not None
+    seeds = " --seeds 5" if trained else ""  # a model in closed form draws nothing
+    lines.append(f"next: mmssl train --data {data}{model} --config {config}{seeds}")
     return lines
 
 

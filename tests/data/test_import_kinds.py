@@ -42,6 +42,49 @@ def test_numbers_of_columns_are_advised_for_text_only(shell):
     shell.refused("log.csv", says="or number the columns of a file without a header")
 
 
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [
+        (
+            ("1.23E+12", "1.24E+12", "x"),
+            "2 item ids look like numbers that a spread",
+        ),
+        (("1.0", "2.0", "3.0"), "note: all item ids end in '.0', such as '1.0'"),
+    ],
+)
+def test_ids_that_another_program_has_changed_are_told(shell, ids, says):
+    shell.write("log.csv", "user,item\n" + "".join(f"a,{item}\n" for item in ids))
+    assert shell.bring("log.csv", says=says).item_ids == ids
+    shell.write("log.csv", "user,item\na,12e45\na,1.0\na,7E9\n")  # hexadecimal digits, versions
+    code, printed = shell.run("data", "import", "log.csv", "--out", "b")
+    assert code == 0 and "note: all" not in printed and "rounded" not in printed
+
+
+def test_low_ratings_are_no_secret(shell):
+    shell.write("log.csv", LOG)
+    says = "ratings from 1 to 3 all count as interactions; mmssl data split --min-rating X"
+    shell.bring("log.csv", says=says)
+    shell.write("log.csv", "user,item,rating\na,x,5\na,y,5\n")
+    code, printed = shell.run("data", "import", "log.csv", "--out", "b")
+    assert code == 0 and "ratings from" not in printed
+
+
+def test_commands_in_messages_can_be_pasted(shell):
+    shell.write("log.csv", LOG)
+    shell.bring("log.csv", name="my log", says="mmssl data split 'my log' --out 'my log-split'\n")
+    command = ("train", "--data", "my log", "--out", "run")
+    shell.refused(*command, says="run mmssl data split 'my log' --out DIR")
+
+
+@pytest.mark.parametrize("protocol", ["random", "leave-one-out", "random-global", "cold-item"])
+def test_a_split_that_would_be_empty_is_told_why(shell, protocol):
+    shell.write("log.csv", "user,item,time\na,x,1\n")
+    shell.bring("log.csv")
+    why = "users with three or more" if protocol in ("random", "leave-one-out") else "too few"
+    command = ("data", "split", "out", "--out", "ds", "--protocol", protocol)
+    shell.refused(*command, says=("log: expected interactions for validation, got none: ", why))
+
+
 def test_a_header_repeated_by_joined_files_is_no_row(shell):
     shell.write("log.csv", "user,item\na,x\nb,x\nuser,item\nb,y\n")
     shell.refused("log.csv", says="line 4: expected a row, got the header again")

@@ -299,7 +299,7 @@ def test_refuses_tables(folder, content, words):
         ("num_items = true", "dataset.toml: expected num_items to be an integer, got True"),
         ("num_items = 0", "dataset.toml: expected num_items to be an integer in 1 .. "),
         ("num_users = 3", "dataset.toml: expected num_users above the highest id 3, got 3"),
-        ("num_items = 6", "dataset.toml: expected num_items 5, the rows of image_feat.npy, got 6"),
+        ("num_items = 6", "image_feat.npy: expected 6 rows, num_items of dataset.toml, got 5"),
         ("name = ' '", "dataset.toml: expected name"),
         ("format = 2", "dataset.toml: expected format 1, got 2, written by a newer version"),
         ("split = 1", "dataset.toml: expected split to be a table, got 1"),

@@ -165,7 +165,7 @@ BAD = {
     cut: "train.npy: expected .* records of 8 bytes, got",
     infinite: "text_feat.npy: expected values that are finite .*, got inf at row 49, column 3",
     filled: "features of 'text' must be zero where its mask is False",
-    fewer: "text_feat.npy: expected 50 rows, the same number as image_feat.npy, got 49",
+    fewer: "text_feat.npy: expected 50 rows, num_items of dataset.toml, got 49",
     looped: "given_knn.npz: expected neighbors other than the item itself, got item 1",
     unsplit: "val.json: expected a file, got none",
 }

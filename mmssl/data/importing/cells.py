@@ -32,6 +32,7 @@ _LIST = re.compile(
 )
 
 
+_ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+\d+", re.ASCII)
 _LATE_QUOTE = re.compile(r"\s+\".*\"\s*$")  # where cells are 1, "a": a quote after a blank
 _QUOTED = re.compile(r"([\"']).*\1")
 
@@ -93,7 +94,8 @@ def check_ids(column: Column, role: str, rules: Rules) -> Checked:
         null = np.fromiter((value.lower() in NULLS for value in values), np.bool_, len(values))
     if not rules.lists_are_ids:
         bad |= _lists(values)
-    notes += _look_alikes(values, role)
+    if not all(map(is_plain_integer, values)):
+        notes += _look_alikes(values, role) + _changed(values, role)
     article = "an" if role == "item" else "a"
     expected = f"{article} {role} id of one line without tabs"
     reason = f"{role} id empty, missing or not one line"
@@ -228,10 +230,21 @@ def _stripped(column: Column, role: str) -> tuple[Column, tuple[str, ...]]:
     return Column(merged[column.codes], list(number)), (note,)
 
 
+def _changed(values: Sequence[str], role: str) -> tuple[str, ...]:
+    """Report ids that a spreadsheet or a column of floats has changed: 1.23E+12, all like 7.0."""
+    rounded = [value for value in values if _ROUNDED.fullmatch(value)]
+    if rounded:
+        return (
+            f"{len(rounded):,} {role} ids look like numbers that a spreadsheet has rounded, such "
+            f"as {rounded[0]!r:.40}: different {role}s may have become one",
+        )
+    if all(value.endswith(".0") and value[:-2].isdecimal() for value in values):
+        return (f"all {role} ids end in '.0', such as {values[0]!r:.40}, and are kept like that",)
+    return ()
+
+
 def _look_alikes(values: Sequence[str], role: str) -> tuple[str, ...]:
     """Report ids that differ only by case, leading zeros or ``.0``: probably one user or item."""
-    if all(map(is_plain_integer, values)):
-        return ()
     first: dict[str, str] = {}
     alike, example = 0, ("", "")
     for value in values:

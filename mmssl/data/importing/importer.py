@@ -21,6 +21,7 @@ from mmssl.data.npy import save_array
 from mmssl.data.staging import check_writable, staged
 from mmssl.data.writers import write_files
 from mmssl.errors import InputError
+from mmssl.files import quoted
 
 
 class ImportReport(NamedTuple):
@@ -57,9 +58,15 @@ class ImportReport(NamedTuple):
         if features:
             lines.append(f"features: {', '.join(features)}")
         if isinstance(data, InteractionLog):
+            if data.rating is not None and data.rating.min() < data.rating.max():
+                lines.append(
+                    f"ratings from {data.rating.min():g} to {data.rating.max():g} all count as "
+                    "interactions; mmssl data split --min-rating X leaves out lower ones"
+                )
+            split = f"mmssl data split {quoted(self.directory)} --out"
             lines.append(
                 f"{self.directory} is not split yet; next: "
-                f"mmssl data split {self.directory} --out {self.directory}-split"
+                f"{split} {quoted(f'{self.directory}-split')}"
             )
         else:
             lines.append(f"{self.directory} has the splits that it came with: train on it")
