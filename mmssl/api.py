@@ -141,17 +141,23 @@ def train(
     config = load_config(variant, preset=preset)
     schedule = model_spec(model, config.variant).schedule or "training"
     device = resolve_device(device)
-    layers: list[Mapping[str, Any]] = [sections]
+    layers: list[Mapping[str, Any]] = [_plain(sections)]
+    if not isinstance(settings or {}, Mapping) or any(
+        not isinstance(n, str) for n in settings or ()
+    ):
+        raise InputError(
+            f"settings: expected a dict like {{'plus.lr': 1e-3}}, got {settings!r:.60}"
+        )
     for name, value in (settings or {}).items():
         section, _, field = name.partition(".")
         if section == "variant":
             raise InputError("settings: expected section.field, got 'variant': use variant=...")
-        layers.append({section: {field: value}} if field else {section: value})
+        layers.append(_plain({section: {field: value}} if field else {section: value}))
     given = list(layers)
     if epochs is not None:
-        layers.append({schedule: {"epochs": epochs}})
+        layers.append(_plain({schedule: {"epochs": epochs}}))
     if seed is not None:
-        layers.append({"training": {"seed": seed}})
+        layers.append(_plain({"training": {"seed": seed}}))
     for layer in layers:
         config = config.replace(layer, source="train")
     for line in ignored_options(model, config, variant=variant, preset=preset):
@@ -194,6 +200,13 @@ def load(
     return Recommender.load(
         _path("path", path), data=data, device=resolve_device(device), **options
     )
+
+
+def _plain(value: Any) -> Any:
+    """Return a layer of the configuration with scalars of NumPy and torch as Python numbers."""
+    if isinstance(value, Mapping):
+        return {name: _plain(inner) for name, inner in value.items()}
+    return value.item() if getattr(value, "ndim", None) == 0 else value
 
 
 def _path(name: str, value: object) -> Path:

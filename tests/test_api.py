@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 import mmssl
 from mmssl.cli import main
@@ -87,6 +89,8 @@ def test_default_directory(tiny_dataset, tmp_path, monkeypatch):
         ({"settings": {"model": 8}}, "train: model: expected a section, got 8"),
         ({"preset": "tictok"}, "preset: expected one of"),
         ({"variant": "best"}, "variant: expected paper, released or plus"),
+        ({"settings": ["plus.lr=1"]}, "settings: expected a dict like"),
+        ({"settings": {1: 1}}, "settings: expected a dict like"),
         ({"settings": {"variant": "plus"}}, "settings: expected section.field, got 'variant'"),
         ({"epochs": 0}, "train: training.epochs: expected >= 1, got 0"),
         ({"seed": -1}, "training.seed: expected >= 0, got -1"),
@@ -185,6 +189,17 @@ def test_imports_need_torch_numpy_and_safetensors_only():
 def test_light_imports(statement):
     code = f"import sys; {statement}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_scalars_of_numpy_and_torch_are_numbers(tiny_dataset, tmp_path):
+    options = {"epochs": np.int64(1), "seed": torch.tensor(3), "device": "cpu", "progress": False}
+    settings = {"lightgcn.batch_size": np.int32(64)}
+    section = {"lr": np.float64(0.25)}
+    run = mmssl.train(
+        tiny_dataset, "lightgcn", out=tmp_path / "a", settings=settings, lightgcn=section, **options
+    )
+    assert (run.config.lightgcn.batch_size, run.config.lightgcn.lr) == (64, 0.25)
+    assert run.config.training.seed == 3
 
 
 def test_fields_without_effect_are_named(tiny_dataset, tmp_path, monkeypatch):

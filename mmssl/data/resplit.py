@@ -41,7 +41,7 @@ _EACH = "the protocol takes them from users with three or more; --protocol rando
 _FEW = "there are too few interactions, or --ratio gives it too small a share"
 _WHY = dict.fromkeys(("random", "leave-one-out", "leave-one-out-random"), _EACH) | {
     "random-global": _FEW,
-    "temporal": "after one of the two moments there are none of users with earlier interactions",
+    "temporal": "no user with interactions in train has one in that period",
     "cold-item": "there are too few items, or --ratio gives it too small a share",
 }
 _RATIO = ("random", "random-global", "temporal", "cold-item")
