@@ -32,11 +32,17 @@ class Service(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", port), Handler)
         self.recommender = recommender
 
+    def handle_error(self, *request: object) -> None:
+        """Print the error of a request, unless it is that the client has gone away."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(*request)
+
 
 class Handler(BaseHTTPRequestHandler):
     """Reads the parameters, ranks, writes JSON."""
 
     protocol_version = "HTTP/1.1"  # connections stay open between requests
+    timeout = 60  # seconds without a request after which a connection is closed
     disable_nagle_algorithm = True
     wbufsize = -1  # headers and body leave in one packet
 

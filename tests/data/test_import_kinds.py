@@ -33,6 +33,9 @@ def test_ids_that_look_alike_are_told(shell):
     shell.write("log.csv", "user,item\nAnn,x\nann,y\n7,x\n007,y\n1.0,x\n")
     log = shell.bring("log.csv", says="2 user ids differ from another one only by case, leading")
     assert len(log.user_ids) == 5
+    shell.write("log.csv", "user,item\nZoë,x\nZoe\u0308,y\na,x\na\u200b,x\n")
+    says = r"'.0' or how they are encoded, such as 'Zo\xeb' and 'Zoe\u0308'; they stay different"
+    assert len(shell.bring("log.csv", says=says, name="b").user_ids) == 4
 
 
 def test_numbers_of_columns_are_advised_for_text_only(shell):

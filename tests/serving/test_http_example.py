@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import runpy
+import socket
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -37,6 +39,15 @@ def ask(url: str) -> tuple[int, dict]:
 def test_a_list(address):
     status, reply = ask(f"{address}/recommend?user=42&k=3")
     assert status == 200 and len(reply["items"]) == 3
+
+
+def test_a_client_that_goes_away_is_no_error(address, capfd):
+    port = int(address.rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port)) as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # reset
+        client.sendall(b"GET /recom")
+    assert ask(f"{address}/recommend?user=1")[0] == 200  # it is still there
+    assert "Traceback" not in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

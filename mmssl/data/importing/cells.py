@@ -7,6 +7,7 @@ wrong becomes a note, what can't be used becomes a fault.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -33,6 +34,7 @@ _LIST = re.compile(
 
 
 _ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+\d+", re.ASCII)
+_INVISIBLE = dict.fromkeys(map(ord, "\u00ad\u200b\u200c\u200d\u2060\ufeff"))
 _LATE_QUOTE = re.compile(r"\s+\".*\"\s*$")  # where cells are 1, "a": a quote after a blank
 _QUOTED = re.compile(r"([\"']).*\1")
 
@@ -244,11 +246,13 @@ def _changed(values: Sequence[str], role: str) -> tuple[str, ...]:
 
 
 def _look_alikes(values: Sequence[str], role: str) -> tuple[str, ...]:
-    """Report ids that differ only by case, leading zeros or ``.0``: probably one user or item."""
+    """Report ids that look the same but for case, leading zeros or ``.0``: probably one."""
     first: dict[str, str] = {}
     alike, example = 0, ("", "")
     for value in values:
         plain = value.casefold()
+        if not plain.isascii():  # accents in one character or two; characters without a width
+            plain = unicodedata.normalize("NFKC", plain).translate(_INVISIBLE)
         if plain[:1].isdecimal():
             plain = plain.removesuffix(".0").lstrip("0")
         other = first.setdefault(plain, value)
@@ -257,8 +261,9 @@ def _look_alikes(values: Sequence[str], role: str) -> tuple[str, ...]:
     if not alike:
         return ()
     return (
-        f"{alike:,} {role} ids differ from another one only by case, leading zeros or '.0', such "
-        f"as {example[0]!r:.40} and {example[1]!r:.40}; they stay different {role}s",
+        f"{alike:,} {role} ids differ from another one only by case, leading zeros, '.0' or how "
+        f"they are encoded, such as {example[0]!a:.40} and {example[1]!a:.40}; they stay different "
+        f"{role}s",
     )
 
 
