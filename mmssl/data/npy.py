@@ -212,6 +212,20 @@ class RecordFile(NamedTuple):
                     )
                 yield records
 
+    def map(self) -> npt.NDArray[np.void]:
+        """Map all records into memory, read-only.
+
+        Raises:
+            InputError: The file can't be mapped.
+        """
+        with open_regular(self.path) as file:
+            try:
+                return np.memmap(file, self.dtype, "r", self.offset, (self.size,))
+            except OSError as error:
+                raise InputError(
+                    f"{self.path}: can't be mapped into memory: {error.strerror}"
+                ) from error
+
 
 def open_records(
     path: Path, kinds: Mapping[str, Sequence[str]], required: Sequence[str]

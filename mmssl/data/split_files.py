@@ -72,6 +72,14 @@ class RecordSplit:
             edges.user[part], edges.item[part] = found
         return edges
 
+    def map(self, users: range) -> Interactions:
+        """Map the interactions of a range of users into memory: int32, read-only, not checked.
+
+        A file that is cut while it is mapped ends the process.
+        """
+        records, (first, last) = self._file.map(), self._places(users)
+        return Interactions(records["user"][first:last], records["item"][first:last])
+
     def blocks(self, users: range | None = None) -> Iterator[Interactions]:
         """Yield the interactions of a range of users, None for all, in blocks.
 
@@ -126,6 +134,10 @@ class ListedSplit:
             return self._edges
         first, last = self._places(users)
         return Interactions(*(ids[first:last].copy() for ids in self._edges))
+
+    def map(self, users: range) -> Interactions:
+        """Return a copy in memory: there are no records to map."""
+        return self.read(users)
 
     def blocks(self, users: range | None = None) -> Iterator[Interactions]:
         """Yield the interactions of a range of users, None for all, in blocks."""

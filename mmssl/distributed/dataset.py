@@ -53,9 +53,9 @@ class DatasetPart(InteractionDataset):
     """What one of several processes holds of a data set, checked by :func:`read_part`.
 
     ``train``, ``val`` and ``test`` have the interactions of its users and ``neighbors`` those of
-    its items, with the ids of the data set; a split may be empty. ``features`` are mapped into
-    memory as they are in their files. Masks, ids and titles, which training does not need, are not
-    held.
+    its items, with the ids of the data set; a split may be empty. Records of interactions, which
+    are int32, and ``features`` are mapped into memory as they are in their files. Masks, ids and
+    titles, which training does not need, are not held.
     """
 
     partition: Partition
@@ -122,7 +122,8 @@ def read_part(directory: str | Path, group: Processes) -> DatasetPart:
         name: read_neighbors(path, num_items)
         for name, path in modality_paths(folder, NEIGHBORS_SUFFIX).items()
     }
-    own = {name: split.read(_range(partition.own_users)) for name, split in splits.items()}
+    users = _range(partition.own_users)
+    own = {name: split.read(users) for name, split in splits.items()}
     check_disjoint(folder, own, num_items)
     files = _Files(info, splits, paths, features, graphs, partition)
     found = torch.empty(2 + group.size, hashlib.sha256().digest_size, dtype=torch.uint8)
@@ -130,7 +131,12 @@ def read_part(directory: str | Path, group: Processes) -> DatasetPart:
         found = torch.stack([_bytes(digest) for digest in files.check(group.size)])
     group.broadcast(found, 0)
     group.check_digest("data set", _bytes(files.digest_of_part(own)), found[2:])
+    own = {name: split.map(users) for name, split in splits.items()}
     return DatasetPart(
+        partition=partition,
+        item_degree=item_degree,
+        hash_of_interactions=bytes(found[0].tolist()).hex(),
+        hash_of_content=bytes(found[1].tolist()).hex(),
         name=dataset_name(info),
         num_users=num_users,
         num_items=num_items,
@@ -140,10 +146,6 @@ def read_part(directory: str | Path, group: Processes) -> DatasetPart:
         features=features,
         neighbors={name: _of_items(graph, partition.own_items) for name, graph in graphs.items()},
         split=info.split,
-        partition=partition,
-        item_degree=item_degree,
-        hash_of_interactions=bytes(found[0].tolist()).hex(),
-        hash_of_content=bytes(found[1].tolist()).hex(),
     )
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,7 +63,7 @@ class ShardedEvaluator(Evaluator):
         held_out = OwnUsers(
             own.num_users,
             dataset.num_items,
-            *(edges._replace(user=edges.user - first) for edges in (dataset.val, dataset.test)),
+            *(_counted_from(first, edges) for edges in (dataset.val, dataset.test)),
         )
         super().__init__(held_out, split, own, group=group)
         self._processes = group
@@ -115,6 +116,11 @@ class ShardedEvaluator(Evaluator):
             scores, order = scores.sort(dim=1, descending=True, stable=True)
             scores, items = scores[:, :k], items.gather(1, order)[:, :k]
         return items
+
+
+def _counted_from(first: int, edges: Interactions) -> Interactions:
+    user, item = (np.array(ids, dtype=np.int64) for ids in edges)  # they may be mapped
+    return edges._replace(user=user - first, item=item)
 
 
 def _columns(view: GraphView, columns: slice) -> GraphView:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -75,7 +76,10 @@ class ShardedTask(Task):
         self.shards, self.group = self.group, SINGLE
         self.partition = dataset.partition
         self.users_of_items = torch.from_numpy(dataset.item_degree).to(self.device)
-        user, item = (torch.from_numpy(ids).to(self.device) for ids in dataset.train)
+        # Mapped records are copied here, and int32.
+        user, item = (
+            torch.from_numpy(np.array(ids, dtype=np.int64)).to(self.device) for ids in dataset.train
+        )
         self.sharded = ShardedGraph(
             self.shards,
             self.partition,
@@ -144,35 +148,38 @@ class ShardedPairwiseTask(ShardedTask, PairwiseTask[Model, Settings]):
         """Return n, the number of edges of all processes; see the base class."""
         counts = self.shards.gather(torch.tensor(self.edge_user.numel()))
         self._edges = Ranges((0, *counts.cumsum(0).tolist()))
+        # 4 bytes per number, like the other arrays of an epoch.
+        self.edge_user, self.edge_item = self.edge_user.int(), self.edge_item.int()
         return some_edges(self._edges.num_rows)
 
     def draw_epoch(self) -> None:
         """Draw the order of all edges and keep the places of this process's edges in it."""
-        own = self._edges.of(self.shards.rank)
+        own, count = self._edges.of(self.shards.rank), self._edges.num_rows
+        narrow = torch.int32 if count < 2**31 else torch.int64
         places, edges = [], []
-        for start, order in shuffled(self.shards, self._edges.num_rows, self.generator):
+        for start, order in shuffled(self.shards, count, self.generator):
             place = within(order, own).nonzero().squeeze(1)
-            places.append(place + start)
-            edges.append(order[place] - own.start)
+            places.append((place + start).to(narrow))
+            edges.append((order[place] - own.start).to(narrow))
         self._place, self._edge = torch.cat(places), torch.cat(edges)
         self._negative = self._draw_negatives()
 
     def _draw_negatives(self) -> Tensor:
         """Return an item that its user lacks for every edge of this process."""
         own, count = self._edges.of(self.shards.rank), self._edges.num_rows
-        draws = uniform(count, own, self.generator, NEGATIVES_AT_ONCE)
-        found = [self.graph.missing_item(self.edge_user[part], draw) for part, draw in draws]
-        return torch.cat([self.edge_item[:0], *found])
+        found = [self.edge_item[:0]]
+        for part, draw in uniform(count, own, self.generator, NEGATIVES_AT_ONCE):
+            found.append(self.graph.missing_item(self.edge_user[part].long(), draw).int())
+        return torch.cat(found)
 
     def _draw(self, number: int) -> Triples:
         start = number * self.batch_size
         stop = min(start + self.batch_size, self._edges.num_rows)
-        first, last = torch.searchsorted(
-            self._place, torch.tensor([start, stop], device=self.device)
-        ).tolist()
-        place, edge = self._place[first:last] - start, self._edge[first:last]
+        bounds = torch.tensor([start, stop], dtype=self._place.dtype, device=self.device)
+        first, last = torch.searchsorted(self._place, bounds).tolist()
+        place, edge = self._place[first:last].long() - start, self._edge[first:last].long()
         batch = torch.zeros(3, stop - start, dtype=torch.int64, device=self.device)
-        batch[0, place] = self.edge_user[edge] + self.partition.own_users.start
-        batch[1, place] = self.edge_item[edge]
-        batch[2, place] = self._negative[edge]
+        batch[0, place] = self.edge_user[edge].long() + self.partition.own_users.start
+        batch[1, place] = self.edge_item[edge].long()
+        batch[2, place] = self._negative[edge].long()
         return Triples(*self.shards.sum(batch).unbind())

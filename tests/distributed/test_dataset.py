@@ -214,7 +214,8 @@ def _read_and_build(folder: Path) -> None:
 
         patch.setattr(np, "fromfile", counted)
         part = read_part(folder / "data", group)
-        mapped = all(isinstance(rows, np.memmap) for rows in part.features.values())
+        held = [*part.features.values(), *(ids for _, edges in part.splits() for ids in edges)]
+        mapped = all(isinstance(array, np.memmap) for array in held)
         result = {
             "part": _arrays(part),
             "read": sum(n for n in read if n > 0),
@@ -242,7 +243,7 @@ def _arrays(part: DatasetPart) -> dict:
 
 def _graph(dataset: InteractionDataset, group: Processes | None, fields: dict) -> torch.Tensor:
     """The item graph, or this process's rows of it, as a dense matrix."""
-    user, item = (torch.from_numpy(ids) for ids in dataset.train)
+    user, item = (torch.from_numpy(ids.astype(np.int64)) for ids in dataset.train)
     settings = PlusConfig(**fields)
     if group is None:
         graph = InteractionGraph.from_edges(user, item, 80, 50, normalization="sym")
@@ -288,7 +289,8 @@ def test_a_process_does_not_read_the_rows_of_others(together):
     dataset, (leader, other) = together
     edges = sum(edges.num_edges for _, edges in dataset.splits())
     own = sum(user.size for user, _ in other["part"]["edges"].values())
-    bisections = 3 * 2 * 11  # of three splits of less than 2^11 interactions, at both ends
+    # Of three splits of less than 2^11 interactions, at both ends, to read and to map.
+    bisections = 3 * 2 * 11 * 2
     assert own <= other["read"] <= own + bisections < edges < leader["read"]
     assert other["mapped"] and leader["mapped"]
 
