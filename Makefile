@@ -121,7 +121,7 @@ cuda-check: $(STAMP)
 	PYTHON=$(PY) bash csrc/check_cuda.sh
 	$(PY) -m pip install -q --disable-pip-version-check 'nvidia-cuda-nvdisasm>=13'
 	$(PY) -m tools.cuda_budget --check
-	$(PY) -m pytest -n 2 --dist load -m emulated tests/ops/test_cuda_source.py
+	$(PY) -m pytest -n 2 --dist load -m emulated tests/ops
 
 # One wheel for the Python of the environment and one for each of PYTHONS.
 PYTHONS :=

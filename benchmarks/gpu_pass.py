@@ -130,6 +130,11 @@ def differentiable(device: str, dtype: str) -> Iterator[Check]:
         lambda _, t, u: ops.info_nce(t, u, 0.3, num_rows=torch.tensor(N * 2 // 3, device=t.device)),
         a, p,
     )  # fmt: skip
+    yield check(
+        "cosine_logsumexp", "cosine_logsumexp",
+        lambda _, t, u, v: ops.cosine_logsumexp(t, v, 0.3, partial=ops.cosine_logsumexp(t, u, 0.3)),
+        a, p, extra,
+    )  # fmt: skip
     for width in (D, 64, 130):
         wide = (draw(N, width, seed=s).to(kind) for s in (2, 3, 4))
         yield check(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 
@@ -98,6 +99,18 @@ def test_bounds():
 def test_every_kernel_is_in_the_table():
     page = cuda_budget.PAGE.read_text(encoding="utf-8")
     assert set(cuda_budget.committed(page)) == {k.name for k in cuda_budget.KERNELS}
+
+
+def test_every_kernel_of_the_sources_has_a_row():
+    """A kernel in a header is compiled with a source of the same folder."""
+    for path in sorted((cuda_budget.ROOT / "csrc/ops").glob("*/*.cu*")):
+        code = path.read_text(encoding="utf-8")
+        own = str(
+            path.relative_to(cuda_budget.ROOT).parent / (path.name if path.suffix == ".cu" else "")
+        )
+        patterns = [k.pattern for k in cuda_budget.KERNELS if k.source.startswith(own)]
+        for name in re.findall(r"__global__[^;{]*?(\w+_kernel)\(", code):
+            assert any(re.search(rf"(\b|\d|_){name}", p) for p in patterns), f"{path.name}: {name}"
 
 
 def test_a_missing_tool_is_one_line(monkeypatch, capsys, tmp_path):

@@ -143,6 +143,21 @@ critic/kernels | critic_scores, float32 | scores_kernelIffE | 4 x 32 columns of 
 critic/kernels | critic_scale, float32 | scaled_kernelIffE | 32 columns of a row |
 critic/kernels | critic_logits backward, float32 | logit_kernelIffE | 4 x 32 columns of a row | FMA
 critic/kernels | gradient of the last layer, float32 | last_kernelIffE | 8 columns x 16 rows | FMA
+bpr/kernels | bpr_loss forward, float32 | triple_kernelIffE | 4 x 32 features | FMA
+bpr/kernels | bpr_loss, sums, float32 | 10sum_kernelIfE | 16 x 32 triples | global
+bpr/kernels | bpr_loss backward, float32 | scatter_kernelIffE | its largest loop | FMA
+propagate/kernels | spmm, long rows, float32 | join_kernelIffE | its largest loop | global
+propagate/value_grad | spmm_value_grad, float32 | value_grad_kernelIffLi4ELi16E | an edge | FMA
+sampling/kernels | sample_bpr, swaps | insert_kernel | 32 triples |
+sampling/kernels | sample_bpr, triples | 13sample_kernel | its largest loop | global
+info_nce/kernels | info_nce, norms, float32 | prepare_kernelIffE | its largest loop | FMA
+info_nce/mma | info_nce, panels, bf16, D <= 64 | panel_kernelILi1ELi64E | 64 features |
+info_nce/kernels | info_nce, losses, float32 | loss_kernelIffE | its largest loop | FMA
+info_nce/kernels | info_nce, weights, float32 | weight_kernelIffE | 32 rows |
+info_nce/kernels | info_nce, lists of anchors, float32 | anchors_kernelIffE | 32 anchors | global
+info_nce/kernels | info_nce, positives, float32 | positives_kernelIffE | its largest loop | FMA
+info_nce/kernels | info_nce, gradients, float32 | finish_kernelIffE | its largest loop | FMA
+info_nce/kernels | info_nce, temperature, float32 | temperature_kernelIffE | 16 x 32 rows | global
 keep_mask/kernels | keep_mask | keep_kernel | 128 elements |
 keep_mask/kernels | drop_columns, float32 | drop_kernelIfE | 128 elements |
 index/kernels | index_of_rows, lengths | pointer_kernelINS\w*12PickedLength | 32 rows | global
@@ -285,7 +300,7 @@ def tables(budgets: list[Budget]) -> str:
 def predictions(budgets: list[Budget]) -> str:
     """Return what is predicted for info_nce with D = 64 and for sparse products in Markdown."""
     chosen = [b for b in budgets if re.fullmatch(r"info_nce \w+, bf16, D <= 64(, wgmma)?", b.name)]
-    (spmm,) = (b.mix.total() for b in budgets if b.name.startswith("spmm"))
+    (spmm,) = (b.mix.total() for b in budgets if b.name == "spmm, float32, D = 64")
     tables = (
         _table(cuda_prediction.HEAD, cuda_prediction.rows(chosen)),
         _table(cuda_prediction.PRODUCT_HEAD, cuda_prediction.products(spmm)),

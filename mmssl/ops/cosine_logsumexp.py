@@ -24,7 +24,7 @@ from mmssl.ops._checks import (
     promoted,
     without_autocast,
 )
-from mmssl.ops._registry import CPU_DTYPES, Contract, Op, Words, declare
+from mmssl.ops._registry import CPU_DTYPES, KERNEL_DTYPES, Contract, Op, Words, declare
 from mmssl.ops.dispatch import use_native
 from mmssl.ops.info_nce import logsumexp_over_rows
 
@@ -48,7 +48,7 @@ def cosine_logsumexp(
 
     Gradients flow to ``anchor``, ``rows``, a tensor ``temperature`` and ``partial``; double
     backward is not supported. Results have the same bits every time, on the CPU for any number of
-    threads. A GPU holds the scores of a block.
+    threads.
 
     Args:
         anchor: (N, D) floating point, D >= 1.
@@ -152,10 +152,13 @@ declare(
         Words(
             "the denominator of a softmax over cosines, block by block",
             "a matrix of scores",
-            notes={"cpu": "the kernel of `info_nce`", "cuda": "plain PyTorch"},
+            notes={
+                "cpu": "the kernel of `info_nce`",
+                "cuda": "the kernel of `info_nce`, not run on a GPU yet",
+            },
             page="info_nce",
         ),
-        dtypes={"cpu": CPU_DTYPES},
+        dtypes={"cpu": CPU_DTYPES, "cuda": KERNEL_DTYPES},
         folder="-",
     )
 )

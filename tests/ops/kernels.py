@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -93,22 +94,29 @@ def build_emulated_bindings(folder: Path, sanitizer: str = "") -> Path:
     Loaded after ``mmssl._C``, it replaces the CPU kernels: ``torch.ops.mmssl`` then runs
     the CUDA bindings on CPU tensors. With a sanitizer the process needs :func:`preloaded`.
     """
+    torch_root, ops = Path(torch.__file__).parent, ROOT / "csrc/ops"
+    flags = ["-std=c++20", "-O1", "-fPIC", "-w", "-DMMSSL_EMULATE_CUDA", "-Icsrc"]
+    flags += ["-isystem", str(torch_root / "include"), "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    sanitize = SANITIZERS.get(sanitizer, [])
+
+    def compiler(*arguments: str) -> None:
+        assert CXX is not None
+        done = subprocess.run(
+            [CXX, *sanitize, *arguments], cwd=ROOT, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+    def built(source: Path) -> str:
+        target = folder / f"{source.parent.name}_{source.name}.o"
+        compiler(*flags, "-x", "c++", "-c", str(source), "-o", str(target))
+        return str(target)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        objects = list(pool.map(built, [*ops.glob("*/cuda.cpp"), *ops.glob("*/*.cu")]))
     library = folder / "emulated.so"
-    ops = ROOT / "csrc/ops"
-    sources = sorted(str(path) for path in [*ops.glob("*/cuda.cpp"), *ops.glob("*/*.cu")])
-    torch_root = Path(torch.__file__).parent
-    includes = ["-Icsrc", "-isystem", str(torch_root / "include")]
-    flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-w", "-DMMSSL_EMULATE_CUDA"]
-    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", *SANITIZERS.get(sanitizer, [])]
-    link = [f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"]
-    assert CXX is not None
-    done = subprocess.run(
-        [CXX, *flags, *includes, "-x", "c++", *sources, "-o", str(library), *link],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
+    compiler(
+        "-shared", *objects, "-o", str(library), f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"
     )
-    assert done.returncode == 0, done.stderr
     return library
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -11,15 +10,7 @@ from pathlib import Path
 import pytest
 
 from mmssl import _extension
-from mmssl.ops._registry import OPS
-from tests.ops.kernels import (
-    CXX,
-    ROOT,
-    build_emulated_bindings,
-    needs_compiler,
-    needs_cpu_kernel,
-    preloaded,
-)
+from tests.ops.kernels import CXX, ROOT, needs_compiler, needs_cpu_kernel
 
 CUDA_HOME = Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))
 
@@ -161,18 +152,6 @@ print("checked")
 """
 
 
-@pytest.fixture(scope="module")
-def emulated(tmp_path_factory):
-    """The library that replaces the CPU kernels by the CUDA kernels on the emulator."""
-    return build_emulated_bindings(tmp_path_factory.mktemp("emulated"))
-
-
-@pytest.fixture(scope="module")
-def sanitized(tmp_path_factory):
-    """The same with AddressSanitizer and UBSan."""
-    return build_emulated_bindings(tmp_path_factory.mktemp("sanitized"), "address")
-
-
 @needs_compiler
 @needs_cpu_kernel
 def test_cuda_bindings_agree_with_the_cpu_in_results_and_checks(emulated):
@@ -184,116 +163,6 @@ def test_cuda_bindings_agree_with_the_cpu_in_results_and_checks(emulated):
     )
     assert done.returncode == 0, done.stderr
     assert "checked" in done.stdout
-
-
-def run_on_emulator(library: Path, files: list[str], names: str, **environment: str) -> None:
-    """Run tests of the CPU kernels against the CUDA kernels."""
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "tests.ops.emulated", "-p", "no:cacheprovider",
-         *files, "-k", names],
-        cwd=ROOT, env={**os.environ, "MMSSL_EMULATED": str(library), **environment},
-        capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout
-
-
-# Tests of the CPU kernels that run long on the emulator, or that are about threads, SIMD levels,
-# speed or memory.
-LEFT_OUT = ("any_problem", "many_rows", "every_simd", "memory", "zero_rows_at_any", "captured",
-            "same_bits", "compiles", "either_interface", "whole_shuffle", "are_uniform",
-            "large_batch", "out_of_range", "share_out", "no_matrix")  # fmt: skip
-
-
-# The tests of the other ops with CUDA kernels also say what only the CPU checks, such as ids.
-EMULATED = ("norm_act", "keep_mask", "add_normalized", "view_attention", "sample_bpr", "info_nce",
-            "masked_similarity_linear")  # fmt: skip
-EMULATED_FOR_MINUTES = ("bpr_loss", "spmm", "propagate", "propagate_layers", "masked_topk")
-
-
-def run_contract(name: str, library: Path, **environment: str) -> None:
-    """Run the tests of the CPU kernels of an op against its CUDA kernels."""
-    op = OPS[name]
-    names = dict.fromkeys([op.name, op.folder, op.name.removesuffix("_loss")])
-    files = [f"tests/ops/test_{name}.py" for name in names]
-    files = ["tests/ops/test_all_ops.py", *(f for f in files if (ROOT / f).is_file())]
-    # A name that is part of another's selects the tests of both.
-    longer = [other for other in OPS if op.name in other and other != op.name]
-    checked_by_cpu = ("wrong_tensors",) if op.name == "bpr_loss" else ()  # ids out of range
-    left_out = " and not ".join(("", *longer, *LEFT_OUT, *checked_by_cpu))
-    run_on_emulator(library, files, f"{op.name}{left_out}", **environment)
-
-
-@pytest.mark.slow
-@needs_compiler
-@needs_cpu_kernel
-@pytest.mark.parametrize("name", EMULATED)
-def test_an_op_keeps_its_contract_on_the_emulated_kernels(name, emulated):
-    run_contract(name, emulated)
-
-
-@pytest.mark.emulated
-@needs_compiler
-@needs_cpu_kernel
-@pytest.mark.parametrize("name", EMULATED_FOR_MINUTES)
-def test_an_op_keeps_its_contract_under_sanitizers(name, sanitized):
-    run_contract(name, sanitized, **preloaded())
-
-
-@pytest.mark.slow
-@needs_compiler
-@needs_cpu_kernel
-def test_info_nce_in_bfloat16_on_the_kernels_of_older_devices(emulated):
-    """The emulated device has compute capability 9.0; others have no wgmma."""
-    files = ["tests/ops/test_all_ops.py", "tests/ops/test_info_nce.py"]
-    left_out = "".join(f" and not {name}" for name in LEFT_OUT)
-    names = f"info_nce and (bfloat16 or temperatures){left_out}"
-    run_on_emulator(emulated, files, names, MMSSL_INFO_NCE="mma")
-
-
-@pytest.mark.slow
-@needs_compiler
-@needs_cpu_kernel
-def test_operators_that_only_a_gpu_has(emulated):
-    files = ["tests/ops/test_similarity.py", "tests/test_indexing.py",
-             "tests/training/test_recorded.py", "tests/models/test_critic_pass.py",
-             "tests/models/test_whole_pass.py", "tests/models/test_batch_loss.py",
-             "tests/models/test_fixtures.py"]  # fmt: skip
-    names = "similarity or capacity or padded or lists or recorded_steps and paper or critic_pass"
-    names += " or whole_pass or batch_loss or fixtures"
-    run_on_emulator(emulated, files, names)
-
-
-# What a step may start on the device; the first steps whose loss terms, and how many of these, are
-# those of the CPU kernels, up to a relative error. On a GPU `paper` draws as many numbers for the
-# edges of a batch as it has space for, so that only what comes before is equal; the critic of
-# `released` amplifies rounding, since Adam divides gradients by their size.
-STEPS = {
-    "plus": (117, 3, None, 1e-4),
-    "paper": (150, 1, 4, 1e-4),
-    "released": (313, 3, None, 0.05),
-}
-
-
-@pytest.mark.slow
-@needs_compiler
-@needs_cpu_kernel
-@pytest.mark.parametrize("variant", STEPS)
-def test_training_steps_on_the_emulated_kernels(variant, emulated):
-    """Backend "native" trains on CUDA kernels; a step waits for nothing and starts few of them."""
-    most, steps, terms, error = STEPS[variant]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.emulated_step", str(emulated), variant],
-        cwd=ROOT, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    for found, expected in list(zip(result["found"], result["expected"], strict=True))[:steps]:
-        assert found[:terms] == pytest.approx(expected[:terms], rel=error)
-    assert result["waits"] == []
-    started = sum(result["kernels"].values()) + sum(
-        sum(c.values()) for c in result["operators"].values()
-    )
-    assert started <= most, result["operators"]
 
 
 @needs_compiler
