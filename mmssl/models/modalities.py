@@ -39,7 +39,10 @@ def modalities_of(dataset: InteractionDataset, model: str, *, lists: bool = Fals
         if lists:
             expected += " or neighbor lists (NAME_knn.npz)"
         got = "neighbor lists only" if dataset.neighbors else "no modality"
-        raise InputError(f"data set {dataset.name}: {model} expects {expected}, got {got}")
+        raise InputError(
+            f"data set {dataset.name}: {model} expects {expected}, got {got}; mmssl features "
+            "computes them, and --variant plus or --model lightgcn needs none"
+        )
     return sorted(names)
 
 

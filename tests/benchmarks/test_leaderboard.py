@@ -329,5 +329,5 @@ def test_a_model_that_cannot_be_trained_is_left_out(tiny_dataset, tmp_path, caps
     out = ["--out", str(tmp_path / "out"), "--runs", str(tmp_path / "runs")]
     assert main([*options, *out]) == 0
     printed = capsys.readouterr()
-    assert "paper: left out: features: MMSSL needs at least one modality" in printed.err
+    assert "paper: left out: data set tiny: variant paper expects item features" in printed.err
     assert "popularity: seed 1" in printed.out

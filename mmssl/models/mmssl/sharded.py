@@ -32,6 +32,7 @@ from mmssl.models.mmssl.model import MultiModalEmbeddings
 from mmssl.models.mmssl.sharded_model import ShardedCritic, ShardedMMSSL, ShardedStructure
 from mmssl.models.mmssl.step import BatchViews, StepInput, TrainingStep, norm_of
 from mmssl.models.mmssl.task import MMSSLTask, check_trainable
+from mmssl.models.modalities import modalities_of
 from mmssl.ops import Triples
 from mmssl.ops.masked_similarity import BatchEdges
 from mmssl.ops.sampling import shuffled_head, triples_of_users
@@ -243,6 +244,7 @@ class ShardedMMSSLTask(MMSSLTask, ShardedTask):
                 f"every edge once, got {config.structure.schedule!r}"
             )
         assert isinstance(dataset, DatasetPart)
+        modalities_of(dataset, f"variant {config.variant}")  # at least one
         features = {name: torch.from_numpy(dataset.item_rows(name)) for name in dataset.features}
         model = ShardedMMSSL(self.sharded, features, config.model).to(self.device)
         critic = None

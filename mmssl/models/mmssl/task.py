@@ -14,6 +14,7 @@ from mmssl.models.embeddings import Embeddings
 from mmssl.models.mmssl.loss import LossTerms
 from mmssl.models.mmssl.step import TrainingStep, build_step
 from mmssl.models.mmssl.structure import LatestStructure
+from mmssl.models.modalities import modalities_of
 from mmssl.training.recorded import StepPlan
 from mmssl.training.state import (
     optimizer_state,
@@ -69,6 +70,7 @@ class MMSSLTask(Task):
     def build_step(self, dataset: InteractionDataset) -> TrainingStep:
         """Create model, critic, structure learner and optimizers."""
         check_trainable(self.graph.trainable_users.numel())
+        modalities_of(dataset, f"variant {self.config.variant}")  # at least one
         features = {name: torch.from_numpy(rows) for name, rows in dataset.features.items()}
         return build_step(self.graph, features, self.config, self.group)
 
