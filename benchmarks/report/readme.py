@@ -96,8 +96,8 @@ def summary_block() -> str:
         op, on, spent, _, fastest, _ = _op_row(case)
         factor, _, peer = fastest.partition(" ")
         rows.append([op, on, spent, factor, f"{peer.strip('()')}, the fastest peer"])
-    header = ["forward + backward", "on", "time", "faster", "than"]
-    return f"Medians, {_machine(ops)}:\n\n" + Table("", "", header, rows).markdown()
+    header = ["forward + backward", "on", "time", "speedup", "compared with"]
+    return f"Medians of `mmssl bench`, {_machine(ops)}:\n\n" + Table("", "", header, rows).markdown()
 
 
 def block() -> str:
