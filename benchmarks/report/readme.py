@@ -97,7 +97,8 @@ def summary_block() -> str:
         factor, _, peer = fastest.partition(" ")
         rows.append([op, on, spent, factor, f"{peer.strip('()')}, the fastest peer"])
     header = ["forward + backward", "on", "time", "speedup", "compared with"]
-    return f"Medians of `mmssl bench`, {_machine(ops)}:\n\n" + Table("", "", header, rows).markdown()
+    title = f"Medians of `mmssl bench`, {_machine(ops)}:"
+    return f"{title}\n\n{Table('', '', header, rows).markdown()}"
 
 
 def block() -> str:
