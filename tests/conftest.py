@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from mmssl import _extension
 from mmssl.data.dataset import InteractionDataset
 from mmssl.data.splits import random_holdout
 from mmssl.data.writers import write_dataset
@@ -27,6 +28,14 @@ hypothesis.settings.load_profile("repeatable")
 torch.set_num_threads(1)
 if "PYTEST_XDIST_WORKER" in os.environ:  # the processes that tests start share the cores as well
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Without the compiled modules the ops say once that plain PyTorch is used: no error then."""
+    if _extension.ops is None:
+        config.addinivalue_line(
+            "filterwarnings", "ignore:.*slower plain PyTorch is used:RuntimeWarning"
+        )
 
 
 @pytest.fixture(scope="session")

@@ -22,6 +22,7 @@ from mmssl.models.item_graph import nearest_neighbors
 from mmssl.models.linear import Linear, project
 from mmssl.models.registry import model_specs
 from mmssl.training.task import create_task
+from tests.ops.kernels import needs_cpu_kernel
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRIES = [pytest.param(s, id="-".join((s.name, *s.variants[:1]))) for s in model_specs()]
@@ -96,6 +97,7 @@ def test_projection_against_float64(small_blocks):
     assert torch.equal(project(layer, raw, some), layer(raw[some].float()))
 
 
+@needs_cpu_kernel  # the products of torch round equal rows differently at the end of a block
 @pytest.mark.parametrize("centered", [True, False])
 @pytest.mark.parametrize("k", [1, 6, 100])
 def test_neighbors_are_the_same_in_blocks(k, centered, monkeypatch):

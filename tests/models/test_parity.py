@@ -154,7 +154,9 @@ def test_critic_step(oracle, setting, mode):
     for name, parameter in critic.named_parameters():
         want = critic_array(oracle, f"{prefix}/grad", name)
         scale = gradient_scale(oracle, f"{prefix}/grad", name)
-        close(parameter.grad, want, 1e-5, scale=scale, what=name)
+        # Two roundings of 0 differ by up to the sum of both.
+        inert = critic.training and name in INERT
+        close(parameter.grad, 0 * want if inert else want, 1e-5, scale=scale, what=name)
     for name, buffer in critic.named_buffers():
         close(buffer, oracle[f"{prefix}/buffers_after/{critic_name(name)}"], 1e-5, what=name)
 

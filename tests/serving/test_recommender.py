@@ -102,7 +102,10 @@ def test_new_items(recommender):
     )
     (row,) = more.recommend(["user-001"], 100)
     (old,) = recommender.recommend(["user-001"], 100)
-    assert [one for one in row if one.item[0] == "b"] == old
+    kept = [one for one in row if one.item[0] == "b"]
+    assert [(one.item, one.title) for one in kept] == [(one.item, one.title) for one in old]
+    # A product of torch rounds a score differently among more items; the kernel does not.
+    assert [one.score for one in kept] == pytest.approx([one.score for one in old], rel=1e-6)
     assert {(one.item, one.title) for one in row} >= {("n0", "New"), ("n1", "Newer")}
     for ids, titles, message in (
         (["n0"], None, "expected 2 ids and titles"),
