@@ -173,6 +173,19 @@ def predicted_bytes(process: dict[str, Any], alone: dict[str, Any], nodes: int) 
     return total
 
 
+def with_others(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Add what a file has of other numbers of processes, if it was measured with these options."""
+    found = json.loads(path.read_text())
+    options, others = record["options"], found["options"]
+    if {**others, "processes": 0} != {**options, "processes": 0}:
+        return record
+    for key in ("runs", "limited"):
+        both = {int(size): value for size, value in found[key].items()} | record[key]
+        record[key] = dict(sorted(both.items()))
+    options["processes"] = list(record["runs"])
+    return record
+
+
 def largest(ranks: list[dict[str, Any]]) -> dict[str, Any]:
     return max(ranks, key=lambda rank: rank["training_bytes"])
 
@@ -236,7 +249,8 @@ def main() -> None:
     parser.add_argument("--wire", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--limit", type=float, default=0.0, help="GB of a process")
-    parser.add_argument("--out", type=Path, help=f"for example {RESULTS.name}")
+    parser.add_argument("--out", type=Path, help=f"such as {RESULTS.name}; keeps what it has of "
+                        "other numbers of processes with these options")  # fmt: skip
     parser.add_argument("--plot", type=Path, help="an SVG file; needs --processes 1")
     options = vars(parser.parse_args())
     out, plot = options.pop("out"), options.pop("plot")
@@ -251,6 +265,8 @@ def main() -> None:
         )
     record = {"options": options, "layers": LAYERS, "batch": BATCH, "runs": runs}
     record |= {"limited": limited, "torch": torch.__version__}
+    if out is not None and out.exists():
+        record = with_others(record, out)
     print("\n".join(table(record)))
     if out is not None:
         out.write_text(json.dumps(record, indent=1) + "\n")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 
-from benchmarks.sharded_memory import draw, predicted_bytes, table
+from benchmarks.sharded_memory import draw, predicted_bytes, table, with_others
 from mmssl.plotting import figure_to_svg
 
 
@@ -36,6 +37,23 @@ def test_a_share_of_what_one_process_needs_and_what_travels():
     alone, (first, _) = RECORD["runs"][1][0], RECORD["runs"][2]
     assert predicted_bytes(alone, alone, 100) == 9e9
     assert predicted_bytes(first, alone, 100) == 1e9 + 4e9 + 0.5e9
+
+
+def test_numbers_of_processes_that_were_measured_one_by_one(tmp_path):
+    whole = {**RECORD, "options": {**RECORD["options"], "processes": [1, 2]}}
+    one, two = (
+        {
+            "options": {**RECORD["options"], "processes": [size]},
+            "runs": {size: RECORD["runs"][size]},
+            "limited": {size: RECORD["limited"][size]},
+        }
+        for size in (1, 2)
+    )
+    file = tmp_path / "record.json"
+    file.write_text(json.dumps(two))
+    assert with_others(one, file) == whole
+    other = {**one, "options": {**one["options"], "users": 91}}
+    assert with_others(other, file) == other
 
 
 def test_the_largest_process_of_every_run_in_a_table_and_a_plot():
