@@ -1,8 +1,8 @@
 """A data set as several processes read it that divide users and items: each reads its own rows.
 
-The leading process alone reads everything, once and in blocks: it checks the files, counts the
-edges of users and items, and computes the hashes of the data set. With them it hashes the rows of
-every process, with which these compare what they have read: on several machines, the files could be
+The leading process alone reads everything, in blocks: it checks the files, counts the edges of
+users and items, and computes the hashes of the data set. With them it hashes the rows of every
+process, with which these compare what they have read: on several machines, the files could be
 others.
 
 Legend: U users, I items, E edges, N processes, d width of a modality.
