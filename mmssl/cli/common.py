@@ -57,29 +57,27 @@ def _model(name: str) -> str:
     return name
 
 
-def epochs_setting(model: str, variant: str, epochs: int) -> str:
-    """Return ``--epochs`` as a setting; a model in closed form ignores it."""
-    section = model_spec(model, variant).schedule or "training"
-    return f"{section}.epochs={epochs}"
+def epochs_section(model: str, variant: str) -> str:
+    """Return the section whose ``epochs`` is ``--epochs``; a model in closed form ignores it."""
+    return model_spec(model, variant).schedule or "training"
 
 
 def build_config(arguments: argparse.Namespace) -> Any:
     """Build the configuration from the options of :func:`add_config_options` and ``--seed``."""
-    from mmssl.config import apply_settings, load_config
+    from mmssl.config import load_config
 
-    settings = list(arguments.settings or ())
-    if arguments.seed is not None:
-        settings.append(f"training.seed={arguments.seed}")
     config = load_config(
         arguments.variant,
         preset=arguments.preset,
         file=arguments.config,
-        settings=settings,
+        settings=arguments.settings or (),
     )
+    if arguments.seed is not None:
+        config = config.replace({"training": {"seed": arguments.seed}}, source="--seed")
     if arguments.epochs is None:
         return config
-    model = arguments.model or DEFAULT_MODEL
-    return apply_settings(config, [epochs_setting(model, config.variant, arguments.epochs)])
+    section = epochs_section(arguments.model or DEFAULT_MODEL, config.variant)
+    return config.replace({section: {"epochs": arguments.epochs}}, source="--epochs")
 
 
 def warn_without_effect(arguments: argparse.Namespace, config: Any, model: str) -> None:
@@ -110,6 +108,15 @@ def resolve_device(arguments: argparse.Namespace) -> str:
     return resolve(arguments.device)
 
 
+def warn_unfinished(path: Path) -> None:
+    """Print one line if the directory is that of a run whose training has not ended."""
+    if (path / "config.toml").exists() and not (path / "metrics.json").exists():
+        print(
+            f"warning: {path}: training has not ended; this is the best epoch so far",
+            file=sys.stderr,
+        )
+
+
 def load_run(arguments: argparse.Namespace, device: str) -> tuple[Any, Any, Any, Any]:
     """Open a trained run: the run, its data set, its train graph, and what ranks items."""
     from mmssl.graph import InteractionGraph
@@ -118,6 +125,7 @@ def load_run(arguments: argparse.Namespace, device: str) -> tuple[Any, Any, Any,
     run = RunDirectory.open(arguments.run_directory)
     dataset = run.read_data(arguments.data)
     scorer = run.load_scorer(dataset)
+    warn_unfinished(run.path)
     graph = InteractionGraph.from_edges(*dataset.train, dataset.num_users, dataset.num_items)
     return run, dataset, graph.to(device), scorer.to(device)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmssl.cli.common import Commands, add_run_options
+from mmssl.cli.common import Commands, add_run_options, warn_unfinished
 from mmssl.errors import InputError
 
 
@@ -49,6 +49,7 @@ def _export(arguments: argparse.Namespace) -> int:
     if arguments.top_k < 1:
         raise InputError(f"--top-k: expected at least 1, got {arguments.top_k}")
     tables = tables_of_run(arguments.run_directory, arguments.data, seen=arguments.seen)
+    warn_unfinished(arguments.run_directory)
     manifest = export(tables, arguments.to, arguments.formats, top_k=arguments.top_k)
     print(
         f"{manifest['model']} on {manifest['data']['name']}: {manifest['num_users']} users, "

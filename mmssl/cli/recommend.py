@@ -18,6 +18,7 @@ from mmssl.cli.common import (
     add_run_options,
     printable,
     resolve_device,
+    warn_unfinished,
 )
 from mmssl.errors import InputError
 
@@ -92,6 +93,7 @@ def _recommend(arguments: argparse.Namespace) -> int:
         seen=arguments.seen,
         cold=arguments.cold,
     )
+    warn_unfinished(arguments.run_directory)
     if arguments.history is not None:
         recommender = recommender.for_users({_NEW_USER: arguments.history})
     users = _users(arguments, recommender)

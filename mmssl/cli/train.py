@@ -13,7 +13,7 @@ from mmssl.cli.common import (
     Commands,
     add_config_options,
     add_device_options,
-    epochs_setting,
+    epochs_section,
     print_metrics,
     resolve_device,
     warn_without_effect,
@@ -268,7 +268,8 @@ def _resumed(
     settings = list(arguments.settings or ())
     if arguments.epochs is not None:
         first = runs[0]
-        settings.append(epochs_setting(first.info.model, first.config.variant, arguments.epochs))
+        section = epochs_section(first.info.model, first.config.variant)
+        settings.append(f"{section}.epochs={arguments.epochs}")
     for run in runs:
         run.change(settings)
     if group.leads:

@@ -207,8 +207,9 @@ class RunDirectory:
             where, dataset = str(directory), read(directory)
         if dataset.content_hash() != self.info.data_hash:
             raise InputError(
-                f"{where}: not the data of {self.path}: expected content hash "
-                f"{self.info.data_hash[:12]}, got {dataset.content_hash()[:12]}"
+                f"{where}: not the data of {self.path}, or its splits or features have changed "
+                f"since: expected content hash {self.info.data_hash[:12]}, got "
+                f"{dataset.content_hash()[:12]}"
             )
         return dataset
 

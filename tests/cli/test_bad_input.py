@@ -307,6 +307,19 @@ def test_fields_of_a_file_without_effect_are_named(
     assert capsys.readouterr().err == expected.format(file)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--epochs=0", "error: --epochs: training.epochs: expected >= 1, got 0\n"),
+        ("--seed=-1", "error: --seed: training.seed: expected >= 0, got -1\n"),
+    ],
+)
+def test_an_option_is_named_as_it_was_given(tiny_directory, tmp_path, capsys, option, message):
+    command = ["train", "--data", str(tiny_directory), "--out", str(tmp_path / "run"), option]
+    assert main(command) == 2
+    assert capsys.readouterr().err == message
+
+
 def test_the_variant_is_chosen_in_one_place(tiny_directory, tmp_path, capsys):
     file = tmp_path / "my.toml"
     file.write_text('variant = "plus"\n')

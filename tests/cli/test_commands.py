@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -95,6 +96,23 @@ def test_other_data_is_refused(runs, tiny_directory, tmp_path, capsys):
     assert main(["evaluate", str(runs / "mmssl"), "--data", str(tmp_path / "other")]) == 2
     assert "content hash" in capsys.readouterr().err
     assert main(["evaluate", str(runs / "mmssl"), "--data", str(tiny_directory)]) == 0
+
+
+def test_an_unfinished_run_is_named(runs, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(runs / "lightgcn", run)
+    commands = (
+        ["evaluate", str(run), "--split", "val"],
+        ["recommend", str(run), "--user", "3"],
+        ["export", str(run), "--to", str(tmp_path / "export")],
+    )
+    for command in commands:
+        assert main(command) == 0 and capsys.readouterr().err == ""
+        shutil.rmtree(tmp_path / "export", ignore_errors=True)
+    (run / "metrics.json").unlink()
+    for command in commands:
+        assert main(command) == 0
+        assert capsys.readouterr().err.startswith(f"warning: {run}: training has not ended")
 
 
 def test_resume_of_a_finished_run(runs):
