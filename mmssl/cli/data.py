@@ -217,7 +217,9 @@ def _import(arguments: argparse.Namespace) -> int:
 def _split(arguments: argparse.Namespace) -> int:
     from mmssl.data.resplit import SplitOptions, split_data
 
-    core = arguments.k_core or 1
+    core = 1 if arguments.k_core is None else arguments.k_core
+    if core < 1:
+        raise InputError(f"--k-core: expected at least 1, got {core}")
     options = SplitOptions(
         protocol=arguments.protocol,
         ratio=_ratio(arguments.ratio),

@@ -72,6 +72,14 @@ def test_low_ratings_are_no_secret(shell):
     assert code == 0 and "ratings from" not in printed
 
 
+def test_a_k_core_of_nothing_is_refused(shell):
+    shell.write("log.csv", LOG)
+    shell.bring("log.csv")
+    for value in ("0", "-2"):
+        command = ("data", "split", "out", "--out", "ds", f"--k-core={value}")
+        shell.refused(*command, says=f"--k-core: expected at least 1, got {value}")
+
+
 def test_commands_in_messages_can_be_pasted(shell):
     shell.write("log.csv", LOG)
     shell.bring("log.csv", name="my log", says="mmssl data split 'my log' --out 'my log-split'\n")
