@@ -127,6 +127,12 @@ class InteractionDataset:
         for what, count in (("num_users", self.num_users), ("num_items", self.num_items)):
             if type(count) is not int or not 0 < count <= MAX_ID:
                 raise InputError(f"{what} must be an int in 1 .. {MAX_ID}, got {count!r}")
+        kinds: dict[str, type] = dict.fromkeys(("train", "val", "test"), Interactions)
+        kinds |= dict.fromkeys(("features", "masks", "neighbors", "item_columns"), Mapping)
+        for what, kind in kinds.items():
+            if not isinstance(getattr(self, what), kind):
+                got = type(getattr(self, what)).__name__
+                raise InputError(f"{what} must be of type {kind.__name__}, got {got}")
         keys = {
             split: _checked_keys(split, edges, self.num_users, self.num_items)
             for split, edges in self.splits()

@@ -47,6 +47,8 @@ def test_from_edges_refuses(user, item, words):
     ("change", "words"),
     [
         ({"num_users": 0}, "num_users must be an int in 1"),
+        ({"train": ([0], [1])}, "train must be of type Interactions, got tuple"),
+        ({"features": np.zeros((5, 3), F32)}, "features must be of type Mapping, got ndarray"),
         ({"num_items": 2**31}, "num_items must be an int in 1"),
         ({"num_users": 3}, "train must have user ids in 0 .. 2, got 3"),
         ({"num_items": 4, "features": {}}, "train must have item ids in 0 .. 3, got 4"),
