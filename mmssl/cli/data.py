@@ -20,6 +20,7 @@ CELLS = (
     *("items_header", "items_keep", "all_items"),
     *("validation", "splits", "seed"),
 )
+SPLIT = ("protocol", "seed", "min_rating", "cold_items", "all_items", "name")
 ROLES = ("user", "item", "rating", "time", "title")
 PROTOCOLS = (
     *("random", "random-global", "leave-one-out", "leave-one-out-random"),
@@ -221,15 +222,10 @@ def _split(arguments: argparse.Namespace) -> int:
     if core < 1:
         raise InputError(f"--k-core: expected at least 1, got {core}")
     options = SplitOptions(
-        protocol=arguments.protocol,
         ratio=_ratio(arguments.ratio),
-        seed=arguments.seed,
         user_core=core if arguments.user_core is None else arguments.user_core,
         item_core=core if arguments.item_core is None else arguments.item_core,
-        min_rating=arguments.min_rating,
-        cold_items=arguments.cold_items,
-        all_items=arguments.all_items,
-        name=arguments.name,
+        **{name: getattr(arguments, name) for name in SPLIT},
     )
     print("\n".join(split_data(arguments.directory, arguments.out, options).lines))
     return 0

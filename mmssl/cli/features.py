@@ -52,15 +52,11 @@ def _add_text_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--dim", type=int, metavar="D", help="tfidf: dimensions (default: 128)")
     parser.add_argument("--seed", type=int, default=0, help="tfidf: seed of the SVD (default: 0)")
-    parser.add_argument(
-        "--save", type=Path, metavar="FILE", help="tfidf: write words and projection for --load"
-    )
-    parser.add_argument(
-        "--load",
-        type=Path,
-        metavar="FILE",
-        help="tfidf: take words and projection from FILE, for new items, instead of fitting them",
-    )
+    for option, text in (
+        ("--save", "tfidf: write the words and the projection, for --load"),
+        ("--load", "tfidf: read the words and the projection of a data set, for new items"),
+    ):
+        parser.add_argument(option, type=Path, metavar="FILE", help=text)
     _add_device_options(parser)
 
 
@@ -176,7 +172,7 @@ def _add_output_options(parser: argparse.ArgumentParser, name: str) -> None:
 
 
 def _text(arguments: argparse.Namespace) -> int:
-    from mmssl.features.content import read_content, read_item_table, read_items
+    from mmssl.features.content import read_item_table, read_items
     from mmssl.features.text import extract_text
 
     _check_text_options(arguments)
@@ -190,14 +186,7 @@ def _text(arguments: argparse.Namespace) -> int:
     if arguments.table is None:
         content = read_item_table(arguments.directory, items.num_items, arguments.column)
     else:
-        content = read_content(
-            arguments.table,
-            items.ids,
-            arguments.column,
-            id_column=arguments.id_column,
-            encoding=arguments.encoding,
-            on_duplicate=arguments.on_duplicate,
-        )
+        content = _table(arguments, items, arguments.column)
     with _leaving_on_sigterm():
         encoder = _text_encoder(arguments)
         written = extract_text(content.cells, encoder, output, content.source)
@@ -240,9 +229,19 @@ def _image(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _table(
+    arguments: argparse.Namespace, items: Items, columns: Sequence[str], **options: Any
+) -> Content:
+    """Read the columns of the ``--from`` table."""
+    from mmssl.features.content import read_content
+
+    names = ("id_column", "encoding", "on_duplicate")
+    given: dict[str, Any] = {name: getattr(arguments, name) for name in names}
+    return read_content(arguments.table, items.ids, columns, **given, **options)
+
+
 def _pictures(arguments: argparse.Namespace, items: Items) -> Content:
     """Return the path of each item's picture."""
-    from mmssl.features.content import read_content
     from mmssl.features.pictures import find_pictures
 
     if arguments.table is None:
@@ -251,15 +250,8 @@ def _pictures(arguments: argparse.Namespace, items: Items) -> Content:
         if arguments.column is not None or arguments.id_column is not None:
             raise InputError("--column, --id-column: expected --from FILE, got none")
         return find_pictures(arguments.images, items.ids)
-    content = read_content(
-        arguments.table,
-        items.ids,
-        [arguments.column] if arguments.column else [],
-        defaults=("path", "image"),
-        id_column=arguments.id_column,
-        encoding=arguments.encoding,
-        on_duplicate=arguments.on_duplicate,
-    )
+    columns = [arguments.column] if arguments.column else []
+    content = _table(arguments, items, columns, defaults=("path", "image"))
     start = arguments.images or arguments.table.parent
     return content._replace(
         cells=tuple(str(start / cell) if cell else "" for cell in content.cells)
