@@ -95,15 +95,14 @@ def build_emulated_bindings(folder: Path, sanitizer: str = "") -> Path:
     the CUDA bindings on CPU tensors. With a sanitizer the process needs :func:`preloaded`.
     """
     torch_root, ops = Path(torch.__file__).parent, ROOT / "csrc/ops"
-    flags = ["-std=c++20", "-O1", "-fPIC", "-w", "-DMMSSL_EMULATE_CUDA", "-Icsrc"]
-    flags += ["-isystem", str(torch_root / "include"), "-DTORCH_TARGET_VERSION=0x020b000000000000"]
     sanitize = SANITIZERS.get(sanitizer, [])
+    flags = ["-std=c++20", "-O1", "-fPIC", "-w", "-DMMSSL_EMULATE_CUDA"]
+    flags += ["-DTORCH_TARGET_VERSION=0x020b000000000000", *sanitize]
+    flags += ["-Icsrc", "-isystem", str(torch_root / "include")]
 
     def compiler(*arguments: str) -> None:
         assert CXX is not None
-        done = subprocess.run(
-            [CXX, *sanitize, *arguments], cwd=ROOT, capture_output=True, text=True
-        )
+        done = subprocess.run([CXX, *arguments], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 
     def built(source: Path) -> str:
@@ -114,9 +113,8 @@ def build_emulated_bindings(folder: Path, sanitizer: str = "") -> Path:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(built, [*ops.glob("*/cuda.cpp"), *ops.glob("*/*.cu")]))
     library = folder / "emulated.so"
-    compiler(
-        "-shared", *objects, "-o", str(library), f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"
-    )
+    link = [f"-L{torch_root / 'lib'}", "-ltorch_cpu", "-lc10"]
+    compiler("-shared", *sanitize, *objects, "-o", str(library), *link)
     return library
 
 

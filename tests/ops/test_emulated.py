@@ -1,7 +1,7 @@
 """The contract tests of the ops, and training steps, on the CUDA kernels under the emulator.
 
-Those that end soon also run in CI, without sanitizers; all of them run with AddressSanitizer and
-UBSan (``-m emulated``, part of ``make cuda-check``).
+CI runs them without sanitizers, ``make cuda-check`` with AddressSanitizer and UBSan (marker
+``emulated``).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Contract:
 
 def of_op(op: Op) -> Contract:
     """The contract suite, and the tests of the op itself."""
-    names = dict.fromkeys([op.name, f"{op.name}_forms", op.folder, op.name.removesuffix("_loss")])
+    names = dict.fromkeys([op.name, op.folder, op.name.removesuffix("_loss")])
     files = [f for f in (f"tests/ops/test_{name}.py" for name in names) if (ROOT / f).is_file()]
     # A name that is part of another's selects the tests of both.
     longer = [other for other in OPS if op.name in other and other != op.name]
@@ -48,7 +48,7 @@ def of_op(op: Op) -> Contract:
     return Contract((ALL_OPS, *files), f"{op.name}{left_out}")
 
 
-def of_info_nce(kernels: str, names: str) -> Contract:
+def of_older_kernels(kernels: str, names: str) -> Contract:
     """Some tests of info_nce on kernels that the emulated device, of 9.0, does not choose."""
     contract = of_op(OPS["info_nce"])
     return Contract(contract.files, f"{contract.names} and {names}", {"MMSSL_INFO_NCE": kernels})
@@ -57,9 +57,12 @@ def of_info_nce(kernels: str, names: str) -> Contract:
 WITH_KERNELS = [op for op in OPS.values() if "cuda" in op.dtypes]
 CONTRACTS = {
     **{op.name: of_op(op) for op in [*WITH_KERNELS, OPS["cosine_logsumexp"]]},
-    # Of bfloat16 alone: the other types use mma.sync on every device.
-    "info_nce by mma.sync": of_info_nce("mma", "(bfloat16 or temperatures)"),
-    "info_nce in tiles": of_info_nce("tiles", "(within_those or temperatures or forms)"),
+    "forms of info_nce": Contract(
+        ("tests/ops/test_info_nce_forms.py",), " and not ".join(("forms", *LEFT_OUT))
+    ),
+    # The other types use mma.sync on every device.
+    "info_nce by mma.sync": of_older_kernels("mma", "(bfloat16 or temperatures)"),
+    "info_nce in tiles": of_older_kernels("tiles", "(within_those or temperatures)"),
     "what only a GPU has": Contract(
         ("tests/ops/test_similarity.py", "tests/ops/test_add_normalized.py",
          "tests/ops/test_keep_mask.py", "tests/test_indexing.py",
@@ -70,9 +73,6 @@ CONTRACTS = {
         " or whole_pass or batch_loss or fixtures or rows_of_one_length or dropped or rounds",
     ),
 }  # fmt: skip
-# On the emulator these take minutes, even without sanitizers.
-FOR_MINUTES = ("bpr_loss", "spmm", "propagate", "propagate_layers", "masked_topk",
-               "info_nce in tiles")  # fmt: skip
 
 
 def run_on_emulator(
@@ -92,7 +92,7 @@ def run_on_emulator(
 @pytest.mark.slow
 @needs_compiler
 @needs_cpu_kernel
-@pytest.mark.parametrize("name", [name for name in CONTRACTS if name not in FOR_MINUTES])
+@pytest.mark.parametrize("name", CONTRACTS)
 def test_contract_on_the_emulated_kernels(name, emulated):
     run_on_emulator(CONTRACTS[name], emulated)
 
