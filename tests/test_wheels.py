@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mmssl import _extension
-from tests.ops.kernels import CXX, needs_compiler
+from tests.ops.kernels import CXX, needs_compiler, needs_cpu_kernel
 from tools import cuda_modules, wheels
 from tools.symbols import symbols, violations
 from tools.tree import under
@@ -122,6 +122,7 @@ def test_machine_code_is_counted_by_architecture():
     assert cuda_modules.architectures(listing) == {"sm_80": 1, "sm_90a": 1}
 
 
+@needs_cpu_kernel  # it has their schemas
 def test_the_operators_that_need_a_cuda_kernel():
     names = cuda_modules.kernels_of_cuda()
     assert {"spmm", "info_nce_backward", "critic_rows", "index_of_lists"} <= set(names)

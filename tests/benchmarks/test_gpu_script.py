@@ -195,5 +195,5 @@ def test_the_pass_over_every_op():
         cwd=ROOT, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
-    assert done.stdout.count("ok ") == 72
+    assert done.stdout.count("ok ") == 75
     assert "every op agrees with its reference" in done.stdout
