@@ -41,7 +41,7 @@ inline bool is_rowptr(const int64_t* pointer, int64_t count, int64_t nnz) {
 
 namespace cpu {
 
-// Refuses ids of an argument out of [low, limit). Python gets std::invalid_argument as a ValueError
+// Refuses ids of an argument out of [low, limit). Python gets std::invalid_argument as an exception
 // with this text alone, which mmssl.ops raises as its InputError.
 inline void check_ids(const char* name, const int64_t* id, int64_t n, int64_t limit,
                       int64_t low = 0, const char* what = "ids") {

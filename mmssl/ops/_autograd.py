@@ -9,6 +9,7 @@ for the transforms of ``torch.func``, which want every tensor among the inputs a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +19,10 @@ import torch
 from torch import Tensor
 
 from mmssl.errors import InputError
+
+# What csrc/common/check_index.h throws: std::invalid_argument, which Python sees as a ValueError
+# and, with torch 2.15, as a RuntimeError.
+_REFUSED = re.compile(r"\w+: expected (?:ids|numbers) in \[")
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,8 @@ def eager(operator: Operator, compute: Callable[..., Any] | None = None) -> Call
     errors; one that takes lists does not support them.
 
     An argument that the operator's kernel refuses is an :class:`InputError`; in the code that
-    ``torch.compile`` generates, which calls the operator itself, it is a ValueError of that text.
+    ``torch.compile`` generates, which calls the operator itself, it is a ValueError of that text,
+    with torch 2.15 a RuntimeError.
 
     Args:
         operator: the operator.
@@ -250,9 +256,8 @@ def eager(operator: Operator, compute: Callable[..., Any] | None = None) -> Call
             if list_input:
                 return Node.apply(inputs, *inputs[places[0]])
             return Node.apply(inputs, *[inputs[n] for n in places])
-        except ValueError as error:
-            # What a kernel refuses reaches Python as a plain ValueError: csrc/common/check_index.h.
-            if type(error) is ValueError and ": expected " in str(error):
+        except (ValueError, RuntimeError) as error:
+            if not isinstance(error, InputError) and _REFUSED.match(str(error)):
                 raise InputError(str(error)) from None
             raise
 

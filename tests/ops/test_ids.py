@@ -108,7 +108,7 @@ def test_an_id_that_changes_before_the_backward_pass_is_named(op, name):
 @needs_cpu_kernel
 @pytest.mark.parametrize(("op", "name"), IN_KERNELS)
 def test_compiled_code_names_the_id_as_well(op, name):
-    """It calls the operator without the package's Python around it, hence the base class."""
+    """It calls the operator without the package's Python around it, so torch chooses the type."""
     declared = OPS[op]
     arguments, expected = spoiled(declared, name, None)
     torch._dynamo.reset()
@@ -117,7 +117,7 @@ def test_compiled_code_names_the_id_as_well(op, name):
         return declared.function(**{**arguments, name: ids})
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    with ops.backend("native"), pytest.raises(ValueError) as caught:
+    with ops.backend("native"), pytest.raises((ValueError, RuntimeError)) as caught:
         compiled(arguments[name])
     # info_nce itself passes -1 where a row has no positive.
     assert str(caught.value).replace("[-1, ", "[0, ") == expected
