@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from mmssl.config import load_config
 from mmssl.distributed import partition
+from mmssl.distributed.dataset import read_part
 from mmssl.distributed.group import SINGLE, Processes
 from mmssl.distributed.partition import Ranges, draw_rows
 from mmssl.distributed.storage import ShardedStore, check_file
@@ -130,23 +131,26 @@ def test_a_damaged_file_is_found(tmp_path, group):
         ("paper", ["critic.gumbel_tau=0.1"], "gumbel_tau, .* no row has to be formed, .* 0.1 and"),
     ],
 )
-def test_what_needs_all_rows_is_refused(group, tiny_dataset, variant, settings, message):
+def test_what_needs_all_rows_is_refused(group, tiny_directory, variant, settings, message):
     config = load_config(variant, settings=settings)
+    part = read_part(tiny_directory, group)
     with pytest.raises(InputError, match=message):
-        create_task("mmssl", tiny_dataset, config, group=group)
+        create_task("mmssl", part, config, group=group)
 
 
 @needs_gloo
 @pytest.mark.parametrize(
     ("model", "variant"), [("mmssl", "paper"), ("mmssl", "plus"), ("lightgcn", "paper")]
 )
-def test_every_table_of_a_checkpoint_is_divided(group, tiny_dataset, model, variant):
+def test_every_table_of_a_checkpoint_is_divided(
+    group, tiny_dataset, tiny_directory, model, variant
+):
     """What has a row per user or item, and only that; the names are those of one process."""
     rows = tiny_dataset.num_users, tiny_dataset.num_items
     config = load_config(variant, settings=["model.embedding_dim=16"])
     states = []
-    for some in (group, SINGLE):
-        task = create_task(model, tiny_dataset, config, group=some)
+    for some, dataset in ((group, read_part(tiny_directory, group)), (SINGLE, tiny_dataset)):
+        task = create_task(model, dataset, config, group=some)
         task.start_epoch(0, 0)
         task.step(0)
         best = {**task.embed().tensors(), **prefixed("parameter", task.parameters())}
