@@ -198,6 +198,8 @@ def test_an_interrupt_leaves_nothing(shop, command, pictures, untouched, number)
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        # Background jobs of a shell inherit an ignored SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     try:
         deadline = time.monotonic() + 60
