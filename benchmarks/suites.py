@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import os
 import time
@@ -56,7 +57,7 @@ class Options(NamedTuple):
     smoke: bool = False
     out: Path = RESULTS
     peers: Sequence[str] | None = None  # None: all
-    only: str | None = None  # ops whose name contains it
+    only: str | None = None  # cases whose benchmark and arguments contain it
     budget_s: float | None = None  # seconds after which no new case starts
 
 
@@ -64,7 +65,7 @@ def ops_cases(options: Options) -> Iterator[Case | Failure]:
     """Every op on its workloads."""
     benches = [bench.cases(_size(options), options.device) for bench in OPS]
     for make, budget in _in_turn(benches, options):
-        if options.only and options.only not in f"{make.func.__module__} {make.args}":
+        if options.only and options.only not in _text(make):
             continue
         if options.peers is not None:
             budget.peers = options.peers
@@ -74,7 +75,13 @@ def ops_cases(options: Options) -> Iterator[Case | Failure]:
         try:
             yield problem.measure(make(), budget)
         except Exception as error:  # the other cases can still be measured
-            yield Failure(f"{make.func.__module__} {make.args}: {type(error).__name__}: {error}")
+            yield Failure(f"{_text(make)}: {type(error).__name__}: {error}")
+
+
+def _text(make: functools.partial[Any]) -> str:
+    """What ``--only`` searches, known before any data are read."""
+    given = [repr(value) for value in (*make.args, *make.keywords.values())]
+    return " ".join([make.func.__module__, *given])
 
 
 def _in_turn(benches: list[Iterator[Any]], options: Options) -> Iterator[Any]:

@@ -59,7 +59,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--peers", nargs="+", metavar="NAME", help="measure only these peers, and our own"
     )
-    parser.add_argument("--only", metavar="TEXT", help="only ops whose name contains this")
+    parser.add_argument(
+        "--only",
+        metavar="TEXT",
+        help="only cases whose benchmark or arguments contain this, such as topk or LightGCN",
+    )
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the real data sets")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cpu")
     parser.add_argument(

@@ -118,7 +118,8 @@ def test_error_is_within_that_of_the_reference(device, dtype, d):
 @settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_any_problem(data):
-    num_users, num_items = data.draw(st.integers(1, 20)), data.draw(st.integers(0, 300))
+    num_users = data.draw(st.integers(1, 20) | st.integers(256, 262))
+    num_items = data.draw(st.integers(0, 300))
     d, k = data.draw(st.integers(0, 20)), data.draw(st.integers(0, 320))
     dtype = data.draw(st.sampled_from(DTYPES))
     seed = data.draw(st.integers(0, 2**31))
@@ -149,6 +150,71 @@ def test_ties_everywhere(device, dtype):
         scores, items = native(user, item, k, device=device)
         assert items.tolist() == [order[:k]] * 9
         assert_equal((scores, items), masked_topk_reference(user, item, k, None, None))
+
+
+MANY = 300  # users: beyond 255 the items are ranked in the order of their norms
+
+
+def powers(rows: int, low: int, high: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return 2.0 ** torch.randint(low, high, (rows, 1), generator=generator)
+
+
+@needs_cpu_kernel
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_items", [1, 49, 700, 3001])
+def test_many_users_and_norms_of_any_size(dtype, num_items):
+    """Items that no user can reach are skipped; scores are exact and many are equal."""
+    user = whole_numbers(MANY, 6, dtype) * powers(MANY, -3, 4, 5).to(dtype)
+    item = whole_numbers(num_items, 6, dtype, seed=1) * powers(num_items, -4, 5, 6).to(dtype)
+    view = random_view(MANY, num_items, 4 * num_items, hub=num_items // 2)
+    users = torch.randperm(MANY, generator=torch.Generator().manual_seed(0))[:290]
+    for k in (1, 20, 163):
+        for exclude in (None, view):
+            want = by_sorting(user, item, k, users, exclude)
+            assert_equal(native(user, item, k, users, exclude), want)
+
+
+@needs_cpu_kernel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_scores_as_large_as_the_norms_allow(dtype):
+    """Short items in the direction of the users are a little better than long ones that are not."""
+    slanted, along = 1 - 4e-6, 1 - 2e-6
+    item = torch.tensor([[slanted, (1 - slanted**2) ** 0.5]], dtype=torch.float64).repeat(2000, 1)
+    item[123::20] = torch.tensor([along, 0.0], dtype=torch.float64)
+    item[1999] /= 2  # items of one norm are not reordered
+    user = torch.tensor([[1.0, 0.0]]) * powers(MANY, -3, 3, 0)
+    _, items = native(user.to(dtype), item.to(dtype), 8)
+    assert items.tolist() == [list(range(123, 283, 20))] * MANY
+
+
+@needs_cpu_kernel
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("exponents", [(-15, -9), (-4, 3), (9, 15)])
+def test_many_users_with_rounded_scores(dtype, exponents):
+    """The same lists as for a few users at a time, whose items are in the order of their ids."""
+    user = normal(MANY, 33, dtype) * 10.0 ** exponents[0]
+    item = normal(1500, 33, dtype, seed=1) * powers(1500, 3 * exponents[0], 3 * exponents[1], 2)
+    item = item.to(dtype)
+    scores, items = native(user.to(dtype), item, 30)
+    for first in range(0, MANY, 100):
+        users = torch.arange(first, first + 100)
+        assert_equal((scores[users], items[users]), native(user.to(dtype), item, 30, users=users))
+
+
+@needs_cpu_kernel
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("k", [5, 170])
+def test_many_users_with_nan_and_infinity(dtype, k):
+    user, item = normal(MANY, 3, dtype), normal(900, 3, dtype, seed=1)
+    item[::7, 1], item[3, 0], item[400:410, 2] = torch.nan, torch.inf, -torch.inf
+    user[::11, 0], user[5], user[6] = torch.inf, torch.nan, 0
+    view = random_view(MANY, 900, 3000)
+    scores, items = native(user, item, k, exclude=view)
+    for first in range(0, MANY, 100):
+        users = torch.arange(first, first + 100)
+        few = native(user, item, k, users=users, exclude=view)
+        assert_equal((scores[users], items[users]), few)
 
 
 @pytest.mark.parametrize("device", KERNELS)

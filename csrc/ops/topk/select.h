@@ -1,12 +1,13 @@
-// One user's candidates: appended in the order of their ids, cut back to the best k whenever they
-// fill their buffer, and sorted at the end. Cuts bisect for a threshold and count; nothing is
-// sorted by comparisons.
+// One user's candidates: appended as they are found, cut back to the best k whenever they fill their
+// buffer, and sorted at the end. Cuts bisect for a threshold and count; only ties are sorted by
+// comparisons.
 #pragma once
 #include <algorithm>
 #include <bit>
 #include <limits>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "ops/topk/score_key.h"
 #include "common/simd.h"
@@ -80,9 +81,20 @@ MMSSL_INLINE void compress(const E* in, uint32_t bits, E* out) {
 template <class A>
 struct Candidates {
   A* score;       // (capacity + one vector)
-  int32_t* item;  // the same; ascending
+  int32_t* item;  // the same
   int64_t count;
 };
+
+// The largest of the `left` smallest ids among the candidates whose score is t.
+template <class A>
+int32_t last_tie(const Candidates<A>& c, A t, int64_t left) {
+  std::vector<int32_t> ties;
+  for (int64_t j = 0; j < c.count; ++j) {
+    if (c.score[j] == t) ties.push_back(c.item[j]);
+  }
+  std::nth_element(ties.begin(), ties.begin() + (left - 1), ties.end());
+  return ties[left - 1];
+}
 
 // The number of scores that are at least t among the first `padded`, a multiple of the lanes, none
 // of them NaN.
@@ -99,7 +111,7 @@ MMSSL_INLINE int64_t count_at_least(const typename S::A* score, int64_t padded, 
 
 // Keeps the best k of more than k candidates, and at most `slack` more where that ends the search
 // sooner. Ties go to the smaller item. Returns the least score that is kept: k candidates are at
-// least this good, so that a later item has to be better.
+// least this good.
 template <class S>
 MMSSL_INLINE typename S::A cut(Candidates<typename S::A>& c, int64_t k, int64_t slack) {
   using A = typename S::A;
@@ -129,14 +141,18 @@ MMSSL_INLINE typename S::A cut(Candidates<typename S::A>& c, int64_t k, int64_t 
   }
   const A t = from_key<A>(low);
   const auto bound = Vec<A, L>{} + t;
-  int64_t left = at_low > k + slack ? k - at_high : at_low;  // scores equal to t that are still kept
+  // Where not all scores equal to t are kept, those up to this id are.
+  const bool all = at_low <= k + slack || at_low == k;
+  const int32_t last = all ? 0 : last_tie(c, t, k - at_high);
   int64_t kept = 0;
   for (int64_t j = 0; j < padded; j += L) {
     const auto v = load<A, L>(c.score + j);
     const uint32_t above = greater_bits<A, L>(v, bound);
     uint32_t equal = ~(above | greater_bits<A, L>(bound, v)) & S::kAll;
-    while (std::popcount(equal) > left) equal &= ~std::bit_floor(equal);
-    left -= std::popcount(equal);
+    for (uint32_t ties = all ? 0 : equal; ties != 0; ties &= ties - 1) {
+      const int lane = std::countr_zero(ties);
+      if (c.item[j + lane] > last) equal &= ~(1u << lane);
+    }
     compress<S>(c.score + j, above | equal, c.score + kept);
     compress<S>(c.item + j, above | equal, c.item + kept);
     kept += std::popcount(above | equal);
@@ -198,6 +214,17 @@ void sort_many(const Candidates<A>& c, KeyBits<A>* keys, int32_t* items, A* scor
   for (int64_t i = 0; i < n; ++i) {
     score[i] = from_key<A>(Key<A>(~from[i] ^ kSign));
     item[i] = from_item[i];
+  }
+}
+
+// Orders the items of equal scores in a sorted list by their ids.
+template <class A>
+void sort_ties(int64_t count, const A* score, int64_t* item) {
+  for (int64_t i = 1; i < count; ++i) {
+    if (score[i] != score[i - 1]) continue;
+    const int64_t first = i - 1;
+    while (i < count && score[i] == score[first]) ++i;
+    std::sort(item + first, item + i);
   }
 }
 
