@@ -136,6 +136,10 @@ class Trainer:
             return False
         path, checkpoint = newest
         self._restore(checkpoint.tensors, checkpoint.state, path)
+        done = self.progress.epoch
+        if self.show_progress and (self.progress.finished or done >= self.task.epochs):
+            why = f"epochs = {self.task.epochs}" if done >= self.task.epochs else "stopped early"
+            print(f"nothing is left to train after {done} epochs: {why}", file=sys.stderr)
         return True
 
     # ---- the loop ----------------------------------------------------------------------------

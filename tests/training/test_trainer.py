@@ -255,3 +255,19 @@ def test_checkpoint_of_another_configuration(tiny_dataset, tiny_directory, tmp_p
     trainer = trainer_of(RunDirectory(run.path, run.info, other), tiny_dataset)
     with pytest.raises(InputError, match="not a checkpoint of this configuration"):
         trainer.resume()
+
+
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_run_with_nothing_left_to_train_says_so(
+    tiny_dataset, tiny_directory, tmp_path, capsys, epochs
+):
+    config = config_for("paper", "training.epochs=2")
+    metrics = new_trainer(tiny_dataset, tiny_directory, config, tmp_path / "run").fit()
+    run = RunDirectory.open(tmp_path / "run")
+    run.change([f"training.epochs={epochs}"])
+    again = trainer_of(run, tiny_dataset)
+    again.show_progress = True
+    assert again.resume()
+    line = f"nothing is left to train after 2 epochs: epochs = {epochs}\n"
+    assert capsys.readouterr().err == line
+    assert again.fit()["test"] == metrics["test"]

@@ -8,8 +8,8 @@ namespace {
 Bytes run(const Parallel& pool, auto storage, auto sum) {
   using T = decltype(storage);
   using A = decltype(sum);
-  const Matrix m(130, 700, 9, 300);
-  const int64_t users = 130, d = 20, k = 15;
+  const Matrix m(300, 700, 9, 300);  // enough users to order the items by their norms
+  const int64_t users = 300, d = 20, k = 15;
   const auto user = numbers<T>(users * d), item = numbers<T>(m.columns * d, 2);
   std::vector<A> scores(users * k);
   std::vector<int64_t> items(users * k);
