@@ -162,7 +162,7 @@ def powers(rows: int, low: int, high: int, seed: int) -> torch.Tensor:
 
 @needs_cpu_kernel
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("num_items", [1, 49, 700, 3001])
+@pytest.mark.parametrize("num_items", [0, 1, 49, 700, 3001])
 def test_many_users_and_norms_of_any_size(dtype, num_items):
     """Items that no user can reach are skipped; scores are exact and many are equal."""
     user = whole_numbers(MANY, 6, dtype) * powers(MANY, -3, 4, 5).to(dtype)

@@ -116,7 +116,8 @@ void rank_all(const TopkArgs<T, A>& a, const Functions<T, A, In>& f, int64_t dep
   const int64_t capacity = std::min(2 * k + 2 * panel, panels * panel + panel);
   if (a.batch <= f.rows) return rank_few(a, f, depth, capacity, pool);
 
-  const auto order = a.batch < kOrderRows ? ItemOrder<A>{} : by_norm(a, f, panels, pool);
+  const bool ordered = a.batch >= kOrderRows && panels > 0;
+  const auto order = ordered ? by_norm(a, f, panels, pool) : ItemOrder<A>{};
   const int32_t* ids = order.ids.get();
   const Buffer<In> items(panels * panel * depth);
   for_each_task(pool, (panels + kPackPanels - 1) / kPackPanels, [&](int64_t task) {
