@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 import mmssl
+from benchmarks.harness.record import NOT_INSTALLED
 from benchmarks.peers.registry import PACKAGES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -137,7 +138,7 @@ def version(package: str) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+        return NOT_INSTALLED
 
 
 def _git(*arguments: str) -> str:

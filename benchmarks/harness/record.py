@@ -113,6 +113,7 @@ class Results:
     cases: list[Case]
 
 
+NOT_INSTALLED = "not installed"  # in place of a version
 # If these differ, two files are of different machines or set-ups and are never merged.
 IDENTITY = ("device", "name", "threads", "simd", "torch", "smoke")
 
@@ -124,6 +125,12 @@ def write(path: Path, results: Results) -> None:
         if all(old.environment.get(k) == results.environment.get(k) for k in IDENTITY):
             new = {case.key for case in results.cases}
             results.cases = [c for c in old.cases if c.key not in new] + results.cases
+            # The versions of peers that only the kept cases have.
+            versions = dict(old.environment.get("versions", {}))
+            for package, version in results.environment.get("versions", {}).items():
+                if version != NOT_INSTALLED or package not in versions:
+                    versions[package] = version
+            results.environment["versions"] = versions
     content = {
         "schema": SCHEMA,
         "suite": results.suite,

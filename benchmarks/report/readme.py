@@ -35,7 +35,7 @@ STEP_ROWS = (
 OP_ROWS = (
     ("info_nce", "N = 1,024"), ("info_nce", "N = 9,308"), ("propagate", "tiktok"),
     ("propagate", "sports"), ("propagate", "power-law-10m"), ("masked_topk, k = 20", "tiktok"),
-    ("masked_topk, k = 50", "gowalla"),
+    ("masked_topk, k = 50", "gowalla"), ("masked_topk, k = 20, vectors of LightGCN", "tiktok"),
 )  # fmt: skip
 
 
@@ -43,6 +43,7 @@ OP_ROWS = (
 SUMMARY_STEPS = (("paper", "`paper`"), ("paper, critic 512", "`paper`, `critic.hidden=512`"))
 SUMMARY_OPS = (
     ("info_nce", "N = 9,308"), ("propagate", "power-law-10m"), ("masked_topk, k = 50", "gowalla"),
+    ("masked_topk, k = 20, vectors of LightGCN", "tiktok"),
 )  # fmt: skip
 
 

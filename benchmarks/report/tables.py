@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from benchmarks.harness.record import Case, Results, Row
+from benchmarks.harness.record import NOT_INSTALLED, Case, Results, Row
 
 RELEASED = "released arithmetic"
 
@@ -228,7 +228,7 @@ def environment_lines(environment: dict[str, Any]) -> list[str]:
     """What it was measured with."""
     e = environment
     clock = e.get("clock_mhz")
-    versions = {k: v for k, v in e.get("versions", {}).items() if v != "not installed"}
+    versions = {k: v for k, v in e.get("versions", {}).items() if v != NOT_INSTALLED}
     lines = [
         f"{e['name']}, {e.get('cores', '?')} cores, {e['threads']} threads, {e['simd']}",
         f"torch {e['torch']}, Python {e['python']}, commit {e['commit']}",

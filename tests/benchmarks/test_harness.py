@@ -142,6 +142,9 @@ def test_files_round_trip_and_merge(tmp_path):
     assert [(c.op, c.rows["native"].full.median_ms) for c in read(path).cases] == [
         ("a", 10.0), ("b", 20.0), ("c", 10.0)
     ]  # fmt: skip
+    write(path, results(case("e"), versions={"faiss": "1", "implicit": "1"}))
+    write(path, results(case("f"), versions={"faiss": "2", "implicit": "not installed"}))
+    assert read(path).environment["versions"] == {"faiss": "2", "implicit": "1"}  # of case e
     write(path, results(case("d"), threads=4))  # another set-up: earlier cases are dropped
     assert [c.op for c in read(path).cases] == ["d"]
     assert list(tmp_path.iterdir()) == [path]
