@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 from pathlib import Path
 
 from mmssl.cli.common import Commands, add_run_options, warn_unfinished
@@ -50,7 +52,11 @@ def _export(arguments: argparse.Namespace) -> int:
         raise InputError(f"--top-k: expected at least 1, got {arguments.top_k}")
     tables = tables_of_run(arguments.run_directory, arguments.data, seen=arguments.seen)
     warn_unfinished(arguments.run_directory)
-    manifest = export(tables, arguments.to, arguments.formats, top_k=arguments.top_k)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always", UserWarning)
+        manifest = export(tables, arguments.to, arguments.formats, top_k=arguments.top_k)
+    for warning in found:
+        print(f"warning: {warning.message}", file=sys.stderr)
     print(
         f"{manifest['model']} on {manifest['data']['name']}: {manifest['num_users']} users, "
         f"{manifest['num_items']} items, "

@@ -19,7 +19,7 @@ from mmssl.errors import InputError
 
 # Candidate ridge penalties, relative to the mean square of the features.
 _PENALTIES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-_MIN_ITEMS = 5
+MIN_ITEMS = 5
 _HELD_OUT = 5  # every fifth warm item is held out to select the penalty
 _EPS = 1e-6
 
@@ -75,9 +75,9 @@ def fit_feature_map(features: Mapping[str, Tensor], item_emb: Tensor, weight: Te
         raise InputError("features: expected at least one modality, got none")
     widths = tuple(features[name].shape[1] for name in modalities)
     warm = (weight > 0).nonzero().squeeze(1)
-    if warm.numel() < _MIN_ITEMS:
+    if warm.numel() < MIN_ITEMS:
         raise InputError(
-            f"features: expected at least {_MIN_ITEMS} items with train interactions to fit on, "
+            f"features: expected at least {MIN_ITEMS} items with train interactions to fit on, "
             f"got {warm.numel()}"
         )
     x = _side_by_side({m: features[m][warm] for m in modalities}, modalities, widths).double()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from mmssl.models.embeddings import Embeddings
 from mmssl.models.item_weights import ItemWeights
 from mmssl.models.scorer import Scorer
 from mmssl.serving import tables as T
+from mmssl.serving.cold import MIN_ITEMS
 from mmssl.serving.scorer import DotProducts, onnx_bytes, torch_export_bytes
 from mmssl.serving.tables import ServingTables
 
@@ -53,6 +56,9 @@ def export(
     Returns:
         The content of ``manifest.json``.
 
+    Warns:
+        UserWarning: Too few items have train interactions to fit a map from features.
+
     Raises:
         InputError: A format is unknown, its library is missing or it needs vectors that the model
             lacks; ``top_k`` is invalid; or ``target`` is not empty or can't be written.
@@ -63,6 +69,14 @@ def export(
             raise InputError(f"formats: expected names among {', '.join(FORMATS)}, got {name!r}")
     if not isinstance(top_k, int) or top_k < 1:
         raise InputError(f"top_k: expected an integer of at least 1, got {top_k!r}")
+    warm = tables.num_items - tables.cold_items.numel()
+    if tables.features and warm < MIN_ITEMS:
+        warnings.warn(
+            f"the export has no map from features to vectors, for new items: {warm} items have "
+            f"train interactions, and {MIN_ITEMS} are needed",
+            stacklevel=2,
+        )
+        tables = dataclasses.replace(tables, features={})
     with staged(target) as folder:
         _write_ids(tables, folder)
         _write_rows(tables.graph, folder / T.SEEN, train_degree=tables.train_degree.numpy())

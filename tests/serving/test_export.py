@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import torch
 from mmssl.cli import main
 from mmssl.errors import InputError
 from mmssl.serving import Recommender
+from mmssl.serving.export import export
 from mmssl.serving.tables import MANIFEST, tables_of_run
 
 K = 7
@@ -71,6 +73,15 @@ def test_the_manifest_describes_the_export(world, exported):
     assert seen["rowptr"][-1] == seen["col"].size == dataset.graph.nnz == manifest["num_seen"]
     lines = (exported / "items.tsv").read_text().splitlines()
     assert lines[:2] == ["item\tid\ttitle", '0\tb0\tFilm "0", part']
+
+
+def test_too_few_items_for_a_map_from_features(world, tmp_path):
+    tables = tables_of_run(world / "run")
+    few = torch.zeros_like(tables.train_degree)
+    few[:4] = 1
+    with pytest.warns(UserWarning, match="new items: 4 items have train interactions, and 5 are"):
+        export(dataclasses.replace(tables, train_degree=few), tmp_path / "few", ["npz"])
+    assert Recommender.load(tmp_path / "few").tables.feature_map is None
 
 
 def test_whoever_may_read_one_file_may_read_all(exported, tmp_path):
