@@ -30,6 +30,7 @@ SWAPPED = 1e-3  # share of the items that rounding may swap with a neighbor
 EPOCHS = 30  # of LightGCN
 
 
+@functools.cache
 def trained(graph: str, d: int) -> tuple[Tensor, Tensor]:
     """Return the (U, D) and (I, D) embeddings of LightGCN after some epochs."""
     import mmssl

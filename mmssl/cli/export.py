@@ -53,7 +53,6 @@ def _export(arguments: argparse.Namespace) -> int:
     tables = tables_of_run(arguments.run_directory, arguments.data, seen=arguments.seen)
     warn_unfinished(arguments.run_directory)
     with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always", UserWarning)
         manifest = export(tables, arguments.to, arguments.formats, top_k=arguments.top_k)
     for warning in found:
         print(f"warning: {warning.message}", file=sys.stderr)

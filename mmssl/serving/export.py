@@ -70,7 +70,7 @@ def export(
     if not isinstance(top_k, int) or top_k < 1:
         raise InputError(f"top_k: expected an integer of at least 1, got {top_k!r}")
     warm = tables.num_items - tables.cold_items.numel()
-    if tables.features and warm < MIN_ITEMS:
+    if tables.features and isinstance(tables.scorer, Embeddings) and warm < MIN_ITEMS:
         warnings.warn(
             f"the export has no map from features to vectors, for new items: {warm} items have "
             f"train interactions, and {MIN_ITEMS} are needed",

@@ -198,11 +198,12 @@ MMSSL_INLINE A moved(T x) {
   }
 }
 
-// Transposes up to kPanel rows of x (., d), the first ones or those of the ids, into a panel (d,
-// kPanel), zero-padded. Words are moved as they are.
+// Transposes the rows of x (., d) at `count` positions from `begin` on, up to kPanel, into a panel (d,
+// kPanel), zero-padded. ids: as in Ranking. Words are moved as they are.
 template <class T, class A, int L, int kPanel>
-MMSSL_INLINE void pack(const T* x, const int32_t* ids, int64_t count, int64_t d, A* panel) {
-  const auto row = [&](int64_t n) { return x + (ids == nullptr ? n : ids[n]) * d; };
+MMSSL_INLINE void pack(const T* x, const int32_t* ids, int64_t begin, int64_t count, int64_t d,
+                       A* panel) {
+  const auto row = [&](int64_t n) { return x + (ids == nullptr ? begin + n : ids[begin + n]) * d; };
   for (int64_t n = 0; n < kPanel; n += L) {
     int64_t k = 0;
     for (; k + L <= d; k += L) {
@@ -226,7 +227,8 @@ MMSSL_INLINE void pack(const T* x, const int32_t* ids, int64_t count, int64_t d,
 template <class T, class A, class In>
 struct Functions {
   int64_t rows, panel;
-  void (*pack)(const T* x, const int32_t* ids, int64_t count, int64_t depth, In* panel);
+  void (*pack)(const T* x, const int32_t* ids, int64_t begin, int64_t count, int64_t depth,
+               In* panel);
   A (*norm)(const T* x, int64_t d);
   void (*rank)(const Ranking<A, In>&);
   void (*finish)(Candidates<A>&, int64_t k, char* scratch, A* score, int64_t* item);

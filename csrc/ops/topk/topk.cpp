@@ -39,8 +39,9 @@ constexpr int64_t kMinRangePanels = 64;
     finish<Select_##name<A>>(c, k, scratch, score, item);                                         \
   }                                                                                               \
   template <class T, class A>                                                                     \
-  target void pack_##name(const T* x, const int32_t* ids, int64_t count, int64_t d, A* panel) {   \
-    pack<T, A, lanes / sizeof(A), Shape_##name<A>::kPanel>(x, ids, count, d, panel);              \
+  target void pack_##name(const T* x, const int32_t* ids, int64_t begin, int64_t count,           \
+                          int64_t d, A* panel) {                                                  \
+    pack<T, A, lanes / sizeof(A), Shape_##name<A>::kPanel>(x, ids, begin, count, d, panel);       \
   }                                                                                               \
   template <class T, class A>                                                                     \
   target A norm_##name(const T* x, int64_t d) {                                                   \
@@ -62,10 +63,10 @@ struct DotShape : WordShape {
 MMSSL_TARGET_AVX512 void rank_words(const Ranking<float, uint32_t>& t) {
   rank<DotShape, Select_avx512<float>>(t);
 }
-MMSSL_TARGET_AVX512 void pack_words(const bf16* x, const int32_t* ids, int64_t count, int64_t depth,
-                                    uint32_t* panel) {
+MMSSL_TARGET_AVX512 void pack_words(const bf16* x, const int32_t* ids, int64_t begin, int64_t count,
+                                    int64_t depth, uint32_t* panel) {
   pack<uint32_t, uint32_t, DotShape::kLanes, DotShape::kPanel>(
-      reinterpret_cast<const uint32_t*>(x), ids, count, depth, panel);
+      reinterpret_cast<const uint32_t*>(x), ids, begin, count, depth, panel);
 }
 constexpr Functions<bf16, float, uint32_t> table_words = {
     DotShape::kRows, DotShape::kPanel,  pack_words, norm_avx512<bf16, float>,
@@ -88,7 +89,7 @@ void rank_few(const TopkArgs<T, A>& a, const Functions<T, A, In>& f, int64_t dep
     const Buffer<In> panel(f.panel * depth);
     for (int64_t p = panels * range / ranges; p < panels * (range + 1) / ranges; ++p) {
       const int64_t begin = p * f.panel, end = std::min(begin + f.panel, a.num_items);
-      f.pack(a.item_emb + begin * a.d, nullptr, end - begin, depth, panel.get());
+      f.pack(a.item_emb, nullptr, begin, end - begin, depth, panel.get());
       f.rank({w.users, panel.get(), nullptr, nullptr, begin, end, a.batch, depth, k, capacity,
               w.ranked.data(), w.threshold, w.norm});
     }
@@ -123,8 +124,7 @@ void rank_all(const TopkArgs<T, A>& a, const Functions<T, A, In>& f, int64_t dep
   for_each_task(pool, (panels + kPackPanels - 1) / kPackPanels, [&](int64_t task) {
     for (int64_t p = task * kPackPanels; p < std::min((task + 1) * kPackPanels, panels); ++p) {
       const int64_t j = p * panel;
-      f.pack(ids == nullptr ? a.item_emb + j * a.d : a.item_emb, ids == nullptr ? nullptr : ids + j,
-             std::min(panel, a.num_items - j), depth, items.get() + j * depth);
+      f.pack(a.item_emb, ids, j, std::min(panel, a.num_items - j), depth, items.get() + j * depth);
     }
   });
 
