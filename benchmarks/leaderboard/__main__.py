@@ -18,6 +18,7 @@ from mmssl.errors import InputError
 from mmssl.memory import keep_freed_memory
 from mmssl.signals import StopOnSignal
 from mmssl.training.guards import Interrupted
+from mmssl.tuning import require_optuna
 
 WORK = Path("runs/leaderboard")
 
@@ -72,11 +73,13 @@ def _run(options: argparse.Namespace, every: Sequence[Entry]) -> int:
             keep_freed_memory()
         for path in options.data:
             data = Data.read(path, options.out)
+            cells = [Cell(data, entry, budget, options.out, options.runs) for entry in wanted]
             if not options.dry_run:
+                if any(cell.trials for cell in cells):
+                    require_optuna()
                 data.write(options.out)
             test = cache(partial(FinalTest, data.dataset))
-            for entry in wanted:
-                cell = Cell(data, entry, budget, options.out, options.runs)
+            for cell in cells:
                 if options.dry_run:
                     print(_progress(cell))
                     continue

@@ -50,12 +50,9 @@ def add(commands: Commands) -> None:
 
 
 def _tune(arguments: argparse.Namespace) -> int:
-    import importlib.util
+    from mmssl.tuning import require_optuna
 
-    if importlib.util.find_spec("optuna") is None:
-        raise InputError(
-            'tune: the package optuna is missing; install it with: pip install "mmssl[tune]"'
-        )
+    require_optuna()
     for option in ("jobs", "trials"):
         count = getattr(arguments, option)
         if count is not None and count < 1:

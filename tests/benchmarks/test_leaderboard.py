@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -319,6 +320,18 @@ def test_the_command(tiny_directory, tmp_path, capsys, monkeypatch):
     records.write(tmp_path / "out" / "tiny" / "data.json", {**record, "hash": "0" * 64})
     assert main(options) == 2
     assert "expected the data of out/tiny/data.json, hash 000000000000" in capsys.readouterr().err
+
+
+def test_models_that_are_tuned_need_optuna(tiny_directory, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    monkeypatch.chdir(tmp_path)
+    options = ["run", "--data", str(tiny_directory), "--out", "out", "--models", "popularity"]
+    assert main([*options, "lightgcn"]) == 2
+    printed = capsys.readouterr()
+    assert 'needs optuna: expected it installed (pip install "mmssl[tune]")' in printed.err
+    assert not printed.out
+    assert not (tmp_path / "out").exists()
+    assert main(options) == 0  # nothing is searched
 
 
 def test_a_model_that_cannot_be_trained_is_left_out(tiny_dataset, tmp_path, capsys):
