@@ -10,7 +10,8 @@ from functools import cache, partial
 from pathlib import Path
 
 from benchmarks.leaderboard import records
-from benchmarks.leaderboard.cell import Budget, Cell, Data
+from benchmarks.leaderboard.cell import Budget, Cell
+from benchmarks.leaderboard.data import Data
 from benchmarks.leaderboard.entries import ABLATIONS, Entry, ablations, chosen, entries
 from benchmarks.leaderboard.score import FinalTest
 from mmssl.cli.common import Parser

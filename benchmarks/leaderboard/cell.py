@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks.harness import memory
 from benchmarks.leaderboard import records
+from benchmarks.leaderboard.data import Data
 from benchmarks.leaderboard.entries import Entry
 from benchmarks.leaderboard.records import Record
 from benchmarks.leaderboard.score import KS, METRICS, FinalTest
 from mmssl.config import Config, apply_settings
-from mmssl.data.dataset import InteractionDataset
 from mmssl.errors import Diverged, InputError
 from mmssl.evaluation.metrics import keys
 from mmssl.models.scorer import Scorer
@@ -35,39 +35,6 @@ if TYPE_CHECKING:
 
 TUNING_SEED = 2022
 """Seed of the search and of its trials; the reported runs have the seeds 1, 2, ..."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """A data set and its records."""
-
-    path: Path
-    dataset: InteractionDataset
-    record: Record
-
-    @classmethod
-    def read(cls, path: Path, out: Path) -> Data:
-        """Read a data set.
-
-        Raises:
-            InputError: It can't be read, or the results are those of other data of this name.
-        """
-        from mmssl.data.readers import read_dataset
-
-        dataset = read_dataset(path)
-        record = records.describe(dataset)
-        file = out / dataset.name / "data.json"
-        known = records.read(file) if file.exists() else record
-        if known["hash"] != record["hash"]:
-            raise InputError(
-                f"{path}: expected the data of {file}, hash {known['hash'][:12]}, got "
-                f"{record['hash'][:12]}; choose another --out"
-            )
-        return cls(path, dataset, record)
-
-    def write(self, out: Path) -> None:
-        """Write ``data.json`` among the results."""
-        records.write(out / self.dataset.name / "data.json", self.record)
 
 
 @dataclass(frozen=True)
@@ -192,6 +159,7 @@ class Cell:
 
         try:
             self._record_trials(study)  # what a killed process had not written any more
+            self._take_recorded(study)
             complete = run_trials(
                 study, self.data.dataset, should_stop=should_stop, on_trial=on_trial
             )
@@ -230,6 +198,20 @@ class Cell:
         path.parent.mkdir(parents=True, exist_ok=True)
         return Study.create(path, wanted)
 
+    def _take_recorded(self, study: Study) -> None:
+        """End trials with their recorded result, where the study has been lost or is elsewhere."""
+        from optuna.trial import TrialState
+
+        known = self.finished_trials()
+        while trial := study.claim(lambda number, reason: None):
+            record = known.get(trial.number)
+            if record is None or record["parameters"] != study.decode(trial.params):
+                study.release(trial)  # a trial to be trained
+                return
+            state = TrialState[record["state"].upper()]
+            value = record["val"][SELECTION_METRIC] if state == TrialState.COMPLETE else None
+            study.finish(trial, state, value, record.get("reason", ""))
+
     def _record_trials(self, study: Study) -> None:
         """Write the records of finished trials that have none yet."""
         known = self.finished_trials()
@@ -242,16 +224,12 @@ class Cell:
                 metrics = RunDirectory.open(directory).read_metrics() or {}
             history = metrics.get("epochs", [])
             seconds = _seconds(history) if history else trial.duration.total_seconds()
-            parameters = {
-                name: study.space.parameters[name].decode(value)
-                for name, value in trial.params.items()
-            }
             record = {
                 "kind": "trial",
                 "number": trial.number,
                 "state": trial.state.name.lower(),
                 **({"reason": trial.user_attrs["reason"]} if "reason" in trial.user_attrs else {}),
-                "parameters": parameters,
+                "parameters": study.decode(trial.params),
                 "val": _shown(metrics.get("val", {})),
                 "best_epoch": metrics.get("best_epoch"),
                 "epochs": len(trial.intermediate_values),

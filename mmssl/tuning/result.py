@@ -101,15 +101,12 @@ def result_lines(study: Study, result: dict[str, Any], most: int = 5) -> list[st
 
 
 def _row(study: Study, trial: FrozenTrial) -> dict[str, Any]:
-    parameters = {
-        name: study.space.parameters[name].decode(value) for name, value in trial.params.items()
-    }
     return {
         "number": trial.number,
         "state": trial.state.name.lower(),
         "value": trial.value,
         "epochs": len(trial.intermediate_values),
-        "parameters": parameters,
+        "parameters": study.decode(trial.params),
         "directory": study.trial_path(trial.number).name,
         **{key: trial.user_attrs[key] for key in ("reason", "retry_of") if key in trial.user_attrs},
     }

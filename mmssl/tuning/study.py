@@ -16,7 +16,7 @@ The storage is Optuna's journal file: one appended and flushed line per event, r
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -196,6 +196,10 @@ class Study:
             InputError: The configuration refuses the combination.
         """
         return self.space.apply(self.spec.config, trial.params)
+
+    def decode(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the configuration's values for Optuna's."""
+        return {name: self.space.parameters[name].decode(v) for name, v in parameters.items()}
 
     def is_complete(self) -> bool:
         """Return whether the study has all its trials and none of them is running."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import sys
 from dataclasses import replace
 
@@ -14,7 +15,8 @@ import torch
 from benchmarks.leaderboard import cell as cells
 from benchmarks.leaderboard import records
 from benchmarks.leaderboard.__main__ import main
-from benchmarks.leaderboard.cell import Budget, Cell, Data
+from benchmarks.leaderboard.cell import Budget, Cell
+from benchmarks.leaderboard.data import Data
 from benchmarks.leaderboard.entries import WITHOUT_EFFECT, Entry, ablations, entries
 from benchmarks.leaderboard.score import FEW_EDGES, FinalTest
 from mmssl.config import Config
@@ -171,6 +173,21 @@ def test_a_stopped_cell_continues_to_the_same_results(board, tmp_path):
             stops, calls = stops + 1, 0
     assert stops > 3
     assert results(interrupted.folder) == expected
+
+
+def test_a_cell_continues_from_its_records_alone(board, monkeypatch):
+    """In a clone of the results, on a machine that has no unfinished runs."""
+    cell = board.cell(trials=3, seeds=1)
+    board.run(cell)
+    expected = results(cell.folder)
+    shutil.rmtree(board.work)
+    for name in ("trial-2", "seed-1"):
+        (cell.folder / f"{name}.json").unlink()
+    assert [line[:8] for line in board.run(cell)] == ["trial 2:", "seed 1: "]
+    assert results(cell.folder) == expected
+    shutil.rmtree(board.work)
+    (cell.folder / "trial-0.json").unlink()
+    assert [line[:8] for line in board.run(cell)] == ["trial 0:", "trial 1:", "trial 2:"]
 
 
 @pytest.mark.parametrize("file", ["config.toml", "checkpoint/last.safetensors"])
