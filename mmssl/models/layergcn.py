@@ -8,10 +8,9 @@ Legend: U users, I items, D embedding dim, L layers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mmssl import ops
@@ -25,6 +24,10 @@ from mmssl.training.pairwise import PairwiseTask
 
 if TYPE_CHECKING:
     from mmssl.data.dataset import InteractionDataset
+
+
+# Below it a norm counts as this, as in torch's cosine similarity.
+_EPS = 1e-8
 
 
 class LayerGCN(LightGCN):
@@ -44,13 +47,41 @@ class LayerGCN(LightGCN):
         both, layers = ego, []
         for _ in range(self.num_layers):
             user, item = ops.spmm(graph.ui, both.item), ops.spmm(graph.iu, both.user)
-            both = Embeddings(_refined(user, ego.user), _refined(item, ego.item))
+            both = Embeddings(refined(user, ego.user), refined(item, ego.item))
             layers.append(both)
         return Embeddings(*(torch.stack(tables).sum(0) for tables in zip(*layers, strict=True)))
 
 
-def _refined(layer: Tensor, ego: Tensor) -> Tensor:
-    return F.cosine_similarity(layer, ego)[:, None] * layer
+def refined(layer: Tensor, ego: Tensor) -> Tensor:
+    """Return ``cos(layer, ego) layer``, row by row (equation 7), (n, D); 0 for a zero row.
+
+    Args:
+        layer: (n, D).
+        ego: (n, D).
+    """
+    result: Tensor = _Refined.apply(layer, ego)
+    return result
+
+
+class _Refined(torch.autograd.Function):
+    """The gradient written out: autograd of a cosine passes over (n, D) arrays far more often."""
+
+    @staticmethod
+    def forward(ctx: Any, layer: Tensor, ego: Tensor) -> Tensor:
+        norms = [torch.linalg.vector_norm(rows, dim=1).clamp_min(_EPS) for rows in (layer, ego)]
+        cosine = torch.linalg.vecdot(layer, ego) / (norms[0] * norms[1])  # (n,)
+        ctx.save_for_backward(layer, ego, *norms, cosine)
+        return cosine[:, None] * layer
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        layer, ego, layer_norm, ego_norm, cosine = ctx.saved_tensors
+        slope = torch.linalg.vecdot(grad, layer)  # (n,), of the cosine
+        cross = (slope / (layer_norm * ego_norm))[:, None]
+        grad_layer = (cosine[:, None] * grad).addcmul_(ego, cross)
+        grad_layer.addcmul_(layer, (-slope * cosine / layer_norm.square())[:, None])
+        grad_ego = (cross * layer).addcmul_(ego, (-slope * cosine / ego_norm.square())[:, None])
+        return grad_layer, grad_ego
 
 
 class LayerGCNTask(PairwiseTask[LayerGCN, LayerGCNConfig]):

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from mmssl.config import load_config
 from mmssl.errors import InputError
+from mmssl.models.layergcn import refined
 from mmssl.training.task import create_task
 from tests.models import truth
 
@@ -79,6 +80,22 @@ def test_layergcn(tiny_dataset):
         return terms, layergcn(task.graph, user, item, 3)
 
     check(task, task.losses(batch), expected)
+
+
+def test_the_gradient_of_layergcns_refinement():
+    generator = torch.Generator().manual_seed(0)
+    layer, ego = torch.randn(2, 7, 5, generator=generator, dtype=torch.float64).unbind()
+    assert torch.autograd.gradcheck(refined, (layer.requires_grad_(), ego.requires_grad_()))
+    isolated = layer.detach().clone()
+    isolated[2] = 0  # a node that pruning has left without edges
+    ours = isolated.requires_grad_(), ego.detach().clone().requires_grad_()
+    result = refined(*ours)
+    plain = [table.detach().clone().requires_grad_() for table in ours]
+    expected = torch.cosine_similarity(*plain)[:, None] * plain[0]
+    grad = torch.randn(7, 5, generator=generator, dtype=torch.float64)
+    theirs = torch.autograd.grad(expected, plain, grad)
+    torch.testing.assert_close(result, expected)
+    torch.testing.assert_close(torch.autograd.grad(result, ours, grad), theirs)
 
 
 def test_sgl(tiny_dataset):
