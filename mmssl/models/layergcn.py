@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from mmssl import ops
 from mmssl.graph import InteractionGraph
@@ -74,6 +75,7 @@ class _Refined(torch.autograd.Function):
         return cosine[:, None] * layer
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         layer, ego, layer_norm, ego_norm, cosine = ctx.saved_tensors
         slope = torch.linalg.vecdot(grad, layer)  # (n,), of the cosine
