@@ -117,8 +117,10 @@ def _progress(cell: Cell) -> str:
         return f"{_name(cell)}: {error}"
     seeds = cell.finished_seeds(config[0]) if config else {}
     done = [record["seconds"] for record in (*trials.values(), *seeds.values()) if _ran(record)]
-    left = cell.trials - len(trials) + len(cell.seeds) - len(seeds)
-    parts = [f"trials {len(trials)}/{cell.trials}", f"seeds {len(seeds)}/{len(cell.seeds)}"]
+    wanted = [seed for seed in cell.seeds if seed not in seeds]  # there may be others
+    left = cell.trials - len(trials) + len(wanted)
+    parts = [f"trials {len(trials)}/{cell.trials}"]
+    parts.append(f"seeds {len(cell.seeds) - len(wanted)}/{len(cell.seeds)}")
     if done:
         parts.append(f"{sum(done) / 60:.0f} min so far")
         if left:

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.leaderboard import cell as cells
 from benchmarks.leaderboard import records
-from benchmarks.leaderboard.__main__ import main
+from benchmarks.leaderboard.__main__ import _progress, main
 from benchmarks.leaderboard.cell import Budget, Cell
 from benchmarks.leaderboard.data import Data
 from benchmarks.leaderboard.entries import WITHOUT_EFFECT, Entry, ablations, entries
@@ -337,6 +337,14 @@ def test_the_command(tiny_directory, tmp_path, capsys, monkeypatch):
     records.write(tmp_path / "out" / "tiny" / "data.json", {**record, "hash": "0" * 64})
     assert main(options) == 2
     assert "expected the data of out/tiny/data.json, hash 000000000000" in capsys.readouterr().err
+
+
+def test_the_progress_counts_the_seeds_of_the_budget(board):
+    cell = board.cell(trials=0, seeds=2)
+    board.run(cell)
+    for seeds, shown in ((1, "1/1"), (2, "2/2"), (3, "2/3")):
+        line = _progress(board.cell(trials=0, seeds=seeds))
+        assert f"seeds {shown}" in line and ("left" in line) == (seeds == 3)
 
 
 def test_models_that_are_tuned_need_optuna(tiny_directory, tmp_path, capsys, monkeypatch):
