@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
-from mmssl.errors import InputError
+from mmssl.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,13 +45,7 @@ def require_matplotlib() -> None:
     Raises:
         InputError: It is not installed; the message names the command that installs it.
     """
-    try:
-        import matplotlib.style  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            'charts need matplotlib: expected it installed (pip install "mmssl[report]"), '
-            f"got {error}"
-        ) from None
+    require("matplotlib.style", "report", "charts need matplotlib")
 
 
 def figure_to_svg(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mmssl.errors import InputError
+from mmssl.extras import require
 
 
 def require_optuna() -> None:
@@ -11,10 +11,4 @@ def require_optuna() -> None:
     Raises:
         InputError: It is not installed; the message names the command that installs it.
     """
-    try:
-        import optuna  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            'searching settings needs optuna: expected it installed (pip install "mmssl[tune]"), '
-            f"got {error}"
-        ) from None
+    require("optuna", "tune", "searching settings needs optuna")

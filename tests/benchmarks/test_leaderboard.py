@@ -175,7 +175,7 @@ def test_a_stopped_cell_continues_to_the_same_results(board, tmp_path):
     assert results(interrupted.folder) == expected
 
 
-def test_a_cell_continues_from_its_records_alone(board, monkeypatch):
+def test_a_cell_continues_from_its_records_alone(board):
     """In a clone of the results, on a machine that has no unfinished runs."""
     cell = board.cell(trials=3, seeds=1)
     board.run(cell)

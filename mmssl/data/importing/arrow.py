@@ -15,6 +15,7 @@ from mmssl.data.importing.encode import CellColumn
 from mmssl.data.importing.progress import rows_bar
 from mmssl.data.importing.table import Column, RawTable
 from mmssl.errors import InputError
+from mmssl.extras import require
 from mmssl.files import file_sha256
 
 if TYPE_CHECKING:
@@ -40,13 +41,7 @@ def require_pyarrow(path: Path) -> None:
     Raises:
         InputError: It is not installed; the message names the command that installs it.
     """
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise InputError(
-            f"{path}: importing tables needs pyarrow: expected it installed "
-            f'(pip install "mmssl[data]"), got {error}'
-        ) from None
+    require("pyarrow", "data", f"{path}: importing tables needs pyarrow")
 
 
 def read_row(row: bytes, separator: str, *, quoted: bool) -> list[str]:

@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from mmssl.errors import InputError
+from mmssl.extras import require
 
 STDIN = "-"
 SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zip")
@@ -246,13 +247,9 @@ class _Zstd(io.RawIOBase):
 
 
 def _zstd(path: Path, buffered: Any) -> Any:
-    try:
-        import pyarrow as pa
-    except ImportError as error:
-        raise InputError(
-            f"{path}: reading zstd needs pyarrow: expected it installed "
-            f'(pip install "mmssl[data]"), got {error}'
-        ) from None
+    require("pyarrow", "data", f"{path}: reading zstd needs pyarrow")
+    import pyarrow as pa
+
     return pa.CompressedInputStream(pa.PythonFile(buffered, mode="r"), "zstd")
 
 
