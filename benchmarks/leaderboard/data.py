@@ -32,13 +32,14 @@ class Data:
         record = records.describe(dataset)
         file = out / dataset.name / "data.json"
         known = records.read(file) if file.exists() else record
-        if known["hash"] != record["hash"]:
+        if what := records.difference(known, record):
             raise InputError(
-                f"{path}: expected the data of {file}, hash {known['hash'][:12]}, got "
-                f"{record['hash'][:12]}; choose another --out"
+                f"{path}: expected the data of {file}, got other {what}; choose another --out"
             )
         return cls(path, dataset, record)
 
     def write(self, out: Path) -> None:
-        """Write ``data.json`` among the results."""
-        records.write(out / self.dataset.name / "data.json", self.record)
+        """Write ``data.json`` among the results unless it is there."""
+        file = out / self.dataset.name / "data.json"
+        if not file.exists():
+            records.write(file, self.record)

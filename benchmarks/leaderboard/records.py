@@ -10,6 +10,7 @@ import base64
 import json
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,42 @@ def describe(dataset: InteractionDataset) -> Record:
         **{name: edges.num_edges for name, edges in dataset.splits()},
         "features": {name: rows.shape[1] for name, rows in dataset.features.items()},
         "neighbors": sorted(dataset.neighbors),
+        "hash_without_features": replace(dataset, features={}).content_hash(),
+        "sketch": {name: sketch(rows) for name, rows in sorted(dataset.features.items())},
     }
+
+
+def difference(known: Record, found: Record) -> str | None:
+    """Return what differs first between two records of :func:`describe`; None if nothing does.
+
+    Features that are computed (TF-IDF, neural encoders) differ in their last bits between machines
+    and numbers of threads, and then so does the hash of the data set: they are compared to
+    rounding.
+    """
+    for name, value in found.items():
+        if name not in ("hash", "sketch") and known.get(name) != value:
+            return name.replace("_", " ")
+    for name, numbers in known["sketch"].items():
+        if not np.allclose(numbers, found["sketch"][name], rtol=0, atol=1e-5 * numbers[0]):
+            return f"features {name!r}"
+    return None
+
+
+def sketch(rows: npt.NDArray[Any]) -> list[float]:
+    """Return the Frobenius norm of features (I, d) and three sums of signed entries.
+
+    The sums are ``a_k . X b_k`` with cosines in a_k and b_k, so that they change with the order of
+    the rows and columns too.
+    """
+    items, width = rows.shape
+    k = np.arange(1, 4)[:, None]
+    left, right = np.cos(k * np.arange(items)), np.cos(k * np.arange(width))
+    square, sums = 0.0, np.zeros((3, width))
+    for begin in range(0, items, 4096):  # a copy in float64 of some rows at a time
+        part = np.asarray(rows[begin : begin + 4096], dtype=np.float64)
+        square += float((part * part).sum())
+        sums += left[:, begin : begin + 4096] @ part
+    return [square**0.5, *(sums * right).sum(1).tolist()]
 
 
 def pack(values: npt.NDArray[np.float64]) -> str:

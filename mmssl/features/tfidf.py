@@ -39,7 +39,7 @@ def text_features(texts: Sequence[str], dim: int, seed: int = 0) -> FloatArray:
         seed: Random seed of the randomized SVD.
 
     Returns:
-        (I, dim) float32, reproducible on one machine.
+        (I, dim) float32, on every machine the same to rounding.
 
     Raises:
         InputError: ``dim`` is out of range, no text contains a word, or scikit-learn is missing.
@@ -198,7 +198,7 @@ def relation_features(
         seed: Random seed of the randomized SVD.
 
     Returns:
-        (I, dim) float32, reproducible on one machine.
+        (I, dim) float32, on every machine the same to rounding.
 
     Raises:
         InputError: The columns differ in length, there are too few shared neighbors for ``dim``, or
