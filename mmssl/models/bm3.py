@@ -2,8 +2,8 @@
 
 Zhou, Zhou, Liu, Zeng, Miao, Wang, You, Jiang: "Bootstrap Latent Representations for Multi-modal
 Recommendation", WWW 2023, arXiv 2207.05969. Where the paper and the authors' code (MMRec) differ,
-the code is followed: the L2 term has norms and not their squares, and the terms of the modalities
-have a weight.
+the code is followed: the L2 term has norms and not their squares, the terms of the modalities have
+a weight, and the features are parameters, which start as given.
 
 Legend: U users, I items, D embedding dim, B batch.
 """
@@ -69,7 +69,7 @@ class BM3Task(PairwiseTask[BM3, BM3Config]):
         """See the base class."""
         modalities_of(dataset, "model bm3")
         width = self.config.model.embedding_dim
-        projections = FeatureProjections(dataset.features, width)
+        projections = FeatureProjections(dataset.features, width, trained=True)
         layers = self.settings.num_layers
         return BM3(self.graph, projections, embedding_dim=width, num_layers=layers)
 

@@ -55,16 +55,23 @@ def centered(features: Tensor) -> Tensor:
 class FeatureProjections(nn.Module):
     """A linear map of the raw features of every modality, ``f_m = X_m W_m + b_m``.
 
-    The features are constants and not part of the state. Weights are Xavier-uniform.
+    Weights are Xavier-uniform. The features are constants and not part of the state, unless they
+    are trained.
 
     Args:
         features: Modality name -> (I, d_m) raw features.
         width: D.
         unit: Whether rows are scaled to unit length first.
+        trained: Whether the features are parameters in float32, which start as given.
     """
 
     def __init__(
-        self, features: Mapping[str, FeatureArray], width: int, *, unit: bool = False
+        self,
+        features: Mapping[str, FeatureArray],
+        width: int,
+        *,
+        unit: bool = False,
+        trained: bool = False,
     ) -> None:
         super().__init__()
         # Indexed by position: a modality may have any name, including those of module attributes.
@@ -73,7 +80,10 @@ class FeatureProjections(nn.Module):
             raw = torch.from_numpy(rows)
             if unit:
                 raw = F.normalize(raw.float())
-            self.register_buffer(f"raw_{position}", raw, persistent=False)
+            if trained:
+                self.register_parameter(f"raw_{position}", nn.Parameter(raw.float().clone()))
+            else:
+                self.register_buffer(f"raw_{position}", raw, persistent=False)
             layer = Linear(rows.shape[1], width)
             nn.init.xavier_uniform_(layer.weight)
             self.layers.append(layer)
@@ -85,7 +95,7 @@ class FeatureProjections(nn.Module):
             item: (n,) int64, which items; None means all.
         """
         return [
-            project(cast(Linear, layer), self.get_buffer(f"raw_{position}"), item)
+            project(cast(Linear, layer), getattr(self, f"raw_{position}"), item)
             for position, layer in enumerate(self.layers)
         ]
 
@@ -100,7 +110,7 @@ class FeatureProjections(nn.Module):
         """
         found = []
         for position, layer in enumerate(self.layers):
-            raw, weight = self.get_buffer(f"raw_{position}"), cast(Linear, layer).weight
+            raw, weight = getattr(self, f"raw_{position}"), cast(Linear, layer).weight
             # index_select copies whole rows, four times faster than raw[first].
             rows, others = (raw.index_select(0, ids).to(weight.dtype) for ids in (first, second))
             found.append(product(rows - others, weight.T))

@@ -71,6 +71,24 @@ def test_targets_get_no_gradient(case):
     assert all(bool(layer.weight.grad.any()) for layer in task.model.projections.layers)
 
 
+def test_features_are_trained(tiny_dataset):
+    """As in the authors' code; the data set's own arrays stay as they are."""
+    task = task_for(tiny_dataset, "bm3.batch_size=16")
+    task.start_epoch(0, 0)
+    before = {name: rows.copy() for name, rows in tiny_dataset.features.items()}
+    starts = [getattr(task.model.projections, f"raw_{m}").detach().clone() for m in range(2)]
+    batch = task._draw(0)
+    task.train_on(batch)
+    untouched = torch.ones(50, dtype=torch.bool).index_fill(0, batch.pos_item, value=False)
+    assert untouched.any()
+    for m, (start, rows) in enumerate(zip(starts, before.values(), strict=True)):
+        trained = task.model.state_dict()[f"projections.raw_{m}"]
+        assert torch.equal(start, torch.from_numpy(rows)) and not torch.equal(trained, start)
+        assert torch.equal(trained[untouched], start[untouched])
+    for name, rows in tiny_dataset.features.items():
+        assert (rows == before[name]).all()
+
+
 def test_dropout_perturbs_the_targets_only(tiny_dataset):
     task = task_for(tiny_dataset, "bm3.dropout=0.4")
     rows = torch.ones(500, 64, requires_grad=True)
