@@ -30,7 +30,7 @@ class Data:
 
         dataset = read_dataset(path)
         record = records.describe(dataset)
-        file = out / dataset.name / "data.json"
+        file = _file(out, dataset)
         known = records.read(file) if file.exists() else record
         if what := records.difference(known, record):
             raise InputError(
@@ -40,6 +40,10 @@ class Data:
 
     def write(self, out: Path) -> None:
         """Write ``data.json`` among the results unless it is there."""
-        file = out / self.dataset.name / "data.json"
+        file = _file(out, self.dataset)
         if not file.exists():
             records.write(file, self.record)
+
+
+def _file(out: Path, dataset: InteractionDataset) -> Path:
+    return out / dataset.name / "data.json"

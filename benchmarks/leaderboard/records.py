@@ -81,7 +81,7 @@ def describe(dataset: InteractionDataset) -> Record:
         **{name: edges.num_edges for name, edges in dataset.splits()},
         "features": {name: rows.shape[1] for name, rows in dataset.features.items()},
         "neighbors": sorted(dataset.neighbors),
-        "hash_without_features": replace(dataset, features={}).content_hash(),
+        "splits_and_item_graphs": replace(dataset, features={}).content_hash(),
         "sketch": {name: sketch(rows) for name, rows in sorted(dataset.features.items())},
     }
 

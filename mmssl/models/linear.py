@@ -42,7 +42,7 @@ def project(layer: Linear, raw: Tensor, item: Tensor | None = None) -> Tensor:
 
     Args:
         layer: A layer of d columns.
-        raw: (I, d) features; only those in the dtype of the layer get a gradient.
+        raw: (I, d) features: constants, or parameters in the dtype of the layer.
         item: (n,) int64, which items; None means all.
     """
     if item is not None:

@@ -14,6 +14,13 @@ from mmssl.data.dataset import Interactions
 from mmssl.errors import InputError
 
 
+def _moved(edges):
+    """The items of the edges, the last replaced by one to which its user has no train edge."""
+    item = edges.item.copy()
+    item[-1] = next(i for i in range(50) if i not in item[edges.user == edges.user[-1]])
+    return item
+
+
 def test_data_of_another_machine_agree_to_rounding(tiny_dataset, tmp_path):
     from mmssl.data.writers import write_dataset
 
@@ -35,6 +42,7 @@ def test_data_of_another_machine_agree_to_rounding(tiny_dataset, tmp_path):
 
     train = tiny_dataset.train
     fewer = Interactions.from_edges(train.user[1:], train.item[1:])
+    moved = Interactions.from_edges(train.user, _moved(train))
     changed = image.copy()
     changed[3, 1] += 0.01 * abs(image).max()
     for number, (what, changes) in enumerate(
@@ -43,6 +51,7 @@ def test_data_of_another_machine_agree_to_rounding(tiny_dataset, tmp_path):
             ("features 'image'", {"features": {**rest, "image": changed}}),
             ("features 'image'", {"features": {**rest, "image": image[::-1].copy()}}),
             ("train", {"train": fewer}),
+            ("splits and item graphs", {"train": moved}),
         ]
     ):
         expected = f"expected the data of {out}/tiny/data.json, got other {what}; choose another"
