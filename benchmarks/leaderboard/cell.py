@@ -23,6 +23,7 @@ from benchmarks.leaderboard.score import KS, METRICS, FinalTest
 from mmssl.config import Config, apply_settings
 from mmssl.errors import Diverged, InputError
 from mmssl.evaluation.metrics import keys
+from mmssl.models.registry import model_spec
 from mmssl.models.scorer import Scorer
 from mmssl.training import SELECTION_METRIC
 from mmssl.training.checkpoint import load_checkpoint
@@ -84,17 +85,31 @@ class Cell:
             for number, record in every
             if number < self.trials
             and record["space"] == self.space
-            and self._agrees(record["start"], self.start)
+            and self._agrees(record["start"], self.start, record["epochs"])
         }
 
     def finished_seeds(self, config: Config) -> dict[int, Record]:
         """Return the records of the seeds that ran with this configuration."""
         every = records.numbered(self.folder, "seed").items()
-        return {n: record for n, record in every if self._agrees(record["config"], config)}
+        return {
+            number: record
+            for number, record in every
+            if self._agrees(record["config"], config, record.get("epochs", 0))
+        }
 
-    def _agrees(self, recorded: dict[str, Any], config: Config) -> bool:
-        """Whether the model reads the same fields with the same values as when it was recorded."""
-        return bool(recorded == self.entry.read_fields(config))
+    def _agrees(self, recorded: dict[str, Any], config: Config, epochs: int) -> bool:
+        """Whether a run of the configuration would be the recorded one, which had ``epochs``.
+
+        The model has to read the same fields with the same values. Only the limit of epochs may
+        differ, if neither limit is what ended the run.
+        """
+        wanted = self.entry.read_fields(config)
+        section = model_spec(self.entry.model, self.entry.variant).schedule
+        if section is not None and "epochs" in recorded.get(section, {}):
+            limits = recorded[section]["epochs"], wanted[section]["epochs"]
+            if epochs < min(limits):
+                wanted[section]["epochs"] = limits[0]
+        return bool(recorded == wanted)
 
     # ---- tuning ------------------------------------------------------------------------------
 

@@ -26,8 +26,8 @@ class BPRMFConfig(Section):
     TikTok, Baby and Sports: about .1 is best without convolutions, .01 to .03 with them."""
     batch_size: Annotated[int, ">= 1"] = 2048
     """Edges per step."""
-    epochs: Annotated[int, ">= 1"] = 250
-    """Maximum number of epochs."""
+    epochs: Annotated[int, ">= 1"] = 1000
+    """Maximum number of epochs, as of LightGCN's authors."""
     patience: Annotated[int, ">= 1"] = 50
     """Validations without an improvement of Recall@20 before training stops. BPR first stays on a
     plateau at the level of popularity, where a shorter patience would stop it."""

@@ -225,6 +225,30 @@ def test_records_of_another_setting_are_replaced(board):
         assert records.read(path)["config"] == record["config"]
 
 
+@pytest.mark.parametrize("ended", [True, False])
+def test_a_limit_of_epochs_outdates_the_runs_that_it_ended(board, monkeypatch, ended):
+    board.run(board.cell(trials=1, seeds=1))
+    before = results(board.cell().folder)
+    for name, record in before.items():  # as if early stopping had ended it, or the limit of 6
+        record["epochs"] = 5 if ended else 6
+        records.write(board.cell().folder / name, {k: record[k] for k in record if k != "schema"})
+    start = Entry.start
+
+    def limit(epochs):
+        few = {"lightgcn": {"epochs": epochs}}
+        monkeypatch.setattr(
+            Entry, "start", lambda self, data: start(self, data).replace(few, source="test")
+        )
+
+    limit(8)
+    said = board.run(board.cell(trials=1, seeds=1))
+    assert [line[:8] for line in said] == ([] if ended else ["trial 0:", "seed 1: ", "seed 1: "])
+    after = results(board.cell().folder)
+    assert after["seed-1.json"]["config"]["lightgcn"]["epochs"] == (6 if ended else 8)
+    limit(4)
+    assert not board.cell(trials=1, seeds=1).finished_trials()
+
+
 def test_more_trials_keep_those_that_are_done(board, monkeypatch):
     board.run(board.cell(trials=1, seeds=1))
     first = records.numbered(board.cell().folder, "trial")[0]
