@@ -107,7 +107,7 @@ def _of_data(part: Results, labels: Sequence[str]) -> list[str]:
         changed = part.ablations(base)
         if changed:
             lines += ["", *_ablations(base, changed)]
-    return lines + _published(part, rows[0])
+    return lines + _published(part, rows)
 
 
 def _describe(part: Results) -> str:
@@ -219,25 +219,31 @@ def _ablations(base: Row, changed: Sequence[Row]) -> list[str]:
     return [text, "", Table("", "", header, cells).markdown()]
 
 
-def _published(part: Results, best: Row) -> list[str]:
+def _published(part: Results, rows: Sequence[Row]) -> list[str]:
     content = read_toml(PUBLISHED)
     figures = content["data"].get(part.data["name"])
     if figures is None:
         return []
+    ours = {
+        row.label: [_number(row.value("test", key)) for key in (SELECTED, "ndcg@20")]
+        for row in rows
+    }
     cells, notes = [], []
-    for number, (name, rows) in enumerate(figures.items(), 1):
+    for number, (name, published) in enumerate(figures.items(), 1):
         source: dict[str, Any] = content["source"][name]
         notes.append(f"[{number}] {source['text']}; {source['note']}.")
-        for model, recall, ndcg in rows:
-            cells.append(
-                [model, _decimal(recall), _decimal(ndcg), source["epoch"], source["tuning"],
-                 f"[{number}]"]
-            )  # fmt: skip
+        for model, recall, ndcg in published:
+            here = ours.get(content["label"].get(model), ["", ""])
+            chosen = [source["epoch"], source["tuning"], f"[{number}]"]
+            cells.append([model, _decimal(recall), here[0], _decimal(ndcg), here[1], *chosen])
     cells.sort(key=lambda line: -float(line[1]))
-    ours = [_number(best.value("test", key)) for key in (SELECTED, "ndcg@20")]
-    cells.insert(0, [f"{best.label} (ours)", *ours, "validation", "validation", ""])
-    header = ["published by others", "Recall@20", "NDCG@20", "epoch by", "setting by", "source"]
-    text = "Published figures on the same split, not run here:"
+    best = rows[0].label
+    cells.insert(0, [best, "", ours[best][0], "", ours[best][1], "", "", ""])
+    header = [
+        *("", "Recall@20, published", "here", "NDCG@20, published", "here", "epoch by"),
+        *("setting by", "source"),
+    ]
+    text = "Figures that others have published on the same split, next to those of this page:"
     return ["", text, "", Table("", "", header, cells).markdown(), "", " ".join(notes)]
 
 

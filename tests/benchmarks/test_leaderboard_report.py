@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.leaderboard import records, report
 from benchmarks.leaderboard.board import load
+from benchmarks.leaderboard.entries import entries
 from benchmarks.leaderboard.records import pack, unpack
 from benchmarks.report.readme import with_block
 from mmssl.config import read_toml
@@ -111,7 +112,7 @@ def test_tables(results):
     assert "| next | 0.5 * | 7 | 2 * | 400 | 1,280 | lr 0.002, layers 2 |" in part
     assert "long-tail items (20 users) | cold items (0 users) | sparse users (9 users)" in part
     assert "Ablations of best" in part and "| no part | 3 | ." in part
-    assert "| DiffMM | .1129 | .0456 | test | unknown |" in part
+    assert "| DiffMM | .1129 |  | .0456 |  | test | unknown |" in part
     assert "2 threads of a processor, torch 2.13.0, commit abc." in part
     assert "split leave-one-out; item graph of text" in first
     assert "|  | HR@10 | HR@20 | NDCG@10 | NDCG@20 | seeds | trials |" in first
@@ -130,8 +131,20 @@ def test_the_picture_has_a_panel_per_data_set(results):
     assert "no part" not in svg
 
 
+def test_published_figures_stand_next_to_ours(results, tmp_path, monkeypatch):
+    text = report.PUBLISHED.read_text(encoding="utf-8")
+    changed = tmp_path / "published.toml"
+    changed.write_text(text.replace("[label]", '[label]\nDiffMM = "closed"'), encoding="utf-8")
+    monkeypatch.setattr(report, "PUBLISHED", changed)
+    part = next(part for part in load(results[0]) if part.data["name"] == "tiktok")
+    closed = next(row for row in part.models() if row.label == "closed")
+    recall, ndcg = (f"{closed.value('test', k).mean:.4f}"[1:] for k in ("recall@20", "ndcg@20"))
+    assert f"| DiffMM | .1129 | {recall} | .0456 | {ndcg} | test |" in report.block([part])
+
+
 def test_published_figures_are_complete():
     content = read_toml(report.PUBLISHED)
+    assert set(content["label"].values()) <= {entry.label for entry in entries()}
     for figures in content["data"].values():
         for source, rows in figures.items():
             assert set(content["source"][source]) == {"text", "epoch", "tuning", "note"}
