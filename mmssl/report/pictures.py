@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 from mmssl.errors import InputError
+from mmssl.extras import require
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif")
 _SIZE = (72, 96)  # twice the size on the page: sharp on dense screens
@@ -25,12 +26,7 @@ class Pictures:
     """
 
     def __init__(self, folder: Path) -> None:
-        try:
-            import PIL.Image  # noqa: F401
-        except ImportError as error:
-            raise InputError(
-                f'--images: expected Pillow installed (pip install "mmssl[report]"), got {error}'
-            ) from error
+        require("PIL.Image", "report", "--images needs Pillow")
         try:
             names = sorted(os.listdir(folder))
         except OSError as error:

@@ -18,6 +18,7 @@ import mmssl
 from mmssl.data.staging import staged
 from mmssl.data.tables import table_text
 from mmssl.errors import InputError
+from mmssl.extras import require
 from mmssl.files import file_sha256
 from mmssl.graph import InteractionGraph
 from mmssl.models.embeddings import Embeddings
@@ -145,12 +146,9 @@ def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def _write_faiss(tables: ServingTables, folder: Path, _: int) -> None:
-    try:
-        import faiss
-    except ImportError as error:
-        raise InputError(
-            f'format faiss: expected faiss to be installed (pip install "mmssl[ann]"), got {error}'
-        ) from error
+    require("faiss", "ann", "format faiss needs faiss")
+    import faiss
+
     item = tables.vectors.item
     index = faiss.IndexFlatIP(item.shape[1])
     index.add(item.numpy())

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mmssl.errors import InputError
+from mmssl.extras import require
 
 _OPSET = 18
 
@@ -75,13 +75,10 @@ def onnx_bytes(scorer: DotProducts) -> bytes:
     Raises:
         InputError: onnx is not installed.
     """
-    try:
-        import onnx
-        from onnx import TensorProto, helper, numpy_helper
-    except ImportError as error:
-        raise InputError(
-            f'format onnx: expected onnx to be installed (pip install "mmssl[onnx]"), got {error}'
-        ) from error
+    require("onnx", "onnx", "format onnx needs onnx")
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
     user, item = scorer.get_buffer("user"), scorer.get_buffer("item")
     num_items = item.shape[0]
 
