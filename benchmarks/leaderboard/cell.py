@@ -218,14 +218,20 @@ class Cell:
         from optuna.trial import TrialState
 
         known = self.finished_trials()
+        missing = []  # claimed until all records have been taken, those of later trials too
         while trial := study.claim(lambda number, reason: None):
             record = known.get(trial.number)
-            if record is None or record["parameters"] != study.decode(trial.params):
-                study.release(trial)  # a trial to be trained
-                return
-            state = TrialState[record["state"].upper()]
-            value = record["val"][SELECTION_METRIC] if state == TrialState.COMPLETE else None
-            study.finish(trial, state, value, record.get("reason", ""))
+            if record is not None and record["parameters"] == study.decode(trial.params):
+                state = TrialState[record["state"].upper()]
+                value = record["val"][SELECTION_METRIC] if state == TrialState.COMPLETE else None
+                study.finish(trial, state, value, record.get("reason", ""))
+                continue
+            (self.folder / f"trial-{trial.number}.json").unlink(missing_ok=True)
+            missing.append(trial)
+            if trial.number >= max(known, default=0):
+                break  # the next one is drawn when this one has finished
+        for trial in missing:
+            study.release(trial)
 
     def _record_trials(self, study: Study) -> None:
         """Write the records of finished trials that have none yet."""

@@ -187,7 +187,16 @@ def test_a_cell_continues_from_its_records_alone(board):
     assert results(cell.folder) == expected
     shutil.rmtree(board.work)
     (cell.folder / "trial-0.json").unlink()
-    assert [line[:8] for line in board.run(cell)] == ["trial 0:", "trial 1:", "trial 2:"]
+    assert [line[:8] for line in board.run(cell)] == ["trial 0:"]
+    assert results(cell.folder) == expected
+    shutil.rmtree(board.work)
+    path = cell.folder / "trial-1.json"
+    record = {k: v for k, v in records.read(path).items() if k != "schema"}
+    record["parameters"]["lightgcn.lr"] *= 2  # as if another version of Optuna had drawn it
+    records.write(path, record)
+    (cell.folder / "trial-0.json").unlink()
+    assert [line[:8] for line in board.run(cell)] == ["trial 0:", "trial 1:"]
+    assert results(cell.folder) == expected
 
 
 @pytest.mark.parametrize("file", ["config.toml", "checkpoint/last.safetensors"])
